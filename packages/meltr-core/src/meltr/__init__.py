@@ -1,0 +1,64 @@
+"""meltr: train on the loss that matters with the losses that might help.
+
+The names below are loaded on first use, so that ``import meltr`` imports no torch.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from meltr.combiners.base import Combiner as Combiner
+    from meltr.combiners.base import sensitivities as sensitivities
+    from meltr.combiners.linear import LinearCombiner as LinearCombiner
+    from meltr.combiners.loss_transformer import LossTransformer as LossTransformer
+    from meltr.context import BatchSource as BatchSource
+    from meltr.context import Data as Data
+    from meltr.context import Evaluation as Evaluation
+    from meltr.context import RunContext as RunContext
+    from meltr.context import StepRecord as StepRecord
+    from meltr.engine.bilevel import Bilevel as Bilevel
+    from meltr.engine.bilevel import StepResult as StepResult
+    from meltr.errors import MeltrError as MeltrError
+    from meltr.errors import NonFiniteLossError as NonFiniteLossError
+    from meltr.errors import PluginError as PluginError
+    from meltr.errors import UserError as UserError
+    from meltr.hookspecs import hookimpl as hookimpl
+    from meltr.specs import BackboneInfo as BackboneInfo
+    from meltr.specs import BackboneTask as BackboneTask
+    from meltr.specs import CombinerInfo as CombinerInfo
+    from meltr.specs import DatasetInfo as DatasetInfo
+    from meltr.specs import PresetInfo as PresetInfo
+    from meltr.specs import RunSpec as RunSpec
+    from meltr.specs import TaskInfo as TaskInfo
+
+__version__ = "0.1.0"
+
+_HOME = {
+    "Bilevel": "meltr.engine.bilevel",
+    "StepResult": "meltr.engine.bilevel",
+    "Combiner": "meltr.combiners.base",
+    "sensitivities": "meltr.combiners.base",
+    "LossTransformer": "meltr.combiners.loss_transformer",
+    "LinearCombiner": "meltr.combiners.linear",
+    **dict.fromkeys(("BatchSource", "Data", "Evaluation", "RunContext", "StepRecord"), "meltr.context"),
+    **dict.fromkeys(("MeltrError", "NonFiniteLossError", "PluginError", "UserError"), "meltr.errors"),
+    "hookimpl": "meltr.hookspecs",
+    **dict.fromkeys(
+        ("BackboneInfo", "BackboneTask", "CombinerInfo", "DatasetInfo", "PresetInfo", "RunSpec", "TaskInfo"),
+        "meltr.specs",
+    ),
+}
+
+__all__ = sorted(_HOME)  # noqa: PLE0605
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'meltr' has no attribute {name!r}")
+    return getattr(importlib.import_module(_HOME[name]), name)
+
+
+def __dir__() -> list[str]:
+    return [*__all__, "__version__"]

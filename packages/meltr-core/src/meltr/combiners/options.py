@@ -1,0 +1,62 @@
+"""Settings of the built-in combiners (``combiner_options.*``). Imports no torch."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from meltr.specs import Info
+
+
+class LossTransformerOptions(Info):
+    """Settings of the loss transformer.
+
+    Args:
+        width: Embedding width d ("512 hidden" in the paper).
+        heads: Attention heads.
+        feedforward: Hidden units of the encoder layer's feed-forward part.
+        scale_hidden: Hidden units of the scale embedding's MLP.
+        layers: Encoder layers.
+        dropout: Dropout probability inside the encoder layer, active while training.
+        embedding: Which parts make a loss token (Table 10).
+        start: ``sum``: residual form whose correction starts at zero, so that training starts as the plain sum;
+            ``fit``: the released form, fitted to the plain sum before the first step; ``random``: as released.
+    """
+
+    width: int = Field(512, ge=1)
+    heads: int = Field(8, ge=1)
+    feedforward: int = Field(512, ge=1)
+    scale_hidden: int = Field(256, ge=1)
+    layers: int = Field(1, ge=1)
+    dropout: float = Field(0.0, ge=0, lt=1)
+    embedding: Literal["scale+task", "scale", "task"] = "scale+task"
+    start: Literal["sum", "fit", "random"] = "sum"
+
+    @model_validator(mode="after")
+    def _heads_divide_width(self) -> LossTransformerOptions:
+        if self.width % self.heads:
+            raise ValueError(f"width={self.width} is not a multiple of heads={self.heads}")
+        return self
+
+
+class LinearOptions(Info):
+    """Settings of the linear combiner.
+
+    Args:
+        start_weight: Weight of every loss before the first outer step.
+        positive: Keep the weights positive (softplus).
+    """
+
+    start_weight: float = Field(1.0, gt=0)
+    positive: bool = True
+
+
+class FixedOptions(Info):
+    """Settings of fixed weights.
+
+    Args:
+        weights: One weight a loss, in the order of the losses in use, primary first.
+    """
+
+    weights: tuple[float, ...] = Field(min_length=1)

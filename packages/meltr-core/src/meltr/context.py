@@ -1,0 +1,134 @@
+"""What core hands to a plugin's hooks and what it expects back. Imports no torch at run time."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+
+if TYPE_CHECKING:
+    import torch
+
+    from meltr.specs import RunSpec, TaskInfo
+
+
+@runtime_checkable
+class BatchSource(Protocol):
+    """Batches of a split as a pure function of (epoch, index).
+
+    The purity is what makes a resumed run end with the numbers of an uninterrupted one: nothing about the position in
+    the data has to be saved but two integers. All randomness of an epoch (order, augmentation) must derive from the
+    run's seed, the epoch and the index.
+    """
+
+    @property
+    def size(self) -> int:
+        """Number of examples."""
+        ...
+
+    def __len__(self) -> int:
+        """Batches an epoch."""
+        ...
+
+    def batches(self, epoch: int, start: int = 0) -> Iterator[Any]:
+        """Yield the batches `start`, `start` + 1, ... of `epoch`, on the run's device or ready to be moved there."""
+        ...
+
+
+@dataclass(frozen=True)
+class Data:
+    """What `build_data` returns.
+
+    Args:
+        train: Training batches.
+        validation: Handed to `evaluate` to choose the best checkpoint; opaque to core.
+        test: Handed to `evaluate` once at the end; opaque to core. None if the data set has no public test split.
+        held_out: Batches for ``outer_batch=held_out``; None unless it was asked for.
+        meta: JSON-able facts: class count, split sizes, what was left out. Shown at the start, saved with the results.
+    """
+
+    train: BatchSource
+    validation: Any
+    test: Any = None
+    held_out: BatchSource | None = None
+    meta: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What `evaluate` returns.
+
+    Args:
+        metrics: Name -> value, with at least the metrics that the task declares.
+        count: Examples evaluated.
+        details: JSON-able extras (per-class accuracy, a confusion matrix), saved beside the results.
+        predictions: JSON-able rows, written to ``predictions/<split>.jsonl``.
+    """
+
+    metrics: Mapping[str, float]
+    count: int
+    details: Mapping[str, Any] = field(default_factory=dict)
+    predictions: tuple[Mapping[str, Any], ...] = ()
+
+
+@dataclass(frozen=True)
+class RunContext:
+    """What every run-tier hook is told.
+
+    Args:
+        spec: The complete description of the run.
+        task: The task's description.
+        options: The backbone's own settings: an instance of its options model, or None if it has none.
+        device: Where the run happens.
+        losses: The losses that `compute_task_losses` must return now, primary first. Not always all of ``spec.losses``.
+        generator: A generator on `device` for masks, negatives and other draws in `compute_task_losses`; core replays
+            it when a loss must be evaluated twice. Draw from here or from torch's global generator, never from state of
+            your own.
+        run_dir: Folder of the run; None when nothing is written.
+    """
+
+    spec: RunSpec
+    task: TaskInfo
+    options: Any
+    device: torch.device
+    losses: tuple[str, ...]
+    generator: torch.Generator | None = None
+    run_dir: Path | None = None
+
+    def with_losses(self, *losses: str) -> RunContext:
+        """Return a copy that asks for `losses` only."""
+        return dataclasses.replace(self, losses=losses)
+
+
+@dataclass(frozen=True)
+class StepRecord:
+    """What observers see at every logged step. All values are means over the steps since the last record.
+
+    Args:
+        step: Inner steps done.
+        epoch: Epochs done, as a fraction.
+        losses: Name -> loss.
+        sensitivities: Name -> a_t = d m(l) / d l_t, how strongly each task pulls.
+        combined: The unified loss m(l).
+        lr: Learning rate of w.
+        examples_per_second: Training examples a second.
+        memory_mb: Peak memory so far in MiB (GPU memory on CUDA, resident size on CPU).
+        eta_seconds: Estimated seconds to the end of training.
+        gradient_products: Name -> g_t of the last outer step (None before the first): g_t > 0 says that pulling harder
+            on task t lowers the primary objective.
+        outer_gradient_norm: Norm of phi's gradient at the last outer step before clipping.
+    """
+
+    step: int
+    epoch: float
+    losses: Mapping[str, float]
+    sensitivities: Mapping[str, float]
+    combined: float
+    lr: float
+    examples_per_second: float
+    memory_mb: float
+    eta_seconds: float
+    gradient_products: Mapping[str, float] | None = None
+    outer_gradient_norm: float | None = None

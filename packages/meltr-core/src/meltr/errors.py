@@ -1,0 +1,53 @@
+"""Errors that a user meets: each says what is wrong, what was found, and what to do next."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class MeltrError(Exception):
+    """Something went wrong that has a defined answer; shown without a traceback.
+
+    Args:
+        message: What is wrong and the value that was found.
+        hint: What to do next: the valid choices or the next command.
+    """
+
+    exit_code = 1
+
+    def __init__(self, message: str, hint: str | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+
+    def __str__(self) -> str:
+        """Return message and hint, as a library user sees them in a traceback."""
+        return self.message if self.hint is None else f"{self.message}\n{self.hint}"
+
+
+class UserError(MeltrError):
+    """The input is wrong (an option, a file, a folder): exit code 2."""
+
+    exit_code = 2
+
+
+class PluginError(MeltrError):
+    """A plugin broke its contract: names plugin, hook and value."""
+
+
+class NonFiniteLossError(MeltrError):
+    """A loss became NaN or infinite during training."""
+
+
+def did_you_mean(word: str, choices: Iterable[str]) -> str:
+    """Return ``"Did you mean 'x'? Valid choices: ..."`` for a misspelt `word`.
+
+    Args:
+        word: What the user wrote.
+        choices: What would have been right.
+    """
+    known = sorted(choices)
+    close = difflib.get_close_matches(word, known, n=1, cutoff=0.5)
+    guess = f"Did you mean {close[0]!r}? " if close else ""
+    return f"{guess}Valid choices: {', '.join(known) or 'none'}."

@@ -1,0 +1,271 @@
+"""Descriptions that cross the plugin border, and the complete description of a run. Imports no torch."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+PLUGIN_API = 1
+"""Version of the contract in `meltr.hookspecs`; a plugin states the one it was written for."""
+
+
+class Info(BaseModel):
+    """Base of everything that a plugin registers: frozen, and unknown fields are errors."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+
+
+class TaskInfo(Info):
+    """A task, independent of any backbone.
+
+    Args:
+        name: What the user writes after ``--task``.
+        summary: One line for ``meltr list``.
+        metrics: Names of the metrics that `evaluate` returns at least, primary first.
+        higher_is_better: Direction of the primary metric; it chooses the best checkpoint.
+    """
+
+    name: str
+    summary: str
+    metrics: tuple[str, ...] = Field(min_length=1)
+    higher_is_better: bool = True
+
+
+class DatasetInfo(Info):
+    """A data set.
+
+    Args:
+        name: What the user writes after ``--dataset``.
+        summary: One line for ``meltr list``.
+        tasks: Names of the tasks that it has annotations for.
+        embedded: True if it needs no ``--data-root`` (it lies inside a library, or is made on the spot).
+        layout: Which file goes where below ``--data-root``, shown when something is missing.
+        homepage: Where to get it.
+    """
+
+    name: str
+    summary: str
+    tasks: tuple[str, ...] = Field(min_length=1)
+    embedded: bool = False
+    layout: str | None = None
+    homepage: str | None = None
+
+
+class PresetInfo(Info):
+    """A named set of settings: a recipe.
+
+    Args:
+        name: What the user writes after ``--preset``.
+        summary: Source, cost and expected result in a line.
+        settings: Dotted setting -> value, e.g. ``{"train.lr": 0.1, "options.model": "resnet32"}``.
+    """
+
+    name: str
+    summary: str
+    settings: dict[str, Any]
+
+
+class BackboneTask(Info):
+    """What a backbone can do with one task.
+
+    Args:
+        task: Name of a registered task.
+        losses: Every loss the backbone can compute for it, primary first.
+        datasets: Names of the registered data sets it can read for it.
+        default_losses: The losses that are on unless the user says otherwise (default: all), primary first.
+    """
+
+    task: str
+    losses: tuple[str, ...] = Field(min_length=1)
+    datasets: tuple[str, ...] = Field(min_length=1)
+    default_losses: tuple[str, ...] = ()
+
+    @model_validator(mode="after")
+    def _consistent(self) -> BackboneTask:
+        unknown = [name for name in self.default_losses if name not in self.losses]
+        if unknown:
+            raise ValueError(f"default_losses names {unknown}, which are not among losses {list(self.losses)}")
+        if self.default_losses and self.default_losses[0] != self.losses[0]:
+            raise ValueError(f"default_losses must start with the primary loss {self.losses[0]!r}")
+        return self
+
+
+class BackboneInfo(Info):
+    """A backbone plugin.
+
+    Args:
+        name: What the user writes after ``--backbone``.
+        summary: One line for ``meltr list``.
+        adapter: ``"module:Class"`` with the run-tier hooks, imported only when a run needs it.
+        tasks: What it can do.
+        options: ``"module:Model"``, a pydantic model (extra="forbid") of its own settings (``options.*``), or None.
+            The module must not import torch.
+        presets: Recipes.
+        default_presets: ``"task/dataset"`` or ``"dataset"`` -> name of the preset used when none is asked for.
+        plugin_api: The `PLUGIN_API` it was written for.
+    """
+
+    name: str
+    summary: str
+    adapter: str = Field(pattern=r"^[\w.]+:\w+$")
+    tasks: tuple[BackboneTask, ...] = Field(min_length=1)
+    options: str | None = Field(default=None, pattern=r"^[\w.]+:\w+$")
+    presets: tuple[PresetInfo, ...] = ()
+    default_presets: dict[str, str] = {}
+    plugin_api: int = PLUGIN_API
+
+    def task(self, name: str) -> BackboneTask:
+        """Return the entry of task `name`; KeyError if the backbone cannot do it."""
+        for entry in self.tasks:
+            if entry.task == name:
+                return entry
+        raise KeyError(name)
+
+
+class CombinerInfo(Info):
+    """A rule that turns the task losses into the one loss that is descended.
+
+    Args:
+        name: What the user writes after ``--combiner``.
+        summary: One line for ``meltr list``.
+        factory: ``"module:callable"``, called as ``factory(losses, **options)`` with the loss names (primary first);
+            returns a `meltr.combiners.Combiner`.
+        options: ``"module:Model"``, a pydantic model (extra="forbid", importing no torch) of its settings
+            (``combiner_options.*``), or None.
+        learned: True if the outer loop trains it.
+        primary_only: True if it needs no loss but the primary, so that the others are not computed.
+    """
+
+    name: str
+    summary: str
+    factory: str = Field(pattern=r"^[\w.]+:\w+$")
+    options: str | None = Field(default=None, pattern=r"^[\w.]+:\w+$")
+    learned: bool = False
+    primary_only: bool = False
+
+
+class TrainSpec(Info):
+    """Inner loop: how the backbone w is trained.
+
+    Args:
+        epochs: Passes over the training split.
+        max_steps: Stop after this many steps, whatever `epochs` says (the schedules end there too).
+        batch_size: Examples a step.
+        optimizer: Rule for w.
+        lr: Peak learning rate.
+        schedule: ``constant``; ``linear`` or ``cosine`` to zero; ``step``: times `lr_decay` at each of `milestones`.
+        milestones: Epochs at which the step schedule decays.
+        warmup: Linear warm-up in steps (>= 1) or as a part of all steps (< 1).
+        clip_norm: Clip w's gradient to this global norm; None: never.
+        precision: ``fp32``, or ``bf16`` autocast.
+        eval_every: Epochs between evaluations on the validation split (the last epoch is always evaluated).
+        checkpoint_every: Steps between checkpoints besides the one after each evaluation; None: no more.
+        keep_checkpoints: How many besides last and best stay.
+        log_every: Steps between lines of metrics.jsonl.
+    """
+
+    epochs: int = Field(10, ge=1)
+    max_steps: int | None = Field(None, ge=1)
+    batch_size: int = Field(128, ge=1)
+    optimizer: Literal["sgd", "adam", "adamw"] = "adamw"
+    lr: float = Field(1e-3, gt=0)
+    weight_decay: float = Field(0.0, ge=0)
+    momentum: float = Field(0.9, ge=0, lt=1)
+    nesterov: bool = False
+    betas: tuple[float, float] = (0.9, 0.999)
+    eps: float = Field(1e-8, gt=0)
+    schedule: Literal["constant", "linear", "cosine", "step"] = "constant"
+    milestones: tuple[int, ...] = ()
+    lr_decay: float = Field(0.1, gt=0)
+    warmup: float = Field(0.0, ge=0)
+    clip_norm: float | None = Field(None, gt=0)
+    precision: Literal["fp32", "bf16"] = "fp32"
+    compile: bool = False
+    eval_every: int = Field(1, ge=1)
+    checkpoint_every: int | None = Field(None, ge=1)
+    keep_checkpoints: int = Field(0, ge=0)
+    log_every: int = Field(10, ge=1)
+
+
+class BilevelSpec(Info):
+    """Outer loop: how the combiner phi is trained (Algorithm 1 of the paper).
+
+    Args:
+        every: K, the inner steps between two outer steps.
+        scheme: Which direction q stands for the inverse Hessian times the primary gradient (Table 8).
+        estimator: How g = J q is computed; ``auto`` picks by what the model supports.
+        outer_batch: ``shared``: the next inner step's batch, one forward for both; ``replay``: two draws from the last
+            `replay_size` batches (the released code); ``held_out``: primary loss on a held-out part of train.
+        gamma: Weight of the regulariser |m(l) - sum(l)| in the primary objective (eq. 6).
+        direct_term: Add the regulariser's own derivative with respect to phi.
+        phase: Inner step (modulo `every`) after which ``replay`` takes its outer step.
+        replay_size: Batches that ``replay`` keeps.
+        replay_eviction: Which batch a full buffer drops: the oldest, or a random one (older ones kept longer).
+    """
+
+    every: int = Field(3, ge=1)
+    scheme: str = "aid-fp-lite"
+    estimator: Literal["auto", "forward", "difference", "per_task", "double_backward"] = "auto"
+    outer_batch: Literal["shared", "replay", "held_out"] = "shared"
+    gamma: float = Field(0.1, ge=0)
+    direct_term: bool = False
+    outer_lr: float = Field(1e-4, gt=0)
+    outer_weight_decay: float = Field(0.0, ge=0)
+    outer_betas: tuple[float, float] = (0.9, 0.999)
+    outer_schedule: Literal["constant", "linear", "cosine"] = "constant"
+    outer_clip_norm: float | None = Field(None, gt=0)
+    phase: int = Field(0, ge=0)
+    replay_size: int = Field(10, ge=1)
+    replay_eviction: Literal["fifo", "random"] = "fifo"
+
+
+class DataSpec(Info):
+    """How the splits are made.
+
+    Args:
+        validation: Part (< 1) or number (>= 1) of training examples set aside where the data set has no validation split.
+        held_out: The same for the outer loop's held-out batches; used only with ``outer_batch=held_out``.
+        train_limit: Use only this many training examples; None: all.
+        eval_limit: Evaluate on at most this many examples; None: all.
+        split_seed: Seed of the cuts, so that every training seed sees the same splits.
+        download: Fetch the official files if they are missing.
+    """
+
+    validation: float = Field(0.1, ge=0)
+    held_out: float = Field(0.02, gt=0)
+    train_limit: int | None = Field(None, ge=1)
+    eval_limit: int | None = Field(None, ge=1)
+    split_seed: int = 0
+    download: bool = False
+
+
+class RunSpec(Info):
+    """Everything that determines the numbers of a run; written to ``run.yaml``.
+
+    Args:
+        losses: The losses in use, primary first.
+        options: The backbone's own settings, complete.
+        combiner_options: The combiner's own settings, complete.
+        plugins: Files given with ``--plugin``.
+        sample: Use the data set's miniature instead of the real files.
+    """
+
+    backbone: str
+    task: str
+    dataset: str
+    losses: tuple[str, ...] = Field(min_length=1)
+    combiner: str = "meltr"
+    preset: str | None = None
+    fidelity: Literal["paper", "released"] = "paper"
+    seed: int = 0
+    device: str = "auto"
+    data_root: Path | None = None
+    sample: bool = False
+    plugins: tuple[Path, ...] = ()
+    train: TrainSpec = TrainSpec()
+    bilevel: BilevelSpec = BilevelSpec()
+    data: DataSpec = DataSpec()
+    combiner_options: dict[str, Any] = {}
+    options: dict[str, Any] = {}
