@@ -111,5 +111,9 @@ class ObserverSpecs:
         """Called when a checkpoint is complete on disk."""
 
     @hookspec
+    def on_message(self, context: RunContext, level: str, message: str) -> None:
+        """Called with a line worth showing: a choice made, a warning; `level` is ``info`` or ``warning``."""
+
+    @hookspec
     def on_run_end(self, context: RunContext, results: Mapping[str, Any]) -> None:
         """Called with the content of results.json when a run ends normally."""

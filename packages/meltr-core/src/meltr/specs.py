@@ -203,6 +203,7 @@ class BilevelSpec(Info):
         phase: Inner step (modulo `every`) after which ``replay`` takes its outer step.
         replay_size: Batches that ``replay`` keeps.
         replay_eviction: Which batch a full buffer drops: the oldest, or a random one (older ones kept longer).
+        replay_reset: Empty the buffer at the start of every epoch.
     """
 
     every: int = Field(3, ge=1)
@@ -219,6 +220,7 @@ class BilevelSpec(Info):
     phase: int = Field(0, ge=0)
     replay_size: int = Field(10, ge=1)
     replay_eviction: Literal["fifo", "random"] = "fifo"
+    replay_reset: bool = True
 
 
 class DataSpec(Info):

@@ -1,0 +1,1 @@
+"""The bilevel loop and the life of a run."""

@@ -1,0 +1,161 @@
+"""Checkpoints of w AND phi: written beside and renamed, so that a killed run never leaves half of one.
+
+    checkpoints/step-000500/backbone.safetensors     weights and buffers of the backbone
+                            combiner.safetensors     weights of the combiner, its settings in the metadata
+                            training.pt              optimisers, counters (plain values and tensors only)
+    checkpoints/last, checkpoints/best               links (small text files where there are no links)
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from meltr.errors import MeltrError, UserError
+
+
+class Checkpoints:
+    """The checkpoints of one run.
+
+    Args:
+        folder: The run's ``checkpoints`` folder.
+        keep: How many besides ``last`` and ``best`` stay on disk.
+    """
+
+    def __init__(self, folder: Path, keep: int = 0) -> None:
+        self.folder = folder
+        self.keep = keep
+
+    def save(self, step: int, *, model: nn.Module, combiner: nn.Module, training: dict[str, Any], best: bool) -> Path:
+        """Write a checkpoint and point ``last`` (and ``best``) at it; drop those that are no longer needed.
+
+        Raises:
+            MeltrError: If the disk is full or not writable; the checkpoints before are untouched.
+        """
+        final = self.folder / f"step-{step:06d}"
+        partial = self.folder / f".{final.name}.partial"
+        try:
+            shutil.rmtree(partial, ignore_errors=True)
+            partial.mkdir(parents=True)
+            save_module(partial / "backbone.safetensors", model)
+            settings = combiner.settings() if hasattr(combiner, "settings") else {}
+            save_module(partial / "combiner.safetensors", combiner, settings=json.dumps(settings))
+            torch.save(training, partial / "training.pt")
+            shutil.rmtree(final, ignore_errors=True)
+            partial.rename(final)
+            for link in ("last", "best") if best else ("last",):
+                self._point(link, final.name)
+            self._prune()
+        except (OSError, SafetensorError, RuntimeError) as error:
+            shutil.rmtree(partial, ignore_errors=True)
+            raise MeltrError(
+                f"Could not write checkpoint {final}: {error}",
+                f"Free some disk space or choose another --output-dir. Safe so far: {self.describe_last()}.",
+            ) from error
+        return final
+
+    def resolve(self, name: str) -> Path:
+        """Return the folder of ``last``, ``best`` or ``step-000500``.
+
+        Raises:
+            UserError: If there is none of that name.
+        """
+        path = self.folder / name
+        if path.is_file():
+            path = self.folder / path.read_text().strip()
+        if not path.is_dir():
+            there = sorted(p.name for p in self.folder.glob("*") if not p.name.startswith("."))
+            raise UserError(f"There is no checkpoint {name!r} in {self.folder}.", f"Found: {', '.join(there) or 'none'}.")
+        return path.resolve()
+
+    def describe_last(self) -> str:
+        """Return the path of the last complete checkpoint, or that there is none."""
+        try:
+            return str(self.resolve("last"))
+        except UserError:
+            return "no checkpoint yet"
+
+    def _point(self, link: str, name: str) -> None:
+        temporary = self.folder / f".{link}.partial"
+        temporary.unlink(missing_ok=True)
+        try:
+            temporary.symlink_to(name)
+        except OSError:
+            temporary.write_text(name)
+        target = self.folder / link
+        os.replace(temporary, target)
+
+    def _prune(self) -> None:
+        needed = {self.resolve(link).name for link in ("last", "best") if (self.folder / link).exists()}
+        others = sorted(p for p in self.folder.glob("step-*") if p.name not in needed)
+        for old in others[: max(0, len(others) - self.keep)]:
+            shutil.rmtree(old, ignore_errors=True)
+
+
+def save_module(path: Path, module: nn.Module, **metadata: str) -> None:
+    """Write the state dict of `module`; tensors that share memory are stored once and listed in the metadata."""
+    stored: dict[str, Tensor] = {}
+    first: dict[tuple[int, tuple[int, ...], tuple[int, ...]], str] = {}
+    tied: dict[str, str] = {}
+    for name, tensor in module.state_dict().items():
+        key = (tensor.data_ptr(), tuple(tensor.shape), tuple(tensor.stride()))
+        if tensor.numel() and key in first:
+            tied[name] = first[key]
+        else:
+            first[key] = name
+            stored[name] = tensor.detach().to("cpu", copy=True).contiguous()
+    save_file(stored, path, metadata={"format": "pt", "tied": json.dumps(tied), **metadata})
+
+
+def load_tensors(path: Path) -> dict[str, Tensor]:
+    """Read what `save_module` wrote, tied tensors under all their names.
+
+    Raises:
+        UserError: If the file is missing or broken.
+    """
+    try:
+        with safe_open(path, "pt") as file:
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            tied = json.loads((file.metadata() or {}).get("tied", "{}"))
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"Cannot read {path}: {error}", "Choose another checkpoint with --checkpoint.") from error
+    return {**tensors, **{name: tensors[source] for name, source in tied.items()}}
+
+
+def load_module(path: Path, module: nn.Module, what: str) -> None:
+    """Load weights into `module`, every key accounted for.
+
+    Raises:
+        UserError: If the file belongs to another model: names missing, unexpected and reshaped keys.
+    """
+    tensors = load_tensors(path)
+    own = module.state_dict()
+    missing = sorted(own.keys() - tensors.keys())
+    unexpected = sorted(tensors.keys() - own.keys())
+    reshaped = sorted(k for k in own.keys() & tensors.keys() if own[k].shape != tensors[k].shape)
+    if missing or unexpected or reshaped:
+        parts = [f"{label} {len(keys)} (first: {keys[0]})" for label, keys in
+                 (("missing", missing), ("unexpected", unexpected), ("of another shape", reshaped)) if keys]
+        raise UserError(f"{path} does not belong to this {what}: {'; '.join(parts)}.", "Is it from another run?")
+    module.load_state_dict(tensors)
+
+
+def load_training(path: Path) -> dict[str, Any]:
+    """Read ``training.pt``.
+
+    Raises:
+        UserError: If it is missing or broken.
+    """
+    try:
+        state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:
+        raise UserError(f"Cannot read {path}: {error}", "Resume from another checkpoint or start again.") from error
+    return state

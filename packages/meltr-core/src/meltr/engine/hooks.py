@@ -1,0 +1,139 @@
+"""Calls of the run-tier hooks, every return value checked: errors name plugin, hook and loss."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pluggy
+import torch
+from torch import Tensor, nn
+
+from meltr.context import BatchSource, Data, Evaluation, RunContext, StepRecord
+from meltr.errors import MeltrError, PluginError
+
+
+class Hooks:
+    """The adapter and the observers of one run.
+
+    Args:
+        manager: Plugin manager with exactly one adapter and any observers.
+        plugin: Name of the backbone, for messages.
+    """
+
+    def __init__(self, manager: pluggy.PluginManager, plugin: str) -> None:
+        self._hook = manager.hook
+        self.plugin = plugin
+
+    def build_data(self, context: RunContext) -> Data:
+        """Call `build_data` and check what it returns."""
+        data = self._hook.build_data(context=context)
+        if not isinstance(data, Data):
+            raise self._error("build_data", f"returned {type(data).__name__}, expected meltr.Data")
+        if not isinstance(data.train, BatchSource):
+            raise self._error("build_data", f"train is {type(data.train).__name__}, expected size, len() and batches()")
+        if len(data.train) < 1:
+            raise self._error("build_data", "train has no batches")
+        if context.spec.bilevel.outer_batch == "held_out" and data.held_out is None:
+            raise self._error("build_data", "gave no held_out batches although outer_batch=held_out was asked for")
+        return data
+
+    def build_model(self, context: RunContext, data: Data) -> nn.Module:
+        """Call `build_model` and check what it returns."""
+        model = self._hook.build_model(context=context, data=data)
+        if not isinstance(model, nn.Module):
+            raise self._error("build_model", f"returned {type(model).__name__}, expected torch.nn.Module")
+        return model
+
+    def parameter_groups(self, model: nn.Module, context: RunContext) -> Sequence[Mapping[str, Any]] | None:
+        """Call the optional `parameter_groups`."""
+        groups = self._hook.parameter_groups(model=model, context=context)
+        if groups is not None and not all(isinstance(g, Mapping) and "params" in g for g in groups):
+            raise self._error("parameter_groups", "must return mappings with a 'params' entry")
+        return None if groups is None else list(groups)
+
+    def losses(self, model: nn.Module, batch: Any, context: RunContext) -> dict[str, Tensor]:
+        """Call `compute_task_losses`; check names, order, shape, type, device and grad."""
+        losses = self._hook.compute_task_losses(model=model, batch=batch, context=context)
+        hook = "compute_task_losses"
+        if not isinstance(losses, Mapping):
+            raise self._error(hook, f"returned {type(losses).__name__}, expected a mapping of names to tensors")
+        if tuple(losses) != context.losses:
+            if sorted(losses) == sorted(context.losses):
+                return self._checked({name: losses[name] for name in context.losses}, context)
+            raise self._error(hook, f"returned the losses {list(losses)}, expected {list(context.losses)}")
+        return self._checked(losses, context)
+
+    def _checked(self, losses: Mapping[str, Any], context: RunContext) -> dict[str, Tensor]:
+        graph = torch.is_grad_enabled()
+        for name, loss in losses.items():
+            problem = None
+            if not isinstance(loss, Tensor):
+                problem = f"is a {type(loss).__name__}, expected a tensor"
+            elif loss.dim() != 0:
+                problem = f"has shape {tuple(loss.shape)}, expected a 0-dim tensor (reduce it with .mean())"
+            elif not loss.is_floating_point():
+                problem = f"has type {loss.dtype}, expected a floating type"
+            elif loss.device.type != context.device.type:
+                problem = f"lies on {loss.device}, expected {context.device}"
+            elif graph and not loss.requires_grad:
+                problem = "carries no gradient (detached, or computed under no_grad)"
+            if problem:
+                raise self._error("compute_task_losses", f"loss {name!r} {problem}")
+        return dict(losses)
+
+    def evaluate(self, model: nn.Module, data: Any, context: RunContext) -> Evaluation:
+        """Call `evaluate` in eval mode without gradients; check that the task's metrics are there."""
+        precision = context.spec.train.precision
+        was_training = model.training
+        model.eval()
+        try:
+            with torch.no_grad(), torch.autocast(context.device.type, torch.bfloat16, enabled=precision == "bf16"):
+                result = self._hook.evaluate(model=model, data=data, context=context)
+        finally:
+            model.train(was_training)
+        if not isinstance(result, Evaluation):
+            raise self._error("evaluate", f"returned {type(result).__name__}, expected meltr.Evaluation")
+        missing = [name for name in context.task.metrics if name not in result.metrics]
+        if missing:
+            raise self._error("evaluate", f"returned no {missing}; the task declares {list(context.task.metrics)}")
+        bad = {n: v for n, v in result.metrics.items() if not isinstance(v, (int, float)) or isinstance(v, bool)}
+        if bad:
+            raise self._error("evaluate", f"metrics must be plain numbers, got {bad}")
+        return result
+
+    def run_start(self, context: RunContext, data: Data) -> None:
+        """Tell the observers that training begins."""
+        self._hook.on_run_start(context=context, data=data)
+
+    def step_end(self, context: RunContext, record: StepRecord) -> None:
+        """Tell the observers about a logged step."""
+        self._hook.on_step_end(context=context, record=record)
+
+    def evaluation(self, context: RunContext, split: str, step: int, evaluation: Evaluation) -> None:
+        """Tell the observers about an evaluation."""
+        self._hook.on_evaluation(context=context, split=split, step=step, evaluation=evaluation)
+
+    def checkpoint(self, context: RunContext, path: Path) -> None:
+        """Tell the observers about a checkpoint."""
+        self._hook.on_checkpoint(context=context, path=path)
+
+    def message(self, context: RunContext, message: str, level: str = "info") -> None:
+        """Tell the observers something worth showing."""
+        self._hook.on_message(context=context, level=level, message=message)
+
+    def run_end(self, context: RunContext, results: Mapping[str, Any]) -> None:
+        """Tell the observers that the run ended normally."""
+        self._hook.on_run_end(context=context, results=results)
+
+    def _error(self, hook: str, problem: str) -> MeltrError:
+        return PluginError(f"Plugin {self.plugin!r}, hook {hook}: {problem}.")
+
+
+def better(value: float, best: float | None, higher_is_better: bool) -> bool:
+    """Return whether a metric improved; NaN never does."""
+    if math.isnan(value):
+        return False
+    return best is None or (value > best if higher_is_better else value < best)

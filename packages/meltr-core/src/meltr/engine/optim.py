@@ -1,0 +1,83 @@
+"""Optimisers and learning-rate schedules of the inner and the outer loop."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from meltr.errors import PluginError
+from meltr.specs import BilevelSpec, TrainSpec
+
+
+def inner_optimizer(spec: TrainSpec, groups: Sequence[Mapping[str, Any]]) -> torch.optim.Optimizer:
+    """Build the optimiser of w; every group keeps its ``lr_scale`` (1 if it has none)."""
+    complete = [{"lr_scale": 1.0, "weight_decay": spec.weight_decay, **group} for group in groups]
+    if spec.optimizer == "sgd":
+        return torch.optim.SGD(complete, lr=spec.lr, momentum=spec.momentum, nesterov=spec.nesterov)
+    kind = torch.optim.Adam if spec.optimizer == "adam" else torch.optim.AdamW
+    return kind(complete, lr=spec.lr, betas=spec.betas, eps=spec.eps)
+
+
+def outer_optimizer(spec: BilevelSpec, combiner: nn.Module) -> torch.optim.Optimizer:
+    """Build Adam for the combiner's parameters (Algorithm 1; appendix of the paper)."""
+    return torch.optim.Adam(
+        combiner.parameters(), lr=spec.outer_lr, betas=spec.outer_betas, weight_decay=spec.outer_weight_decay
+    )
+
+
+def parameter_groups(model: nn.Module, groups: Sequence[Mapping[str, Any]] | None) -> list[dict[str, Any]]:
+    """Return the groups that a plugin gave, checked; or one group with every trainable parameter.
+
+    Raises:
+        PluginError: If a parameter stands in two groups, or no group has a trainable one.
+    """
+    if groups is None:
+        groups = [{"params": [p for p in model.parameters() if p.requires_grad]}]
+    seen: set[int] = set()
+    checked = []
+    for group in groups:
+        parameters = [p for p in group["params"] if p.requires_grad]
+        if any(id(p) in seen for p in parameters):
+            raise PluginError("parameter_groups put a parameter into two groups.")
+        seen.update(id(p) for p in parameters)
+        if parameters:
+            checked.append({**group, "params": parameters})
+    if not checked:
+        raise PluginError("The model has no trainable parameters.", "Check parameter_groups and requires_grad.")
+    return checked
+
+
+def lr_factor(
+    step: int, total: int, *, schedule: str, warmup: float = 0.0, milestones: Sequence[int] = (), decay: float = 0.1
+) -> float:
+    """Return the factor on the peak learning rate at one step.
+
+    Args:
+        step: 0-based step.
+        total: Steps of the whole run.
+        schedule: ``constant``, ``linear`` (to zero), ``cosine`` (to zero) or ``step``.
+        warmup: Linear warm-up in steps (>= 1) or as a part of `total` (< 1).
+        milestones: Steps at which the step schedule multiplies by `decay`.
+        decay: Factor of the step schedule.
+    """
+    warm = warmup if warmup >= 1 else warmup * total
+    if step < warm:
+        return (step + 1) / (math.floor(warm) + 1)
+    progress = (step - warm) / max(1.0, total - warm)
+    if schedule == "linear":
+        return max(0.0, 1.0 - progress)
+    if schedule == "cosine":
+        return 0.5 * (1.0 + math.cos(math.pi * min(1.0, progress)))
+    if schedule == "step":
+        return float(decay ** sum(step >= milestone for milestone in milestones))
+    return 1.0
+
+
+def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:
+    """Set the learning rate of every group, scaled by its ``lr_scale``."""
+    for group in optimizer.param_groups:
+        group["lr"] = lr * group.get("lr_scale", 1.0)

@@ -1,0 +1,260 @@
+"""The life of a run: from a complete description to artefacts on disk."""
+
+from __future__ import annotations
+
+import contextlib
+import tempfile
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+import torch
+from torch import nn
+
+from meltr.combiners.base import Combiner
+from meltr.context import Data, RunContext
+from meltr.engine.checkpoints import Checkpoints, load_module
+from meltr.engine.folder import RunFolder, versions, write_json, write_lines
+from meltr.engine.hooks import Hooks
+from meltr.engine.meter import peak_memory_mb
+from meltr.engine.seeding import derive, seed_everything
+from meltr.engine.trainer import Trainer
+from meltr.errors import PluginError, UserError
+from meltr.observers.jsonl import MetricsWriter
+from meltr.specs import RunSpec
+
+if TYPE_CHECKING:
+    from meltr.plugins import Registry
+
+
+@dataclass
+class Prepared:
+    """Data, model and combiner of a run, on their device."""
+
+    hooks: Hooks
+    context: RunContext
+    data: Data
+    model: nn.Module
+    combiner: Combiner
+
+
+def execute(
+    spec: RunSpec,
+    *,
+    run_dir: Path | None,
+    registry: Registry,
+    observers: Sequence[object] = (),
+    resume: bool = False,
+    fast_dev_run: bool = False,
+) -> dict[str, Any]:
+    """Train, choose the best checkpoint on the validation split, test it, and write everything down.
+
+    Args:
+        spec: The complete description of the run.
+        run_dir: Its folder; created if it is not there. None: a temporary one that is removed.
+        registry: Plugins found.
+        observers: Further objects with observer hooks.
+        resume: Continue from the last checkpoint in `run_dir` (from the start if there is none).
+        fast_dev_run: Two outer steps and a short evaluation, nothing kept.
+
+    Returns:
+        The content of ``results.json``.
+
+    Raises:
+        MeltrError: For everything with a defined answer; see `meltr.errors`.
+    """
+    if fast_dev_run:
+        spec = _shortened(spec)
+    with contextlib.ExitStack() as stack:
+        if run_dir is None or fast_dev_run:
+            run_dir = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="meltr-")))
+        folder = RunFolder(run_dir)
+        prepared = prepare(spec, registry, observers, run_dir=run_dir)
+        if not (resume and folder.spec.exists()):
+            folder.create(spec)
+        return _train(prepared, folder, resume=resume)
+
+
+def prepare(
+    spec: RunSpec, registry: Registry, observers: Sequence[object] = (), *, run_dir: Path | None = None
+) -> Prepared:
+    """Build data, model and combiner, each from its own seed, so that runs with other combiners start alike."""
+    from meltr.plugins import load_object, run_manager
+
+    backbone = registry.backbone(spec.backbone)
+    task = registry.task(spec.task)
+    combiner_info = registry.combiner(spec.combiner)
+    options = None if backbone.options is None else load_object(backbone.options)(**spec.options)
+    device = resolve_device(spec.device)
+    losses = spec.losses[:1] if combiner_info.primary_only else spec.losses
+    generator = torch.Generator(device) if device.type in ("cpu", "cuda") else None
+    hooks = Hooks(run_manager(registry, backbone, observers), spec.backbone)
+    context = RunContext(
+        spec=spec, task=task, options=options, device=device, losses=losses, generator=generator, run_dir=run_dir
+    )
+    seed_everything(derive(spec.seed, "data"), generator)
+    data = hooks.build_data(context)
+    seed_everything(derive(spec.seed, "model"), generator)
+    model = hooks.build_model(context, data).to(device)
+    if spec.train.compile:
+        model.compile()
+    seed_everything(derive(spec.seed, "combiner"), generator)
+    combiner = load_object(combiner_info.factory)(losses, **spec.combiner_options)
+    if not isinstance(combiner, nn.Module):
+        raise PluginError(
+            f"Combiner {spec.combiner!r} ({combiner_info.factory}) returned {type(combiner).__name__}, "
+            "expected a meltr.Combiner."
+        )
+    return Prepared(hooks, context, data, model, cast(Combiner, combiner.to(device)))
+
+
+def _train(prepared: Prepared, folder: RunFolder, *, resume: bool) -> dict[str, Any]:
+    context, hooks = prepared.context, prepared.hooks
+    checkpoints = Checkpoints(folder.checkpoints, keep=context.spec.train.keep_checkpoints)
+    start = checkpoints.resolve("last") if resume and (folder.checkpoints / "last").exists() else None
+    trainer = Trainer(
+        hooks,
+        context,
+        prepared.data,
+        model=prepared.model,
+        combiner=prepared.combiner,
+        checkpoints=checkpoints,
+    )
+    if start is not None:
+        trainer.load(start)
+    with _metrics(folder, trainer.step if resume else None) as metrics:
+        trainer.metrics = metrics
+        hooks.run_start(context, prepared.data)
+        if resume:
+            hooks.message(context, f"resumed at step {trainer.step} of {trainer.total_steps}")
+        trainer.fit()
+        results = _finish(prepared, trainer, checkpoints, folder)
+    write_json(folder.results, results)
+    hooks.run_end(context, results)
+    return results
+
+
+@contextlib.contextmanager
+def _metrics(folder: RunFolder, resume_step: int | None) -> Iterator[MetricsWriter]:
+    writer = MetricsWriter(folder.metrics, resume_step=resume_step)
+    try:
+        yield writer
+    finally:
+        writer.close()
+
+
+def _finish(prepared: Prepared, trainer: Trainer, checkpoints: Checkpoints, folder: RunFolder) -> dict[str, Any]:
+    """Test the best checkpoint and collect the results."""
+    context, spec = prepared.context, prepared.context.spec
+    best = "best" if (folder.checkpoints / "best").exists() else "last"
+    load_module(checkpoints.resolve(best) / "backbone.safetensors", prepared.model, "backbone")
+    test = None
+    if prepared.data.test is not None:
+        evaluation = prepared.hooks.evaluate(prepared.model, prepared.data.test, context)
+        trainer.record_evaluation("test", evaluation)
+        test = {"metrics": dict(evaluation.metrics), "count": evaluation.count, "details": dict(evaluation.details)}
+        if evaluation.predictions:
+            write_lines(folder.predictions / "test.jsonl", evaluation.predictions)
+    return {
+        "run": folder.path.name,
+        "backbone": spec.backbone,
+        "task": spec.task,
+        "dataset": spec.dataset,
+        "combiner": spec.combiner,
+        "seed": spec.seed,
+        "metric": context.task.metrics[0],
+        "higher_is_better": context.task.higher_is_better,
+        "losses": list(context.losses),
+        "validation": trainer.best_evaluation,
+        "test": test,
+        "steps": trainer.step,
+        "outer_steps": trainer.bilevel.outer_steps,
+        "estimator": trainer.bilevel.estimator_name if trainer.outer is not None else None,
+        "seconds": round(trainer.seconds, 3),
+        "examples_per_second": round(trainer.step * spec.train.batch_size / max(trainer.seconds, 1e-9), 2),
+        "peak_memory_mb": round(peak_memory_mb(context.device), 1),
+        "device": str(context.device),
+        "data": dict(prepared.data.meta),
+        "spec": spec.model_dump(mode="json"),
+        "versions": versions(spec),
+    }
+
+
+def evaluate_run(
+    run_dir: Path,
+    *,
+    registry: Registry,
+    split: str = "test",
+    checkpoint: str = "best",
+    device: str | None = None,
+    data_root: Path | None = None,
+) -> dict[str, Any]:
+    """Evaluate a checkpoint of a run on a split; writes ``evaluation-<split>.json`` into the run folder.
+
+    Raises:
+        UserError: If the run, its checkpoint, its data or the split is missing.
+    """
+    from meltr.settings import load_spec
+
+    folder = RunFolder(run_dir)
+    if not folder.spec.exists():
+        raise UserError(f"{run_dir} is not a run folder: it has no run.yaml.", "Give the folder of one run (one seed).")
+    changes: dict[str, Any] = {"device": device or load_spec(folder.spec).device}
+    if data_root is not None:
+        changes["data_root"] = data_root
+    spec = load_spec(folder.spec).model_copy(update=changes)
+    checkpoints = Checkpoints(folder.checkpoints)
+    if checkpoint == "best" and not (folder.checkpoints / "best").exists():
+        checkpoint = "last"
+    path = checkpoints.resolve(checkpoint)
+    prepared = prepare(spec, registry)
+    chosen = {"validation": prepared.data.validation, "test": prepared.data.test}.get(split)
+    if chosen is None:
+        raise UserError(f"{spec.dataset} has no split {split!r}.", "Valid choices: validation, test.")
+    load_module(path / "backbone.safetensors", prepared.model, "backbone")
+    evaluation = prepared.hooks.evaluate(prepared.model, chosen, prepared.context)
+    results = {
+        "run": folder.path.name,
+        "split": split,
+        "checkpoint": path.name,
+        "metric": prepared.context.task.metrics[0],
+        "metrics": dict(evaluation.metrics),
+        "count": evaluation.count,
+        "details": dict(evaluation.details),
+    }
+    write_json(folder.path / f"evaluation-{split}.json", results)
+    if evaluation.predictions:
+        write_lines(folder.predictions / f"{split}.jsonl", evaluation.predictions)
+    return results
+
+
+def resolve_device(name: str) -> torch.device:
+    """Return the device for ``auto``, ``cpu``, ``cuda``, ``cuda:1``, ``mps``.
+
+    Raises:
+        UserError: If it is not there.
+    """
+    if name == "auto":
+        if torch.cuda.is_available():
+            return torch.device("cuda", torch.cuda.current_device())
+        return torch.device("cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise UserError(f"Unknown device {name!r}.", "Valid choices: auto, cpu, cuda, cuda:0, mps.") from error
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise UserError("No CUDA device was found.", "Use --device cpu, or see what is wrong with: meltr doctor")
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise UserError(f"There is no {name}.", f"CUDA devices here: {torch.cuda.device_count()}.")
+    if device.type == "mps" and not torch.backends.mps.is_available():
+        raise UserError("No MPS device was found.", "Use --device cpu.")
+    return device
+
+
+def _shortened(spec: RunSpec) -> RunSpec:
+    train = spec.train.model_copy(
+        update={"epochs": 1, "max_steps": 2 * spec.bilevel.every + 1, "log_every": 1, "checkpoint_every": None}
+    )
+    data = spec.data.model_copy(update={"eval_limit": min(spec.data.eval_limit or 256, 256)})
+    return spec.model_copy(update={"train": train, "data": data})

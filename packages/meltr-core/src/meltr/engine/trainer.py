@@ -1,0 +1,286 @@
+"""The training loop: K inner steps, one outer step, evaluations and checkpoints."""
+
+from __future__ import annotations
+
+import random
+import time
+from typing import Any
+
+import torch
+from torch import nn
+
+from meltr.combiners.base import Combiner
+from meltr.context import Data, Evaluation, RunContext, StepRecord
+from meltr.engine.batches import Cursor, ReplayBuffer, to_device
+from meltr.engine.bilevel import Bilevel
+from meltr.engine.checkpoints import Checkpoints, load_module, load_training
+from meltr.engine.hooks import Hooks, better
+from meltr.engine.meter import FiniteGuard, Meter, peak_memory_mb
+from meltr.engine.optim import inner_optimizer, lr_factor, outer_optimizer, parameter_groups, set_lr
+from meltr.engine.seeding import derive, seed_everything
+from meltr.errors import NonFiniteLossError
+from meltr.observers.jsonl import MetricsWriter
+
+NEGATIVE_PATIENCE = 5
+"""Log lines in a row with a negative sensitivity of the primary loss before the run warns."""
+
+
+class Trainer:
+    """Trains one model with one seed. Everything random is a function of (seed, step), so resuming is exact.
+
+    Args:
+        hooks: Adapter and observers.
+        context: Of the run.
+        data: Its splits.
+        model: The backbone, on its device.
+        combiner: On the same device.
+        checkpoints: Where to save; None: nowhere.
+        metrics: Where to log; None: nowhere.
+    """
+
+    def __init__(
+        self,
+        hooks: Hooks,
+        context: RunContext,
+        data: Data,
+        *,
+        model: nn.Module,
+        combiner: Combiner,
+        checkpoints: Checkpoints | None = None,
+        metrics: MetricsWriter | None = None,
+    ) -> None:
+        self.hooks, self.context, self.data = hooks, context, data
+        self.model, self.combiner = model, combiner
+        self.checkpoints, self.metrics = checkpoints, metrics
+        spec = context.spec
+        self.steps_per_epoch = len(data.train)
+        total = spec.train.epochs * self.steps_per_epoch
+        self.total_steps = total if spec.train.max_steps is None else min(total, spec.train.max_steps)
+        groups = parameter_groups(model, hooks.parameter_groups(model, context))
+        self.optimizer = inner_optimizer(spec.train, groups)
+        self.parameters = [parameter for group in groups for parameter in group["params"]]
+        learned = combiner.learned and len(context.losses) > 1
+        self.outer = outer_optimizer(spec.bilevel, combiner) if learned else None
+        self.bilevel = self._bilevel()
+        self.replay = ReplayBuffer(spec.bilevel.replay_size, spec.bilevel.replay_eviction)
+        self._held_out = None if data.held_out is None else Cursor(data.held_out)
+        self.meter = Meter(context.losses, context.device)
+        self.guard = FiniteGuard(context.losses, context.device)
+        self.step = 0
+        self.seconds = 0.0
+        self.best: float | None = None
+        self.best_step = 0
+        self.best_evaluation: dict[str, Any] | None = None
+        self._last_outer: tuple[dict[str, float], float] | None = None
+        self._negative = 0
+
+    def _bilevel(self) -> Bilevel:
+        spec = self.context.spec
+        generators = [] if self.context.generator is None else [self.context.generator]
+        return Bilevel(
+            self.model,
+            self.combiner,
+            self.outer,
+            every=spec.bilevel.every,
+            gamma=spec.bilevel.gamma,
+            scheme_name=spec.bilevel.scheme,
+            estimator_name=spec.bilevel.estimator,
+            direct_term=spec.bilevel.direct_term,
+            outer_clip_norm=spec.bilevel.outer_clip_norm,
+            parameters=self.parameters,
+            generators=generators,
+            autocast=torch.bfloat16 if spec.train.precision == "bf16" else None,
+            log=lambda line: self.hooks.message(self.context, line),
+        )
+
+    def fit(self) -> None:
+        """Train from the current step to the last.
+
+        Raises:
+            NonFiniteLossError: If a loss is NaN or infinite: which, when, and what was saved.
+        """
+        self.model.train()
+        self.combiner.train()
+        started = time.perf_counter() - self.seconds
+        try:
+            while self.step < self.total_steps:
+                epoch, index = divmod(self.step, self.steps_per_epoch)
+                self._epoch(epoch, index, started)
+        except NonFiniteLossError as error:
+            kept = self.checkpoints.describe_last() if self.checkpoints else "nothing (no run folder)"
+            raise NonFiniteLossError(f"{error.message} Saved so far: {kept}.", error.hint) from None
+        self.seconds = time.perf_counter() - started
+
+    def _epoch(self, epoch: int, start: int, started: float) -> None:
+        spec = self.context.spec
+        if start == 0 and spec.bilevel.replay_reset:
+            self.replay.clear()
+        for index, raw in enumerate(self.data.train.batches(epoch, start), start):
+            self._train_step(epoch, index, to_device(raw, self.context.device))
+            self.seconds = time.perf_counter() - started
+            if self.step % spec.train.log_every == 0:
+                self._log()
+            last = self.step >= self.total_steps
+            ends_epoch = index + 1 == self.steps_per_epoch
+            if last or (ends_epoch and (epoch + 1) % spec.train.eval_every == 0):
+                self._log()
+                self._validate()
+            elif spec.train.checkpoint_every is not None and self.step % spec.train.checkpoint_every == 0:
+                self._log()
+                self._save(best=False)
+            if last:
+                return
+
+    def _train_step(self, epoch: int, index: int, batch: Any) -> None:
+        spec, context = self.context.spec, self.context
+        seed_everything(derive(spec.seed, "step", self.step), context.generator)
+        primary = None
+        if self._held_out is not None and self.bilevel.outer_step_due:
+            held_out = to_device(self._held_out.at(self.bilevel.outer_steps), context.device)
+            primary = self._losses(held_out, context.with_losses(context.losses[0]))
+        replay = self.outer is not None and spec.bilevel.outer_batch == "replay"
+        self._set_lrs()
+        result = self.bilevel.backward(
+            self._losses(batch, context), primary=primary, outer=False if replay else None
+        )
+        self.guard.check(self.step, result.losses)
+        if spec.train.clip_norm is not None:
+            torch.nn.utils.clip_grad_norm_(self.parameters, spec.train.clip_norm)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        position = self.step / self.steps_per_epoch
+        self.meter.update(result, step=self.step, epoch=position, examples=spec.train.batch_size)
+        if replay:
+            self._replay_step(epoch, index, batch, position)
+        self.step += 1
+
+    def _replay_step(self, epoch: int, index: int, batch: Any, position: float) -> None:
+        """Take the released code's outer step: after an inner step, on two draws from the last batches."""
+        spec, context = self.context.spec.bilevel, self.context
+        rng = random.Random(derive(self.context.spec.seed, "replay", self.step))
+        if self.step % spec.every == spec.phase % spec.every:
+            first, second = self.replay.draw(rng, batch), self.replay.draw(rng, batch)
+            outer = self.bilevel.outer_step(
+                self._losses(first, context.with_losses(context.losses[0])), self._losses(second, context)
+            )
+            self.meter.update_outer(outer, step=self.step, epoch=position)
+        self.replay.append(epoch, index, batch, rng)
+
+    def _losses(self, batch: Any, context: RunContext) -> Any:
+        return lambda: self.hooks.losses(self.model, batch, context)
+
+    def _set_lrs(self) -> None:
+        train, bilevel = self.context.spec.train, self.context.spec.bilevel
+        milestones = [epoch * self.steps_per_epoch for epoch in train.milestones]
+        factor = lr_factor(
+            self.step,
+            self.total_steps,
+            schedule=train.schedule,
+            warmup=train.warmup,
+            milestones=milestones,
+            decay=train.lr_decay,
+        )
+        set_lr(self.optimizer, train.lr * factor)
+        if self.outer is not None:
+            set_lr(self.outer, bilevel.outer_lr * lr_factor(self.step, self.total_steps, schedule=bilevel.outer_schedule))
+
+    def _log(self) -> None:
+        names = self.context.losses
+        losses, pulls, combined, rate, outer = self.meter.flush()
+        for step, epoch, products, size in outer:
+            self._last_outer = (dict(zip(names, products, strict=True)), size)
+            if self.metrics:
+                self.metrics.outer(step, epoch, *self._last_outer)
+        if losses[0] != losses[0]:
+            return  # nothing since the last line
+        record = StepRecord(
+            step=self.step,
+            epoch=self.step / self.steps_per_epoch,
+            losses=dict(zip(names, losses, strict=True)),
+            sensitivities=dict(zip(names, pulls, strict=True)),
+            combined=combined,
+            lr=self.optimizer.param_groups[0]["lr"],
+            examples_per_second=rate,
+            memory_mb=peak_memory_mb(self.context.device),
+            eta_seconds=self.seconds / self.step * (self.total_steps - self.step),
+            gradient_products=self._last_outer[0] if self._last_outer else None,
+            outer_gradient_norm=self._last_outer[1] if self._last_outer else None,
+        )
+        self._warn_if_negative(pulls[0])
+        if self.metrics:
+            self.metrics.train(record)
+        self.hooks.step_end(self.context, record)
+
+    def _warn_if_negative(self, pull: float) -> None:
+        self._negative = self._negative + 1 if pull < 0 else 0
+        if self._negative == NEGATIVE_PATIENCE:
+            self.hooks.message(
+                self.context,
+                f"The sensitivity of the primary loss {self.context.losses[0]!r} stays negative ({pull:.2g}): training "
+                "moves uphill on it. Start at the plain sum (--set start=sum) or raise gamma (--set gamma=1).",
+                "warning",
+            )
+
+    def _validate(self) -> None:
+        self.guard.flush()
+        if self.data.validation is None:
+            self._save(best=True)
+            return
+        paused = self.meter.pause()
+        evaluation = self.hooks.evaluate(self.model, self.data.validation, self.context)
+        self.meter.resume(paused)
+        self.record_evaluation("validation", evaluation)
+        value = float(evaluation.metrics[self.context.task.metrics[0]])
+        improved = better(value, self.best, self.context.task.higher_is_better)
+        if improved:
+            self.best, self.best_step = value, self.step
+            self.best_evaluation = {"metrics": dict(evaluation.metrics), "count": evaluation.count, "step": self.step}
+        self._save(best=improved)
+
+    def record_evaluation(self, split: str, evaluation: Evaluation) -> None:
+        """Log an evaluation at the current step and tell the observers."""
+        if self.metrics:
+            self.metrics.evaluation(self.step, self.step / self.steps_per_epoch, split, evaluation)
+        self.hooks.evaluation(self.context, split, self.step, evaluation)
+
+    def _save(self, *, best: bool) -> None:
+        if self.checkpoints is None:
+            return
+        self.guard.flush()
+        paused = self.meter.pause()
+        path = self.checkpoints.save(
+            self.step, model=self.model, combiner=self.combiner, training=self.state_dict(), best=best
+        )
+        self.meter.resume(paused)
+        self.hooks.checkpoint(self.context, path)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what resuming needs besides the weights: plain values and tensors."""
+        return {
+            "step": self.step,
+            "seconds": self.seconds,
+            "best": self.best,
+            "best_step": self.best_step,
+            "best_evaluation": self.best_evaluation,
+            "last_outer": self._last_outer,
+            "negative": self._negative,
+            "optimizer": self.optimizer.state_dict(),
+            "outer_optimizer": None if self.outer is None else self.outer.state_dict(),
+            "bilevel": self.bilevel.state_dict(),
+            "replay": self.replay.positions(),
+        }
+
+    def load(self, path: Any) -> None:
+        """Continue from a checkpoint folder."""
+        load_module(path / "backbone.safetensors", self.model, "backbone")
+        load_module(path / "combiner.safetensors", self.combiner, "combiner")
+        state = load_training(path / "training.pt")
+        self.step, self.seconds = state["step"], state["seconds"]
+        self.best, self.best_step = state["best"], state["best_step"]
+        self.best_evaluation = state["best_evaluation"]
+        self._last_outer, self._negative = state["last_outer"], state["negative"]
+        self.optimizer.load_state_dict(state["optimizer"])
+        if self.outer is not None:
+            self.outer.load_state_dict(state["outer_optimizer"])
+        self.bilevel.load_state_dict(state["bilevel"])
+        self.replay.refill(state["replay"], self.data.train, self.context.device)

@@ -1,0 +1,36 @@
+"""The last step that all schemes share: from g to the gradient of the combiner's parameters."""
+
+from __future__ import annotations
+
+from torch import Tensor, autograd, nn
+
+from meltr.combiners.base import sensitivities
+
+
+def outer_gradient(
+    combiner: nn.Module, losses: Tensor, products: Tensor, *, gamma: float = 0.0, direct_term: bool = False
+) -> list[Tensor | None]:
+    """Return the gradient of the primary objective with respect to phi, the combiner's parameters.
+
+    By implicit differentiation it is -grad_phi (a(phi) . g) (eqs. 9-11 of the paper), a double backward through the
+    combiner alone. L_pri also depends on phi directly through its regulariser; Algorithm 1 and the released code leave
+    that out.
+
+    Args:
+        combiner: m; must be twice differentiable.
+        losses: l, shape (T+1,), constants.
+        products: g = J q, shape (T+1,), constants.
+        gamma: Weight of the regulariser |m(l) - sum(l)| (eq. 6); used by the direct term only.
+        direct_term: Add gamma * grad_phi |m(l) - sum(l)|.
+
+    Returns:
+        One gradient per trainable parameter of `combiner`, in their order; None where it does not matter.
+    """
+    parameters = [parameter for parameter in combiner.parameters() if parameter.requires_grad]
+    combined, a = sensitivities(combiner, losses, create_graph=True)
+    objective = -(a * products.to(a)).sum()
+    if direct_term:
+        objective = objective + gamma * (combined - losses.detach().sum()).abs()
+    if not parameters or not objective.requires_grad:
+        return [None] * len(parameters)
+    return list(autograd.grad(objective, parameters, allow_unused=True))

@@ -1,0 +1,162 @@
+"""Evaluate the same losses twice: the same random numbers, and no trace left in buffers or generators."""
+
+from __future__ import annotations
+
+import random
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+
+class RandomState:
+    """A snapshot of every random number generator that a loss may draw from.
+
+    Python's, NumPy's (if it was imported), torch's CPU generator, the generators of the accelerators in use, and those
+    handed in.
+
+    Args:
+        devices: Devices whose generators belong to the snapshot; the CPU's always does.
+        generators: Further generators (masks, negatives).
+    """
+
+    def __init__(self, devices: Iterable[torch.device] = (), generators: Sequence[torch.Generator] = ()) -> None:
+        self._python = random.getstate()
+        numpy = sys.modules.get("numpy")
+        self._numpy: Any = numpy.random.get_state() if numpy is not None else None
+        self._cpu = torch.get_rng_state()
+        self._devices = {d: torch.get_device_module(d).get_rng_state(d) for d in set(devices) if d.type in _SEEDABLE}
+        self._generators = [(g, g.get_state()) for g in generators]
+
+    def restore(self) -> None:
+        """Put every generator back to where it was."""
+        random.setstate(self._python)
+        if self._numpy is not None:
+            sys.modules["numpy"].random.set_state(self._numpy)
+        torch.set_rng_state(self._cpu)
+        for device, state in self._devices.items():
+            torch.get_device_module(device).set_rng_state(state, device)
+        for generator, state in self._generators:
+            generator.set_state(state)
+
+
+_SEEDABLE = ("cuda", "xpu")
+
+
+@contextmanager
+def preserved_buffers(model: nn.Module) -> Iterator[None]:
+    """Leave the buffers of `model` bit-identical: extra forwards must not move BatchNorm's running statistics.
+
+    The model stays in training mode: switching to eval would evaluate another function. Autograd's version counters are
+    kept as well, so that a graph made before the extra forward can still be differentiated after it.
+    """
+    buffers = [buffer for buffer in model.buffers() if buffer.numel()]
+    with unchanged_versions(buffers):
+        saved = [buffer.clone() for buffer in buffers]
+        try:
+            yield
+        finally:
+            with torch.no_grad():
+                for buffer, value in zip(buffers, saved, strict=True):
+                    buffer.copy_(value)
+
+
+def unchanged_versions(tensors: Sequence[Tensor]) -> AbstractContextManager[Any]:
+    """Return a context after which autograd takes `tensors` for unchanged; the caller puts their values back.
+
+    Without it a graph that holds them could not be differentiated any more, although every bit is as before.
+    """
+    if not tensors:
+        return nullcontext()
+    return torch.autograd._unsafe_preserve_version_counter(tuple(tensors))
+
+
+Losses = Tensor | Mapping[str, Tensor] | Sequence[Tensor]
+"""What a loss function may return: a mapping or a sequence of scalars, or a vector, primary first."""
+
+
+def as_parts(losses: Losses) -> tuple[Tensor, ...]:
+    """Return the losses as 0-dim tensors, primary first.
+
+    Raises:
+        TypeError: If it is nothing of `Losses`.
+        ValueError: If there is no loss, or one is not a scalar.
+    """
+    if isinstance(losses, Tensor):
+        parts = tuple(losses.reshape(1) if losses.dim() == 0 else losses)
+    elif isinstance(losses, Mapping):
+        parts = tuple(losses.values())
+    elif isinstance(losses, Sequence):
+        parts = tuple(losses)
+    else:
+        raise TypeError(f"losses must be a mapping, a sequence or a vector of tensors, got {type(losses).__name__}")
+    if not parts:
+        raise ValueError("no losses: expected at least the primary one")
+    for index, part in enumerate(parts):
+        if not isinstance(part, Tensor) or part.numel() != 1:
+            shape = tuple(part.shape) if isinstance(part, Tensor) else type(part).__name__
+            raise ValueError(f"loss number {index} must be a scalar tensor, got {shape}")
+    return tuple(part.reshape(()) for part in parts)
+
+
+class LossEvaluation:
+    """The task losses of one batch, evaluated once with a graph and as often as wanted again.
+
+    Args:
+        compute: Returns the losses (see `Losses`), primary first; takes parameters from `model`.
+        model: The backbone.
+        generators: Generators that `compute` draws from, besides the global ones.
+        autocast: Data type of the autocast context around `compute`; None: none.
+        snapshot: False if no repetition will be asked for: saves the snapshot of the generators.
+    """
+
+    def __init__(
+        self,
+        compute: Callable[[], Losses],
+        model: nn.Module,
+        *,
+        generators: Sequence[torch.Generator] = (),
+        autocast: torch.dtype | None = None,
+        snapshot: bool = True,
+    ) -> None:
+        self.model = model
+        self._compute = compute
+        self._autocast = autocast
+        self._generators = tuple(generators)
+        self._devices = {parameter.device for parameter in model.parameters()}
+        self._start = RandomState(self._devices, self._generators) if snapshot else None
+        self.parts = as_parts(self.call())
+        self.values = torch.stack([_at_least_float(part.detach()) for part in self.parts])
+
+    def call(self, *, full_precision: bool = False) -> Losses:
+        """Call the loss function in its autocast context, or without autocast."""
+        device = next(iter(self._devices), torch.device("cpu")).type
+        if self._autocast is None or full_precision:
+            return self._compute()
+        with torch.autocast(device, dtype=self._autocast):
+            return self._compute()
+
+    @contextmanager
+    def replayed(self) -> Iterator[None]:
+        """Within this context the generators start where the first evaluation started; afterwards nothing has moved."""
+        if self._start is None:
+            raise RuntimeError("this evaluation kept no snapshot of the random number generators")
+        now = RandomState(self._devices, self._generators)
+        self._start.restore()
+        try:
+            with preserved_buffers(self.model):
+                yield
+        finally:
+            now.restore()
+
+    def again(self, *, full_precision: bool = False) -> Tensor:
+        """Evaluate once more, without a graph: same batch, same random numbers. Returns losses of shape (T+1,)."""
+        with self.replayed(), torch.no_grad():
+            return torch.stack([_at_least_float(p) for p in as_parts(self.call(full_precision=full_precision))])
+
+
+def _at_least_float(loss: Tensor) -> Tensor:
+    return loss.float() if loss.dtype in (torch.float16, torch.bfloat16) else loss

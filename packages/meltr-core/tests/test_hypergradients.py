@@ -1,0 +1,355 @@
+"""g = J q and the outer gradient, against closed forms, dense float64 references and the released formula."""
+
+from __future__ import annotations
+
+import copy
+import warnings
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from meltr import Bilevel, LinearCombiner, LossTransformer
+from meltr.engine.bilevel import StepResult
+
+ESTIMATORS = ["forward", "difference", "per_task", "double_backward"]
+RELATIVE = {"forward": 1e-5, "per_task": 1e-5, "double_backward": 1e-5, "difference": 2e-3}
+
+
+class ConvNet(nn.Module):
+    """Convolutions with BatchNorm in training mode, three heads' worth of losses."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = nn.Sequential(
+            nn.Conv2d(3, 8, 3, padding=1, bias=False), nn.BatchNorm2d(8), nn.ReLU(),
+            nn.Conv2d(8, 8, 3, padding=1, stride=2, bias=False), nn.BatchNorm2d(8), nn.ReLU(),
+        )  # fmt: skip
+        self.head = nn.Linear(8, 5)
+        self.register_buffer("inputs", torch.randn(16, 3, 8, 8), persistent=False)
+        self.register_buffer("labels", torch.randint(0, 5, (16,)), persistent=False)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.head(self.body(x).mean((2, 3)))
+
+    def losses(self) -> dict[str, torch.Tensor]:
+        logits = self(self.inputs)
+        mixed = self(self.inputs * 0.6 + self.inputs.flip(0) * 0.4)
+        return {
+            "ce": F.cross_entropy(logits, self.labels),
+            "mixed": F.cross_entropy(mixed, self.labels.flip(0)),
+            "size": logits.square().mean(),
+        }
+
+
+class Encoder(nn.Module):
+    """A pre-norm transformer with dropout, tied input and output embeddings, a frozen and an unused parameter."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed = nn.Embedding(20, 16)
+        layer = nn.TransformerEncoderLayer(16, 2, 32, dropout=0.2, batch_first=True, norm_first=True)
+        self.encoder = nn.TransformerEncoder(layer, 2, enable_nested_tensor=False)
+        self.out = nn.Linear(16, 20)
+        self.out.weight = self.embed.weight
+        self.frozen = nn.Parameter(torch.randn(16), requires_grad=False)
+        self.unused = nn.Parameter(torch.randn(3))
+        self.register_buffer("tokens", torch.randint(0, 20, (6, 7)), persistent=False)
+
+    def losses(self) -> dict[str, torch.Tensor]:
+        hidden = self.encoder(self.embed(self.tokens) + self.frozen)
+        logits = self.out(hidden)
+        drawn = torch.rand(self.tokens.shape) < 0.5  # a random mask: must be the same in every evaluation
+        return {
+            "next": F.cross_entropy(logits[:, :-1].flatten(0, 1), self.tokens[:, 1:].flatten()),
+            "same": F.cross_entropy(logits.flatten(0, 1), self.tokens.flatten()),
+            "masked": (F.cross_entropy(logits.transpose(1, 2), self.tokens, reduction="none") * drawn).mean(),
+            "size": hidden.square().mean(),
+        }
+
+
+def build(kind: type, dtype: torch.dtype = torch.float32) -> tuple[nn.Module, LossTransformer]:
+    torch.manual_seed(0)
+    model = kind().to(dtype).train()
+    count = len(model.losses())
+    model.load_state_dict(copy.deepcopy(model.state_dict()))
+    torch.manual_seed(1)
+    m = LossTransformer(count, width=16, heads=2, feedforward=16, scale_hidden=16, start="random").to(dtype)
+    return model, m
+
+
+class Recorder(torch.optim.SGD):
+    """An outer optimiser that keeps the gradient and moves nothing."""
+
+    def __init__(self, parameters) -> None:
+        super().__init__(parameters, lr=0.0)
+
+    def step(self, closure=None):
+        self.seen = [p.grad for group in self.param_groups for p in group["params"]]
+
+
+def take(model, m, estimator, **settings) -> tuple[StepResult, list, list]:
+    """One call of Bilevel.backward with an outer step; returns it, phi's gradient and w's gradient."""
+    recorder = Recorder(m.parameters())
+    bilevel = Bilevel(model, m, recorder, estimator_name=estimator, **settings)
+    model.zero_grad()
+    torch.manual_seed(7)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        result = bilevel.backward(model.losses, outer=True)
+    return result, recorder.seen, [None if p.grad is None else p.grad.clone() for p in bilevel.parameters]
+
+
+def released_way(model, m, *, gamma: float, direct_term: bool) -> list:
+    """The released code's formula: a second-order graph through the whole model."""
+    torch.manual_seed(7)
+    with torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH):
+        losses = torch.stack(list(model.losses().values()))
+    combined = m(losses)
+    primary = losses[0] + gamma * (combined - losses.sum()).abs()
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    phi = list(m.parameters())
+    v = torch.autograd.grad(primary, parameters, retain_graph=True, allow_unused=True)
+    u = torch.autograd.grad(combined, parameters, create_graph=True, allow_unused=True)
+    inner = sum((a * b.detach()).sum() for a, b in zip(u, v, strict=True) if a is not None)
+    gradients = [None if g is None else -g for g in torch.autograd.grad(inner, phi, retain_graph=True, allow_unused=True)]
+    if direct_term:
+        direct = torch.autograd.grad(gamma * (m(losses.detach()) - losses.detach().sum()).abs(), phi, allow_unused=True)
+        gradients = [a if b is None else b if a is None else a + b for a, b in zip(gradients, direct, strict=True)]
+    return gradients
+
+
+def flat(gradients) -> torch.Tensor:
+    return torch.cat([g.flatten().double() for g in gradients if g is not None])
+
+
+@pytest.mark.parametrize("direct_term", [False, True])
+@pytest.mark.parametrize("gamma", [0.0, 0.3])
+@pytest.mark.parametrize("kind", [ConvNet, Encoder])
+@pytest.mark.parametrize("estimator", ESTIMATORS)
+def test_outer_gradient_equals_the_released_formula(kind, estimator, gamma, direct_term):
+    model, m = build(kind)
+    before = copy.deepcopy(model.state_dict())
+    expected = flat(released_way(model, m, gamma=gamma, direct_term=direct_term))
+    model.load_state_dict(before)
+    _, found, _ = take(model, m, estimator, gamma=gamma, direct_term=direct_term)
+    assert (flat(found) - expected).norm() <= RELATIVE[estimator] * expected.norm()
+
+
+@pytest.mark.parametrize("kind", [ConvNet, Encoder])
+@pytest.mark.parametrize("estimator", ESTIMATORS)
+def test_outer_step_leaves_weights_buffers_and_generators_as_one_forward_does(kind, estimator):
+    model, m = build(kind)
+    plain = copy.deepcopy(model)
+    torch.manual_seed(7)
+    plain.losses()
+    expected_draw = torch.rand(4)
+    take(model, m, estimator)
+    assert torch.equal(torch.rand(4), expected_draw)
+    for (name, one), other in zip(model.state_dict().items(), plain.state_dict().values(), strict=True):
+        assert torch.equal(one, other), name
+
+
+@pytest.mark.parametrize("kind", [ConvNet, Encoder])
+@pytest.mark.parametrize("estimator", ESTIMATORS)
+def test_inner_gradient_is_that_of_the_unified_loss(kind, estimator):
+    """Also on the graph that the outer step has used."""
+    model, m = build(kind)
+    plain = copy.deepcopy(model)
+    torch.manual_seed(7)
+    m(torch.stack(list(plain.losses().values()))).backward()
+    _, _, found = take(model, m, estimator)
+    expected = [p.grad for p in plain.parameters() if p.requires_grad]
+    assert [g is None for g in found] == [g is None for g in expected]
+    assert (flat(found) - flat(expected)).norm() <= 1e-5 * flat(expected).norm()
+    assert all(p.grad is None for p in plain.parameters() if not p.requires_grad)
+
+
+class Quadratic(nn.Module):
+    """l_t(w) = (w - c_t)' A_t (w - c_t) / 2: J = rows A_t (w - c_t) in closed form."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        generator = torch.Generator().manual_seed(3)
+        roots = torch.randn(3, 6, 6, generator=generator, dtype=torch.float64)
+        self.a = roots @ roots.transpose(1, 2) / 6
+        self.c = torch.randn(3, 6, generator=generator, dtype=torch.float64)
+        self.w = nn.Parameter(torch.randn(6, generator=generator, dtype=torch.float64))
+
+    def losses(self) -> torch.Tensor:
+        apart = self.w - self.c
+        return torch.einsum("ti,tij,tj->t", apart, self.a, apart) / 2
+
+
+@pytest.mark.parametrize("gamma", [0.0, 0.5])
+@pytest.mark.parametrize("estimator", ESTIMATORS)
+def test_quadratic_problem_closed_form(estimator, gamma):
+    model, m = Quadratic(), LinearCombiner(3, start_weight=0.75, positive=False).double()
+    jacobian = torch.einsum("tij,tj->ti", model.a, (model.w - model.c).detach())
+    a, losses = torch.full((3,), 0.75, dtype=torch.float64), model.losses().detach()
+    c = torch.tensor([1.0, 0, 0], dtype=torch.float64) + gamma * torch.sign((a * losses).sum() - losses.sum()) * (a - 1)
+    g = jacobian @ (jacobian.T @ c)
+    result, (found,), (inner,) = take(model, m, estimator, gamma=gamma)
+    tolerance = 1e-8 if estimator == "difference" else 1e-12
+    torch.testing.assert_close(result.outer.products, g, rtol=tolerance, atol=tolerance)
+    torch.testing.assert_close(found, -g, rtol=tolerance, atol=tolerance)
+    torch.testing.assert_close(inner, jacobian.T @ a, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("estimator", ESTIMATORS)
+def test_regulariser_at_its_kink_has_subgradient_zero(estimator):
+    model, m = Quadratic(), LinearCombiner(3, start_weight=1.0, positive=False).double()
+    with_regulariser, _, _ = take(model, m, estimator, gamma=5.0)
+    without, _, _ = take(model, m, estimator, gamma=0.0)
+    torch.testing.assert_close(with_regulariser.outer.products, without.outer.products)
+
+
+@pytest.mark.parametrize("estimator", ESTIMATORS)
+def test_no_primary_gradient_means_no_outer_gradient(estimator):
+    model = Quadratic()
+    with torch.no_grad():
+        model.w.copy_(model.c[0])
+    m = LinearCombiner(3, start_weight=0.75, positive=False).double()
+    result, (found,), _ = take(model, m, estimator, gamma=0.0)
+    assert result.outer.applied
+    assert found.abs().max() == 0
+
+
+@pytest.mark.parametrize("estimator", ESTIMATORS)
+def test_primary_loss_on_another_batch(estimator):
+    """Held out or replayed: v from one batch, J from another, the regulariser from the second."""
+    model, m = Quadratic(), LinearCombiner(3, start_weight=0.75, positive=False).double()
+    other = torch.arange(6, dtype=torch.float64)
+    jacobian = torch.einsum("tij,tj->ti", model.a, (model.w - model.c).detach())
+    a, losses = torch.full((3,), 0.75, dtype=torch.float64), model.losses().detach()
+    v = (model.w.detach() - other) + 0.5 * torch.sign((a * losses - losses).sum()) * (jacobian.T @ (a - 1))
+    expected = jacobian @ v
+    for shared in (True, False):
+        bilevel = Bilevel(model, m, Recorder(m.parameters()), estimator_name=estimator, gamma=0.5)
+
+        def primary() -> torch.Tensor:
+            return (model.w - other).square().sum() / 2
+
+        if shared:
+            outer = bilevel.backward(model.losses, primary=primary, outer=True).outer
+        else:
+            outer = bilevel.outer_step(primary, model.losses)
+        torch.testing.assert_close(outer.products, expected, rtol=1e-8, atol=1e-8)
+
+
+def test_not_finite_outer_step_is_left_out():
+    model, m = Quadratic(), LinearCombiner(3, positive=False).double()
+    lines: list[str] = []
+    optimizer = torch.optim.Adam(m.parameters(), 0.1)
+    bilevel = Bilevel(model, m, optimizer, estimator_name="per_task", log=lines.append)
+    weights = m.raw.detach().clone()
+    bilevel.backward(lambda: model.losses() * torch.tensor([1.0, 1.0, float("inf")]), outer=True)
+    assert torch.equal(m.raw, weights)
+    assert "not finite" in lines[0]
+
+
+def test_outer_steps_come_after_every_k_inner_steps():
+    model, m = Quadratic(), LinearCombiner(3).double()
+    bilevel = Bilevel(model, m, torch.optim.Adam(m.parameters(), 0.1), every=3)
+    taken = [bilevel.backward(model.losses).outer is not None for _ in range(8)]
+    assert taken == [False, False, False, True, False, False, True, False]
+
+
+def test_auto_uses_forward_mode_where_it_works_and_says_why():
+    model, m = build(Encoder)
+    lines: list[str] = []
+    bilevel = Bilevel(model, m, Recorder(m.parameters()), log=lines.append)
+    bilevel.backward(model.losses, outer=True)
+    assert bilevel.estimator_name == "forward"
+    assert "forward mode works" in lines[0]
+
+
+def test_auto_falls_back_where_an_operation_has_no_forward_mode():
+    class Cube(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, x):
+            ctx.save_for_backward(x)
+            return x**3
+
+        @staticmethod
+        def backward(ctx, gradient):
+            return 3 * ctx.saved_tensors[0] ** 2 * gradient
+
+    torch.manual_seed(0)
+    model = nn.Linear(4, 3)
+    inputs = torch.randn(8, 4)
+    lines: list[str] = []
+    m = LossTransformer(3, width=16, heads=2, start="random")
+    bilevel = Bilevel(model, m, Recorder(m.parameters()), log=lines.append)
+
+    def losses() -> torch.Tensor:
+        return Cube.apply(model(inputs)).square().mean(0)
+
+    first = bilevel.backward(losses, outer=True).outer.products
+    assert bilevel.estimator_name == "difference"
+    assert "no forward mode" in lines[0]
+    second = bilevel.backward(losses, outer=True).outer.products
+    assert (first - second).norm() <= 2e-3 * first.norm()
+
+
+def test_auto_takes_task_gradients_with_two_losses():
+    model, m = Quadratic(), LinearCombiner(2).double()
+    bilevel = Bilevel(model, m, Recorder(m.parameters()))
+    bilevel.backward(lambda: model.losses()[:2], outer=True)
+    assert bilevel.estimator_name == "per_task"
+
+
+@pytest.mark.parametrize("estimator", ["forward", "per_task"])
+def test_bf16_autocast(estimator):
+    model, m = build(ConvNet)
+    exact, _, _ = take(copy.deepcopy(model), m, "double_backward")
+    rounded, _, _ = take(model, m, estimator, autocast=torch.bfloat16)
+    gap = (rounded.outer.products - exact.outer.products).norm() / exact.outer.products.norm()
+    assert gap < 0.05
+
+
+def test_learned_combiner_lowers_the_primary_loss_more_than_a_harmful_sum():
+    """One auxiliary loss pulls away from the target: the outer loop must learn to turn it down."""
+    def train(learn: bool) -> float:
+        w = nn.Module()
+        w.x = nn.Parameter(torch.zeros(2))
+        m = LinearCombiner(2)
+        bilevel = Bilevel(w, m, torch.optim.Adam(m.parameters(), 0.1) if learn else None, every=1)
+        optimizer = torch.optim.SGD(w.parameters(), 0.1)
+        for _ in range(200):
+            optimizer.zero_grad()
+            bilevel.backward(lambda: [(w.x - 1).square().sum(), (w.x + 3).square().sum()])
+            optimizer.step()
+        return float((w.x - 1).square().sum())
+
+    assert train(learn=True) < 0.1 * train(learn=False)
+
+
+@pytest.mark.parametrize(
+    ("losses", "error", "message"),
+    [
+        (lambda: {}, ValueError, "no losses"),
+        (lambda: [torch.ones(2, requires_grad=True)], ValueError, "scalar"),
+        (lambda: [1.0], ValueError, "scalar"),
+        (lambda: 3.0, TypeError, "mapping"),
+        (lambda: [torch.tensor(1.0), torch.tensor(2.0)], ValueError, "depends on a trainable parameter"),
+    ],
+)
+def test_bad_losses_are_named(losses, error, message):
+    with pytest.raises(error, match=message):
+        Bilevel(nn.Linear(1, 1), LinearCombiner(2)).backward(losses)
+
+
+def test_bad_settings_are_named():
+    model, m = nn.Linear(1, 1), LinearCombiner(2)
+    with pytest.raises(ValueError, match="every"):
+        Bilevel(model, m, every=0)
+    with pytest.raises(ValueError, match="gamma"):
+        Bilevel(model, m, gamma=-1)
+    with pytest.raises(ValueError, match="no trainable"):
+        Bilevel(model.requires_grad_(False), m)
+    with pytest.raises(Exception, match="Did you mean 'forward'"):
+        Bilevel(nn.Linear(1, 1), m, estimator_name="forwards")
+    with pytest.raises(Exception, match="Did you mean 'aid-fp-lite'"):
+        Bilevel(nn.Linear(1, 1), m, scheme_name="aid-fp-light")
