@@ -113,7 +113,9 @@ def released_way(model, m, *, gamma: float, direct_term: bool) -> list:
     v = torch.autograd.grad(primary, parameters, retain_graph=True, allow_unused=True)
     u = torch.autograd.grad(combined, parameters, create_graph=True, allow_unused=True)
     inner = sum((a * b.detach()).sum() for a, b in zip(u, v, strict=True) if a is not None)
-    gradients = [None if g is None else -g for g in torch.autograd.grad(inner, phi, retain_graph=True, allow_unused=True)]
+    gradients = [
+        None if g is None else -g for g in torch.autograd.grad(inner, phi, retain_graph=True, allow_unused=True)
+    ]
     if direct_term:
         direct = torch.autograd.grad(gamma * (m(losses.detach()) - losses.detach().sum()).abs(), phi, allow_unused=True)
         gradients = [a if b is None else b if a is None else a + b for a, b in zip(gradients, direct, strict=True)]
@@ -311,6 +313,7 @@ def test_bf16_autocast(estimator):
 
 def test_learned_combiner_lowers_the_primary_loss_more_than_a_harmful_sum():
     """One auxiliary loss pulls away from the target: the outer loop must learn to turn it down."""
+
     def train(learn: bool) -> float:
         w = nn.Module()
         w.x = nn.Parameter(torch.zeros(2))

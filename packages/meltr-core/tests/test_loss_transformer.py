@@ -12,7 +12,7 @@ from meltr.combiners.fixed import FixedCombiner, plain_sum, primary_only
 
 def reference_encoder(layer: nn.TransformerEncoderLayer, x: torch.Tensor, heads: int) -> torch.Tensor:
     """A post-norm encoder layer written out with matrices, from the paper's description."""
-    tokens, width = x.shape
+    width = x.shape[1]
     q, k, v = (x @ layer.self_attn.in_proj_weight.T + layer.self_attn.in_proj_bias).split(width, 1)
     mixed = []
     for h in range(heads):
@@ -58,7 +58,9 @@ def test_can_be_differentiated_twice_in_every_mode(training, dropout):
     m = LossTransformer(3, width=16, heads=2, dropout=dropout, start="random").train(training)
     _, a = sensitivities(m, torch.tensor([1.0, 2.0, 3.0]), create_graph=True)
     gradients = torch.autograd.grad(a.square().sum(), list(m.parameters()), allow_unused=True)
-    norms = {n: None if g is None else float(g.norm()) for (n, _), g in zip(m.named_parameters(), gradients, strict=True)}
+    norms = {
+        n: None if g is None else float(g.norm()) for (n, _), g in zip(m.named_parameters(), gradients, strict=True)
+    }
     assert norms["loss_fc1.weight"] > 0
     assert norms["encoder.norm2.bias"] is None  # m is linear in it: its slope does not depend on it
 

@@ -70,7 +70,8 @@ class AdapterSpecs:
     def parameter_groups(self, model: torch.nn.Module, context: RunContext) -> Sequence[Mapping[str, Any]]:
         """Return optimiser parameter groups; default: one group with all trainable parameters.
 
-        A group may hold ``lr_scale`` (relative to the schedule) and ``weight_decay``. Parameters in no group stay fixed.
+        A group may hold ``lr_scale`` (relative to the schedule) and ``weight_decay``. Parameters in no group stay
+        fixed.
         """
         raise AssertionError("specification only")
 

@@ -227,7 +227,7 @@ class DataSpec(Info):
     """How the splits are made.
 
     Args:
-        validation: Part (< 1) or number (>= 1) of training examples set aside where the data set has no validation split.
+        validation: Part (< 1) or number (>= 1) of training examples set aside where there is no validation split.
         held_out: The same for the outer loop's held-out batches; used only with ``outer_batch=held_out``.
         train_limit: Use only this many training examples; None: all.
         eval_limit: Evaluate on at most this many examples; None: all.

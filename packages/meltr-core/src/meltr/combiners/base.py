@@ -57,9 +57,7 @@ def sensitivities(combiner: nn.Module, losses: Tensor, *, create_graph: bool = F
             leaf = leaf.float()
         leaf = leaf.requires_grad_()
         combined = combiner(leaf).reshape(())
-        (a,) = torch.autograd.grad(
-            combined, leaf, create_graph=create_graph, allow_unused=True, materialize_grads=True
-        )
+        (a,) = torch.autograd.grad(combined, leaf, create_graph=create_graph, allow_unused=True, materialize_grads=True)
     return (combined, a) if create_graph else (combined.detach(), a)
 
 

@@ -114,7 +114,7 @@ class LossTransformer(Combiner):
         # The fused attention kernels have no second derivative, and the outer step differentiates m twice.
         with sdpa_kernel(SDPBackend.MATH):
             encoded = self.encoder(tokens)
-        correction = self.fc1(encoded.mean(1))[:, 0]
+        correction: Tensor = self.fc1(encoded.mean(1))[:, 0]
         return losses.sum(1) + correction if self.start == "sum" else correction
 
     def settings(self) -> dict[str, Any]:

@@ -1,10 +1,10 @@
 """Algorithm 1 of the paper in loss space: the class that a plain training loop needs.
 
-    meltr = Bilevel(model, combiner, outer_optimizer, every=3)
-    for batch in loader:
-        optimizer.zero_grad()
-        meltr.backward(lambda: task_losses(model, batch))     # instead of loss.backward()
-        optimizer.step()
+meltr = Bilevel(model, combiner, outer_optimizer, every=3)
+for batch in loader:
+optimizer.zero_grad()
+meltr.backward(lambda: task_losses(model, batch))     # instead of loss.backward()
+optimizer.step()
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from meltr.combiners.base import sensitivities
+from meltr.combiners.base import Combiner, sensitivities
 from meltr.hypergradients.outer_gradient import outer_gradient
 from meltr.hypergradients.problem import ROWS_KEPT, Direction, OuterProblem
 from meltr.hypergradients.products import Estimator, estimator
 from meltr.hypergradients.products.auto import choose
 from meltr.hypergradients.products.difference import CentralDifference
-from meltr.hypergradients.replay import LossEvaluation, Losses, preserved_buffers
+from meltr.hypergradients.replay import Losses, LossEvaluation, preserved_buffers
 from meltr.hypergradients.schemes import scheme
 
 Compute = Callable[[], Losses]
@@ -65,9 +65,9 @@ class StepResult:
 class Bilevel:
     """Descend the unified loss, and every K steps train the combiner so that doing so lowers the primary loss.
 
-    After K inner steps Algorithm 1 evaluates the losses at the new w; the next inner step starts from the same w. So one
-    forward serves both: v comes from its graph, g needs one or two forwards without a graph (or one backward per task),
-    the combiner steps, and the inner gradient is taken with the new combiner.
+    After K inner steps Algorithm 1 evaluates the losses at the new w; the next inner step starts from the same w. So
+    one forward serves both: v comes from its graph, g needs one or two forwards without a graph (or one backward per
+    task), the combiner steps, and the inner gradient is taken with the new combiner.
 
     Args:
         model: The backbone; its trainable parameters are w, unless `parameters` are given.
@@ -144,14 +144,14 @@ class Bilevel:
         """
         take_outer = self.outer_step_due if outer is None else outer and self.outer_optimizer is not None
         evaluation = self._evaluate(compute, snapshot=take_outer)
-        if self.steps == 0 and hasattr(self.combiner, "prepare"):
+        if self.steps == 0 and isinstance(self.combiner, Combiner):
             self.combiner.prepare(evaluation.values)
-        found, rows = None, None
+        found, problem = None, None
         if take_outer:
             held_out = None if primary is None else self._evaluate_aside(primary)
-            found, rows = self._outer_step(evaluation, held_out)
+            found, problem = self._outer_step(evaluation, held_out)
         combined, a = sensitivities(self.combiner, evaluation.values)
-        self._inner_backward(evaluation, a, rows)
+        self._inner_backward(evaluation, a, problem)
         self.steps += 1
         return StepResult(evaluation.values, combined, a, found)
 

@@ -1,9 +1,9 @@
 """Checkpoints of w AND phi: written beside and renamed, so that a killed run never leaves half of one.
 
-    checkpoints/step-000500/backbone.safetensors     weights and buffers of the backbone
-                            combiner.safetensors     weights of the combiner, its settings in the metadata
-                            training.pt              optimisers, counters (plain values and tensors only)
-    checkpoints/last, checkpoints/best               links (small text files where there are no links)
+checkpoints/step-000500/backbone.safetensors     weights and buffers of the backbone
+combiner.safetensors     weights of the combiner, its settings in the metadata
+training.pt              optimisers, counters (plain values and tensors only)
+checkpoints/last, checkpoints/best               links (small text files where there are no links)
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from meltr.combiners.base import Combiner
 from meltr.errors import MeltrError, UserError
 
 
@@ -46,7 +47,7 @@ class Checkpoints:
             shutil.rmtree(partial, ignore_errors=True)
             partial.mkdir(parents=True)
             save_module(partial / "backbone.safetensors", model)
-            settings = combiner.settings() if hasattr(combiner, "settings") else {}
+            settings = combiner.settings() if isinstance(combiner, Combiner) else {}
             save_module(partial / "combiner.safetensors", combiner, settings=json.dumps(settings))
             torch.save(training, partial / "training.pt")
             shutil.rmtree(final, ignore_errors=True)
@@ -73,7 +74,9 @@ class Checkpoints:
             path = self.folder / path.read_text().strip()
         if not path.is_dir():
             there = sorted(p.name for p in self.folder.glob("*") if not p.name.startswith("."))
-            raise UserError(f"There is no checkpoint {name!r} in {self.folder}.", f"Found: {', '.join(there) or 'none'}.")
+            raise UserError(
+                f"There is no checkpoint {name!r} in {self.folder}.", f"Found: {', '.join(there) or 'none'}."
+            )
         return path.resolve()
 
     def describe_last(self) -> str:
@@ -142,8 +145,11 @@ def load_module(path: Path, module: nn.Module, what: str) -> None:
     unexpected = sorted(tensors.keys() - own.keys())
     reshaped = sorted(k for k in own.keys() & tensors.keys() if own[k].shape != tensors[k].shape)
     if missing or unexpected or reshaped:
-        parts = [f"{label} {len(keys)} (first: {keys[0]})" for label, keys in
-                 (("missing", missing), ("unexpected", unexpected), ("of another shape", reshaped)) if keys]
+        parts = [
+            f"{label} {len(keys)} (first: {keys[0]})"
+            for label, keys in (("missing", missing), ("unexpected", unexpected), ("of another shape", reshaped))
+            if keys
+        ]
         raise UserError(f"{path} does not belong to this {what}: {'; '.join(parts)}.", "Is it from another run?")
     module.load_state_dict(tensors)
 

@@ -140,9 +140,7 @@ class Trainer:
             primary = self._losses(held_out, context.with_losses(context.losses[0]))
         replay = self.outer is not None and spec.bilevel.outer_batch == "replay"
         self._set_lrs()
-        result = self.bilevel.backward(
-            self._losses(batch, context), primary=primary, outer=False if replay else None
-        )
+        result = self.bilevel.backward(self._losses(batch, context), primary=primary, outer=False if replay else None)
         self.guard.check(self.step, result.losses)
         if spec.train.clip_norm is not None:
             torch.nn.utils.clip_grad_norm_(self.parameters, spec.train.clip_norm)
@@ -182,7 +180,9 @@ class Trainer:
         )
         set_lr(self.optimizer, train.lr * factor)
         if self.outer is not None:
-            set_lr(self.outer, bilevel.outer_lr * lr_factor(self.step, self.total_steps, schedule=bilevel.outer_schedule))
+            set_lr(
+                self.outer, bilevel.outer_lr * lr_factor(self.step, self.total_steps, schedule=bilevel.outer_schedule)
+            )
 
     def _log(self) -> None:
         names = self.context.losses

@@ -14,7 +14,7 @@ Direction = list[Tensor | None]
 """A vector in parameter space: one tensor a parameter, None where it is zero."""
 
 ROWS_KEPT = 3
-"""Up to this many losses, all rows of J are kept: they give u, v and g at once for (T+1) times the parameters' memory."""
+"""Up to this many losses, all rows of J are kept: they give u, v and g at once, for (T+1) gradients of memory."""
 
 
 @dataclass

@@ -71,7 +71,7 @@ def unchanged_versions(tensors: Sequence[Tensor]) -> AbstractContextManager[Any]
     """
     if not tensors:
         return nullcontext()
-    return torch.autograd._unsafe_preserve_version_counter(tuple(tensors))
+    return torch.autograd.grad_mode._unsafe_preserve_version_counter(tuple(tensors))
 
 
 Losses = Tensor | Mapping[str, Tensor] | Sequence[Tensor]

@@ -18,13 +18,13 @@ LADDER = tuple(10.0 ** (-exponent / 2) for exponent in range(2, 11))
 class CentralDifference:
     """g_t = (l_t(w + e q) - l_t(w - e q)) / (2 e): works with every kernel, compiled or not.
 
-    Cost: two forwards without a graph. Extra memory: a copy of the parameters, from which they are put back bit-exactly.
+    Cost: two forwards without a graph. Extra memory: a copy of the parameters, which puts them back bit-exactly.
     Error: O(e^2) plus the losses' rounding error over e; forwards run in float32 (autocast is switched off) and the
     subtraction in float64.
 
-    No fixed step suits every model (its curvature sets the best one), so the step is chosen: on the first call the whole
-    ladder is evaluated, later every `recheck` calls the neighbours of the current step, and the step whose value agrees
-    best with its neighbours' is used.
+    No fixed step suits every model (its curvature sets the best one), so the step is chosen: on the first call the
+    whole ladder is evaluated, later every `recheck` calls the neighbours of the current step, and the step whose value
+    agrees best with its neighbours' is used.
 
     Args:
         recheck: Calls between two checks of the step size.
@@ -44,7 +44,9 @@ class CentralDifference:
         """Return g = J q, shape (T+1,), float64. Weights, buffers and generators are left bit-identical."""
         length = float(norm(direction))
         if length == 0.0 or length != length or length == float("inf"):
-            return torch.full((problem.size,), length * 0.0, dtype=torch.float64, device=problem.auxiliary.values.device)
+            return torch.full(
+                (problem.size,), length * 0.0, dtype=torch.float64, device=problem.auxiliary.values.device
+            )
         check = self.step is None or self._calls % self.recheck == 0
         self._calls += 1
         if not check:
