@@ -40,9 +40,7 @@ def register_combiners() -> list[CombinerInfo]:
             factory="meltr.combiners.fixed:from_options",
             options="meltr.combiners.options:FixedOptions",
         ),
-        CombinerInfo(
-            name="sum", summary="Plain sum: multi-task learning.", factory="meltr.combiners.fixed:plain_sum"
-        ),
+        CombinerInfo(name="sum", summary="Plain sum: multi-task learning.", factory="meltr.combiners.fixed:plain_sum"),
         CombinerInfo(
             name="primary",
             summary="The primary loss alone: ordinary fine-tuning.",

@@ -207,7 +207,7 @@ class BilevelSpec(Info):
     """
 
     every: int = Field(3, ge=1)
-    scheme: str = "aid-fp-lite"
+    scheme: Literal["aid-fp-lite"] = "aid-fp-lite"
     estimator: Literal["auto", "forward", "difference", "per_task", "double_backward"] = "auto"
     outer_batch: Literal["shared", "replay", "held_out"] = "shared"
     gamma: float = Field(0.1, ge=0)

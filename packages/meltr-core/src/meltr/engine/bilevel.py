@@ -22,7 +22,7 @@ from meltr.combiners.base import Combiner, sensitivities
 from meltr.hypergradients.outer_gradient import outer_gradient
 from meltr.hypergradients.problem import ROWS_KEPT, Direction, OuterProblem
 from meltr.hypergradients.products import Estimator, estimator
-from meltr.hypergradients.products.auto import choose
+from meltr.hypergradients.products.auto import choose, rows_pay
 from meltr.hypergradients.products.difference import CentralDifference
 from meltr.hypergradients.replay import Losses, LossEvaluation, preserved_buffers
 from meltr.hypergradients.schemes import scheme
@@ -209,8 +209,8 @@ class Bilevel:
     ) -> tuple[OuterResult, OuterProblem]:
         combined, a = sensitivities(self.combiner, auxiliary.values)
         problem = OuterProblem(self.parameters, auxiliary, combined, a, gamma=self.gamma, primary=primary)
-        two = self.estimator_name == "auto" and problem.size <= 2
-        problem.keep_rows = problem.size <= ROWS_KEPT and (two or self.estimator_name == "per_task")
+        rows = rows_pay(auxiliary.parts) if self.estimator_name == "auto" else self.estimator_name == "per_task"
+        problem.keep_rows = rows and problem.size <= ROWS_KEPT
         products = self._products(problem, self._scheme(problem))
         gradients = outer_gradient(
             self.combiner, auxiliary.values, products, gamma=self.gamma, direct_term=self.direct_term

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import json
-import os
 import platform
 import sys
-from collections.abc import Mapping
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 from meltr.errors import UserError
+from meltr.files import write_json, write_text
 from meltr.specs import RunSpec
 
 PACKAGES = ("meltr-core", "torch", "torchvision", "timm", "transformers", "numpy", "safetensors", "pluggy", "pydantic")
@@ -44,7 +42,7 @@ class RunFolder:
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             write_text(self.spec, dump_yaml(spec))
-            write_json(self.environment, environment(spec))
+            write_json(self.environment, environment())
         except OSError as error:
             raise UserError(
                 f"Cannot write the run folder {self.path}: {error.strerror or error}.",
@@ -52,12 +50,12 @@ class RunFolder:
             ) from error
 
 
-def environment(spec: RunSpec) -> dict[str, Any]:
+def environment() -> dict[str, Any]:
     """Return what a reader needs to repeat the run: versions, platform, command."""
     import torch
 
     return {
-        "versions": versions(spec),
+        "versions": versions(),
         "python": platform.python_version(),
         "platform": platform.platform(),
         "threads": torch.get_num_threads(),
@@ -67,33 +65,12 @@ def environment(spec: RunSpec) -> dict[str, Any]:
     }
 
 
-def versions(spec: RunSpec) -> dict[str, str]:
-    """Return the versions of the packages that matter, and of the one that brings the backbone where it is known."""
+def versions() -> dict[str, str]:
+    """Return the versions of the packages that matter and are installed."""
     found = {}
-    for name in (*PACKAGES, f"meltr-{spec.backbone}"):
+    for name in PACKAGES:
         try:
             found[name] = metadata.version(name)
         except metadata.PackageNotFoundError:
             continue
     return found
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a file beside and rename it: readers see the old one or the new one."""
-    temporary = path.with_name(f".{path.name}.partial")
-    try:
-        temporary.write_text(text, encoding="utf-8")
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def write_json(path: Path, content: Mapping[str, Any]) -> None:
-    """Write JSON whole."""
-    write_text(path, json.dumps(content, indent=2, default=str) + "\n")
-
-
-def write_lines(path: Path, rows: tuple[Mapping[str, Any], ...]) -> None:
-    """Write JSON lines whole."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_text(path, "".join(json.dumps(row, default=str) + "\n" for row in rows))

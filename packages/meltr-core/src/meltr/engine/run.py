@@ -15,13 +15,15 @@ from torch import nn
 from meltr.combiners.base import Combiner
 from meltr.context import Data, RunContext
 from meltr.engine.checkpoints import Checkpoints, load_module
-from meltr.engine.folder import RunFolder, versions, write_json, write_lines
+from meltr.engine.folder import RunFolder, versions
 from meltr.engine.hooks import Hooks
 from meltr.engine.meter import peak_memory_mb
 from meltr.engine.seeding import derive, seed_everything
 from meltr.engine.trainer import Trainer
 from meltr.errors import PluginError, UserError
+from meltr.files import write_json, write_lines
 from meltr.observers.jsonl import MetricsWriter
+from meltr.observers.logfile import LogObserver
 from meltr.specs import RunSpec
 
 if TYPE_CHECKING:
@@ -37,6 +39,7 @@ class Prepared:
     data: Data
     model: nn.Module
     combiner: Combiner
+    plugin: str
 
 
 def execute(
@@ -66,14 +69,18 @@ def execute(
     """
     if fast_dev_run:
         spec = _shortened(spec)
+    kept = None if fast_dev_run else run_dir
     with contextlib.ExitStack() as stack:
-        if run_dir is None or fast_dev_run:
-            run_dir = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="meltr-")))
-        folder = RunFolder(run_dir)
-        prepared = prepare(spec, registry, observers, run_dir=run_dir)
+        place = kept or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="meltr-")))
+        folder = RunFolder(place)
+        for observer in observers:
+            if callable(getattr(observer, "close", None)):
+                stack.callback(observer.close)  # type: ignore[attr-defined]
+        prepared = prepare(spec, registry, observers, run_dir=kept)
         if not (resume and folder.spec.exists()):
             folder.create(spec)
-        return _train(prepared, folder, resume=resume)
+        results = _train(prepared, folder, resume=resume)
+        return results if kept else {**results, "run": None}
 
 
 def prepare(
@@ -89,7 +96,8 @@ def prepare(
     device = resolve_device(spec.device)
     losses = spec.losses[:1] if combiner_info.primary_only else spec.losses
     generator = torch.Generator(device) if device.type in ("cpu", "cuda") else None
-    hooks = Hooks(run_manager(registry, backbone, observers), spec.backbone)
+    logs = [] if run_dir is None else [LogObserver()]
+    hooks = Hooks(run_manager(registry, backbone, [*observers, *logs]), spec.backbone)
     context = RunContext(
         spec=spec, task=task, options=options, device=device, losses=losses, generator=generator, run_dir=run_dir
     )
@@ -106,7 +114,8 @@ def prepare(
             f"Combiner {spec.combiner!r} ({combiner_info.factory}) returned {type(combiner).__name__}, "
             "expected a meltr.Combiner."
         )
-    return Prepared(hooks, context, data, model, cast(Combiner, combiner.to(device)))
+    plugin = registry.owner("backbone", spec.backbone)
+    return Prepared(hooks, context, data, model, cast(Combiner, combiner.to(device)), plugin)
 
 
 def _train(prepared: Prepared, folder: RunFolder, *, resume: bool) -> dict[str, Any]:
@@ -177,7 +186,8 @@ def _finish(prepared: Prepared, trainer: Trainer, checkpoints: Checkpoints, fold
         "device": str(context.device),
         "data": dict(prepared.data.meta),
         "spec": spec.model_dump(mode="json"),
-        "versions": versions(spec),
+        "plugin": prepared.plugin,
+        "versions": versions(),
     }
 
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from torch import Tensor
 
-from meltr.hypergradients.problem import Direction, OuterProblem
+from meltr.hypergradients.problem import ROWS_KEPT, Direction, OuterProblem
 from meltr.hypergradients.products.forward import forward_mode
 from meltr.hypergradients.products.per_task import per_task
 
@@ -12,12 +14,52 @@ TOLERANCE = 1e-2
 """Relative difference from one backward per task above which forward mode is not trusted (bf16 rounds at 4e-3)."""
 
 
+BACKWARDS = 2.5
+"""One backward per task pays while all of them together cost less than this many (forward mode: v, g and u cost 3)."""
+
+
+def rows_pay(losses: Sequence[Tensor]) -> bool:
+    """Tell whether one backward per task, rows kept, is the cheapest way for these losses.
+
+    Args:
+        losses: The T+1 losses with their graphs, 0-dim each.
+    """
+    return len(losses) <= 2 or (len(losses) <= ROWS_KEPT and shared_backwards(losses) < BACKWARDS)
+
+
+def shared_backwards(losses: Sequence[Tensor]) -> float:
+    """Return what one backward per loss costs together, in units of one backward through all of them.
+
+    Between 1 (no two losses share a part of the graph) and the number of losses (they share all of it), by the number
+    of operations.
+
+    Args:
+        losses: The losses with their graphs, 0-dim each.
+    """
+    reached = [_nodes(loss) for loss in losses]
+    union = set().union(*reached)
+    return sum(map(len, reached)) / max(1, len(union))
+
+
+def _nodes(loss: Tensor) -> set[object]:
+    found: set[object] = set()
+    waiting = [loss.grad_fn]
+    while waiting:
+        node = waiting.pop()
+        if node is not None and node not in found and node.next_functions:  # leaves cost nothing
+            found.add(node)
+            waiting.extend(following for following, _ in node.next_functions)
+    return found
+
+
 def choose(problem: OuterProblem, direction: Direction, *, low_precision: bool) -> tuple[str, str, Tensor]:
     """Choose an estimator for this model at its first outer step.
 
-    Two losses: per task, one extra backward gives everything. Otherwise forward mode where the model supports it,
-    checked once against one backward per task; where it does not, central differences in float32, one backward per
-    task in lower precision.
+    With up to `ROWS_KEPT` losses, one backward per task gives v, g and the next inner gradient at once. That is the
+    cheapest way with two losses, and with three that have most of their forward passes to themselves (then the T+1
+    backwards together cost little more than one). Otherwise forward mode where the model supports it, checked once
+    against one backward per task; where it does not, central differences in float32, one backward per task in lower
+    precision. Nothing is timed: the same run always chooses alike.
 
     Args:
         problem: The outer problem of the first outer step.
@@ -28,8 +70,8 @@ def choose(problem: OuterProblem, direction: Direction, *, low_precision: bool) 
         Name of the estimator, the reason in a line, and g of shape (T+1,) for this step.
     """
     exact = per_task(problem, direction)
-    if problem.size <= 2:
-        return "per_task", f"{problem.size} losses: their gradients give the inner and outer step at once", exact
+    if problem.keep_rows:
+        return "per_task", "the task gradients give the inner and the outer step at once", exact
     fallback = "per_task" if low_precision else "difference"
     try:
         products = forward_mode(problem, direction)

@@ -1,0 +1,98 @@
+"""Sessions of the project; bare ``nox`` runs lint, types, tests and isolated. ``nox -l`` lists them all."""
+
+from __future__ import annotations
+
+import tomllib
+from pathlib import Path
+
+import nox
+
+nox.needs_version = ">=2024.10.9"
+nox.options.default_venv_backend = "uv"
+nox.options.reuse_existing_virtualenvs = True
+nox.options.sessions = ["lint", "types", "tests", "isolated"]
+
+ROOT = Path(__file__).parent
+CORE = "packages/meltr-core"
+ADAPTERS = sorted(
+    f"packages/{path.parent.name}"
+    for path in ROOT.glob("packages/*/pyproject.toml")
+    if path.parent.name != "meltr-core"
+)
+PINS = ("-c", "constraints.txt")
+
+
+def install_all(session: nox.Session, *extra: str) -> None:
+    packages = [part for adapter in ADAPTERS for part in ("-e", adapter)]
+    session.install(*PINS, "-e", f"{CORE}[plots,tensorboard]", *packages, *extra)
+
+
+@nox.session
+def lint(session: nox.Session) -> None:
+    """Style and format (ruff)."""
+    session.install(*PINS, "ruff")
+    session.run("ruff", "check", ".")
+    session.run("ruff", "format", "--check", ".")
+
+
+@nox.session
+def types(session: nox.Session) -> None:
+    """Types (mypy, strict)."""
+    install_all(session, "mypy", "types-PyYAML")
+    for package in (CORE, *ADAPTERS):
+        session.run("mypy", f"{package}/src")
+
+
+@nox.session
+def tests(session: nox.Session) -> None:
+    """The tests, but for slow ones and those that need a GPU."""
+    install_all(session, "pytest", "pytest-xdist", "hypothesis", "scipy")
+    session.run("pytest", "-n", "2", "-m", "not slow and not gpu", *session.posargs, env={"OMP_NUM_THREADS": "1"})
+
+
+@nox.session
+def tests_slow(session: nox.Session) -> None:
+    """The slow tests."""
+    install_all(session, "pytest", "pytest-xdist", "hypothesis", "scipy")
+    session.run("pytest", "-m", "slow", *session.posargs)
+
+
+@nox.session
+@nox.parametrize("adapter", ADAPTERS, ids=[Path(a).name.removeprefix("meltr-") for a in ADAPTERS])
+def isolated(session: nox.Session, adapter: str) -> None:
+    """Each adapter alone with core in an empty environment, built and installed as a user would."""
+    session.install(*PINS, f"./{CORE}", f"./{adapter}")
+    session.run("meltr", "list")
+    tiny = tomllib.loads((ROOT / adapter / "pyproject.toml").read_text())["tool"]["meltr"]["tiny-run"]
+    session.run("meltr", "run", *tiny, "--fast-dev-run")
+
+
+@nox.session
+def minimums(session: nox.Session) -> None:
+    """The tests with the oldest versions that the packages claim to support."""
+    packages = [part for package in ADAPTERS for part in ("-e", package)]
+    session.install("--resolution", "lowest-direct", "-e", f"{CORE}[plots,tensorboard]", *packages)
+    session.install("pytest", "pytest-xdist", "hypothesis", "scipy")
+    session.run("pytest", "-n", "2", "-m", "not slow and not gpu", *session.posargs, env={"OMP_NUM_THREADS": "1"})
+
+
+def has_gpu(session: nox.Session) -> bool:
+    answer = session.run("python", "-c", "import torch; print(torch.cuda.is_available())", silent=True, external=False)
+    return "True" in str(answer)
+
+
+@nox.session
+def gpu(session: nox.Session) -> None:
+    """Everything that wants a GPU: the tests marked so, then the benchmark on it."""
+    install_all(session, "pytest")
+    if not has_gpu(session):
+        session.skip("no CUDA device on this machine")
+    session.run("pytest", "-m", "gpu", *session.posargs)
+    session.run("python", "benchmarks/outer_step.py", "--device", "cuda")
+
+
+@nox.session
+def bench(session: nox.Session) -> None:
+    """What one outer step costs, in units of a plain training step."""
+    install_all(session)
+    session.run("python", "benchmarks/outer_step.py", *session.posargs)

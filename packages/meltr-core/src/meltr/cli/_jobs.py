@@ -1,0 +1,190 @@
+"""What one ``meltr run`` does: one run or several seeds, new or resumed."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import typer
+
+from meltr.cli import _folders as folders
+from meltr.cli._options import Selection, registry_for
+from meltr.cli._output import remark, table
+from meltr.errors import UserError, did_you_mean
+from meltr.files import write_json
+from meltr.plugins import Registry
+from meltr.settings import difference, load_spec, resolve
+from meltr.specs import RunSpec
+
+MAY_CHANGE = {"device", "data_root", "data.download"}
+"""Settings that a resumed run may have otherwise: where it computes and where its data lie."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """A run, or one run for each of several seeds.
+
+    Args:
+        registry: The plugins.
+        spec: The run; for several seeds, the first.
+        folder: Its folder, or the parent of the seeds' folders; None: write nothing.
+        seeds: The seeds of a job with a folder a seed; None: a single run.
+        resume: Continue what is in the folder.
+    """
+
+    registry: Registry
+    spec: RunSpec
+    folder: Path | None
+    seeds: list[int] | None = None
+    resume: bool = False
+
+    def runs(self) -> list[tuple[RunSpec, Path | None]]:
+        """Return each run with its folder."""
+        if self.seeds is None or self.folder is None:
+            return [(self.spec, self.folder)]
+        return [
+            (self.spec.model_copy(update={"seed": seed}), folders.seed_folder(self.folder, seed)) for seed in self.seeds
+        ]
+
+
+def new_job(
+    ctx: typer.Context, selection: Selection, *, output_dir: Path, name: str | None, overwrite: bool, keep: bool
+) -> Job:
+    """Resolve a new run and choose its folder; nothing is written.
+
+    Args:
+        ctx: The command's context.
+        selection: What the user asked for.
+        output_dir: Folder above the run's.
+        name: Name of the run's folder; None: made from what is run.
+        overwrite: An existing run of that name will be deleted.
+        keep: False if nothing is to be written.
+
+    Raises:
+        UserError: If settings or name are not valid.
+    """
+    registry = registry_for(ctx, selection.plugin_files())
+    spec = selection.resolve(registry)
+    seeds = selection.seeds() or [spec.seed]
+    if not keep:
+        return Job(registry, spec, None)
+    folder = folders.choose_folder(spec, output_dir, name, overwrite=overwrite)
+    return Job(registry, spec, folder, seeds if len(seeds) > 1 else None)
+
+
+def resumed_job(ctx: typer.Context, folder: Path, selection: Selection) -> Job:
+    """Read the job in `folder`.
+
+    Raises:
+        UserError: If there is none, or `selection` changes what it computes.
+    """
+    parent = folders.read_seeds(folder)
+    if parent is not None:
+        content, seeds = parent["spec"], [int(seed) for seed in parent["seeds"]]
+        stored = RunSpec.model_validate(content)
+    elif (folder / "run.yaml").is_file():
+        stored, seeds = load_spec(folder / "run.yaml"), None
+        content = stored.model_dump(mode="json")
+    else:
+        raise UserError(f"{folder} is not the folder of a run: it has no run.yaml", _nearby(folder))
+    registry = registry_for(ctx, selection.plugin or stored.plugins)
+    spec = _with_changes(registry, selection, stored, content)
+    asked = selection.seeds()
+    if asked and asked != (seeds or [stored.seed]):
+        raise UserError(f"{folder} was run with seed {seeds or stored.seed}, not {asked}", "Leave --seed out.")
+    return Job(registry, spec, folder, seeds, resume=True)
+
+
+def _with_changes(registry: Registry, selection: Selection, stored: RunSpec, content: Mapping[str, Any]) -> RunSpec:
+    """Return `stored` with what may change; UserError if `selection` changes more."""
+    flags = {key: value for key, value in selection.flags().items() if value is not None and key != "seed"}
+    if selection.config is not None:
+        raise UserError("--config cannot be given with --resume", "A resumed run has the settings in its run.yaml.")
+    if not (flags or selection.sets or selection.plugin):
+        return stored
+    spec = resolve(registry, config=content, flags=flags, sets=selection.sets, plugins=selection.plugin)
+    if "preset" not in flags:
+        spec = spec.model_copy(update={"preset": stored.preset})
+    changed = [key for key in difference(stored, spec) if key not in MAY_CHANGE]
+    if changed:
+        hint = "Leave them out, or start a new run (without --resume) with its run.yaml as --config."
+        raise UserError(f"a resumed run cannot change its settings; you changed: {', '.join(changed)}", hint)
+    return spec
+
+
+def _nearby(folder: Path) -> str:
+    parent = folder.parent
+    there = parent.iterdir() if parent.is_dir() else ()
+    runs = [each.name for each in there if (each / "run.yaml").is_file() or (each / folders.SEEDS).is_file()]
+    return did_you_mean(folder.name, runs) if runs else f"There are no runs in {parent}."
+
+
+def perform(job: Job, *, quiet: bool, as_json: bool, fast_dev_run: bool) -> dict[str, Any]:
+    """Do what is left of `job` and return its results: those of the run, or of all seeds together."""
+    results = []
+    if job.seeds is not None and job.folder is not None and not job.resume:
+        description = {"seeds": job.seeds, "spec": job.spec.model_dump(mode="json")}
+        write_json(job.folder / folders.SEEDS, description)
+    for number, (spec, folder) in enumerate(job.runs(), start=1):
+        done = folders.finished(folder) if job.resume and folder is not None else None
+        if done is not None:
+            remark(f"{folder} is already finished")
+        else:
+            if job.seeds is not None and not quiet:
+                remark(f"seed {spec.seed} ({number} of {len(job.seeds)})")
+            silent = quiet or as_json or int(os.environ.get("RANK", "0")) > 0
+            done = _execute(job, spec, folder, silent=silent, fast_dev_run=fast_dev_run)
+        results.append(done)
+    if job.seeds is None or job.folder is None:
+        return results[0]
+    together = folders.aggregate(job.seeds, results)
+    write_json(job.folder / "results.json", together)
+    return together
+
+
+def _execute(job: Job, spec: RunSpec, folder: Path | None, *, silent: bool, fast_dev_run: bool) -> dict[str, Any]:
+    """Run once; what a plugin prints goes to standard error."""
+    from meltr.engine.run import execute
+    from meltr.observers.console import ConsoleObserver
+
+    observer = ConsoleObserver(quiet=silent)
+    resume = job.resume and folder is not None and (folder / "run.yaml").is_file()
+    try:
+        with contextlib.redirect_stdout(sys.stderr):
+            return execute(
+                spec,
+                run_dir=folder,
+                registry=job.registry,
+                observers=[observer],
+                resume=resume,
+                fast_dev_run=fast_dev_run,
+            )
+    except KeyboardInterrupt:
+        if job.folder is not None and job.folder.exists():
+            remark(f"\ncontinue with: meltr run --resume {job.folder}")
+        raise
+    finally:
+        observer.close()
+
+
+def summary(results: Mapping[str, Any], folder: Path | None) -> str:
+    """Return the results as text: a line for one run, a table of mean and spread for several seeds."""
+    where = f"{folder}: " if folder is not None else ""
+    metric = results["metric"]
+    if "runs" in results:
+        rows = [["split", "metric", "mean ± std", "n"]]
+        for split in ("validation", "test"):
+            for name, each in results.get(split, {}).items():
+                rows.append([split, name, f"{each['mean']:.4g} ± {each['std']:.2g}", str(each["n"])])
+        return f"{where}seeds {', '.join(map(str, results['seeds']))}\n{table(rows)}"
+    parts = []
+    for split in ("test", "validation"):
+        value = ((results.get(split) or {}).get("metrics") or {}).get(metric)
+        if value is not None:
+            parts.append(f"{split} {metric} = {value:.4g}")
+    return where + (", ".join(parts) or "nothing was evaluated")

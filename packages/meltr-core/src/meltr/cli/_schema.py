@@ -1,0 +1,68 @@
+"""Describes every setting from the models that define it: path, type, default, meaning."""
+
+from __future__ import annotations
+
+import inspect
+import re
+from typing import Literal, NamedTuple, get_args, get_origin
+
+from pydantic import BaseModel
+from pydantic.fields import FieldInfo
+
+from meltr.plugins import Registry
+from meltr.settings import Keys, alternatives, show
+
+
+class SettingRow(NamedTuple):
+    """One line of ``meltr config schema``."""
+
+    path: str
+    type: str
+    default: str
+    help: str
+
+
+def describe_settings(registry: Registry, backbone: str | None = None, combiner: str | None = None) -> list[SettingRow]:
+    """Return every setting with its type, default and meaning.
+
+    Args:
+        registry: What is installed.
+        backbone: Include the settings (``options.*``) of this one.
+        combiner: Include the settings (``combiner_options.*``) of this one, ``meltr`` if not given.
+    """
+    info = registry.backbone(backbone) if backbone else None
+    keys = Keys(registry, info, registry.combiner(combiner or "meltr"))
+    rows = []
+    for path, spec in keys.fields.items():
+        default = "required" if spec.is_required() else show(spec.get_default(call_default_factory=True))
+        rows.append(SettingRow(path, _type_name(spec), default, _help(keys.models[path.rpartition(".")[0]], path)))
+    return rows
+
+
+def _help(model: type[BaseModel], path: str) -> str:
+    """Return what the docstring of `model` says about a setting."""
+    name = path.rpartition(".")[2]
+    entry = rf"^ +{re.escape(name)}: (.*?)(?=^ +\w+: |^ *$|\Z)"
+    match = re.search(entry, inspect.getdoc(model) or "", re.M | re.S)
+    return " ".join(match.group(1).split()) if match else ""
+
+
+def _type_name(info: FieldInfo) -> str:
+    """Return a field's type as a user reads it, with its limits."""
+    names = []
+    for kind in alternatives(info.annotation):
+        arguments = [each for each in get_args(kind) if each is not Ellipsis]
+        if get_origin(kind) is Literal:
+            names += [str(each) for each in arguments]
+        elif get_origin(kind) in (tuple, list):
+            names.append(f"list of {getattr(arguments[0], '__name__', arguments[0])}" if arguments else "list")
+        else:
+            names.append("none" if kind is type(None) else getattr(kind, "__name__", str(kind)))
+    signs = {"ge": ">=", "gt": ">", "le": "<=", "lt": "<"}
+    limits = [
+        f"{sign} {getattr(each, name):g}"
+        for each in info.metadata
+        for name, sign in signs.items()
+        if hasattr(each, name)
+    ]
+    return " | ".join(names) + (f" ({', '.join(limits)})" if limits else "")

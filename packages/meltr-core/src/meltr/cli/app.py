@@ -1,0 +1,152 @@
+"""The ``meltr`` command: puts the commands together and turns errors into one clear message.
+
+Exit codes: 0 done; 1 a run or a plugin failed; 2 the input is wrong; 130 Ctrl-C; 141 nobody reads the output.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import importlib
+import importlib.util
+import os
+import sys
+import traceback
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+
+from meltr import __version__
+from meltr.errors import MeltrError
+from meltr.plugins import Registry, discover
+
+COMMANDS = ("run", "evaluate", "plot", "compare", "list_", "config", "doctor")
+"""Modules of `meltr.cli`, in the order of ``meltr --help``."""
+
+_DEBUG = "meltr.debug"
+_DENIED = {errno.EACCES, errno.EPERM, errno.EROFS}
+_FULL = {errno.ENOSPC, errno.EDQUOT}
+
+
+@dataclass
+class State:
+    """What the commands find in ``context.obj``.
+
+    Args:
+        registry: The installed plugins.
+    """
+
+    registry: Registry
+
+
+class MeltrGroup(TyperGroup):
+    """The command group: takes ``--debug`` anywhere, and shows errors without a traceback."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Take ``--debug`` out, wherever it stands before ``--``."""
+        end = args.index("--") if "--" in args else len(args)
+        ctx.meta[_DEBUG] = "--debug" in args[:end]
+        kept = [word for word in args[:end] if word != "--debug"] + args[end:]
+        if not kept and not ctx.meta[_DEBUG]:
+            kept = ["--help"]
+        return super().parse_args(ctx, kept)
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run the command."""
+        with _clear_errors(debug=ctx.meta[_DEBUG]):
+            result = super().invoke(ctx)
+            sys.stdout.flush()
+            return result
+
+
+def build_app(registry: Registry | None = None) -> typer.Typer:
+    """Return the command line with the commands of core and of the plugins.
+
+    Args:
+        registry: The plugins; None: look for the installed ones.
+    """
+    known = discover() if registry is None else registry
+    app = typer.Typer(
+        name="meltr",
+        cls=MeltrGroup,
+        help="Train on the loss that matters with the losses that might help.",
+        pretty_exceptions_enable=False,
+        context_settings={"help_option_names": ["-h", "--help"]},
+    )
+
+    @app.callback()
+    def root(
+        ctx: typer.Context,
+        version: Annotated[
+            bool, typer.Option("--version", help="Show the version and exit.", is_eager=True, callback=_show_version)
+        ] = False,
+        debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of errors.")] = False,
+    ) -> None:
+        ctx.obj = State(known)
+
+    for name in COMMANDS:
+        if importlib.util.find_spec(f"meltr.cli.{name}"):
+            importlib.import_module(f"meltr.cli.{name}").register(app)
+    known.register_commands(app)
+    return app
+
+
+def main() -> None:
+    """Run the command line: the ``meltr`` script."""
+    with _clear_errors(debug="--debug" in sys.argv, leave=sys.exit):
+        app = build_app()
+    app(prog_name="meltr")
+
+
+def _show_version(value: bool) -> None:
+    if value:
+        typer.echo(f"meltr {__version__}")
+        raise typer.Exit
+
+
+def _leave(code: int) -> None:
+    raise typer.Exit(code)
+
+
+@contextlib.contextmanager
+def _clear_errors(*, debug: bool, leave: Any = _leave) -> Iterator[None]:
+    """Show errors that have a defined answer as a message; anything else is a bug and keeps its traceback."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        typer.echo("\ninterrupted", err=True)
+        leave(130)
+    except BrokenPipeError:
+        with contextlib.suppress(OSError, ValueError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        leave(141)
+    except Exception as error:
+        answer = _answer(error)
+        if answer is None:
+            raise
+        if debug:
+            traceback.print_exception(error)
+        message, hint, code = answer
+        typer.echo(typer.style("error: ", fg="red", bold=True) + message, err=True)
+        if hint:
+            typer.echo("\n".join(f"  {line}" for line in hint.splitlines()), err=True)
+        leave(code)
+
+
+def _answer(error: Exception) -> tuple[str, str | None, int] | None:
+    """Return message, hint and exit code for an error that is not a bug; None for a bug."""
+    if isinstance(error, MeltrError):
+        return error.message, error.hint, error.exit_code
+    if isinstance(error, OSError) and error.errno in _FULL:
+        where = f" while writing {error.filename}" if error.filename else ""
+        return f"the disk is full{where}", "Free some space, or write elsewhere with --output-dir.", 1
+    if isinstance(error, OSError) and error.errno in _DENIED:
+        hint = "Check the permissions, or choose another folder with --output-dir or --data-root."
+        return f"no permission: {error.filename or error}", hint, 2
+    if type(error).__name__ == "OutOfMemoryError":
+        hint = "Lower --batch-size, or use --set precision=bf16."
+        return f"the device ran out of memory: {str(error).splitlines()[0]}", hint, 1
+    return None

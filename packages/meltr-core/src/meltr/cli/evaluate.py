@@ -1,0 +1,79 @@
+"""``meltr evaluate``: evaluate a checkpoint of a run again."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from meltr.cli import _folders as folders
+from meltr.cli._options import AsJson, registry_for
+from meltr.cli._output import print_json, table
+from meltr.errors import UserError, did_you_mean
+from meltr.settings import load_spec
+
+SPLITS = ("test", "validation")
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command to `app`."""
+    app.command("evaluate")(evaluate)
+
+
+def evaluate(
+    ctx: typer.Context,
+    run: Annotated[Path, typer.Argument(help="Folder of a run, or of several seeds.")],
+    *,
+    split: Annotated[str, typer.Option(help="test or validation.")] = "test",
+    checkpoint: Annotated[str, typer.Option(help="best, last, or a name such as step-000500.")] = "best",
+    data_root: Annotated[Path | None, typer.Option(help="Folder of the data set, if it has moved.")] = None,
+    device: Annotated[str | None, typer.Option(help="auto, cpu, cuda, cuda:0, mps; default: the run's.")] = None,
+    plugin: Annotated[list[Path] | None, typer.Option(help="Python file with a plugin, if it has moved.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Evaluate a checkpoint on the test or the validation split."""
+    from meltr.engine.run import evaluate_run
+
+    if split not in SPLITS:
+        raise UserError(f"there is no split {split!r}", did_you_mean(split, SPLITS))
+    results = []
+    for folder in _runs(run):
+        registry = registry_for(ctx, plugin or load_spec(folder / "run.yaml").plugins)
+        with contextlib.redirect_stdout(sys.stderr):
+            result = evaluate_run(
+                folder, registry=registry, split=split, checkpoint=checkpoint, device=device, data_root=data_root
+            )
+        results.append({"run_dir": str(folder), **result})
+    several = folders.read_seeds(run) is not None
+    if as_json:
+        print_json(_together(results) if several else results[0])
+        return
+    for result in results:
+        typer.echo(f"{result['run_dir']}: {split} split, checkpoint {result['checkpoint']}, {result['count']} examples")
+        typer.echo(table([[name, f"{value:.4g}"] for name, value in result["metrics"].items()]))
+    if several:
+        rows = [[name, f"{m['mean']:.4g} ± {m['std']:.2g}"] for name, m in _together(results)["metrics"].items()]
+        typer.echo(f"{run}: mean ± std of {len(results)} seeds")
+        typer.echo(table(rows))
+
+
+def _runs(run: Path) -> list[Path]:
+    """Return the folders to evaluate; UserError if there is no run."""
+    parent = folders.read_seeds(run)
+    if parent is None:
+        if not (run / "run.yaml").is_file():
+            raise UserError(f"{run} is not the folder of a run: it has no run.yaml", "Give a folder below runs/.")
+        return [run]
+    found = [folders.seed_folder(run, int(seed)) for seed in parent["seeds"]]
+    started = [folder for folder in found if (folder / "run.yaml").is_file()]
+    if not started:
+        raise UserError(f"no seed of {run} was started", f"Start them with: meltr run --resume {run}")
+    return started
+
+
+def _together(results: list[dict[str, Any]]) -> Mapping[str, Any]:
+    return {"metrics": folders.spread(results), "runs": results}

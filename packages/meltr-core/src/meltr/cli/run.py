@@ -1,0 +1,109 @@
+"""``meltr run``: train, choose the best checkpoint, test it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from meltr.cli import _folders as folders
+from meltr.cli import _options as opt
+from meltr.cli._jobs import Job, new_job, perform, resumed_job, summary
+from meltr.cli._options import Selection
+from meltr.cli._output import print_json
+from meltr.errors import UserError
+from meltr.settings import dump_yaml
+
+_OUTPUT = "Output"
+
+OutputDir = Annotated[Path, typer.Option(help="Folder above the run's folder.", rich_help_panel=_OUTPUT)]
+Name = Annotated[
+    str | None, typer.Option(help="Name of the run's folder; default: made from what is run.", rich_help_panel=_OUTPUT)
+]
+Overwrite = Annotated[
+    bool, typer.Option("--overwrite", help="Delete an earlier run of that name.", rich_help_panel=_OUTPUT)
+]
+Resume = Annotated[
+    Path | None, typer.Option(metavar="RUN", help="Continue the run in this folder.", rich_help_panel=_OUTPUT)
+]
+DryRun = Annotated[
+    bool, typer.Option("--dry-run", help="Show the settings and the folder; do nothing.", rich_help_panel=_OUTPUT)
+]
+FastDevRun = Annotated[
+    bool,
+    typer.Option(
+        "--fast-dev-run",
+        help="A few steps of everything, to see that it works; keeps nothing.",
+        rich_help_panel=_OUTPUT,
+    ),
+]
+Quiet = Annotated[bool, typer.Option("--quiet", help="Show no progress.", rich_help_panel=_OUTPUT)]
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command to `app`."""
+    app.command("run")(run)
+
+
+def run(
+    ctx: typer.Context,
+    *,
+    backbone: opt.Backbone = None,
+    task: opt.Task = None,
+    dataset: opt.Dataset = None,
+    combiner: opt.Combiner = None,
+    preset: opt.Preset = None,
+    plugin: opt.Plugin = None,
+    config: opt.Config = None,
+    sets: opt.Set = None,
+    fidelity: opt.Fidelity = None,
+    seed: opt.Seed = None,
+    epochs: opt.Epochs = None,
+    batch_size: opt.BatchSize = None,
+    lr: opt.Lr = None,
+    data_root: opt.DataRoot = None,
+    download: opt.Download = False,
+    sample: opt.Sample = False,
+    device: opt.Device = None,
+    output_dir: OutputDir = Path("runs"),
+    name: Name = None,
+    overwrite: Overwrite = False,
+    resume: Resume = None,
+    dry_run: DryRun = False,
+    fast_dev_run: FastDevRun = False,
+    quiet: Quiet = False,
+    as_json: opt.AsJson = False,
+) -> None:
+    """Train a backbone on a task and test the best checkpoint."""
+    selection = Selection.of(locals())
+    if resume is not None:
+        if name is not None or overwrite or fast_dev_run:
+            raise UserError("--name, --overwrite and --fast-dev-run make no sense with --resume", "Leave them out.")
+        job = resumed_job(ctx, resume, selection)
+    else:
+        keep = not fast_dev_run
+        job = new_job(ctx, selection, output_dir=output_dir, name=name, overwrite=overwrite, keep=keep)
+    if dry_run:
+        _show(job, as_json=as_json)
+        return
+    with folders.replacing(job.folder if overwrite else None):
+        results = perform(job, quiet=quiet, as_json=as_json, fast_dev_run=fast_dev_run)
+    if as_json:
+        print_json(results)
+    else:
+        typer.echo(summary(results, job.folder))
+
+
+def _show(job: Job, *, as_json: bool) -> None:
+    """Print what would be run and where it would be written."""
+    if as_json:
+        where = None if job.folder is None else str(job.folder)
+        seeds = job.seeds or [job.spec.seed]
+        print_json({"run_dir": where, "seeds": seeds, "resume": job.resume, "spec": job.spec.model_dump(mode="json")})
+        return
+    typer.echo(dump_yaml(job.spec), nl=False)
+    for spec, folder in job.runs():
+        typer.echo(
+            f"# seed {spec.seed}: {'nothing would be kept' if folder is None else f'would be written to {folder}'}"
+        )

@@ -1,0 +1,69 @@
+"""JSON and text files written whole, and JSON's answer to numbers that are not finite.
+
+JSON has no NaN and no infinity. They are written as the strings ``"NaN"``, ``"Infinity"`` and ``"-Infinity"``, which
+every JSON reader accepts and ``float()`` turns back; `decode` does so for a whole value.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+_NOT_FINITE = ("NaN", "Infinity", "-Infinity")
+
+
+def encode(value: Any) -> Any:
+    """Return `value` with every NaN and infinity replaced by its string, so that it is valid JSON.
+
+    Args:
+        value: Dicts, sequences, strings, numbers, booleans and None, nested as you like. Other number-like objects
+            (numpy scalars, 0-dim tensors) become floats.
+    """
+    if isinstance(value, Mapping):
+        return {str(key): encode(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [encode(item) for item in value]
+    if value is None or isinstance(value, (str, bool, int)):
+        return value
+    if isinstance(value, os.PathLike):
+        return os.fspath(value)
+    number = float(value)
+    if math.isnan(number):
+        return "NaN"
+    if math.isinf(number):
+        return "Infinity" if number > 0 else "-Infinity"
+    return number
+
+
+def decode(value: Any) -> Any:
+    """Undo `encode` on a value that ``json.loads`` returned."""
+    if isinstance(value, dict):
+        return {key: decode(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [decode(item) for item in value]
+    return float(value) if isinstance(value, str) and value in _NOT_FINITE else value
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file beside and rename it: readers see the old one or the new one. Makes the folder."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    beside = path.with_name(f".{path.name}.partial")
+    try:
+        beside.write_text(text, encoding="utf-8")
+        os.replace(beside, path)
+    finally:
+        beside.unlink(missing_ok=True)
+
+
+def write_json(path: Path, content: Mapping[str, Any]) -> None:
+    """Write a JSON object whole."""
+    write_text(path, json.dumps(encode(content), indent=2, ensure_ascii=False) + "\n")
+
+
+def write_lines(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
+    """Write JSON lines whole."""
+    write_text(path, "".join(json.dumps(encode(row), ensure_ascii=False) + "\n" for row in rows))

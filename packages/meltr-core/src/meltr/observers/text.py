@@ -1,0 +1,131 @@
+"""The words and numbers that the console and ``log.txt`` share."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from meltr.context import Data, Evaluation, RunContext, StepRecord
+
+_LONGEST_LIST = 8
+
+
+def duration(seconds: float) -> str:
+    """Return `seconds` as ``4:05`` or ``1:04:05``; ``-`` if unknown.
+
+    >>> duration(3845.2)
+    '1:04:05'
+    """
+    if not math.isfinite(seconds) or seconds < 0:
+        return "-"
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+
+
+def memory(mebibytes: float) -> str:
+    """Return a memory size, ``812 MiB`` or ``12.3 GiB``."""
+    return f"{mebibytes:.0f} MiB" if mebibytes < 1024 else f"{mebibytes / 1024:.1f} GiB"
+
+
+def number(value: float) -> str:
+    """Return `value` with four significant digits, without an exponent where it can be avoided."""
+    if 1e4 <= abs(value) < 1e7:
+        return f"{value:.0f}"
+    if not math.isfinite(value) or value == 0 or 1e-3 <= abs(value) < 1e4:
+        return f"{value:#.4g}".rstrip(".")
+    return f"{value:.2e}"
+
+
+def total_steps(context: RunContext, data: Data) -> int:
+    """Return the inner steps of a whole run."""
+    steps = len(data.train) * context.spec.train.epochs
+    limit = context.spec.train.max_steps
+    return steps if limit is None else min(steps, limit)
+
+
+def heading(context: RunContext) -> str:
+    """Return what is being run, in one line."""
+    spec = context.spec
+    return (
+        f"{spec.backbone} / {spec.task} / {spec.dataset}  combiner {spec.combiner}"
+        f"  losses {', '.join(spec.losses)}  seed {spec.seed}  device {context.device}"
+    )
+
+
+def facts(meta: Mapping[str, Any]) -> str:
+    """Return the facts that a data set tells about itself, in one line."""
+    return "  ".join(f"{key.replace('_', ' ')} {_fact(value)}" for key, value in meta.items())
+
+
+def _fact(value: Any) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, int):
+        return f"{value:,}"
+    if isinstance(value, float):
+        return number(value)
+    if isinstance(value, Mapping):
+        return f"({', '.join(f'{key} {_fact(item)}' for key, item in value.items())})"
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        rest = len(value) - _LONGEST_LIST
+        shown = ", ".join(_fact(item) for item in value[:_LONGEST_LIST])
+        return f"[{shown}, and {rest} more]" if rest > 0 else f"[{shown}]"
+    return str(value)
+
+
+def step_line(record: StepRecord, total: int) -> str:
+    """Return a logged step in one line; ``a`` is the sensitivity, how strongly a task pulls."""
+    losses = "  ".join(
+        f"{name} {number(loss)}"
+        + (f" (a {number(record.sensitivities[name])})" if name in record.sensitivities else "")
+        for name, loss in record.losses.items()
+    )
+    return (
+        f"step {record.step}/{total}  epoch {record.epoch:.2f}  {losses}  combined {number(record.combined)}"
+        f"  lr {record.lr:.3g}  {record.examples_per_second:,.0f} examples/s  {memory(record.memory_mb)}"
+        f"  ETA {duration(record.eta_seconds)}"
+    )
+
+
+def metrics_text(metrics: Mapping[str, Any]) -> str:
+    """Return metrics in one line, e.g. ``top1 79.12  top5 97.10``."""
+    return "  ".join(
+        f"{name} {number(value) if isinstance(value, (int, float)) else value}" for name, value in metrics.items()
+    )
+
+
+def evaluation_line(split: str, step: int, evaluation: Evaluation) -> str:
+    """Return an evaluation in one line."""
+    return f"step {step}  {split}  {metrics_text(evaluation.metrics)}  ({evaluation.count:,} examples)"
+
+
+def results_lines(results: Mapping[str, Any]) -> list[str]:
+    """Return a line with the metrics of each split and one with the cost."""
+    lines = [
+        f"result  {split}  {metrics_text(results[split]['metrics'])}"
+        for split in ("validation", "test")
+        if results.get(split)
+    ]
+    return [*lines, f"result  {cost_text(results)}"]
+
+
+def cost_text(results: Mapping[str, Any]) -> str:
+    """Return steps, time, speed and memory of a finished run, as far as `results` knows them."""
+    parts = []
+    if "steps" in results:
+        parts.append(f"{results['steps']:,} steps")
+    if results.get("seconds") is not None:
+        parts.append(f"{duration(results['seconds'])} hours" if results["seconds"] >= 3600 else _minutes(results))
+    if results.get("examples_per_second") is not None:
+        parts.append(f"{results['examples_per_second']:,.0f} examples/s")
+    if results.get("peak_memory_mb") is not None:
+        parts.append(f"peak memory {memory(results['peak_memory_mb'])}")
+    return ", ".join(parts)
+
+
+def _minutes(results: Mapping[str, Any]) -> str:
+    seconds = float(results["seconds"])
+    return f"{seconds:.1f} s" if seconds < 60 else f"{duration(seconds)} min"

@@ -1,0 +1,1 @@
+"""What is read from finished runs: the runs themselves, plots and comparisons. Imports neither torch nor matplotlib."""

@@ -1,0 +1,396 @@
+"""From defaults, preset, file, flags and ``--set`` to a complete, checked `RunSpec`. Imports no torch."""
+
+from __future__ import annotations
+
+import difflib
+import re
+import types
+import typing
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal, NamedTuple, get_args, get_origin
+
+import yaml
+from pydantic import BaseModel, ValidationError
+from pydantic.fields import FieldInfo
+
+from meltr.errors import PluginError, UserError, did_you_mean
+from meltr.plugins import Registry, load_object
+from meltr.specs import BackboneInfo, BilevelSpec, CombinerInfo, DataSpec, PresetInfo, RunSpec, TrainSpec
+
+SECTIONS: dict[str, type[BaseModel]] = {"train": TrainSpec, "bilevel": BilevelSpec, "data": DataSpec}
+OPTION_SECTIONS = ("options", "combiner_options")
+FIDELITY: dict[str, dict[str, Any]] = {"paper": {}, "released": {"bilevel.outer_batch": "replay"}}
+"""What ``fidelity`` changes before preset, file and flags have their say."""
+
+_SELECTION = ("backbone", "task", "dataset", "preset", "combiner", "fidelity")
+
+
+class _Value(NamedTuple):
+    value: Any
+    origin: str
+
+
+class _Layer(NamedTuple):
+    """Settings of one source; `loose` layers may hold options of a combiner or backbone that is not in use."""
+
+    values: dict[str, _Value]
+    loose: bool
+
+
+def resolve(
+    registry: Registry,
+    *,
+    backbone: str | None = None,
+    task: str | None = None,
+    dataset: str | None = None,
+    preset: str | None = None,
+    config: Path | Mapping[str, Any] | None = None,
+    flags: Mapping[str, Any] | None = None,
+    sets: Sequence[str] = (),
+    plugins: Sequence[Path] = (),
+) -> RunSpec:
+    """Merge defaults < fidelity < preset < config file < flags < ``--set`` and check the result.
+
+    Args:
+        registry: What is installed.
+        backbone: As after ``--backbone``; may come from `config` instead, like `task`, `dataset` and `preset`.
+        task: As after ``--task``.
+        dataset: As after ``--dataset``.
+        preset: Name of a preset, ``"none"``, or None for the backbone's default for this task and data set.
+        config: YAML file, nested or dotted (a run.yaml will do), or its content.
+        flags: Setting -> value; None values are skipped.
+        sets: ``"setting=value"`` strings.
+        plugins: Files given with ``--plugin``.
+
+    Raises:
+        UserError: If a setting is unknown, ambiguous, of the wrong type or impossible with the others.
+        PluginError: If an options model cannot be loaded.
+    """
+    chosen = {"backbone": backbone, "task": task, "dataset": dataset, "preset": preset}
+    flag_values = {key: value for each in (chosen, flags or {}) for key, value in each.items() if value is not None}
+    layers = [
+        _Layer(_read_config(config), loose=True),
+        _Layer({key: _Value(value, "flags") for key, value in flag_values.items()}, loose=False),
+        _Layer(dict(_split_set(text) for text in sets), loose=False),
+    ]
+    info, spec_task, spec_dataset = _select(registry, layers)
+    recipe = _find_preset(info, _pick("preset", layers), spec_task, spec_dataset)
+    if recipe:
+        values = {key: _Value(value, f"preset {recipe.name}") for key, value in _flatten(recipe.settings).items()}
+        layers.insert(0, _Layer(values, loose=True))
+    combiner = registry.combiner(_pick("combiner", layers) or "meltr")
+    fidelity = FIDELITY.get(str(_pick("fidelity", layers)), {})
+    layers.insert(0, _Layer({key: _Value(value, "fidelity") for key, value in fidelity.items()}, loose=True))
+    keys = Keys(registry, info, combiner)
+    merged: dict[str, _Value] = {}
+    for layer in _without_foreign_options(layers, info.name, combiner.name):
+        merged.update({keys.expand(key, item.origin): item for key, item in layer.values.items()})
+    merged.update({key: _Value(value, "flags") for key, value in _identity(info, recipe, combiner).items()})
+    if plugins:
+        merged["plugins"] = _Value([str(file.expanduser().absolute()) for file in plugins], "--plugin")
+    return _validated(registry, keys, merged, task=spec_task)
+
+
+def load_spec(path: Path) -> RunSpec:
+    """Read a run.yaml.
+
+    Raises:
+        UserError: If it is missing, not YAML, or not the description of a run.
+    """
+    content = read_yaml(path)
+    try:
+        return RunSpec.model_validate(content)
+    except ValidationError as error:
+        problems = "\n".join(f"  {'.'.join(map(str, each['loc']))}: {each['msg']}" for each in error.errors())
+        raise UserError(f"{path} does not describe a run:\n{problems}", "Was it written by another version?") from error
+
+
+def dump_yaml(spec: RunSpec) -> str:
+    """Return `spec` as YAML that `load_spec` reads back."""
+    return str(yaml.safe_dump(spec.model_dump(mode="json"), sort_keys=False, allow_unicode=True, width=100))
+
+
+def difference(a: RunSpec, b: RunSpec) -> list[str]:
+    """Return the dotted settings in which two runs differ."""
+    left, right = _flatten(a.model_dump(mode="json")), _flatten(b.model_dump(mode="json"))
+    return [key for key in dict.fromkeys([*left, *right]) if left.get(key) != right.get(key)]
+
+
+class Keys:
+    """The settings that exist for one backbone and one combiner.
+
+    Args:
+        registry: What is installed.
+        backbone: Whose ``options.*`` exist; None: nobody's.
+        combiner: Whose ``combiner_options.*`` exist.
+    """
+
+    def __init__(self, registry: Registry, backbone: BackboneInfo | None, combiner: CombinerInfo) -> None:
+        self.registry = registry
+        self.backbone = backbone
+        self.combiner = combiner
+        self.models: dict[str, type[BaseModel]] = {"": RunSpec, **SECTIONS}
+        options = (backbone.options if backbone else None, combiner.options)
+        for section, path in zip(OPTION_SECTIONS, options, strict=True):
+            if path:
+                self.models[section] = _options_model(path)
+        self.fields: dict[str, FieldInfo] = {}
+        for section, model in self.models.items():
+            for name, info in model.model_fields.items():
+                if section or name not in (*SECTIONS, *OPTION_SECTIONS):
+                    self.fields[f"{section}.{name}".lstrip(".")] = info
+
+    def expand(self, key: str, origin: str) -> str:
+        """Return the full path of `key`; UserError if it is unknown or ambiguous."""
+        if key in self.fields:
+            return key
+        paths = [path for path in self.fields if path.rpartition(".")[2] == key]
+        if len(paths) > 1:
+            raise UserError(f"setting {key!r} ({origin}) is ambiguous", f"Write one of: {', '.join(paths)}.")
+        if not paths:
+            raise UserError(f"unknown setting {key!r} ({origin})", self._guess(key))
+        return paths[0]
+
+    def _guess(self, key: str) -> str:
+        leaf = key.rpartition(".")[2]
+        for info in self.registry.combiners.values():
+            if info.options and info.name != self.combiner.name and leaf in _options_model(info.options).model_fields:
+                return f"It is a setting of the combiner {info.name!r}; this run uses {self.combiner.name!r}."
+        names = {path.rpartition(".")[2]: path for path in self.fields} | {path: path for path in self.fields}
+        close = list(dict.fromkeys(names[name] for name in difflib.get_close_matches(key, names, n=3, cutoff=0.6)))
+        close = close or [path for path in self.fields if path.endswith(f".{leaf}")]
+        guess = f"Did you mean {' or '.join(map(repr, close))}? " if close else ""
+        return f"{guess}`meltr config schema{f' --backbone {self.backbone.name}' if self.backbone else ''}` lists them."
+
+
+def _options_model(path: str) -> type[BaseModel]:
+    model = load_object(path)
+    if not (isinstance(model, type) and issubclass(model, BaseModel)):
+        raise PluginError(f"options model {path!r} is not a pydantic model")
+    return model
+
+
+def _pick(key: str, layers: Sequence[_Layer]) -> str | None:
+    """Return the value of a selection key in the strongest layer that has one."""
+    for layer in reversed(layers):
+        if key in layer.values and layer.values[key].value is not None:
+            return str(layer.values[key].value)
+    return None
+
+
+def _select(registry: Registry, layers: Sequence[_Layer]) -> tuple[BackboneInfo, str, str]:
+    """Return backbone, task and data set of the run, checked to go together."""
+    chosen = {}
+    for kind in ("backbone", "task", "dataset"):
+        value = _pick(kind, layers)
+        if value is None:
+            names = ", ".join(sorted(getattr(registry, f"{kind}s"))) or "none is installed"
+            raise UserError(f"--{kind} is missing", f"Valid choices: {names}. `meltr list` shows what goes together.")
+        chosen[kind] = getattr(registry, kind)(value)
+    info, task, dataset = chosen["backbone"], chosen["task"].name, chosen["dataset"].name
+    tasks = {entry.task: entry for entry in info.tasks}
+    if task not in tasks:
+        able = [each.name for each in registry.backbones.values() if any(entry.task == task for entry in each.tasks)]
+        hint = f"It can do: {', '.join(tasks)}. Backbones that can do {task!r}: {', '.join(able) or 'none'}."
+        raise UserError(f"backbone {info.name!r} cannot do task {task!r}", hint)
+    if dataset not in tasks[task].datasets:
+        hint = f"It can use: {', '.join(tasks[task].datasets)}."
+        raise UserError(f"backbone {info.name!r} cannot use data set {dataset!r} for task {task!r}", hint)
+    return info, task, dataset
+
+
+def _find_preset(info: BackboneInfo, name: str | None, task: str, dataset: str) -> PresetInfo | None:
+    presets = {preset.name: preset for preset in info.presets}
+    if name is None:
+        name = info.default_presets.get(f"{task}/{dataset}", info.default_presets.get(dataset))
+    if name is None or (name == "none" and name not in presets):
+        return None
+    if name not in presets:
+        raise UserError(f"backbone {info.name!r} has no preset {name!r}", did_you_mean(name, [*presets, "none"]))
+    recipe = presets[name]
+    fixed = sorted({"backbone", "task", "dataset", "preset"} & recipe.settings.keys())
+    if fixed:
+        raise PluginError(f"preset {name!r} of backbone {info.name!r} sets {', '.join(fixed)}, which a preset cannot")
+    return recipe
+
+
+def _without_foreign_options(layers: Sequence[_Layer], backbone: str, combiner: str) -> Iterable[_Layer]:
+    """Leave out what a preset or file says about a combiner or backbone that is not the one in use."""
+    current = "meltr"
+    for layer in layers:
+        if not layer.loose:
+            yield layer
+            continue
+        current = _pick("combiner", [layer]) or current
+        foreign = ["combiner_options"] if current != combiner else []
+        if (_pick("backbone", [layer]) or backbone) != backbone:
+            foreign.append("options")
+        yield layer._replace(values={k: v for k, v in layer.values.items() if k.partition(".")[0] not in foreign})
+
+
+def _identity(info: BackboneInfo, recipe: PresetInfo | None, combiner: CombinerInfo) -> dict[str, Any]:
+    return {"backbone": info.name, "preset": recipe.name if recipe else None, "combiner": combiner.name}
+
+
+def _validated(registry: Registry, keys: Keys, merged: Mapping[str, _Value], *, task: str) -> RunSpec:
+    """Build the RunSpec from full paths; one UserError for everything that pydantic finds."""
+    nested: dict[str, Any] = {section: {} for section in (*SECTIONS, *OPTION_SECTIONS)}
+    for path, item in merged.items():
+        section, _, name = path.rpartition(".")
+        (nested[section] if section else nested)[name] = _parse(item.value, keys.fields[path], path, item.origin)
+    assert keys.backbone is not None
+    nested["losses"] = _choose_losses(keys.backbone, task, nested.get("losses"))
+    problems: list[str] = []
+    for section in OPTION_SECTIONS:
+        if section in keys.models:
+            try:
+                nested[section] = keys.models[section].model_validate(nested[section]).model_dump(mode="json")
+            except ValidationError as error:
+                problems += _explain(error, merged, section)
+    if not re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", str(nested.get("device", "auto"))):
+        problems.append(f"  device = {nested['device']}: Input should be auto, cpu, cuda, cuda:0, cuda:1, ... or mps")
+    if nested.get("data_root"):
+        nested["data_root"] = Path(nested["data_root"]).expanduser().absolute()
+    try:
+        spec = RunSpec.model_validate(nested)
+    except ValidationError as error:
+        problems += _explain(error, merged, "")
+    if problems:
+        hint = f"`meltr config schema --backbone {keys.backbone.name} --combiner {keys.combiner.name}` lists them all."
+        noun = "this setting is" if len(problems) == 1 else "these settings are"
+        raise UserError("\n".join([f"{noun} not valid:", *problems]), hint)
+    _check_combiner(spec, keys.combiner)
+    return spec
+
+
+def _explain(error: ValidationError, merged: Mapping[str, _Value], section: str) -> list[str]:
+    lines = []
+    for each in error.errors():
+        path = ".".join(str(part) for part in ([section] if section else []) + list(each["loc"]))
+        known = next((key for key in (path, path.rpartition(".")[0]) if key in merged), None)
+        found = f" = {show(merged[known].value)} ({merged[known].origin})" if known else ""
+        message = "is required, but nothing sets it" if each["type"] == "missing" else each["msg"]
+        lines.append(f"  {known or path}{found}: {message.removeprefix('Value error, ')}")
+    return lines
+
+
+def _choose_losses(info: BackboneInfo, task: str, wanted: Sequence[str] | None) -> list[str]:
+    """Return the losses in use, primary first; UserError if one is unknown or the primary is missing."""
+    entry = info.task(task)
+    if not wanted:
+        return list(entry.default_losses or entry.losses)
+    for name in wanted:
+        if name not in entry.losses:
+            message = f"backbone {info.name!r} has no loss {name!r} for task {task!r}"
+            raise UserError(message, did_you_mean(str(name), entry.losses))
+    primary = entry.losses[0]
+    if primary not in wanted:
+        others = ",".join([primary, *wanted])
+        raise UserError(f"the primary loss {primary!r} cannot be switched off", f"Write --set losses={others}.")
+    return [primary, *(name for name in dict.fromkeys(wanted) if name != primary)]
+
+
+def _check_combiner(spec: RunSpec, combiner: CombinerInfo) -> None:
+    """Refuse a combiner that cannot work with the losses in use."""
+    losses = ", ".join(spec.losses)
+    if combiner.learned and len(spec.losses) < 2:
+        message = f"combiner {combiner.name!r} learns how to combine losses, but there is only one: {losses}"
+        raise UserError(message, "Use --combiner primary, or switch on more losses with --set losses=...")
+    weights = spec.combiner_options.get("weights") if combiner.name == "fixed" else None
+    if weights is not None and len(weights) != len(spec.losses):
+        message = f"combiner 'fixed' got {len(weights)} weights for {len(spec.losses)} losses"
+        raise UserError(message, f"Give one weight for each of: {losses}.")
+
+
+def _split_set(text: str) -> tuple[str, _Value]:
+    key, equals, value = text.partition("=")
+    if not equals or not key.strip():
+        raise UserError(f"--set {text!r} is not of the form setting=value", "For example: --set train.lr=0.01")
+    return key.strip(), _Value(value.strip(), "--set")
+
+
+def _flatten(content: Mapping[Any, Any]) -> dict[str, Any]:
+    """Turn nested sections into dotted settings; a mapping that is itself a value stays one."""
+    flat: dict[str, Any] = {}
+    for key, value in content.items():
+        if key in (*SECTIONS, *OPTION_SECTIONS) and isinstance(value, Mapping):
+            flat.update({f"{key}.{name}": each for name, each in value.items()})
+        else:
+            flat[str(key)] = value
+    return flat
+
+
+def _read_config(config: Path | Mapping[str, Any] | None) -> dict[str, _Value]:
+    content = read_yaml(config) if isinstance(config, Path) else dict(config or {})
+    origin = config.name if isinstance(config, Path) else "config"
+    sections = (*SECTIONS, *OPTION_SECTIONS)
+    for name in sections:
+        if not isinstance(content.get(name) or {}, Mapping):
+            raise UserError(f"{origin}: {name!r} must hold settings, but is {content[name]!r}")
+    return {key: _Value(value, origin) for key, value in _flatten(content).items() if key not in sections}
+
+
+def read_yaml(path: Path) -> dict[Any, Any]:
+    """Return the mapping in a YAML file; UserError if it cannot be read or holds something else."""
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"there is no file {path}") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} cannot be read: {error}") from error
+    except yaml.YAMLError as error:
+        raise UserError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(content, dict):
+        raise UserError(f"{path} must hold settings (key: value), but holds {type(content).__name__}")
+    return content
+
+
+def alternatives(annotation: Any) -> list[Any]:
+    """Return the members of a union, or the annotation itself."""
+    if get_origin(annotation) in (typing.Union, types.UnionType):
+        return [each for member in get_args(annotation) for each in alternatives(member)]
+    return [annotation]
+
+
+def _parse(value: Any, info: FieldInfo, path: str, origin: str) -> Any:
+    """Turn what the user typed into what the field can read; anything but a string is left alone."""
+    kinds = alternatives(info.annotation)
+    listing = any(get_origin(kind) in (tuple, list, set, frozenset) for kind in kinds)
+    if isinstance(value, str):
+        words = [word for kind in kinds if get_origin(kind) is Literal for word in get_args(kind)]
+        if value.lower() in ("none", "null", "~") and type(None) in kinds and value not in words:
+            return None
+        if value in words or not (listing or _reads_yaml(kinds)):
+            return value
+        value = _from_yaml(value, path, origin)
+    if listing and value is None and type(None) not in kinds:
+        return []
+    if listing and isinstance(value, str):
+        return [_number(part.strip()) for part in value.split(",") if part.strip()]
+    return [value] if listing and isinstance(value, (int, float)) else value
+
+
+def _reads_yaml(kinds: Sequence[Any]) -> bool:
+    """Tell whether a typed value is parsed as YAML; text and paths are taken as they are."""
+    return not all(kind in (str, Path, type(None)) or get_origin(kind) is Literal for kind in kinds)
+
+
+def _from_yaml(text: str, path: str, origin: str) -> Any:
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise UserError(f"{path} = {text!r} ({origin}) is not a valid value: {' '.join(str(error).split())}") from error
+    return _number(value) if isinstance(value, str) else value
+
+
+def _number(text: str) -> Any:
+    """Return 3e-5, which YAML takes for text, as a number."""
+    return float(text) if re.fullmatch(r"[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?", text) else text
+
+
+def show(value: Any) -> str:
+    """Return a value as a user writes it."""
+    if isinstance(value, (tuple, list)):
+        return "[" + ", ".join(show(each) for each in value) + "]"
+    return "none" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
