@@ -12,13 +12,14 @@ import pytest
 import yaml
 from typer.testing import CliRunner
 
+from meltr import UserError
 from meltr.cli.app import build_app
 from meltr.plugins import discover
 from meltr.settings import dump_yaml
 
 TOY = """
 from pydantic import Field
-from meltr import BackboneInfo, BackboneTask, DatasetInfo, PresetInfo, TaskInfo, UserError, hookimpl
+from meltr import BackboneInfo, BackboneTask, DatasetInfo, PresetInfo, TaskInfo, hookimpl
 from meltr.specs import Info
 
 class Options(Info):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import os
 import sys
 from collections.abc import Mapping
@@ -124,8 +125,11 @@ def _nearby(folder: Path) -> str:
     return did_you_mean(folder.name, runs) if runs else f"There are no runs in {parent}."
 
 
-def perform(job: Job, *, quiet: bool, as_json: bool, fast_dev_run: bool) -> dict[str, Any]:
-    """Do what is left of `job` and return its results: those of the run, or of all seeds together."""
+def perform(job: Job, *, quiet: bool, fast_dev_run: bool, tensorboard: bool = False) -> dict[str, Any]:
+    """Do what is left of `job` and return its results: those of the run, or of all seeds together.
+
+    Where matplotlib is installed, the plots of ``meltr plot`` are drawn as well.
+    """
     results = []
     if job.seeds is not None and job.folder is not None and not job.resume:
         description = {"seeds": job.seeds, "spec": job.spec.model_dump(mode="json")}
@@ -137,22 +141,44 @@ def perform(job: Job, *, quiet: bool, as_json: bool, fast_dev_run: bool) -> dict
         else:
             if job.seeds is not None and not quiet:
                 remark(f"seed {spec.seed} ({number} of {len(job.seeds)})")
-            silent = quiet or as_json or int(os.environ.get("RANK", "0")) > 0
-            done = _execute(job, spec, folder, silent=silent, fast_dev_run=fast_dev_run)
+            done = _execute(job, spec, folder, observers=_observers(quiet, tensorboard), fast_dev_run=fast_dev_run)
+            _draw(folder)
         results.append(done)
     if job.seeds is None or job.folder is None:
         return results[0]
     together = folders.aggregate(job.seeds, results)
     write_json(job.folder / "results.json", together)
+    _draw(job.folder)
     return together
 
 
-def _execute(job: Job, spec: RunSpec, folder: Path | None, *, silent: bool, fast_dev_run: bool) -> dict[str, Any]:
+def _observers(quiet: bool, tensorboard: bool) -> list[object]:
+    from meltr.observers.console import ConsoleObserver
+    from meltr.observers.tensorboard import TensorboardObserver
+
+    silent = quiet or int(os.environ.get("RANK", "0")) > 0
+    return [ConsoleObserver(quiet=silent), *([TensorboardObserver()] if tensorboard else [])]
+
+
+def _draw(folder: Path | None) -> None:
+    """Draw the plots of a run, if it was kept and matplotlib is there."""
+    if folder is None or importlib.util.find_spec("matplotlib") is None:
+        return
+    from meltr.report.plots import draw
+    from meltr.report.runs import load_group
+
+    try:
+        draw(load_group(folder))
+    except UserError as error:
+        remark(f"no plots: {error.message}")
+
+
+def _execute(
+    job: Job, spec: RunSpec, folder: Path | None, *, observers: list[object], fast_dev_run: bool
+) -> dict[str, Any]:
     """Run once; what a plugin prints goes to standard error."""
     from meltr.engine.run import execute
-    from meltr.observers.console import ConsoleObserver
 
-    observer = ConsoleObserver(quiet=silent)
     resume = job.resume and folder is not None and (folder / "run.yaml").is_file()
     try:
         with contextlib.redirect_stdout(sys.stderr):
@@ -160,7 +186,7 @@ def _execute(job: Job, spec: RunSpec, folder: Path | None, *, silent: bool, fast
                 spec,
                 run_dir=folder,
                 registry=job.registry,
-                observers=[observer],
+                observers=observers,
                 resume=resume,
                 fast_dev_run=fast_dev_run,
             )
@@ -168,8 +194,6 @@ def _execute(job: Job, spec: RunSpec, folder: Path | None, *, silent: bool, fast
         if job.folder is not None and job.folder.exists():
             remark(f"\ncontinue with: meltr run --resume {job.folder}")
         raise
-    finally:
-        observer.close()
 
 
 def summary(results: Mapping[str, Any], folder: Path | None) -> str:

@@ -38,6 +38,9 @@ FastDevRun = Annotated[
         rich_help_panel=_OUTPUT,
     ),
 ]
+TensorBoard = Annotated[
+    bool, typer.Option("--tensorboard", help="Write TensorBoard events too (an extra).", rich_help_panel=_OUTPUT)
+]
 Quiet = Annotated[bool, typer.Option("--quiet", help="Show no progress.", rich_help_panel=_OUTPUT)]
 
 
@@ -72,6 +75,7 @@ def run(
     resume: Resume = None,
     dry_run: DryRun = False,
     fast_dev_run: FastDevRun = False,
+    tensorboard: TensorBoard = False,
     quiet: Quiet = False,
     as_json: opt.AsJson = False,
 ) -> None:
@@ -88,7 +92,7 @@ def run(
         _show(job, as_json=as_json)
         return
     with folders.replacing(job.folder if overwrite else None):
-        results = perform(job, quiet=quiet, as_json=as_json, fast_dev_run=fast_dev_run)
+        results = perform(job, quiet=quiet or as_json, fast_dev_run=fast_dev_run, tensorboard=tensorboard)
     if as_json:
         print_json(results)
     else:
