@@ -1,0 +1,171 @@
+"""Batches of resident images: a pure function of (seed, epoch, index), augmented by index arithmetic."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from meltr.engine.seeding import derive
+
+
+@dataclass(frozen=True)
+class Pipeline:
+    """What happens to an image between memory and model.
+
+    Args:
+        mean: (C,), subtracted from values in 0..1.
+        std: (C,), divided by.
+        image_size: Side that the model sees; images of another side are resized.
+        flip: Random horizontal flip while training.
+        padding: Pixels of padding before the random crop back to size while training; 0: no crop.
+        padding_mode: ``zeros`` (black) or ``reflect``.
+    """
+
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    image_size: int
+    flip: bool = True
+    padding: int = 4
+    padding_mode: str = "zeros"
+
+    def normalise(self, pixels: Tensor) -> Tensor:
+        """Map (B, C, S, S) of 0..255 to float32 ``(pixels / 255 - mean) / std``, resized to `image_size`."""
+        mean = torch.tensor(self.mean, device=pixels.device).view(1, -1, 1, 1) * 255
+        std = torch.tensor(self.std, device=pixels.device).view(1, -1, 1, 1) * 255
+        images = (pixels.float() - mean) / std
+        if images.shape[-1] == self.image_size:
+            return images
+        return F.interpolate(
+            images, size=(self.image_size, self.image_size), mode="bilinear", align_corners=False, antialias=True
+        )
+
+
+def crop_and_flip(pixels: Tensor, *, top: Tensor, left: Tensor, flip: Tensor, padding: int, mode: str) -> Tensor:
+    """Pad by `padding`, cut a window of the old size at (top, left) out of each image, and mirror some.
+
+    One gather for the whole batch; nothing is padded in memory.
+
+    Args:
+        pixels: (B, C, S, S).
+        top: (B,), first row of the window in the padded image, 0 to 2 padding.
+        left: (B,), first column.
+        flip: (B,) bool: mirror left and right after the crop.
+        padding: Pixels on each side; below S for ``reflect``.
+        mode: ``zeros`` or ``reflect`` (without repeating the edge).
+    """
+    count, channels, size, _ = pixels.shape
+    span = torch.arange(size, device=pixels.device)
+    rows = span + (top - padding)[:, None]
+    columns = span + (left - padding)[:, None]
+    columns = torch.where(flip[:, None], columns.flip(1), columns)
+    inside = None
+    if mode == "reflect":
+        rows, columns = (size - 1 - (size - 1 - each.abs()).abs() for each in (rows, columns))
+    elif padding:
+        valid_rows, valid_columns = ((each >= 0) & (each < size) for each in (rows, columns))
+        inside = (valid_rows[:, :, None] & valid_columns[:, None, :])[:, None]
+        rows, columns = rows.clamp(0, size - 1), columns.clamp(0, size - 1)
+    places = (rows[:, :, None] * size + columns[:, None, :]).view(count, 1, -1).expand(-1, channels, -1)
+    picked = pixels.reshape(count, channels, -1).gather(2, places).view_as(pixels)
+    return picked if inside is None else picked * inside
+
+
+class ImageBatches:
+    """Training batches ``{"image": (B, C, S, S) float32, "label": (B,) int64}`` of resident images.
+
+    Order and augmentation are drawn on the CPU, from (seed, epoch) and from (seed, epoch, index), and sent to the
+    device in one small transfer a batch: every device sees the same batches, and any batch can be made on its own.
+
+    Args:
+        images: (N, C, S, S) uint8, on the run's device; shared with other splits.
+        labels: (N,) int64, there too.
+        indices: Which of them belong to this split, (n,).
+        pipeline: Augmentation and normalisation.
+        batch_size: Images a batch; a smaller set gives one smaller batch.
+        seed: Of order and augmentation.
+        drop_last: Leave out the last, smaller batch when there is more than one.
+    """
+
+    def __init__(
+        self,
+        images: Tensor,
+        labels: Tensor,
+        indices: np.ndarray[tuple[int], np.dtype[np.int64]],
+        *,
+        pipeline: Pipeline,
+        batch_size: int,
+        seed: int,
+        drop_last: bool = True,
+    ) -> None:
+        self.images, self.labels, self.pipeline = images, labels, pipeline
+        self.indices = torch.from_numpy(np.ascontiguousarray(indices))
+        self.batch_size = min(batch_size, len(indices))
+        self.seed, self.drop_last = seed, drop_last
+
+    @property
+    def size(self) -> int:
+        """Number of examples."""
+        return len(self.indices)
+
+    def __len__(self) -> int:
+        whole, rest = divmod(self.size, self.batch_size)
+        return whole if self.drop_last or not rest else whole + 1
+
+    def batches(self, epoch: int, start: int = 0) -> Iterator[dict[str, Tensor]]:
+        """Yield the batches `start`, `start` + 1, ... of `epoch`."""
+        generator = torch.Generator().manual_seed(derive(self.seed, "order", epoch))
+        order = self.indices[torch.randperm(self.size, generator=generator)]
+        for index in range(start, len(self)):
+            chosen = order[index * self.batch_size : (index + 1) * self.batch_size]
+            yield self._batch(chosen, torch.Generator().manual_seed(derive(self.seed, "augmentation", epoch, index)))
+
+    def _batch(self, chosen: Tensor, generator: torch.Generator) -> dict[str, Tensor]:
+        pipeline, count = self.pipeline, len(chosen)
+        offsets = torch.randint(2 * pipeline.padding + 1, (2, count), generator=generator)
+        flips = torch.randint(2, (1, count), generator=generator) * int(pipeline.flip)
+        plan = torch.cat([chosen[None], offsets, flips]).to(self.images.device)
+        pixels = self.images[plan[0]]
+        if pipeline.padding or pipeline.flip:
+            pixels = crop_and_flip(
+                pixels,
+                top=plan[1],
+                left=plan[2],
+                flip=plan[3].bool(),
+                padding=pipeline.padding,
+                mode=pipeline.padding_mode,
+            )
+        return {"image": pipeline.normalise(pixels), "label": self.labels[plan[0]]}
+
+
+@dataclass(frozen=True)
+class EvalSplit:
+    """A split to evaluate on, without augmentation.
+
+    Args:
+        images: (N, C, S, S) uint8 on the run's device; shared with other splits.
+        labels: (N,) int64.
+        indices: (n,) int64 on the CPU: which of them belong to this split.
+        pipeline: For the normalisation.
+        names: Class names.
+        files: File of each of the N images, where there are files.
+    """
+
+    images: Tensor
+    labels: Tensor
+    indices: Tensor
+    pipeline: Pipeline
+    names: tuple[str, ...]
+    files: tuple[str, ...] = ()
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def batches(self, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield (images (B, C, S, S) float32, labels (B,)) in order, the last batch smaller."""
+        for chosen in self.indices.to(self.images.device).split(batch_size):
+            yield self.pipeline.normalise(self.images[chosen]), self.labels[chosen]

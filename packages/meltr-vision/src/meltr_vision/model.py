@@ -1,0 +1,194 @@
+"""The ResNets for CIFAR of He et al. 2015, section 4.2, and the classifier with its two heads."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+ROTATIONS = 4
+"""Quarter turns that the rotation head tells apart."""
+
+
+class ShortcutA(nn.Module):
+    """Option A: every second pixel in both directions, missing channels zero, half before and half after.
+
+    Args:
+        channels_in: Channels that come.
+        channels_out: Channels that leave; the difference must be even.
+        stride: Pixels a step.
+    """
+
+    def __init__(self, channels_in: int, channels_out: int, stride: int) -> None:
+        super().__init__()
+        self.missing = (channels_out - channels_in) // 2
+        self.stride = stride
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (B, C, H, W) to (B, C + 2 missing, ceil(H / stride), ceil(W / stride))."""
+        return F.pad(x[:, :, :: self.stride, :: self.stride], (0, 0, 0, 0, self.missing, self.missing))
+
+
+class BasicBlock(nn.Module):
+    """conv3x3 - BN - ReLU - conv3x3 - BN, plus shortcut, ReLU (He et al. 2015, figure 2).
+
+    Args:
+        channels_in: Channels that come.
+        channels_out: Channels that leave.
+        stride: Of the first convolution.
+        shortcut: ``A`` or ``B``, used where the shape changes.
+    """
+
+    def __init__(self, channels_in: int, channels_out: int, stride: int, shortcut: str) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(channels_in, channels_out, 3, stride, padding=1, bias=False)
+        self.bn1 = nn.BatchNorm2d(channels_out)
+        self.conv2 = nn.Conv2d(channels_out, channels_out, 3, padding=1, bias=False)
+        self.bn2 = nn.BatchNorm2d(channels_out)
+        self.shortcut: nn.Module
+        if stride == 1 and channels_in == channels_out:
+            self.shortcut = nn.Identity()
+        elif shortcut == "A":
+            self.shortcut = ShortcutA(channels_in, channels_out, stride)
+        else:
+            projection = nn.Conv2d(channels_in, channels_out, 1, stride, bias=False)
+            self.shortcut = nn.Sequential(projection, nn.BatchNorm2d(channels_out))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (B, C, H, W) to (B, C', H / stride, W / stride)."""
+        out = F.relu(self.bn1(self.conv1(x)))
+        return F.relu(self.bn2(self.conv2(out)) + self.shortcut(x))
+
+
+class CifarTrunk(nn.Module):
+    """ResNet of depth 6n + 2 up to the pooled features; 69 M multiply-adds per 32x32 image for n = 5.
+
+    Stem of 16 channels without pooling, then three stages of n blocks with 16, 32 and 64 channels, the second and
+    third starting with stride 2; global average pool.
+
+    Args:
+        blocks: n, the blocks of a stage (5 for ResNet-32).
+        shortcut: ``A`` or ``B``.
+        channels: Channels of the images.
+    """
+
+    features = 64
+
+    def __init__(self, blocks: int, *, shortcut: str = "A", channels: int = 3) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(channels, 16, 3, padding=1, bias=False)
+        self.bn = nn.BatchNorm2d(16)
+        self.stages = nn.Sequential()
+        width = 16
+        for stage, out in enumerate((16, 32, 64)):
+            layers = []
+            for index in range(blocks):
+                layers.append(BasicBlock(width, out, 2 if stage and not index else 1, shortcut))
+                width = out
+            self.stages.append(nn.Sequential(*layers))
+        he_normal(self)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map images (B, C, H, W) to features (B, 64)."""
+        x = F.relu(self.bn(self.conv(x)))
+        features: Tensor = self.stages(x).mean(dim=(2, 3))
+        return features
+
+
+def he_normal(module: nn.Module) -> None:
+    """Initialise convolutions as He et al. 2015: weights N(0, 2 / fan_in); BatchNorm keeps weight 1 and bias 0."""
+    for layer in module.modules():
+        if isinstance(layer, nn.Conv2d):
+            nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
+
+
+class Classifier(nn.Module):
+    """A trunk with a head for the classes and, if asked for, one for the rotations.
+
+    All inputs of a step go through one call, so that torch.compile and DistributedDataParallel see one forward. The
+    heads keep the initialisation of `torch.nn.Linear` (as in torchvision's ResNets), so that the losses start near ln C
+    and ln 4.
+
+    Args:
+        trunk: Images (B, C, H, W) -> pooled features (B, F).
+        features: F.
+        classes: Number of classes.
+        rotation: Add the rotation head, F -> 4. It is made last: the other weights do not depend on it.
+        batchnorm: ``clean`` or ``joint``, see `forward`.
+        channels_last: Convert images to channels-last memory order.
+    """
+
+    def __init__(
+        self,
+        trunk: nn.Module,
+        features: int,
+        classes: int,
+        *,
+        rotation: bool = False,
+        batchnorm: str = "clean",
+        channels_last: bool = False,
+    ) -> None:
+        super().__init__()
+        self.trunk = trunk
+        self.cls = nn.Linear(features, classes)
+        self.rot: nn.Linear | None = None
+        if rotation:
+            self.rot = nn.Linear(features, ROTATIONS)
+        self.batchnorm = batchnorm
+        self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
+        self._normalisations = [
+            layer for layer in trunk.modules() if isinstance(layer, nn.modules.batchnorm._BatchNorm)
+        ]
+
+    def forward(self, images: Tensor | Mapping[str, Tensor]) -> Tensor | dict[str, Tensor]:
+        """Return class logits (B, classes) for a tensor, or logits by name for named inputs.
+
+        Of named inputs, ``rotation`` goes to the rotation head and every other one to the class head. In training mode,
+        BatchNorm sees them as `batchnorm` says: ``clean`` normalises each input by its own statistics and lets only
+        ``classification`` move the running averages, which are then those of the images that evaluation sees; ``joint``
+        concatenates them, so that statistics and running averages are those of the mixture.
+
+        Args:
+            images: (B, C, H, W), or name -> such a tensor.
+        """
+        if isinstance(images, Tensor):
+            logits: Tensor = self.cls(self._features(images))
+            return logits
+        if self.batchnorm == "joint":
+            parts = self._features(torch.cat(list(images.values()))).split([len(each) for each in images.values()])
+            features = dict(zip(images, parts, strict=True))
+        else:
+            features = {name: self._separate(name, each) for name, each in images.items()}
+        return {name: self._head(name)(each) for name, each in features.items()}
+
+    def _features(self, images: Tensor) -> Tensor:
+        features: Tensor = self.trunk(images.contiguous(memory_format=self.memory_format))
+        return features
+
+    def _separate(self, name: str, images: Tensor) -> Tensor:
+        if name == "classification":
+            return self._features(images)
+        with self._still_averages():
+            return self._features(images)
+
+    def _head(self, name: str) -> nn.Linear:
+        if name != "rotation":
+            return self.cls
+        if self.rot is None:
+            raise RuntimeError("this model was built without a rotation head")
+        return self.rot
+
+    @contextmanager
+    def _still_averages(self) -> Iterator[None]:
+        """Within this context BatchNorm in training mode leaves its running averages alone."""
+        moving = [layer for layer in self._normalisations if layer.training and layer.track_running_stats]
+        for layer in moving:
+            layer.track_running_stats = False
+        try:
+            yield
+        finally:
+            for layer in moving:
+                layer.track_running_stats = True

@@ -1,0 +1,66 @@
+"""Registration of the vision backbone and its data sets. Imports no torch."""
+
+from __future__ import annotations
+
+from meltr.hookspecs import hookimpl
+from meltr.specs import BackboneInfo, BackboneTask, DatasetInfo
+from meltr_vision.layouts import LAYOUTS
+from meltr_vision.presets import DEFAULTS, PRESETS
+
+
+@hookimpl
+def register_backbones() -> list[BackboneInfo]:
+    """Image classifiers: the CIFAR ResNets and timm's models."""
+    return [
+        BackboneInfo(
+            name="vision",
+            summary="Image classifiers: ResNet-20 to -110 for CIFAR, any timm model; mixup and rotation as helpers.",
+            adapter="meltr_vision.adapter:VisionAdapter",
+            tasks=(
+                BackboneTask(
+                    task="classification",
+                    losses=("classification", "mixup", "rotation"),
+                    datasets=("cifar100", "cifar10", "digits", "image_folder"),
+                ),
+            ),
+            options="meltr_vision.options:VisionOptions",
+            presets=PRESETS,
+            default_presets=DEFAULTS,
+        )
+    ]
+
+
+@hookimpl
+def register_datasets() -> list[DatasetInfo]:
+    """Image classification data sets."""
+    tasks = ("classification",)
+    homepage = "https://www.cs.toronto.edu/~kriz/cifar.html"
+    return [
+        DatasetInfo(
+            name="cifar100",
+            summary="60,000 photos of 32x32 pixels in 100 classes (Krizhevsky 2009), fine labels.",
+            tasks=tasks,
+            layout=LAYOUTS["cifar100"],
+            homepage=homepage,
+        ),
+        DatasetInfo(
+            name="cifar10",
+            summary="60,000 photos of 32x32 pixels in 10 classes (Krizhevsky 2009).",
+            tasks=tasks,
+            layout=LAYOUTS["cifar10"],
+            homepage=homepage,
+        ),
+        DatasetInfo(
+            name="digits",
+            summary="1,797 handwritten digits of 8x8 pixels, inside scikit-learn: runs anywhere in under a minute.",
+            tasks=tasks,
+            embedded=True,
+            homepage="https://archive.ics.uci.edu/dataset/80",
+        ),
+        DatasetInfo(
+            name="image_folder",
+            summary="Your own images: one folder a class under train/, and under val/ and test/ if you have them.",
+            tasks=tasks,
+            layout=LAYOUTS["image_folder"],
+        ),
+    ]
