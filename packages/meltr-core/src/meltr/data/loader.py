@@ -1,0 +1,87 @@
+"""Batches of any map-style data set, as a pure function of (epoch, index)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+from meltr.engine.seeding import derive, seed_everything
+
+
+class LoaderBatches:
+    """A `meltr.BatchSource` over a map-style data set, read by a DataLoader.
+
+    The order of an epoch derives from the seed and the epoch, the random numbers that an item draws (augmentation) from
+    the seed, the epoch and the item: the batches do not depend on workers or on where an epoch was entered.
+
+    Args:
+        dataset: Anything with ``len()`` and ``[index]``.
+        batch_size: Items a batch; a smaller last batch is dropped unless it is the only one.
+        seed: The run's seed.
+        shuffle: Shuffle every epoch.
+        collate: Turns a list of items into a batch; default: torch's.
+        workers: Processes that read items; 0 reads in this one.
+
+    Raises:
+        ValueError: If the data set is empty.
+    """
+
+    def __init__(
+        self,
+        dataset: Dataset[Any],
+        batch_size: int,
+        *,
+        seed: int,
+        shuffle: bool = True,
+        collate: Callable[[list[Any]], Any] | None = None,
+        workers: int = 0,
+    ) -> None:
+        self.size: int = len(dataset)  # type: ignore[arg-type]
+        if self.size == 0:
+            raise ValueError("the data set is empty")
+        self.batch_size = min(batch_size, self.size)
+        self._dataset, self._seed, self._shuffle = dataset, seed, shuffle
+        self._collate, self._workers = collate, workers
+
+    def __len__(self) -> int:
+        """Batches an epoch."""
+        return self.size // self.batch_size
+
+    def batches(self, epoch: int, start: int = 0) -> Iterator[Any]:
+        """Yield the batches `start`, `start` + 1, ... of `epoch`."""
+        generator = torch.Generator().manual_seed(derive(self._seed, "order", epoch))
+        order = torch.randperm(self.size, generator=generator).tolist() if self._shuffle else list(range(self.size))
+        chunks = [order[i * self.batch_size : (i + 1) * self.batch_size] for i in range(start, len(self))]
+        loader: DataLoader[Any] = DataLoader(
+            _SeededItems(self._dataset, self._seed, epoch),
+            batch_sampler=_Chunks(chunks),
+            collate_fn=self._collate,
+            num_workers=self._workers,
+        )
+        yield from loader
+
+
+class _Chunks(torch.utils.data.Sampler[list[int]]):
+    def __init__(self, chunks: Sequence[list[int]]) -> None:
+        self._chunks = chunks
+
+    def __iter__(self) -> Iterator[list[int]]:
+        return iter(self._chunks)
+
+    def __len__(self) -> int:
+        return len(self._chunks)
+
+
+class _SeededItems(Dataset[Any]):
+    def __init__(self, dataset: Dataset[Any], seed: int, epoch: int) -> None:
+        self._dataset, self._seed, self._epoch = dataset, seed, epoch
+
+    def __getitem__(self, index: int) -> Any:
+        seed_everything(derive(self._seed, "item", self._epoch, index))
+        return self._dataset[index]
+
+    def __len__(self) -> int:
+        return len(self._dataset)  # type: ignore[arg-type]

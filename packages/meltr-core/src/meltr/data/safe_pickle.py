@@ -1,0 +1,212 @@
+"""Read a pickle from outside without running code from it: plain values and numeric numpy arrays only.
+
+`pickle.load` runs whatever the file asks for. Here the few functions that a pickled numpy array names are replaced by
+records that only remember their arguments; the arrays are made from the records afterwards, with `numpy.frombuffer`,
+so that neither Python code nor numpy's unchecked ``__setstate__`` ever sees a hostile state.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+import pickle
+from pathlib import Path
+from typing import Any, Literal, NoReturn
+
+import numpy as np
+
+from meltr.errors import UserError
+
+
+class _Dtype:
+    """What a pickled dtype says of itself: ``numpy.dtype(code, align, copy)`` and then its state."""
+
+    __slots__ = ("byteorder", "code")
+
+    def __init__(self, code: Any) -> None:
+        self.code = code
+        self.byteorder = "="
+
+    def __setstate__(self, state: tuple[Any, ...]) -> None:
+        """Keep the byte order; subarrays and fields (structured types) are refused."""
+        if any(part is not None for part in state[2:5]):
+            raise ValueError("a structured dtype")
+        self.byteorder = _text(state[1])
+
+    def make(self) -> np.dtype[Any]:
+        """Return the dtype; only booleans, numbers and fixed-width strings are made."""
+        dtype = np.dtype(_text(self.code))
+        if dtype.kind not in "biufcSU":
+            raise ValueError(f"the dtype {dtype}")
+        return dtype if self.byteorder in ("|", "=") else dtype.newbyteorder(self.byteorder)  # type: ignore[arg-type]
+
+
+class _Array:
+    """What a pickled array says of itself."""
+
+    __slots__ = ("axes", "buffer", "dtype", "order", "shape")
+
+    def __init__(self) -> None:
+        self.buffer: Any = b""
+        self.dtype: Any = None
+        self.shape: Any = ()
+        self.order = "C"
+        self.axes: Any = None
+
+    def __setstate__(self, state: tuple[Any, ...]) -> None:
+        """Take ``(version, shape, dtype, is_fortran, bytes)``, numpy's own state of an array."""
+        _, self.shape, self.dtype, fortran, self.buffer = state
+        self.order = "F" if fortran else "C"
+
+    def make(self) -> Any:
+        """Return the array (writable), or the scalar for a record without a shape."""
+        if not isinstance(self.dtype, _Dtype):
+            raise ValueError("an array without a dtype")
+        raw = self.buffer.encode("latin1") if isinstance(self.buffer, str) else bytes(self.buffer)
+        dtype = self.dtype.make()
+        if self.shape is None:
+            return np.frombuffer(raw, dtype=dtype, count=1)[0]
+        shape = tuple(int(length) for length in self.shape)
+        if min(shape, default=0) < 0 or math.prod(shape) * dtype.itemsize != len(raw):
+            raise ValueError(f"an array of shape {shape} and dtype {dtype} with {len(raw)} bytes")
+        flat = np.frombuffer(bytearray(raw), dtype=dtype)
+        if self.order == "K" and self.axes is not None:
+            return flat.reshape(shape).transpose(self.axes)
+        return flat.reshape(shape, order="F" if self.order == "F" else "C")
+
+
+class _Stand:
+    """Stands for one admitted global; immutable, so that no pickle can change it for the next one."""
+
+    __slots__ = ("kind",)
+
+    kind: str
+
+    def __init__(self, kind: str) -> None:
+        object.__setattr__(self, "kind", kind)
+
+    def __setattr__(self, name: str, value: Any) -> NoReturn:
+        raise TypeError("immutable")
+
+    def __call__(self, *args: Any) -> Any:
+        """Do what the admitted global would do, as far as it is harmless."""
+        kind = self.kind
+        if kind == "dtype":
+            return _Dtype(args[0])
+        if kind == "reconstruct":
+            return _Array()
+        if kind == "frombuffer":
+            return _filled(args[0], args[1], shape=args[2], order=args[3], axes=args[4] if len(args) > 4 else None)
+        if kind == "scalar":
+            return _filled(args[1], args[0], shape=None)
+        if kind == "encode" and len(args) == 2 and args[1] == "latin1":
+            return args[0].encode("latin1")
+        if kind == "bytes" and not args:
+            return b""
+        if kind == "bytearray" and (not args or isinstance(args[0], bytes)):
+            return bytearray(*args[:1])
+        if kind == "complex" and all(isinstance(part, float) for part in args):
+            return complex(*args)
+        raise ValueError(f"a call of {kind!r} with unusual arguments")
+
+
+def _filled(buffer: Any, dtype: Any, *, shape: Any, order: str = "C", axes: Any = None) -> _Array:
+    record = _Array()
+    record.buffer, record.dtype, record.shape, record.order, record.axes = buffer, dtype, shape, order, axes
+    return record
+
+
+def _text(value: Any) -> str:
+    return value.decode("latin1") if isinstance(value, bytes) else str(value)
+
+
+_ADMITTED = {
+    ("numpy", "ndarray"): _Stand("ndarray"),
+    ("numpy", "dtype"): _Stand("dtype"),
+    ("_codecs", "encode"): _Stand("encode"),
+    **{
+        (f"numpy.{core}.{module}", name): _Stand(name.strip("_"))
+        for core in ("core", "_core")
+        for module, name in (("multiarray", "_reconstruct"), ("multiarray", "scalar"), ("numeric", "_frombuffer"))
+    },
+    **{
+        (module, name): _Stand(name)
+        for module in ("__builtin__", "builtins")
+        for name in ("bytes", "bytearray", "complex")
+    },
+}
+
+
+class _ForbiddenError(Exception):
+    """A global that is not admitted; carries its name."""
+
+
+class _Unpickler(pickle._Unpickler):
+    """The standard library's own unpickler in Python: its memo is a dict, so that a huge memo index costs nothing."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        try:
+            return _ADMITTED[module, name]
+        except KeyError:
+            raise _ForbiddenError(f"{module}.{name}") from None
+
+    def persistent_load(self, pid: Any) -> NoReturn:
+        raise ValueError("a reference to another file")
+
+
+def _finish(value: Any, done: dict[int, Any]) -> Any:
+    """Replace the records inside `value` by what they describe; `done` holds what has been met (shared, cyclic)."""
+    if id(value) in done:
+        return done[id(value)]
+    if isinstance(value, _Stand):
+        raise ValueError("a bare reference to a function")
+    if isinstance(value, (_Array, _Dtype)):
+        done[id(value)] = value.make()
+    elif isinstance(value, list):
+        done[id(value)] = value
+        value[:] = [_finish(item, done) for item in value]
+    elif isinstance(value, dict):
+        done[id(value)] = value
+        pairs = [(_finish(key, done), _finish(item, done)) for key, item in value.items()]
+        value.clear()
+        value.update(pairs)
+    elif isinstance(value, (tuple, set, frozenset)):
+        done[id(value)] = type(value)(_finish(item, done) for item in value)
+    else:
+        return value
+    return done[id(value)]
+
+
+def load_pickle(path: Path, *, encoding: Literal["latin1", "bytes", "ASCII", "utf-8"] = "latin1") -> Any:
+    """Return the content of a pickle that holds plain values and numeric numpy arrays.
+
+    Args:
+        path: The file.
+        encoding: What becomes of Python 2's byte strings: a codec for text, or ``bytes`` to keep them.
+
+    Returns:
+        None, booleans, numbers, text, bytes, numpy arrays and scalars, and lists, tuples, sets and dicts of them.
+
+    Raises:
+        UserError: If the file cannot be read, is truncated or corrupt, or names anything but the above. The message
+            names the file and the forbidden global; nothing of it has been imported or called.
+    """
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise UserError(f"Cannot read {path}: {error.strerror or error}.", "Check the path and its permissions.")
+    try:
+        if not content.endswith(pickle.STOP):
+            raise EOFError("it does not end as a pickle does")
+        return _finish(_Unpickler(io.BytesIO(content), encoding=encoding).load(), {})
+    except _ForbiddenError as error:
+        raise UserError(
+            f"{path} was refused: it asks for {error}, which is neither a plain value nor a numpy array, "
+            "and loading it could run code.",
+            "Nothing of it was run. Get the file again from its official source.",
+        )
+    except Exception as error:  # a hostile file can make the unpickler raise anything
+        raise UserError(
+            f"{path} is truncated or corrupt ({len(content):,} bytes): {type(error).__name__}: {error}.",
+            "Delete it and get it again from its official source.",
+        )
