@@ -20,7 +20,10 @@ from meltr.specs import BackboneInfo, BilevelSpec, CombinerInfo, DataSpec, Prese
 
 SECTIONS: dict[str, type[BaseModel]] = {"train": TrainSpec, "bilevel": BilevelSpec, "data": DataSpec}
 OPTION_SECTIONS = ("options", "combiner_options")
-FIDELITY: dict[str, dict[str, Any]] = {"paper": {}, "released": {"bilevel.outer_batch": "replay"}}
+FIDELITY: dict[str, dict[str, Any]] = {
+    "paper": {},
+    "released": {"bilevel.outer_batch": "replay", "combiner_options.start": "random"},
+}
 """What ``fidelity`` changes before preset, file and flags have their say."""
 
 _SELECTION = ("backbone", "task", "dataset", "preset", "combiner", "fidelity")

@@ -59,7 +59,7 @@ class PresetInfo(Info):
     Args:
         name: What the user writes after ``--preset``.
         summary: Source, cost and expected result in a line.
-        settings: Dotted setting -> value, e.g. ``{"train.lr": 0.1, "options.model": "resnet32"}``.
+        settings: Dotted setting -> value, e.g. ``{"train.lr": 0.1, "options.depth": 4}``.
     """
 
     name: str

@@ -73,6 +73,8 @@ def new_job(
     spec = selection.resolve(registry)
     seeds = selection.seeds() or [spec.seed]
     if not keep:
+        if len(seeds) > 1:
+            remark(f"--fast-dev-run uses the first seed only: {seeds[0]}")
         return Job(registry, spec, None)
     folder = folders.choose_folder(spec, output_dir, name, overwrite=overwrite)
     return Job(registry, spec, folder, seeds if len(seeds) > 1 else None)

@@ -1,10 +1,12 @@
 """Algorithm 1 of the paper in loss space: the class that a plain training loop needs.
 
-meltr = Bilevel(model, combiner, outer_optimizer, every=3)
-for batch in loader:
-optimizer.zero_grad()
-meltr.backward(lambda: task_losses(model, batch))     # instead of loss.backward()
-optimizer.step()
+Example::
+
+    meltr = Bilevel(model, combiner, outer_optimizer, every=3)
+    for batch in loader:
+        optimizer.zero_grad()
+        meltr.backward(lambda: task_losses(model, batch))     # instead of loss.backward()
+        optimizer.step()
 """
 
 from __future__ import annotations

@@ -1,9 +1,12 @@
 """Checkpoints of w AND phi: written beside and renamed, so that a killed run never leaves half of one.
 
-checkpoints/step-000500/backbone.safetensors     weights and buffers of the backbone
-combiner.safetensors     weights of the combiner, its settings in the metadata
-training.pt              optimisers, counters (plain values and tensors only)
-checkpoints/last, checkpoints/best               links (small text files where there are no links)
+A checkpoint is a folder ``checkpoints/step-000500``:
+
+- ``backbone.safetensors``: weights and buffers of the backbone;
+- ``combiner.safetensors``: weights of the combiner, its settings in the metadata;
+- ``training.pt``: optimisers and counters, plain values and tensors only.
+
+``checkpoints/last`` and ``checkpoints/best`` are links (small text files where there are no links).
 """
 
 from __future__ import annotations
@@ -98,7 +101,8 @@ class Checkpoints:
 
     def _prune(self) -> None:
         needed = {self.resolve(link).name for link in ("last", "best") if (self.folder / link).exists()}
-        others = sorted(p for p in self.folder.glob("step-*") if p.name not in needed)
+        others = [p for p in self.folder.glob("step-*") if p.name not in needed]
+        others.sort(key=lambda p: int(p.name.removeprefix("step-")))
         for old in others[: max(0, len(others) - self.keep)]:
             shutil.rmtree(old, ignore_errors=True)
 

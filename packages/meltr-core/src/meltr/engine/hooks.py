@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from meltr.context import BatchSource, Data, Evaluation, RunContext, StepRecord
+from meltr.engine.optim import parameter_groups
 from meltr.errors import MeltrError, PluginError
 
 
@@ -47,12 +48,15 @@ class Hooks:
             raise self._error("build_model", f"returned {type(model).__name__}, expected torch.nn.Module")
         return model
 
-    def parameter_groups(self, model: nn.Module, context: RunContext) -> Sequence[Mapping[str, Any]] | None:
-        """Call the optional `parameter_groups`."""
+    def parameter_groups(self, model: nn.Module, context: RunContext) -> list[dict[str, Any]]:
+        """Call the optional `parameter_groups` and check what it returns."""
         groups = self._hook.parameter_groups(model=model, context=context)
         if groups is not None and not all(isinstance(g, Mapping) and "params" in g for g in groups):
             raise self._error("parameter_groups", "must return mappings with a 'params' entry")
-        return None if groups is None else list(groups)
+        try:
+            return parameter_groups(model, groups)
+        except ValueError as error:
+            raise self._error("parameter_groups", str(error)) from error
 
     def losses(self, model: nn.Module, batch: Any, context: RunContext) -> dict[str, Tensor]:
         """Call `compute_task_losses`; check names, order, shape, type, device and grad."""

@@ -25,7 +25,6 @@ class Meter:
     def __init__(self, names: Sequence[str], device: torch.device) -> None:
         self.names = tuple(names)
         self.device = device
-        self._started = time.perf_counter()
         self._reset()
 
     def _reset(self) -> None:
@@ -57,13 +56,9 @@ class Meter:
         self._reset()
         return means[:count], means[count : 2 * count], means[-1], rate, outer
 
-    def pause(self) -> float:
-        """Return the clock, to hand to `resume`: an evaluation must not count as training time."""
-        return time.perf_counter()
-
-    def resume(self, paused: float) -> None:
-        """Leave out the time since `pause`."""
-        self._since += time.perf_counter() - paused
+    def leave_out(self, seconds: float) -> None:
+        """Leave out time that an evaluation or a checkpoint took."""
+        self._since += seconds
 
 
 def peak_memory_mb(device: torch.device) -> float:

@@ -9,7 +9,6 @@ from typing import Any
 import torch
 from torch import nn
 
-from meltr.errors import PluginError
 from meltr.specs import BilevelSpec, TrainSpec
 
 
@@ -33,7 +32,7 @@ def parameter_groups(model: nn.Module, groups: Sequence[Mapping[str, Any]] | Non
     """Return the groups that a plugin gave, checked; or one group with every trainable parameter.
 
     Raises:
-        PluginError: If a parameter stands in two groups, or no group has a trainable one.
+        ValueError: If a parameter stands in two groups, or no group has a trainable one.
     """
     if groups is None:
         groups = [{"params": [p for p in model.parameters() if p.requires_grad]}]
@@ -42,12 +41,12 @@ def parameter_groups(model: nn.Module, groups: Sequence[Mapping[str, Any]] | Non
     for group in groups:
         parameters = [p for p in group["params"] if p.requires_grad]
         if any(id(p) in seen for p in parameters):
-            raise PluginError("parameter_groups put a parameter into two groups.")
+            raise ValueError("a parameter stands in two groups")
         seen.update(id(p) for p in parameters)
         if parameters:
             checked.append({**group, "params": parameters})
     if not checked:
-        raise PluginError("The model has no trainable parameters.", "Check parameter_groups and requires_grad.")
+        raise ValueError("there are no trainable parameters (all have requires_grad=False)")
     return checked
 
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import tempfile
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -67,6 +69,11 @@ def execute(
     Raises:
         MeltrError: For everything with a defined answer; see `meltr.errors`.
     """
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise UserError(
+            f"A run uses one process, but WORLD_SIZE is {os.environ['WORLD_SIZE']}.",
+            "Start it without torchrun; several processes would write into the same folder.",
+        )
     if fast_dev_run:
         spec = _shortened(spec)
     kept = None if fast_dev_run else run_dir
@@ -109,16 +116,17 @@ def prepare(
         model.compile()
     seed_everything(derive(spec.seed, "combiner"), generator)
     combiner = load_object(combiner_info.factory)(losses, **spec.combiner_options)
-    if not isinstance(combiner, nn.Module):
-        raise PluginError(
-            f"Combiner {spec.combiner!r} ({combiner_info.factory}) returned {type(combiner).__name__}, "
-            "expected a meltr.Combiner."
-        )
+    where = f"Combiner {spec.combiner!r} ({combiner_info.factory})"
+    if not isinstance(combiner, Combiner):
+        raise PluginError(f"{where} returned {type(combiner).__name__}, expected a meltr.Combiner.")
+    if combiner.learned != combiner_info.learned:
+        raise PluginError(f"{where} has learned={combiner.learned}, but was registered with {combiner_info.learned}.")
     plugin = registry.owner("backbone", spec.backbone)
-    return Prepared(hooks, context, data, model, cast(Combiner, combiner.to(device)), plugin)
+    return Prepared(hooks, context, data, model, combiner.to(device), plugin)
 
 
 def _train(prepared: Prepared, folder: RunFolder, *, resume: bool) -> dict[str, Any]:
+    started = time.perf_counter()
     context, hooks = prepared.context, prepared.hooks
     checkpoints = Checkpoints(folder.checkpoints, keep=context.spec.train.keep_checkpoints)
     start = checkpoints.resolve("last") if resume and (folder.checkpoints / "last").exists() else None
@@ -138,7 +146,7 @@ def _train(prepared: Prepared, folder: RunFolder, *, resume: bool) -> dict[str, 
         if resume:
             hooks.message(context, f"resumed at step {trainer.step} of {trainer.total_steps}")
         trainer.fit()
-        results = _finish(prepared, trainer, checkpoints, folder)
+        results = _finish(prepared, trainer, checkpoints, folder, started=started)
     write_json(folder.results, results)
     hooks.run_end(context, results)
     return results
@@ -153,7 +161,9 @@ def _metrics(folder: RunFolder, resume_step: int | None) -> Iterator[MetricsWrit
         writer.close()
 
 
-def _finish(prepared: Prepared, trainer: Trainer, checkpoints: Checkpoints, folder: RunFolder) -> dict[str, Any]:
+def _finish(
+    prepared: Prepared, trainer: Trainer, checkpoints: Checkpoints, folder: RunFolder, *, started: float
+) -> dict[str, Any]:
     """Test the best checkpoint and collect the results."""
     context, spec = prepared.context, prepared.context.spec
     best = "best" if (folder.checkpoints / "best").exists() else "last"
@@ -181,7 +191,8 @@ def _finish(prepared: Prepared, trainer: Trainer, checkpoints: Checkpoints, fold
         "outer_steps": trainer.bilevel.outer_steps,
         "estimator": trainer.bilevel.estimator_name if trainer.outer is not None else None,
         "seconds": round(trainer.seconds, 3),
-        "examples_per_second": round(trainer.step * spec.train.batch_size / max(trainer.seconds, 1e-9), 2),
+        "wall_seconds": round(time.perf_counter() - started, 3),
+        "examples_per_second": round(trainer.step * trainer.batch_size / max(trainer.seconds, 1e-9), 2),
         "peak_memory_mb": round(peak_memory_mb(context.device), 1),
         "device": str(context.device),
         "data": dict(prepared.data.meta),
@@ -263,8 +274,9 @@ def resolve_device(name: str) -> torch.device:
 
 
 def _shortened(spec: RunSpec) -> RunSpec:
+    steps = 2 * spec.bilevel.every + 1
     train = spec.train.model_copy(
-        update={"epochs": 1, "max_steps": 2 * spec.bilevel.every + 1, "log_every": 1, "checkpoint_every": None}
+        update={"epochs": steps, "max_steps": steps, "eval_every": steps, "log_every": 1, "checkpoint_every": None}
     )
     data = spec.data.model_copy(update={"eval_limit": min(spec.data.eval_limit or 256, 256)})
     return spec.model_copy(update={"train": train, "data": data})

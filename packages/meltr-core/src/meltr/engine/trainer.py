@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import random
 import time
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -16,7 +18,7 @@ from meltr.engine.bilevel import Bilevel
 from meltr.engine.checkpoints import Checkpoints, load_module, load_training
 from meltr.engine.hooks import Hooks, better
 from meltr.engine.meter import FiniteGuard, Meter, peak_memory_mb
-from meltr.engine.optim import inner_optimizer, lr_factor, outer_optimizer, parameter_groups, set_lr
+from meltr.engine.optim import inner_optimizer, lr_factor, outer_optimizer, set_lr
 from meltr.engine.seeding import derive, seed_everything
 from meltr.errors import NonFiniteLossError
 from meltr.observers.jsonl import MetricsWriter
@@ -56,18 +58,21 @@ class Trainer:
         self.steps_per_epoch = len(data.train)
         total = spec.train.epochs * self.steps_per_epoch
         self.total_steps = total if spec.train.max_steps is None else min(total, spec.train.max_steps)
-        groups = parameter_groups(model, hooks.parameter_groups(model, context))
+        groups = hooks.parameter_groups(model, context)
         self.optimizer = inner_optimizer(spec.train, groups)
         self.parameters = [parameter for group in groups for parameter in group["params"]]
         learned = combiner.learned and len(context.losses) > 1
         self.outer = outer_optimizer(spec.bilevel, combiner) if learned else None
         self.bilevel = self._bilevel()
         self.replay = ReplayBuffer(spec.bilevel.replay_size, spec.bilevel.replay_eviction)
-        self._held_out = None if data.held_out is None else Cursor(data.held_out)
+        held_out = data.held_out if spec.bilevel.outer_batch == "held_out" else None
+        self._held_out = None if held_out is None else Cursor(held_out)
+        self.batch_size = min(spec.train.batch_size, data.train.size)
         self.meter = Meter(context.losses, context.device)
         self.guard = FiniteGuard(context.losses, context.device)
         self.step = 0
-        self.seconds = 0.0
+        self.seconds = 0.0  # of training; evaluations and checkpoints are left out
+        self._clock = 0.0
         self.best: float | None = None
         self.best_step = 0
         self.best_evaluation: dict[str, Any] | None = None
@@ -101,23 +106,23 @@ class Trainer:
         """
         self.model.train()
         self.combiner.train()
-        started = time.perf_counter() - self.seconds
+        self._clock = time.perf_counter()
         try:
             while self.step < self.total_steps:
                 epoch, index = divmod(self.step, self.steps_per_epoch)
-                self._epoch(epoch, index, started)
+                self._epoch(epoch, index)
         except NonFiniteLossError as error:
             kept = self.checkpoints.describe_last() if self.checkpoints else "nothing (no run folder)"
             raise NonFiniteLossError(f"{error.message} Saved so far: {kept}.", error.hint) from None
-        self.seconds = time.perf_counter() - started
 
-    def _epoch(self, epoch: int, start: int, started: float) -> None:
+    def _epoch(self, epoch: int, start: int) -> None:
         spec = self.context.spec
         if start == 0 and spec.bilevel.replay_reset:
             self.replay.clear()
         for index, raw in enumerate(self.data.train.batches(epoch, start), start):
             self._train_step(epoch, index, to_device(raw, self.context.device))
-            self.seconds = time.perf_counter() - started
+            now = time.perf_counter()
+            self.seconds, self._clock = self.seconds + now - self._clock, now
             if self.step % spec.train.log_every == 0:
                 self._log()
             last = self.step >= self.total_steps
@@ -147,7 +152,7 @@ class Trainer:
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         position = self.step / self.steps_per_epoch
-        self.meter.update(result, step=self.step, epoch=position, examples=spec.train.batch_size)
+        self.meter.update(result, step=self.step, epoch=position, examples=self.batch_size)
         if replay:
             self._replay_step(epoch, index, batch, position)
         self.step += 1
@@ -226,9 +231,8 @@ class Trainer:
         if self.data.validation is None:
             self._save(best=True)
             return
-        paused = self.meter.pause()
-        evaluation = self.hooks.evaluate(self.model, self.data.validation, self.context)
-        self.meter.resume(paused)
+        with self._aside():
+            evaluation = self.hooks.evaluate(self.model, self.data.validation, self.context)
         self.record_evaluation("validation", evaluation)
         value = float(evaluation.metrics[self.context.task.metrics[0]])
         improved = better(value, self.best, self.context.task.higher_is_better)
@@ -236,6 +240,15 @@ class Trainer:
             self.best, self.best_step = value, self.step
             self.best_evaluation = {"metrics": dict(evaluation.metrics), "count": evaluation.count, "step": self.step}
         self._save(best=improved)
+
+    @contextlib.contextmanager
+    def _aside(self) -> Iterator[None]:
+        """Work that does not count as training time: evaluations and checkpoints."""
+        started = time.perf_counter()
+        yield
+        elapsed = time.perf_counter() - started
+        self._clock += elapsed
+        self.meter.leave_out(elapsed)
 
     def record_evaluation(self, split: str, evaluation: Evaluation) -> None:
         """Log an evaluation at the current step and tell the observers."""
@@ -247,11 +260,10 @@ class Trainer:
         if self.checkpoints is None:
             return
         self.guard.flush()
-        paused = self.meter.pause()
-        path = self.checkpoints.save(
-            self.step, model=self.model, combiner=self.combiner, training=self.state_dict(), best=best
-        )
-        self.meter.resume(paused)
+        with self._aside():
+            path = self.checkpoints.save(
+                self.step, model=self.model, combiner=self.combiner, training=self.state_dict(), best=best
+            )
         self.hooks.checkpoint(self.context, path)
 
     def state_dict(self) -> dict[str, Any]:

@@ -109,7 +109,7 @@ class ConsoleObserver:
         self._print(text.cost_text(results))
         best = context.run_dir / "checkpoints" / "best" if context.run_dir is not None else None
         checkpoint = best if best is not None and best.exists() else self._checkpoint
-        if checkpoint is not None:
+        if checkpoint is not None and context.run_dir is not None:
             self._print(f"checkpoint: {checkpoint}")
         if context.run_dir is not None:
             self._print(f"next: meltr plot {context.run_dir}")
