@@ -366,3 +366,54 @@ def test_devices_that_are_not_there():
         with pytest.raises(meltr.UserError, match="No CUDA device"):
             resolve_device("cuda")
     assert resolve_device("cpu").type == "cpu"
+
+
+def test_fast_dev_run_takes_two_outer_steps_and_keeps_nothing(tmp_path):
+    registry = discover([TOY])
+    flags = {"combiner_options.width": 16, "combiner_options.heads": 2, "device": "cpu", "train.batch_size": 256}
+    spec = resolve(registry, backbone="toy", task="classification", dataset="rings", flags=flags, plugins=[TOY])
+    results = execute(spec, run_dir=tmp_path / "run", registry=registry, fast_dev_run=True)
+    assert (results["steps"], results["outer_steps"], results["run"]) == (7, 2, None)
+    assert not (tmp_path / "run").exists()
+
+
+def test_several_processes_are_refused(tmp_path, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(meltr.UserError, match="WORLD_SIZE is 2"):
+        run(tmp_path)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("factory", "message"),
+    [("torch.nn.Identity", "returned Identity, expected a meltr.Combiner"), ("meltr.LinearCombiner", "learned=True")],
+)
+def test_combiners_are_checked(tmp_path, factory, message):
+    plugin = tmp_path / f"plugin_{factory.replace('.', '_')}.py"
+    plugin.write_text(
+        TOY.read_text()
+        + f"""
+
+@meltr.hookimpl
+def register_combiners():
+    return [meltr.CombinerInfo(name="odd", summary="", factory=f"{{__name__}}:odd")]
+
+
+def odd(losses):
+    return {factory}({"losses" if "Linear" in factory else ""})
+"""
+    )
+    with pytest.raises(meltr.PluginError, match=message):
+        run(tmp_path, plugin=plugin, combiner="odd")
+
+
+def test_parameter_groups_are_checked(tmp_path):
+    text = TOY.read_text().replace(
+        "    @meltr.hookimpl\n    def build_model(self):",
+        "    @meltr.hookimpl\n    def parameter_groups(self, model):\n"
+        "        return [{'params': model.parameters()}, {'params': model.classify.parameters()}]\n\n"
+        "    @meltr.hookimpl\n    def build_model(self):",
+    )
+    (tmp_path / "twice.py").write_text(text)
+    with pytest.raises(meltr.PluginError, match="'toy', hook parameter_groups: a parameter stands in two groups"):
+        run(tmp_path, plugin=tmp_path / "twice.py")

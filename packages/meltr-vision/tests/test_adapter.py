@@ -86,12 +86,12 @@ def test_parameter_groups(make_context: Make) -> None:
 
 def test_learns_digits_with_all_three_losses(make_context: Make) -> None:
     torch.manual_seed(0)
-    adapter, spec = VisionAdapter(), {"data": {"train_limit": 400}, "train": {"batch_size": 50}}
+    adapter, spec = VisionAdapter(), {"data": {"train_limit": 400}, "train": {"batch_size": 20}}
     context = make_context("digits", model="resnet20", spec=spec)
     data = adapter.build_data(context)
     model = adapter.build_model(context, data).train()
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9, nesterov=True)
-    for epoch in range(3):
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9, nesterov=True)
+    for epoch in range(4):
         for batch in data.train.batches(epoch):
             losses = adapter.compute_task_losses(model, batch, context)
             optimizer.zero_grad()
@@ -99,7 +99,7 @@ def test_learns_digits_with_all_three_losses(make_context: Make) -> None:
             optimizer.step()
     with torch.no_grad():
         found = adapter.evaluate(model.eval(), data.test, context)
-    assert found.metrics["top1"] > 30  # chance: 10
+    assert found.metrics["top1"] > 50  # chance: 10; seeds 0 to 2 gave 80 to 85
 
 
 def test_discovery_imports_nothing_heavy() -> None:
