@@ -37,7 +37,17 @@ def test_every_beginning_is_proportional(labels: list[int], seed: int) -> None:
     for end in range(len(labels) + 1):
         begun = Counter(labels[i] for i in order[:end])
         for name, total in counts.items():
-            assert abs(begun[name] - total * end / len(labels)) <= 1 + 1e-9
+            bound = 0.5 + total * len(counts) / (2 * len(labels))
+            assert abs(begun[name] - total * end / len(labels)) <= bound + 1e-9
+
+
+@pytest.mark.parametrize("size", [1, 2, 7, 20])
+def test_every_beginning_is_within_one_where_classes_are_of_equal_size(size: int) -> None:
+    labels = [name for name in range(6) for _ in range(size)]
+    order = balanced_order(len(labels), 3, labels)
+    for end in range(len(labels) + 1):
+        begun = Counter(labels[i] for i in order[:end])
+        assert all(abs(begun[name] - end / 6) <= 1 for name in range(6))
 
 
 def test_depends_on_the_seed_alone() -> None:

@@ -41,7 +41,8 @@ def balanced_order(count: int, seed: int, labels: Sequence[int] | npt.NDArray[np
 
     With `labels`, the j-th of the n shuffled members of a class gets the key (j + 1/2) / n, and the examples are sorted
     by key, ties in random order. Among the first k examples, a class of n members then has n k / count of them, to
-    within one. Without `labels` it is a plain random permutation.
+    within 1/2 + n C / (2 count) for C classes: within one where classes are of equal size. (Up to key t every class is
+    within 1/2 of n t, so k is within C/2 of count t.) Without `labels` it is a plain random permutation.
 
     Args:
         count: Number of examples.
