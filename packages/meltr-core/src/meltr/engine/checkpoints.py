@@ -59,9 +59,11 @@ class Checkpoints:
                 self._point(link, final.name)
             self._prune()
         except (OSError, SafetensorError, RuntimeError) as error:
+            free = shutil.disk_usage(self.folder).free / 2**20 if self.folder.is_dir() else float("nan")
             shutil.rmtree(partial, ignore_errors=True)
+            reason = str(error).splitlines()[0]
             raise MeltrError(
-                f"Could not write checkpoint {final}: {error}",
+                f"Could not write checkpoint {final} ({free:,.0f} MiB were free): {reason}",
                 f"Free some disk space or choose another --output-dir. Safe so far: {self.describe_last()}.",
             ) from error
         return final
