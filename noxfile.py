@@ -54,7 +54,8 @@ def tests(session: nox.Session) -> None:
 def tests_slow(session: nox.Session) -> None:
     """The slow tests."""
     install_all(session, "pytest", "pytest-xdist", "hypothesis", "scipy")
-    session.run("pytest", "-m", "slow", *session.posargs)
+    nothing_marked = 5
+    session.run("pytest", "-m", "slow", *session.posargs, success_codes=[0, nothing_marked])
 
 
 @nox.session
