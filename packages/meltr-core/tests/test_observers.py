@@ -174,7 +174,6 @@ def test_plain_console_is_rate_limited_and_tells_the_result(tmp_path: Path) -> N
         "78.25",
         "1:23 min",
         "step-000040",
-        "meltr plot",
     ):
         assert expected in shown
     assert "\x1b" not in shown

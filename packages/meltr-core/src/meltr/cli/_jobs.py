@@ -144,13 +144,13 @@ def perform(job: Job, *, quiet: bool, fast_dev_run: bool, tensorboard: bool = Fa
             if job.seeds is not None and not quiet:
                 remark(f"seed {spec.seed} ({number} of {len(job.seeds)})")
             done = _execute(job, spec, folder, observers=_observers(quiet, tensorboard), fast_dev_run=fast_dev_run)
-            _draw(folder)
+            _draw(folder, quiet=quiet)
         results.append(done)
     if job.seeds is None or job.folder is None:
         return results[0]
     together = folders.aggregate(job.seeds, results)
     write_json(job.folder / "results.json", together)
-    _draw(job.folder)
+    _draw(job.folder, quiet=quiet)
     return together
 
 
@@ -162,7 +162,7 @@ def _observers(quiet: bool, tensorboard: bool) -> list[object]:
     return [ConsoleObserver(quiet=silent), *([TensorboardObserver()] if tensorboard else [])]
 
 
-def _draw(folder: Path | None) -> None:
+def _draw(folder: Path | None, *, quiet: bool) -> None:
     """Draw the plots of a run, if it was kept and matplotlib is there."""
     if folder is None or importlib.util.find_spec("matplotlib") is None:
         return
@@ -171,6 +171,8 @@ def _draw(folder: Path | None) -> None:
 
     try:
         draw(load_group(folder))
+        if not quiet:
+            remark(f"plots: {folder / 'plots'}")
     except UserError as error:
         remark(f"no plots: {error.message}")
 

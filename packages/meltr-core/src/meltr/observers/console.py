@@ -111,8 +111,6 @@ class ConsoleObserver:
         checkpoint = best if best is not None and best.exists() else self._checkpoint
         if checkpoint is not None and context.run_dir is not None:
             self._print(f"checkpoint: {checkpoint}")
-        if context.run_dir is not None:
-            self._print(f"next: meltr plot {context.run_dir}")
 
     def close(self) -> None:
         """Take the live display down; needed where a run ends with an error. Calling it twice does no harm."""
