@@ -377,6 +377,20 @@ def test_fast_dev_run_takes_two_outer_steps_and_keeps_nothing(tmp_path):
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("estimator", ["auto", "difference", "per_task"])
+def test_compiled_model_learns(tmp_path, estimator):
+    """The outer step keeps the graph of the compiled forward for the inner gradient."""
+    results = run(tmp_path, **{"train.compile": True, "bilevel.estimator": estimator, "train.epochs": 12})
+    assert results["outer_steps"] == 31
+    assert results["test"]["metrics"]["top1"] > 80
+
+
+def test_double_backward_of_a_compiled_model_is_refused(tmp_path):
+    with pytest.raises(meltr.UserError, match="double_backward"):
+        run(tmp_path, **{"train.compile": True, "bilevel.estimator": "double_backward"})
+
+
 def test_several_processes_are_refused(tmp_path, monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(meltr.UserError, match="WORLD_SIZE is 2"):

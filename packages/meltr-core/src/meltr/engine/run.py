@@ -113,7 +113,7 @@ def prepare(
     seed_everything(derive(spec.seed, "model"), generator)
     model = hooks.build_model(context, data).to(device)
     if spec.train.compile:
-        model.compile()
+        compile_model(model, spec.bilevel.estimator)
     seed_everything(derive(spec.seed, "combiner"), generator)
     combiner = load_object(combiner_info.factory)(losses, **spec.combiner_options)
     where = f"Combiner {spec.combiner!r} ({combiner_info.factory})"
@@ -123,6 +123,23 @@ def prepare(
         raise PluginError(f"{where} has learned={combiner.learned}, but was registered with {combiner_info.learned}.")
     plugin = registry.owner("backbone", spec.backbone)
     return Prepared(hooks, context, data, model, combiner.to(device), plugin)
+
+
+def compile_model(model: nn.Module, estimator: str) -> None:
+    """Compile the forward of `model` in place, so that its graph can be differentiated more than once.
+
+    Raises:
+        UserError: If `estimator` cannot work with a compiled model.
+    """
+    if estimator == "double_backward":
+        raise UserError(
+            "estimator=double_backward cannot differentiate a compiled model twice.",
+            "Use --set estimator=auto, or leave compile=true out.",
+        )
+    from torch._functorch import config
+
+    config.donated_buffer = False  # the outer step keeps the graph for the inner one
+    model.compile()
 
 
 def _train(prepared: Prepared, folder: RunFolder, *, resume: bool) -> dict[str, Any]:
