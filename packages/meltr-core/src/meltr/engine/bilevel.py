@@ -18,6 +18,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch._functorch import config as functorch_config
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from meltr.combiners.base import Combiner, sensitivities
@@ -121,6 +122,9 @@ class Bilevel:
         self.every, self.gamma, self.direct_term = every, gamma, direct_term
         self.outer_clip_norm, self.generators, self.autocast = outer_clip_norm, tuple(generators), autocast
         self.estimator_name = estimator_name
+        if outer_optimizer is not None:
+            # An outer step keeps the graph for the inner gradient; a compiled model must not give its buffers away.
+            functorch_config.donated_buffer = False
         self._scheme = scheme(scheme_name)
         self._estimator: Estimator | None = None if estimator_name == "auto" else estimator(estimator_name)
         self._log = log or (lambda line: None)

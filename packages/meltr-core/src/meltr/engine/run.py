@@ -126,7 +126,7 @@ def prepare(
 
 
 def compile_model(model: nn.Module, estimator: str) -> None:
-    """Compile the forward of `model` in place, so that its graph can be differentiated more than once.
+    """Compile the forward of `model` in place.
 
     Raises:
         UserError: If `estimator` cannot work with a compiled model.
@@ -136,9 +136,6 @@ def compile_model(model: nn.Module, estimator: str) -> None:
             "estimator=double_backward cannot differentiate a compiled model twice.",
             "Use --set estimator=auto, or leave compile=true out.",
         )
-    from torch._functorch import config
-
-    config.donated_buffer = False  # the outer step keeps the graph for the inner one
     model.compile()
 
 
