@@ -53,7 +53,7 @@ def resolve(
     sets: Sequence[str] = (),
     plugins: Sequence[Path] = (),
 ) -> RunSpec:
-    """Merge defaults < fidelity < preset < config file < flags < ``--set`` and check the result.
+    """Merge defaults < combiner < fidelity < preset < config file < flags < ``--set`` and check the result.
 
     Args:
         registry: What is installed.
@@ -85,6 +85,8 @@ def resolve(
     combiner = registry.combiner(_pick("combiner", layers) or "meltr")
     fidelity = FIDELITY.get(str(_pick("fidelity", layers)), {})
     layers.insert(0, _Layer({key: _Value(value, "fidelity") for key, value in fidelity.items()}, loose=True))
+    brought = {key: _Value(value, f"combiner {combiner.name}") for key, value in combiner.settings.items()}
+    layers.insert(0, _Layer(brought, loose=False))
     keys = Keys(registry, info, combiner)
     merged: dict[str, _Value] = {}
     for layer in _without_foreign_options(layers, info.name, combiner.name):

@@ -134,8 +134,11 @@ class CombinerInfo(Info):
             returns a `meltr.combiners.Combiner`.
         options: ``"module:Model"``, a pydantic model (extra="forbid", importing no torch) of its settings
             (``combiner_options.*``), or None.
-        learned: True if the outer loop trains it.
+        learned: True if the outer loop trains it by a hypergradient.
         primary_only: True if it needs no loss but the primary, so that the others are not computed.
+        settings: Dotted setting -> value that the method brings with it (say ``{"bilevel.scheme": "itd"}``); preset,
+            file and flags are stronger.
+        extra: What must be installed besides core: name of an extra of meltr-core, shown when it is missing.
     """
 
     name: str
@@ -144,6 +147,8 @@ class CombinerInfo(Info):
     options: str | None = Field(default=None, pattern=r"^[\w.]+:\w+$")
     learned: bool = False
     primary_only: bool = False
+    settings: dict[str, Any] = {}
+    extra: str | None = None
 
 
 class TrainSpec(Info):

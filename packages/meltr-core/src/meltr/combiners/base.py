@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
+
+
+Rows = Sequence[Sequence[Tensor | None]]
+"""The rows of J: for every task one gradient a parameter, None where it is zero."""
 
 
 class Combiner(nn.Module):
@@ -38,6 +43,60 @@ class Combiner(nn.Module):
 
     def prepare(self, losses: Tensor) -> None:
         """Get ready for training; called once with the losses of the first step, shape (T+1,)."""
+
+    def end_epoch(self) -> None:
+        """Take note that an epoch is over; called after its last step."""
+
+
+class Step(Protocol):
+    """What a rule of its own sees of one inner step; everything is averaged over the ranks."""
+
+    @property
+    def losses(self) -> Tensor:
+        """The losses l of this step's batch before the step, shape (T+1,)."""
+        ...
+
+    def gradient_norms(self) -> Tensor:
+        """Return the norm of every task's gradient by the scoped parameters, shape (T+1,); before the step only."""
+        ...
+
+    def losses_again(self) -> Tensor:
+        """Return the losses of the same batch, same random numbers, at the weights of now, shape (T+1,)."""
+        ...
+
+
+class SelfTrained(Combiner):
+    """A combiner whose parameters follow a rule of their own at every step, not the hypergradient.
+
+    The engine hands the gradients that the rule returns to the outer optimiser.
+    """
+
+    after_step = False
+    """True if the rule wants to see the weights after the inner step (`Step.losses_again`)."""
+
+    def own_gradients(self, step: Step) -> Sequence[Tensor | None]:
+        """Return a gradient for each trainable parameter, in their order; None leaves one alone.
+
+        Args:
+            step: The inner step: before w moved, or after if `after_step`.
+        """
+        raise AssertionError(f"{type(self).__name__} must define own_gradients(step)")
+
+    def after_update(self) -> None:
+        """Called when the outer optimiser has moved the parameters (to normalise them, say)."""
+
+
+class GradientCombiner(Combiner):
+    """A combiner that makes the inner gradient from the task gradients themselves, not from the loss values."""
+
+    def from_gradients(self, losses: Tensor, rows: Rows) -> tuple[list[Tensor | None], Tensor]:
+        """Return the inner gradient, one entry a parameter, and the weights a of shape (T+1,) that it amounts to.
+
+        Args:
+            losses: l, shape (T+1,).
+            rows: The gradient of every task, primary first.
+        """
+        raise AssertionError(f"{type(self).__name__} must define from_gradients(losses, rows)")
 
 
 def sensitivities(combiner: nn.Module, losses: Tensor, *, create_graph: bool = False) -> tuple[Tensor, Tensor]:
