@@ -24,7 +24,7 @@ FIDELITY: dict[str, dict[str, Any]] = {
     "paper": {},
     "released": {"bilevel.outer_batch": "replay", "combiner_options.start": "random"},
 }
-"""What ``fidelity`` changes before preset, file and flags have their say."""
+"""What ``fidelity`` changes in the defaults and presets; a backbone adds its own (`BackboneInfo.released`)."""
 
 _SELECTION = ("backbone", "task", "dataset", "preset", "combiner", "fidelity")
 
@@ -53,7 +53,7 @@ def resolve(
     sets: Sequence[str] = (),
     plugins: Sequence[Path] = (),
 ) -> RunSpec:
-    """Merge defaults < combiner < fidelity < preset < config file < flags < ``--set`` and check the result.
+    """Merge defaults < combiner < preset < fidelity < config file < flags < ``--set`` and check the result.
 
     Args:
         registry: What is installed.
@@ -83,8 +83,10 @@ def resolve(
         values = {key: _Value(value, f"preset {recipe.name}") for key, value in _flatten(recipe.settings).items()}
         layers.insert(0, _Layer(values, loose=True))
     combiner = registry.combiner(_pick("combiner", layers) or "meltr")
-    fidelity = FIDELITY.get(str(_pick("fidelity", layers)), {})
-    layers.insert(0, _Layer({key: _Value(value, "fidelity") for key, value in fidelity.items()}, loose=True))
+    wanted = str(_pick("fidelity", layers))
+    fidelity = {**FIDELITY.get(wanted, {}), **(info.released if wanted == "released" else {})}
+    after_preset = 1 if recipe else 0
+    layers.insert(after_preset, _Layer({key: _Value(value, "fidelity") for key, value in fidelity.items()}, loose=True))
     brought = {key: _Value(value, f"combiner {combiner.name}") for key, value in combiner.settings.items()}
     layers.insert(0, _Layer(brought, loose=False))
     keys = Keys(registry, info, combiner)
