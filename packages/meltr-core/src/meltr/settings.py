@@ -165,8 +165,8 @@ class Keys:
             if info.options and info.name != self.combiner.name and leaf in _options_model(info.options).model_fields:
                 return f"It is a setting of the combiner {info.name!r}; this run uses {self.combiner.name!r}."
         names = {path.rpartition(".")[2]: path for path in self.fields} | {path: path for path in self.fields}
-        close = list(dict.fromkeys(names[name] for name in difflib.get_close_matches(key, names, n=3, cutoff=0.6)))
-        close = close or [path for path in self.fields if path.endswith(f".{leaf}")]
+        close = [path for path in self.fields if path.endswith(f".{leaf}")]  # right name, wrong section
+        close = close or list(dict.fromkeys(names[n] for n in difflib.get_close_matches(key, names, n=3, cutoff=0.6)))
         guess = f"Did you mean {' or '.join(map(repr, close))}? " if close else ""
         return f"{guess}`meltr config schema{f' --backbone {self.backbone.name}' if self.backbone else ''}` lists them."
 

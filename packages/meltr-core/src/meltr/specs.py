@@ -170,8 +170,8 @@ class TrainSpec(Info):
         precision: ``fp32``; ``bf16`` autocast; ``fp16`` autocast with a gradient scaler.
         tf32: Let float32 matrix products of the backbone use TensorFloat-32 (CUDA).
         compile: Compile the backbone with torch.compile.
-        activation_checkpointing: Keep only the inputs of the backbone's blocks and evaluate blocks again in the backward.
-        parallel: What torchrun's processes do: ``ddp`` (each holds all weights) or ``fsdp`` (each holds a part of them).
+        activation_checkpointing: Keep only the inputs of the backbone's blocks; evaluate blocks again in the backward.
+        parallel: What torchrun's processes do: ``ddp`` (each holds all weights) or ``fsdp`` (each holds a part).
         sync_batchnorm: Let BatchNorm see the batch of all processes.
         eval_every: Epochs between evaluations on the validation split (the last epoch is always evaluated).
         checkpoint_every: Steps between checkpoints besides the one after each evaluation; None: no more.
@@ -212,8 +212,8 @@ class BilevelSpec(Info):
 
     Args:
         every: K, the inner steps between two outer steps.
-        scheme: Which direction q stands for the inverse Hessian times the primary gradient (Table 8); ``none`` leaves the
-            combiner as it is.
+        scheme: Which direction q stands for the inverse Hessian times the primary gradient (Table 8); ``none``: the
+            combiner stays as it is.
         terms: Terms or iterations of aid-fp, aid-cg and stocbio; None: 3.
         scheme_step: Step size of the series (aid-fp: 1e-4, stocbio: 0.5) or of itd's look-ahead (the learning rate).
         damping: Added by aid-cg to the Hessian's diagonal.

@@ -31,7 +31,7 @@ from meltr.hypergradients.products.difference import CentralDifference
 from meltr.hypergradients.schemes import scheme
 from meltr.hypergradients.scope import Kind, Scope, find_scope
 from meltr.hypergradients.sharing import Compute, Sharing
-from meltr.hypergradients.vectors import Direction
+from meltr.hypergradients.vectors import Direction, accumulate
 
 
 @dataclass(frozen=True)
@@ -392,8 +392,7 @@ class Bilevel:
 
     def _add(self, gradient: Direction) -> None:
         """Add a gradient to ``.grad``, scaled where there is a gradient scaler."""
-        for parameter, part in zip(self.parameters, gradient, strict=True):
-            if part is not None:
-                scaled = part if self.setup.scaler is None else self.setup.scaler.scale(part)
-                whole = self.sharing.as_gradient(parameter, scaled)
-                parameter.grad = whole if parameter.grad is None else parameter.grad + whole
+        scaler, sharing = self.setup.scaler, self.sharing
+        scaled = [part if part is None or scaler is None else scaler.scale(part) for part in gradient]
+        whole = [None if g is None else sharing.as_gradient(p, g) for p, g in zip(self.parameters, scaled, strict=True)]
+        accumulate(self.parameters, whole)

@@ -49,6 +49,11 @@ def parameter_groups(model: nn.Module, groups: Sequence[Mapping[str, Any]] | Non
     return checked
 
 
+def autocast_dtype(precision: str) -> torch.dtype | None:
+    """Return the data type of autocast for ``train.precision``; None for ``fp32``."""
+    return {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision)
+
+
 def lr_factor(
     step: int, total: int, *, schedule: str, warmup: float = 0.0, milestones: Sequence[int] = (), decay: float = 0.1
 ) -> float:

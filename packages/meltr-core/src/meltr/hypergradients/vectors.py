@@ -27,6 +27,13 @@ def scale(direction: Direction, factor: float | Tensor) -> Direction:
     return [None if part is None else part * factor for part in direction]
 
 
+def accumulate(parameters: Sequence[Tensor], gradient: Direction) -> None:
+    """Add a gradient to ``.grad``."""
+    for parameter, part in zip(parameters, gradient, strict=True):
+        if part is not None:
+            parameter.grad = part if parameter.grad is None else parameter.grad + part
+
+
 def dot(one: Direction, other: Direction) -> Tensor:
     """Return the inner product of two directions in float64, shape (); of what this process holds of them."""
     pairs = [(local(a), local(b)) for a, b in zip(one, other, strict=True) if a is not None and b is not None]
