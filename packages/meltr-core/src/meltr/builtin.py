@@ -95,4 +95,12 @@ def _rivals() -> list[CombinerInfo]:
                 "bilevel.outer_lr": 1e-4,
             },
         ),
+        CombinerInfo(
+            name="torchjd",
+            summary="Any rule of the TorchJD library: --set method=UPGrad, MGDA, CAGrad, PCGrad, STCH, ...",
+            factory="meltr.combiners.torchjd_:from_options",
+            options="meltr.combiners.options:TorchJDOptions",
+            settings={"bilevel.outer_lr": 1e-3},
+            extra="torchjd",
+        ),
     ]

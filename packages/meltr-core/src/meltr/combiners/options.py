@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from meltr.specs import Info
 
@@ -114,3 +114,28 @@ class AutoLambdaOptions(Info):
     """
 
     start_weight: float = Field(0.1, gt=0)
+
+
+class TorchJDOptions(Info):
+    """Settings of the rules of the TorchJD library.
+
+    Args:
+        method: Name of an aggregator (``UPGrad``, ``MGDA``, ``CAGrad``, ...) or scalarizer (``STCH``, ``IMTLL``, ...).
+        method_options: Arguments of that class, such as ``{c: 0.4}``; a list is a vector with one value a loss.
+    """
+
+    method: str = "UPGrad"
+    method_options: dict[str, bool | int | float | str | tuple[float, ...] | None] = Field(default_factory=dict)
+
+    @field_validator("method_options")
+    @classmethod
+    def _read_numbers(cls, options: dict[str, Any]) -> dict[str, Any]:
+        """Read 1e-3, which YAML takes for text, as a number."""
+        return {name: _number(value) if isinstance(value, str) else value for name, value in options.items()}
+
+
+def _number(text: str) -> float | str:
+    try:
+        return float(text)
+    except ValueError:
+        return text
