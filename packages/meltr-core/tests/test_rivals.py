@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import nn
 
-from meltr import LinearCombiner, sensitivities
+from meltr import Bilevel, LinearCombiner, sensitivities
 from meltr.combiners.base import SelfTrained
 from meltr.combiners.dwa import DynamicWeightAverage
 from meltr.combiners.famo import Famo
@@ -223,7 +223,7 @@ def test_gradnorm_pulls_up_the_task_that_is_behind():
     m = GradNorm(2)
     m.prepare(torch.tensor([1.0, 1.0]))
     train(m, torch.optim.Adam(m.parameters(), 0.01), FakeStep(torch.tensor([0.1, 0.9]), norms=torch.ones(2)))
-    assert float(m.weights[0]) < 1 < float(m.weights[1])
+    assert m.weights[0] < 1 < m.weights[1]
 
 
 def test_gradnorm_keeps_weights_positive():
@@ -232,6 +232,12 @@ def test_gradnorm_keeps_weights_positive():
     m.after_update()
     assert float(m.weights.min()) > 0
     assert float(m.weights.sum()) == pytest.approx(2)
+
+
+def test_gradnorm_takes_no_step_from_a_norm_that_is_not_finite():
+    m = GradNorm(2)
+    m.prepare(torch.ones(2))
+    assert m.own_gradients(FakeStep(torch.ones(2), norms=torch.tensor([1.0, math.inf]))) == [None]
 
 
 def test_gradnorm_refers_to_the_initial_losses_that_were_given():
@@ -340,6 +346,34 @@ def test_rivals_continue_from_a_checkpoint(name, tmp_path):
     assert torch.equal(sensitivities(combiner, LOSSES)[1], sensitivities(again, LOSSES)[1])
     if name != "auto-lambda":
         assert not torch.equal(sensitivities(again, LOSSES)[1], sensitivities(build(name)[1], LOSSES)[1])
+
+
+@pytest.mark.parametrize("name", RIVALS)
+def test_rivals_train_a_model_in_a_plain_loop(name):
+    """Two losses that agree and one that is noise: the first two fall, whatever the weights start at."""
+    torch.manual_seed(0)
+    model, points = nn.Linear(4, 3), torch.randn(64, 4)
+    target = points @ torch.randn(4, 2)
+    info, combiner = build(name)
+
+    def losses():
+        out = model(points)
+        fit = (out[:, :2] - target).square().mean(0)
+        return [fit[0], 3 * fit[1], 1 + (out[:, 2] - torch.randn(64)).square().mean()]
+
+    optimizer = torch.optim.Adam(model.parameters(), 0.05)
+    outer = torch.optim.Adam(combiner.parameters(), 0.01) if list(combiner.parameters()) else None
+    scheme = info.settings.get("bilevel.scheme", "aid-fp-lite")
+    bilevel = Bilevel(model, combiner, outer, every=1, gamma=0.0, scheme_name=scheme, inner_optimizer=optimizer)
+    first = bilevel.backward(losses)
+    for step in range(1, 120):
+        optimizer.step()
+        optimizer.zero_grad()
+        last = bilevel.backward(losses)
+        if step % 10 == 0:
+            combiner.end_epoch()
+    assert bool((last.losses[:2] < 0.1 * first.losses[:2]).all())
+    assert not torch.equal(last.sensitivities, first.sensitivities)
 
 
 def test_auto_lambda_is_the_linear_combiner_from_a_small_weight_without_constraint():

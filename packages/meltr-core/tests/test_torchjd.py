@@ -10,11 +10,11 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from meltr import sensitivities
+from meltr import Bilevel, sensitivities
 from meltr.combiners.base import GradientCombiner, SelfTrained
 from meltr.combiners.torchjd_ import from_options
 from meltr.engine.checkpoints import load_module, save_module
-from meltr.errors import MeltrError, NonFiniteLossError, UserError
+from meltr.errors import MeltrError, UserError
 from meltr.plugins import discover, load_object
 from meltr.settings import resolve
 
@@ -189,6 +189,23 @@ def test_methods_with_a_state_continue_from_a_checkpoint(method, tmp_path):
     assert torch.equal(step(again, 4), step(combiner, 4))
 
 
+@pytest.mark.parametrize("method", ["UPGrad", "PCGrad", "GradDrop", "IMTLL", "GeometricMean"])
+def test_methods_train_a_model_in_a_plain_loop(method):
+    torch.manual_seed(0)
+    model, points = torch.nn.Linear(4, 3), torch.randn(64, 4)
+    target = points @ torch.randn(4, 3)
+    combiner = build(method)
+    optimizer = torch.optim.Adam(model.parameters(), 0.05)
+    outer = torch.optim.Adam(combiner.parameters(), 0.01) if isinstance(combiner, SelfTrained) else None
+    bilevel = Bilevel(model, combiner, outer)
+    found = []
+    for _ in range(80):
+        optimizer.zero_grad()
+        found.append(bilevel.backward(lambda: list((model(points) - target).square().mean(0))).losses)
+        optimizer.step()
+    assert bool((found[-1] < 0.1 * found[0]).all())
+
+
 def test_stch_is_the_smooth_maximum():
     combiner = build("STCH", mu=0.5, weights=[0.2, 0.5, 0.3])
     assert not isinstance(combiner, SelfTrained)
@@ -282,13 +299,17 @@ def test_the_library_is_not_imported_before_it_is_needed():
     assert discover().combiner("torchjd").extra == "torchjd"
 
 
-@pytest.mark.parametrize("method", ["UPGrad", "GradDrop", "NashMTL"])
-def test_a_gradient_that_is_not_finite_is_named(method):
+@pytest.mark.parametrize("method", ["UPGrad", "GradVac", "GradDrop", "NashMTL"])
+def test_a_gradient_that_is_not_finite_is_not_hidden_and_leaves_no_trace(method):
+    """A gradient scaler must see it and leave the step out; what the method remembers stays sound."""
     combiner = build(method)
+    before = {name: value.clone() for name, value in combiner.state_dict().items()}
     rows = make_rows()
-    rows[1][0][0, 0] = float("nan")
-    with pytest.raises(NonFiniteLossError, match="gradient of b is not finite"):
-        combiner.from_gradients(LOSSES, rows)
+    rows[1][0][0, 0] = float("inf")
+    gradient, a = combiner.from_gradients(LOSSES, rows)
+    assert not gradient[0].isfinite().all()
+    torch.testing.assert_close(a, torch.ones(3))
+    torch.testing.assert_close(dict(combiner.state_dict()), before)
 
 
 def test_losses_that_a_method_is_not_made_for_are_an_error_without_traceback():

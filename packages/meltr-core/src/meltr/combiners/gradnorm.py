@@ -63,13 +63,17 @@ class GradNorm(SelfTrained):
             self._start_from(losses)
 
     def own_gradients(self, step: Step) -> list[Tensor | None]:
-        """Return dL_grad/dw_t = sign(G_t - mean(G) r_t^alpha) ||grad_W l_t||, shape (T+1,)."""
+        """Return dL_grad/dw_t = sign(G_t - mean(G) r_t^alpha) ||grad_W l_t||, shape (T+1,).
+
+        None if a norm is not finite, as it may be in float16: such a step is none of the backbone's either.
+        """
         weights = self.weights.detach()
         norms = step.gradient_norms().to(weights)
         weighted = weights * norms
         rates = step.losses.to(weights) / self.initial
         target = weighted.mean() * (rates / rates.mean()) ** self.alpha
-        return [torch.sign(weighted - target) * norms]
+        gradient = torch.sign(weighted - target) * norms
+        return [gradient if bool(gradient.isfinite().all()) else None]
 
     @torch.no_grad()
     def after_update(self) -> None:

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import importlib
 import inspect
-import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -20,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from meltr.combiners.base import Combiner, GradientCombiner, Rows, SelfTrained, Step, as_names
-from meltr.errors import MeltrError, NonFiniteLossError, UserError, did_you_mean
+from meltr.errors import MeltrError, UserError, did_you_mean
 
 INSTALL = 'pip install "meltr-core[torchjd]"'
 
@@ -72,23 +71,28 @@ class AggregatorCombiner(GradientCombiner):
     def from_gradients(self, losses: Tensor, rows: Rows) -> tuple[list[Tensor | None], Tensor]:
         """Return the direction u, one entry a parameter, and the weights a, shape (T+1,), with J^T a = u.
 
-        Where u is no combination of the rows, a is the nearest: the solution of J J^T a = J u of smallest norm.
+        Where u is no combination of the rows, a is the nearest: the solution of J J^T a = J u of smallest norm. If a
+        gradient is not finite, u is the plain sum, and so not finite either: a gradient scaler leaves the step out, and
+        without one the engine stops at the next losses, as with every other combiner.
 
         Args:
             losses: l, shape (T+1,).
             rows: The gradient of every task, primary first.
 
         Raises:
-            NonFiniteLossError: If a gradient is not finite.
             MeltrError: If the library fails.
         """
         columns = list(zip(*rows, strict=True))
-        if not self._weighs:
-            matrix = _matrix(columns, losses)
-            self._refuse_not_finite(matrix.square().sum(1))
-            u = self._call(self.aggregator, matrix)
-            return _split(u, columns), _nearest_weights(matrix, u).to(losses)
-        a = self._weights(columns, losses)
+        if self._needs_gramian:
+            blocks = (_matrix([column], losses) for column in columns)
+            known = torch.stack([block @ block.T for block in blocks]).sum(0).cpu()
+        else:
+            known = _matrix(columns, losses)
+        finite = bool(known.isfinite().all())
+        if finite and not self._weighs:
+            u = self._call(self.aggregator, known)
+            return _split(u, columns), _nearest_weights(known, u).to(losses)
+        a = self._weights(known) if finite else torch.ones(len(self.names))
         return [_combine(column, a) for column in columns], a.to(losses)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> AggregatorCombiner:
@@ -98,19 +102,15 @@ class AggregatorCombiner(GradientCombiner):
             _move_plain_tensors(self.aggregator, fn)
         return self
 
-    def _weights(self, columns: Sequence[Sequence[Tensor | None]], losses: Tensor) -> Tensor:
-        """Return the weights, shape (T+1,), float32 on the CPU."""
+    def _weights(self, known: Tensor) -> Tensor:
+        """Return the weights, shape (T+1,), float32 on the CPU, from J J^T or J, whichever the method needs."""
         aggregator: Any = self.aggregator
         if self._needs_gramian:
-            blocks = (_matrix([column], losses) for column in columns)
-            gramian = torch.stack([block @ block.T for block in blocks]).sum(0).cpu()
-            self._refuse_not_finite(gramian.diagonal())
-            return self._call(aggregator.gramian_weighting, gramian)
-        weighting, matrix = aggregator.weighting, _matrix(columns, losses)
-        self._refuse_not_finite(matrix.square().sum(1))
+            return self._call(aggregator.gramian_weighting, known)
+        weighting = aggregator.weighting
         if self.bargain is not None:
             weighting.prvs_alpha = self.bargain.numpy().copy()
-        weights = self._call(weighting, matrix).to("cpu", torch.float32)
+        weights = self._call(weighting, known).to("cpu", torch.float32)
         if self.bargain is not None:
             self.bargain.copy_(torch.as_tensor(weighting.prvs_alpha))
         return weights
@@ -122,12 +122,6 @@ class AggregatorCombiner(GradientCombiner):
             raise
         except Exception as error:
             raise MeltrError(f"TorchJD's {self.method} failed: {error}") from error
-
-    def _refuse_not_finite(self, squares: Tensor) -> None:
-        """Raise NonFiniteLossError unless all squared norms, shape (T+1,), are finite: weights would hide it."""
-        found = [name for name, each in zip(self.names, squares.tolist(), strict=True) if not math.isfinite(each)]
-        if found:
-            raise NonFiniteLossError(f"The gradient of {', '.join(found)} is not finite.", "Try a lower --lr.")
 
     def _fresh(self) -> None:
         """Try the aggregator on orthogonal gradients, and put it back to its start with the shape of its state known.
