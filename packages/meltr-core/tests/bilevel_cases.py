@@ -143,3 +143,38 @@ class Quadratic(nn.Module):
     def losses(self) -> torch.Tensor:
         apart = self.w - self.c
         return torch.einsum("ti,tij,tj->t", apart, self.a, apart) / 2
+
+
+class Tiny(nn.Module):
+    """A few dozen smooth weights with BatchNorm and dropout: small enough for a whole Hessian in float64."""
+
+    def __init__(self, *, seed: int = 0) -> None:
+        super().__init__()
+        self.body = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.BatchNorm1d(4), nn.Dropout(0.2))
+        self.head = nn.Linear(4, 3)
+        generator = torch.Generator().manual_seed(seed)
+        self.register_buffer("inputs", torch.randn(10, 3, generator=generator), persistent=False)
+        self.register_buffer("labels", torch.randint(0, 3, (10,), generator=generator), persistent=False)
+
+    def losses(self, rows: slice = slice(None), shift: float = 0.0) -> dict[str, torch.Tensor]:
+        """The losses of some of the examples; `shift` makes other examples of them."""
+        hidden = self.body(self.inputs[rows] + shift)
+        logits = self.head(hidden)
+        return {
+            "ce": F.cross_entropy(logits, self.labels[rows]),
+            "wrong": F.cross_entropy(logits, self.labels[rows].roll(1)),
+            "size": logits.square().mean(),
+            "even": (hidden.mean(1) - 0.5).square().mean(),
+        }
+
+
+def tiny() -> tuple[Tiny, LossTransformer]:
+    """A tiny model in float64 and a combiner whose curvature counts."""
+    torch.manual_seed(0)
+    model = Tiny().double()
+    torch.manual_seed(4)
+    m = LossTransformer(4, width=8, heads=2, feedforward=8, scale_hidden=16, start="random").double()
+    with torch.no_grad():
+        m.fc1.weight *= 3
+        m.loss_fc1.weight *= 2
+    return model, m

@@ -29,8 +29,8 @@ class Dense:
         compute: Returns the losses.
         gamma: Weight of the regulariser.
         parameters: The coordinates of w; None: all trainable ones.
-        seed: Seed of every evaluation.
-        primary: The primary loss on another batch.
+        start: State of torch's generator in which every evaluation starts; None: seeded with 7.
+        primary: The primary loss on another batch, drawn after the losses.
     """
 
     def __init__(
@@ -41,10 +41,11 @@ class Dense:
         *,
         gamma: float = 0.0,
         parameters: Sequence[Tensor] | None = None,
-        seed: int = 7,
+        start: Tensor | None = None,
         primary: Callable | None = None,
     ) -> None:
-        self.caller, self.m, self.gamma, self.seed = _Caller(model), m, gamma, seed
+        self.caller, self.m, self.gamma = _Caller(model), m, gamma
+        self.start = torch.Generator().manual_seed(7).get_state() if start is None else start
         self.compute = model.losses if compute is None else compute
         self.primary = primary
         wanted = {id(p) for p in (model.parameters() if parameters is None else parameters)}
@@ -52,7 +53,6 @@ class Dense:
         self.w = torch.cat([p.detach().flatten() for p in self.chosen.values()])
 
     def _call(self, w: Tensor, compute: Callable) -> Tensor:
-        torch.manual_seed(self.seed)
         sizes = [p.numel() for p in self.chosen.values()]
         values = {name: part.view_as(p) for (name, p), part in zip(self.chosen.items(), w.split(sizes), strict=True)}
         buffers = {name: buffer.clone() for name, buffer in self.caller.named_buffers()}
@@ -63,6 +63,7 @@ class Dense:
 
     def losses(self, w: Tensor) -> Tensor:
         """l(w)."""
+        torch.set_rng_state(self.start)
         return self._call(w, self.compute)
 
     def unified(self, w: Tensor) -> Tensor:
