@@ -290,9 +290,8 @@ class Bilevel:
         problem.keep_rows = self._keep_rows(auxiliary)
         direction = self._scheme(problem)
         products = self._products(problem, direction)
-        gradients = outer_gradient(
-            self.combiner, auxiliary.values, products, gamma=self.gamma, direct_term=self.direct_term
-        )
+        direct_at = problem.primary_losses if self.direct_term else None
+        gradients = outer_gradient(self.combiner, auxiliary.values, products, gamma=self.gamma, direct_at=direct_at)
         result = self._apply(gradients, products)
         self.outer_steps += 1
         return result, problem

@@ -67,6 +67,7 @@ class OuterProblem:
     options: SchemeOptions = field(default_factory=SchemeOptions)
     inner_optimizer: torch.optim.Optimizer | None = None
     others: Callable[[int], Evaluation] | None = None
+    _ahead: Tensor | None = field(default=None, repr=False)
     _rows: list[Direction] | None = field(default=None, repr=False)
 
     @property
@@ -118,12 +119,16 @@ class OuterProblem:
         return self.auxiliary.setup.sharing.mean_direction(total)
 
     def primary_gradient_now(self) -> Direction:
-        """Return grad_w L_pri at the weights of now (see `displaced`): a forward and a backward, on both batches."""
+        """Return grad_w L_pri at the weights of now (see `displaced`): a forward and a backward, on both batches.
+
+        The direct term belongs to the same weights: the losses there are kept (see `primary_losses`).
+        """
         auxiliary = None if self.primary is not None and self.gamma == 0 else self.auxiliary.fresh()
         primary = None if self.primary is None else self.primary.fresh()
         if auxiliary is None:
             assert primary is not None
             return primary.gradient(primary.only(0), self.parameters)
+        self._ahead = auxiliary.values
         combined, a = sensitivities(self.combiner, auxiliary.values)
         weights = regulariser_weights(auxiliary.values, combined, a, self.gamma)
         if primary is None:
@@ -132,6 +137,11 @@ class OuterProblem:
             return auxiliary.gradient(list(first if weights is None else first + weights), self.parameters)
         own = primary.gradient(primary.only(0), self.parameters)
         return own if weights is None else add(own, auxiliary.gradient(list(weights), self.parameters))
+
+    @property
+    def primary_losses(self) -> Tensor:
+        """The losses l where the scheme takes L_pri, shape (T+1,): at w, or at the weights it looked ahead to."""
+        return self.auxiliary.values if self._ahead is None else self._ahead
 
     def displaced(self, direction: Direction) -> AbstractContextManager[Callable[[float], None]]:
         """Return a context in which the weights can be moved along `direction` (see `vectors.displaced`)."""

@@ -21,8 +21,8 @@ def sama(problem: OuterProblem) -> Direction:
 
         D = (1 - beta1) / (c1 (sqrt(s_hat) + eps)) - m_hat (1 - beta2) u / (c2 sqrt(s_hat) (sqrt(s_hat) + eps)^2).
 
-    For SGD, D is 1 (1 + momentum with Nesterov's). v is taken at w, as in AID-FP-Lite; gradient clipping and an L2 term
-    of Adam are left out of D.
+    For Adam with an L2 term, u in these formulas is what the optimiser makes of it, u + weight_decay * w. For SGD, D is
+    1 (1 + momentum with Nesterov's). v is taken at w, as in AID-FP-Lite; gradient clipping is left out of D.
 
     Cost: the backward of v and one for u. Extra memory: three gradients.
 
@@ -74,6 +74,8 @@ def step_derivative(
     state = optimizer.state.get(parameter, {})
     nothing = torch.zeros_like(local(parameter.detach()))
     u = nothing if gradient is None else gradient
+    if group["weight_decay"] and not (isinstance(optimizer, torch.optim.AdamW) or group.get("decoupled_weight_decay")):
+        u = u + group["weight_decay"] * local(parameter.detach())
     mean = local(state["exp_avg"]) if "exp_avg" in state else nothing
     square = local(state["exp_avg_sq"]) if "exp_avg_sq" in state else nothing
     number = float(state["step"]) + 1 if "step" in state else 1.0
