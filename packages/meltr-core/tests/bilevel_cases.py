@@ -10,7 +10,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from meltr import Bilevel, LossTransformer
-from meltr.engine.bilevel import StepResult
+from meltr.engine.results import StepResult
 
 ESTIMATORS = ["forward", "difference", "per_task", "double_backward"]
 RELATIVE = {"forward": 1e-5, "per_task": 1e-5, "double_backward": 1e-5, "difference": 2e-3}

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from meltr.context import RunContext as RunContext
     from meltr.context import StepRecord as StepRecord
     from meltr.engine.bilevel import Bilevel as Bilevel
-    from meltr.engine.bilevel import StepResult as StepResult
+    from meltr.engine.results import StepResult as StepResult
     from meltr.errors import MeltrError as MeltrError
     from meltr.errors import NonFiniteLossError as NonFiniteLossError
     from meltr.errors import PluginError as PluginError
@@ -39,7 +39,7 @@ __version__ = "0.1.0"
 
 _HOME = {
     "Bilevel": "meltr.engine.bilevel",
-    "StepResult": "meltr.engine.bilevel",
+    "StepResult": "meltr.engine.results",
     **dict.fromkeys(("Combiner", "GradientCombiner", "SelfTrained", "sensitivities"), "meltr.combiners.base"),
     "LossTransformer": "meltr.combiners.loss_transformer",
     "LinearCombiner": "meltr.combiners.linear",

@@ -53,7 +53,7 @@ def resolve(
     sets: Sequence[str] = (),
     plugins: Sequence[Path] = (),
 ) -> RunSpec:
-    """Merge defaults < combiner < preset < fidelity < config file < flags < ``--set`` and check the result.
+    """Merge defaults < preset < fidelity < combiner < config file < flags < ``--set`` and check the result.
 
     Args:
         registry: What is installed.
@@ -85,10 +85,10 @@ def resolve(
     combiner = registry.combiner(_pick("combiner", layers) or "meltr")
     wanted = str(_pick("fidelity", layers))
     fidelity = {**FIDELITY.get(wanted, {}), **(info.released if wanted == "released" else {})}
-    after_preset = 1 if recipe else 0
-    layers.insert(after_preset, _Layer({key: _Value(value, "fidelity") for key, value in fidelity.items()}, loose=True))
     brought = {key: _Value(value, f"combiner {combiner.name}") for key, value in combiner.settings.items()}
-    layers.insert(0, _Layer(brought, loose=False))
+    after_preset = 1 if recipe else 0
+    layers.insert(after_preset, _Layer(brought, loose=False))
+    layers.insert(after_preset, _Layer({key: _Value(value, "fidelity") for key, value in fidelity.items()}, loose=True))
     keys = Keys(registry, info, combiner)
     merged: dict[str, _Value] = {}
     for layer in _without_foreign_options(layers, info.name, combiner.name):

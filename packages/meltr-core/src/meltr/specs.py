@@ -138,8 +138,8 @@ class CombinerInfo(Info):
             (``combiner_options.*``), or None.
         learned: True if the outer loop trains it by a hypergradient.
         primary_only: True if it needs no loss but the primary, so that the others are not computed.
-        settings: Dotted setting -> value that the method brings with it (say ``{"bilevel.scheme": "itd"}``); preset,
-            file and flags are stronger.
+        settings: Dotted setting -> value that the method brings with it (say ``{"bilevel.scheme": "itd"}``); stronger
+            than presets, which are tuned for other combiners, and weaker than file and flags.
         extra: What must be installed besides core: name of an extra of meltr-core, shown when it is missing.
     """
 

@@ -11,8 +11,8 @@ Example::
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+import contextlib
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -22,6 +22,8 @@ from torch._functorch import config as functorch_config
 from meltr.combiners.base import Combiner, GradientCombiner, SelfTrained, sensitivities
 from meltr.engine.own_rule import OwnStep
 from meltr.engine.parallel import sharing_of
+from meltr.engine.results import OuterResult, StepResult
+from meltr.errors import UserError
 from meltr.hypergradients.evaluation import Evaluation, LossEvaluation, LossFunction, Setup, SplitEvaluation
 from meltr.hypergradients.outer_gradient import outer_gradient
 from meltr.hypergradients.problem import ROWS_KEPT, OuterProblem, SchemeOptions
@@ -32,38 +34,6 @@ from meltr.hypergradients.schemes import scheme
 from meltr.hypergradients.scope import Kind, Scope, find_scope
 from meltr.hypergradients.sharing import Compute, Sharing
 from meltr.hypergradients.vectors import Direction, accumulate
-
-
-@dataclass(frozen=True)
-class OuterResult:
-    """What an outer step found; tensors stay on their device.
-
-    Args:
-        products: g = J q, shape (T+1,): g_t > 0 says that pulling harder on task t lowers the primary objective now.
-        gradient_norm: Norm of phi's gradient before clipping, shape ().
-        applied: False if the step was left out because g was not finite.
-    """
-
-    products: Tensor
-    gradient_norm: Tensor
-    applied: bool
-
-
-@dataclass(frozen=True)
-class StepResult:
-    """What one call of `Bilevel.backward` found; tensors stay on their device.
-
-    Args:
-        losses: l, shape (T+1,), detached; the mean over pieces and processes.
-        combined: m(l), shape (), detached.
-        sensitivities: a = dm/dl, shape (T+1,): the weights of the inner gradient.
-        outer: The outer step taken before this inner gradient, if there was one.
-    """
-
-    losses: Tensor
-    combined: Tensor
-    sensitivities: Tensor
-    outer: OuterResult | None = None
 
 
 class Bilevel:
@@ -142,6 +112,11 @@ class Bilevel:
         if outer_optimizer is not None:
             # An outer step keeps the graph for the inner gradient; a compiled model must not give its buffers away.
             functorch_config.donated_buffer = False
+        if isinstance(combiner, GradientCombiner) and not self.sharing.whole_weights:
+            raise UserError(
+                f"{type(combiner).__name__} needs whole task gradients, but the weights are sharded.",
+                "Use --set parallel=ddp.",
+            )
         self._scheme = scheme(scheme_name)
         self._estimator: Estimator | None = None if estimator_name == "auto" else estimator(estimator_name)
         self._scope_kind, self._blocks = scope, blocks
@@ -358,15 +333,21 @@ class Bilevel:
     def _apply_own(self, gradients: Sequence[Tensor | None]) -> None:
         """Apply what a rule of its own wants."""
         assert isinstance(self.combiner, SelfTrained)
-        if self.outer_optimizer is not None and any(gradient is not None for gradient in gradients):
-            self._step_combiner(self.sharing.mean_small(gradients))
+        present = [gradient for gradient in gradients if gradient is not None]
+        if self.outer_optimizer is not None and present:
+            averaged = self.sharing.mean_small(gradients)
+            if not all(bool(gradient.isfinite().all()) for gradient in averaged if gradient is not None):
+                self._log("the combiner stays as it is for a step: its own gradient is not finite")
+                return
+            self._step_combiner(averaged)
         self.combiner.after_update()
 
     def _inner_step(self, evaluation: Evaluation, problem: OuterProblem | None) -> tuple[Tensor, Tensor]:
         """Add the inner gradient to ``.grad``; return m(l) and a."""
         if isinstance(self.combiner, GradientCombiner):
             rows = [evaluation.gradient(evaluation.only(task), self.parameters) for task in range(evaluation.size)]
-            gradient, a = self.combiner.from_gradients(evaluation.values, rows)
+            with self._alike():
+                gradient, a = self.combiner.from_gradients(evaluation.values, rows)
             self._add(gradient)
             return (a * evaluation.values).sum(), a
         combined, a = self._sensitivities(evaluation)
@@ -378,6 +359,19 @@ class Bilevel:
         if own is not None:
             self._apply_own(own)
         return combined, a
+
+    @contextlib.contextmanager
+    def _alike(self) -> Iterator[None]:
+        """With several processes, a context in which all draw the same random numbers."""
+        if self.sharing.one_process:
+            yield
+            return
+        before = self.setup.random_state()
+        torch.manual_seed(self.steps)
+        try:
+            yield
+        finally:
+            before.restore()
 
     def _own_gradients(self, evaluation: Evaluation) -> Sequence[Tensor | None] | None:
         """Ask a combiner with a rule of its own, or note that it wants to see the step's outcome first."""

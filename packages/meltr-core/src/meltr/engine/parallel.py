@@ -98,7 +98,7 @@ class DataParallel(Distributed):
         """Add the gradient to ``.grad``, averaged by DDP, by hand, or by the piece that comes last."""
         if averaging == "now":
             gradient = torch.autograd.grad(list(losses), list(parameters), list(seeds), allow_unused=True)
-            accumulate(parameters, self.mean_direction(list(gradient)))
+            accumulate(parameters, self.mean_direction(list(gradient), parameters))
             return
         with self._without_averaging() if averaging == "later" else nullcontext():
             torch.autograd.backward(list(losses), list(seeds))
@@ -106,9 +106,9 @@ class DataParallel(Distributed):
     def _without_averaging(self) -> AbstractContextManager[Any]:
         return self._ddp.no_sync()
 
-    def mean_direction(self, direction: Direction) -> Direction:
+    def mean_direction(self, direction: Direction, parameters: Sequence[Tensor]) -> Direction:
         """Return the mean over the ranks of their shares of a gradient, in a few large all-reduces."""
-        return self.ranks.mean_(list(direction))
+        return self.ranks.mean_(direction, parameters)
 
     def products(self, rows: Iterable[Direction], direction: Direction) -> Tensor:
         """Return the mean over the ranks of the inner products of their rows with a direction, (T+1,)."""
@@ -173,6 +173,7 @@ class Sharded(Distributed):
         root = fully_shard(LossModule(model), mesh=mesh)
         if hasattr(root, "set_reduce_scatter_unused_params"):
             root.set_reduce_scatter_unused_params(True)
+        assert isinstance(root, nn.Module)
         return cls(ranks, model, root)
 
     def evaluate(self, compute: Compute, *, inner: bool) -> tuple[Tensor, ...]:

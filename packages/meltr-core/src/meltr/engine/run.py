@@ -16,6 +16,7 @@ from torch import nn
 from meltr.combiners.base import Combiner
 from meltr.context import Data, RunContext
 from meltr.engine.checkpoints import Checkpoints, load_backbone
+from meltr.engine.devices import resolve_device
 from meltr.engine.folder import RunFolder, versions
 from meltr.engine.hooks import Hooks
 from meltr.engine.meter import peak_memory_mb
@@ -275,29 +276,6 @@ def evaluate_run(
     if evaluation.predictions:
         write_lines(folder.predictions / f"{split}.jsonl", evaluation.predictions)
     return results
-
-
-def resolve_device(name: str) -> torch.device:
-    """Return the device for ``auto``, ``cpu``, ``cuda``, ``cuda:1``, ``mps``.
-
-    Raises:
-        UserError: If it is not there.
-    """
-    if name == "auto":
-        if torch.cuda.is_available():
-            return torch.device("cuda", torch.cuda.current_device())
-        return torch.device("cpu")
-    try:
-        device = torch.device(name)
-    except RuntimeError as error:
-        raise UserError(f"Unknown device {name!r}.", "Valid choices: auto, cpu, cuda, cuda:0, mps.") from error
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise UserError("No CUDA device was found.", "Use --device cpu, or see what is wrong with: meltr doctor")
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise UserError(f"There is no {name}.", f"CUDA devices here: {torch.cuda.device_count()}.")
-    if device.type == "mps" and not torch.backends.mps.is_available():
-        raise UserError("No MPS device was found.", "Use --device cpu.")
-    return device
 
 
 def _shortened(spec: RunSpec) -> RunSpec:

@@ -315,7 +315,8 @@ class Trainer:
                 self.ranks.broadcast(buffer)
         with gathered(self.model):
             evaluation = self.hooks.evaluate(self.model, split, self.context)
-        return self.ranks.broadcast_object(evaluation)
+        found: Evaluation = self.ranks.broadcast_object(evaluation)
+        return found
 
     @contextlib.contextmanager
     def _aside(self) -> Iterator[None]:

@@ -213,7 +213,7 @@ class Evaluation:
 
     def gradient(self, weights: Sequence[Tensor | None], parameters: Sequence[Tensor]) -> Direction:
         """Return J^T weights, averaged over processes; see `share`."""
-        return self.setup.sharing.mean_direction(self.share(weights, parameters))
+        return self.setup.sharing.mean_direction(self.share(weights, parameters), parameters)
 
     def only(self, task: int) -> list[Tensor | None]:
         """Return the weights that leave in task number `task` alone."""

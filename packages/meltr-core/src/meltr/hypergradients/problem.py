@@ -116,7 +116,7 @@ class OuterProblem:
             total = [None] * len(self.parameters)
             for weight, row in zip(weights, self._rows, strict=True):
                 total = add(total, scale(row, weight))
-        return self.auxiliary.setup.sharing.mean_direction(total)
+        return self.auxiliary.setup.sharing.mean_direction(total, self.parameters)
 
     def primary_gradient_now(self) -> Direction:
         """Return grad_w L_pri at the weights of now (see `displaced`): a forward and a backward, on both batches.

@@ -83,6 +83,7 @@ def step_derivative(
     mean_hat = (beta1 * mean + (1 - beta1) * u) / c1
     root = ((beta2 * square + (1 - beta2) * u * u) / c2).sqrt()
     below = root + float(group["eps"])
-    curved = mean_hat * (1 - beta2) * u / (c2 * root.clamp_min(torch.finfo(root.dtype).tiny) * below * below)
+    relative = torch.where(root > 0, u / root, 0.0)  # at most sqrt(c2 / (1 - beta2)); 0 where u and s are 0
+    curved = (1 - beta2) / c2 * (mean_hat / below) * (relative / below)
     slope: Tensor = rate * ((1 - beta1) / (c1 * below) - curved)
     return slope

@@ -64,8 +64,8 @@ class Sharing:
         """Return the mean over the processes of a small tensor."""
         return values
 
-    def mean_direction(self, direction: Direction) -> Direction:
-        """Return the mean over the processes of their shares of a gradient."""
+    def mean_direction(self, direction: Direction, parameters: Sequence[Tensor]) -> Direction:
+        """Return the mean over the processes of their shares of a gradient by `parameters`."""
         return direction
 
     def mean_small(self, tensors: Sequence[Tensor | None]) -> list[Tensor | None]:
