@@ -83,6 +83,7 @@ def step_derivative(
     mean_hat = (beta1 * mean + (1 - beta1) * u) / c1
     root = ((beta2 * square + (1 - beta2) * u * u) / c2).sqrt()
     below = root + float(group["eps"])
-    curved = mean_hat * (1 - beta2) * u / (c2 * root.clamp_min(torch.finfo(root.dtype).tiny) * below * below)
+    turn = torch.where(root > 0, u / root, nothing)  # a weight that never had a gradient: u and root are zero
+    curved = (1 - beta2) / c2 * turn * mean_hat / below / below
     slope: Tensor = rate * ((1 - beta1) / (c1 * below) - curved)
     return slope
