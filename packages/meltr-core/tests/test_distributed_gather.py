@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import pytest
 import torch
-from ranks_helper import run_ranks
 from torch.autograd import forward_ad, grad
 from torch.nn import functional as F
 
 from meltr.distributed import gather
 from meltr.errors import MeltrError
+from ranks_helper import run_ranks
 
 ROWS, WIDTH, SIZE = 3, 4, 2
 

@@ -7,10 +7,10 @@ import time
 
 import pytest
 import torch
-from ranks_helper import run_ranks, store
 
 from meltr.engine.ranks import Ranks, joined
 from meltr.errors import UserError
+from ranks_helper import run_ranks, store
 
 CPU = torch.device("cpu")
 VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import pickle
 from collections.abc import Mapping
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 import torch
@@ -44,7 +44,7 @@ _INDEX_TYPES = {
 
 
 class _IndexUnpickler(pickle.Unpickler):
-    """Unpickles the index of a checkpoint: its own record types, sizes, data types and layouts."""
+    """Unpickles the index of a checkpoint: its own record types, sizes, data types, layouts and paths as text."""
 
     def find_class(self, module: str, name: str) -> Any:
         """Return a type that an index may name; refuse everything else."""
@@ -54,6 +54,8 @@ class _IndexUnpickler(pickle.Unpickler):
             return getattr(torch, name)
         if (module, name) == ("torch.serialization", "_get_layout"):
             return super().find_class(module, name)
+        if module.startswith("pathlib") and name in ("PosixPath", "WindowsPath", "PurePosixPath", "PureWindowsPath"):
+            return PurePath  # where the checkpoint was written: told, never used
         raise pickle.UnpicklingError(f"it names {module}.{name}, which no checkpoint needs")
 
 

@@ -206,6 +206,7 @@ class Evaluation:
         total: Direction | None = None
         for piece in self.pieces():
             own = piece.own_share(weights, parameters)
+            del piece  # and its graph, before the next one is made
             total = own if total is None else add(total, own)
         assert total is not None
         count = len(self.functions())
