@@ -20,11 +20,14 @@ ADAPTERS = sorted(
     if path.parent.name != "meltr-core"
 )
 PINS = ("-c", "constraints.txt")
+EXTRAS = "plots,tensorboard,torchjd"
+SOLVERS = ("cvxpy", "ecos; python_version < '3.13'")
+"""What CAGrad and NashMTL need besides; ecos has no wheels for newer Pythons. The tests of both are skipped without."""
 
 
 def install_all(session: nox.Session, *extra: str) -> None:
     packages = [part for adapter in ADAPTERS for part in ("-e", adapter)]
-    session.install(*PINS, "-e", f"{CORE}[plots,tensorboard]", *packages, *extra)
+    session.install(*PINS, "-e", f"{CORE}[{EXTRAS}]", *packages, *extra)
 
 
 @nox.session
@@ -46,7 +49,7 @@ def types(session: nox.Session) -> None:
 @nox.session
 def tests(session: nox.Session) -> None:
     """The tests, but for slow ones and those that need a GPU."""
-    install_all(session, "pytest", "pytest-xdist", "hypothesis", "scipy")
+    install_all(session, "pytest", "pytest-xdist", "hypothesis", "scipy", *SOLVERS)
     session.run("pytest", "-n", "2", "-m", "not slow and not gpu", *session.posargs, env={"OMP_NUM_THREADS": "1"})
 
 
@@ -72,7 +75,7 @@ def isolated(session: nox.Session, adapter: str) -> None:
 def minimums(session: nox.Session) -> None:
     """The tests with the oldest versions that the packages claim to support."""
     packages = [part for package in ADAPTERS for part in ("-e", package)]
-    session.install("--resolution", "lowest-direct", "-e", f"{CORE}[plots,tensorboard]", *packages)
+    session.install("--resolution", "lowest-direct", "-e", f"{CORE}[{EXTRAS}]", *packages)
     session.install("pytest", "pytest-xdist", "hypothesis", "scipy")
     session.run("pytest", "-n", "2", "-m", "not slow and not gpu", *session.posargs, env={"OMP_NUM_THREADS": "1"})
 

@@ -20,8 +20,10 @@ import meltr
 from meltr.combiners.fixed import plain_sum
 from meltr.engine.batches import Cursor, ReplayBuffer
 from meltr.engine.checkpoints import Checkpoints, load_module, save_module
+from meltr.engine.devices import resolve_device
 from meltr.engine.optim import lr_factor
-from meltr.engine.run import evaluate_run, execute, resolve_device
+from meltr.engine.ranks import Ranks
+from meltr.engine.run import evaluate_run, execute
 from meltr.plugins import discover
 from meltr.settings import resolve
 
@@ -281,8 +283,9 @@ def test_full_disk_leaves_the_last_checkpoint_usable(tmp_path, monkeypatch):
 def test_checkpoints_keep_last_best_and_as_many_as_asked(tmp_path):
     model, combiner = nn.Linear(2, 2), plain_sum(["a"])
     kept = Checkpoints(tmp_path / "c", keep=1)
+    optimizer, ranks = torch.optim.SGD(model.parameters()), Ranks.single(torch.device("cpu"))
     for step, best in ((1, True), (2, False), (3, False), (4, False)):
-        kept.save(step, model=model, combiner=combiner, training={}, best=best)
+        kept.save(step, model=model, combiner=combiner, optimizer=optimizer, training={}, best=best, ranks=ranks)
     assert {p.name for p in (tmp_path / "c").glob("step-*")} == {"step-000001", "step-000003", "step-000004"}
     assert kept.resolve("best").name == "step-000001"
 
@@ -389,13 +392,6 @@ def test_compiled_model_learns(tmp_path, estimator):
 def test_double_backward_of_a_compiled_model_is_refused(tmp_path):
     with pytest.raises(meltr.UserError, match="double_backward"):
         run(tmp_path, **{"train.compile": True, "bilevel.estimator": "double_backward"})
-
-
-def test_several_processes_are_refused(tmp_path, monkeypatch):
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(meltr.UserError, match="WORLD_SIZE is 2"):
-        run(tmp_path)
-    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize(

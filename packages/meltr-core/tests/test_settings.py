@@ -111,9 +111,10 @@ def test_each_layer_wins_over_the_one_before(registry, config):
     assert spec.options["model"] == "small"
 
 
-def test_fidelity_is_weaker_than_preset_and_set(registry):
+def test_fidelity_is_stronger_than_preset_and_weaker_than_set(registry):
     assert resolve(registry, **CHOICE, flags={"fidelity": "released"}).bilevel.outer_batch == "replay"
-    assert resolve(registry, **CHOICE, preset="big", sets=["fidelity=released"]).bilevel.outer_batch == "held_out"
+    assert resolve(registry, **CHOICE, preset="big").bilevel.outer_batch == "held_out"
+    assert resolve(registry, **CHOICE, preset="big", sets=["fidelity=released"]).bilevel.outer_batch == "replay"
     chosen = resolve(registry, **CHOICE, sets=["fidelity=released", "outer_batch=shared"])
     assert chosen.bilevel.outer_batch == "shared"
     assert "fidelity = exact" in refused(registry, flags={"fidelity": "exact"}).message

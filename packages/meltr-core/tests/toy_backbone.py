@@ -28,14 +28,27 @@ def rings(count, seed):
     return TensorDataset(points + 0.2 * torch.randn(count, 2, generator=generator), label)
 
 
+class Block(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.norm, self.mix, self.dropout = nn.LayerNorm(32), nn.Linear(32, 32), nn.Dropout(0.1)
+
+    def forward(self, hidden):
+        return hidden + self.dropout(self.mix(self.norm(hidden)).relu())
+
+
 class Net(nn.Module):
     def __init__(self):
         super().__init__()
         self.body = nn.Sequential(nn.Linear(2, 32), nn.BatchNorm1d(32), nn.ReLU(), nn.Dropout(0.1), nn.Linear(32, 32))
+        self.blocks = nn.ModuleList(Block() for _ in range(2))
         self.classify, self.denoise = nn.Linear(32, 2), nn.Linear(32, 2)
 
     def forward(self, points):
-        return self.body(points).relu()
+        hidden = self.body(points).relu()
+        for block in self.blocks:
+            hidden = block(hidden)
+        return hidden
 
 
 class Toy:
@@ -44,10 +57,14 @@ class Toy:
         def part(name, count):
             return rings(count, {"train": 1, "validation": 2, "test": 3, "held_out": 4}[name])
 
-        batch, seed = context.spec.train.batch_size, context.spec.seed
-        held_out = LoaderBatches(part("held_out", 64), batch, seed=seed)
+        def batches(name, count):
+            spec = context.spec
+            ranks = {"rank": context.rank, "world_size": context.world_size}
+            return LoaderBatches(part(name, count), spec.train.batch_size, seed=spec.seed, **ranks)
+
+        held_out = batches("held_out", 64)
         return meltr.Data(
-            train=LoaderBatches(part("train", 256), batch, seed=seed),
+            train=batches("train", 256),
             validation=part("validation", 128),
             test=part("test", 256),
             held_out=held_out if context.spec.bilevel.outer_batch == "held_out" else None,

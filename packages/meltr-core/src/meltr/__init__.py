@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from meltr.combiners.base import Combiner as Combiner
+    from meltr.combiners.base import GradientCombiner as GradientCombiner
+    from meltr.combiners.base import SelfTrained as SelfTrained
     from meltr.combiners.base import sensitivities as sensitivities
     from meltr.combiners.linear import LinearCombiner as LinearCombiner
     from meltr.combiners.loss_transformer import LossTransformer as LossTransformer
@@ -19,7 +21,7 @@ if TYPE_CHECKING:
     from meltr.context import RunContext as RunContext
     from meltr.context import StepRecord as StepRecord
     from meltr.engine.bilevel import Bilevel as Bilevel
-    from meltr.engine.bilevel import StepResult as StepResult
+    from meltr.engine.results import StepResult as StepResult
     from meltr.errors import MeltrError as MeltrError
     from meltr.errors import NonFiniteLossError as NonFiniteLossError
     from meltr.errors import PluginError as PluginError
@@ -37,9 +39,8 @@ __version__ = "0.1.0"
 
 _HOME = {
     "Bilevel": "meltr.engine.bilevel",
-    "StepResult": "meltr.engine.bilevel",
-    "Combiner": "meltr.combiners.base",
-    "sensitivities": "meltr.combiners.base",
+    "StepResult": "meltr.engine.results",
+    **dict.fromkeys(("Combiner", "GradientCombiner", "SelfTrained", "sensitivities"), "meltr.combiners.base"),
     "LossTransformer": "meltr.combiners.loss_transformer",
     "LinearCombiner": "meltr.combiners.linear",
     **dict.fromkeys(("BatchSource", "Data", "Evaluation", "RunContext", "StepRecord"), "meltr.context"),

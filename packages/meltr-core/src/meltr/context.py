@@ -25,15 +25,18 @@ class BatchSource(Protocol):
 
     @property
     def size(self) -> int:
-        """Number of examples."""
+        """Number of examples, over all processes."""
         ...
 
     def __len__(self) -> int:
-        """Batches an epoch."""
+        """Batches an epoch, the same in all processes."""
         ...
 
     def batches(self, epoch: int, start: int = 0) -> Iterator[Any]:
-        """Yield the batches `start`, `start` + 1, ... of `epoch`, on the run's device or ready to be moved there."""
+        """Yield the batches `start`, `start` + 1, ... of `epoch`, on the run's device or ready to be moved there.
+
+        With several processes, this process' part of each: parts of equal size that are disjoint.
+        """
         ...
 
 
@@ -87,6 +90,9 @@ class RunContext:
             it when a loss must be evaluated twice. Draw from here or from torch's global generator, never from state of
             your own.
         run_dir: Folder of the run; None when nothing is written.
+        rank: Number of this process among those of the run. Only rank 0 writes files and speaks.
+        world_size: How many processes share every batch: `build_data` gives each its own part (see
+            `meltr.data.loader.LoaderBatches`).
     """
 
     spec: RunSpec
@@ -96,6 +102,8 @@ class RunContext:
     losses: tuple[str, ...]
     generator: torch.Generator | None = None
     run_dir: Path | None = None
+    rank: int = 0
+    world_size: int = 1
 
     def with_losses(self, *losses: str) -> RunContext:
         """Return a copy that asks for `losses` only."""

@@ -76,6 +76,24 @@ class AdapterSpecs:
         raise AssertionError("specification only")
 
     @hookspec(firstresult=True)
+    def model_blocks(self, model: torch.nn.Module) -> Sequence[torch.nn.Module]:
+        """Return the repeated blocks of the backbone; default: found by `meltr.blocks.find_blocks`.
+
+        Blocks are what ``activation_checkpointing`` evaluates again, what ``parallel=fsdp`` gathers one by one, and
+        where ``scope`` cuts. No block lies inside another.
+        """
+        raise AssertionError("specification only")
+
+    @hookspec(firstresult=True)
+    def slice_batch(self, batch: Any, start: int, stop: int) -> Any:
+        """Return the examples `start` to `stop` of a batch; default: `meltr.engine.batches.slice_batch`.
+
+        Needed for ``accumulate`` and ``outer_fraction`` where a batch is no nest of tensors and lists with one entry
+        an example.
+        """
+        raise AssertionError("specification only")
+
+    @hookspec(firstresult=True)
     def compute_task_losses(
         self, model: torch.nn.Module, batch: Any, context: RunContext
     ) -> Mapping[str, torch.Tensor]:

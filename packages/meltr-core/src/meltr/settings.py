@@ -24,7 +24,7 @@ FIDELITY: dict[str, dict[str, Any]] = {
     "paper": {},
     "released": {"bilevel.outer_batch": "replay", "combiner_options.start": "random"},
 }
-"""What ``fidelity`` changes before preset, file and flags have their say."""
+"""What ``fidelity`` changes in the defaults and presets; a backbone adds its own (`BackboneInfo.released`)."""
 
 _SELECTION = ("backbone", "task", "dataset", "preset", "combiner", "fidelity")
 
@@ -53,7 +53,7 @@ def resolve(
     sets: Sequence[str] = (),
     plugins: Sequence[Path] = (),
 ) -> RunSpec:
-    """Merge defaults < combiner < fidelity < preset < config file < flags < ``--set`` and check the result.
+    """Merge defaults < preset < fidelity < combiner < config file < flags < ``--set`` and check the result.
 
     Args:
         registry: What is installed.
@@ -83,10 +83,12 @@ def resolve(
         values = {key: _Value(value, f"preset {recipe.name}") for key, value in _flatten(recipe.settings).items()}
         layers.insert(0, _Layer(values, loose=True))
     combiner = registry.combiner(_pick("combiner", layers) or "meltr")
-    fidelity = FIDELITY.get(str(_pick("fidelity", layers)), {})
-    layers.insert(0, _Layer({key: _Value(value, "fidelity") for key, value in fidelity.items()}, loose=True))
+    wanted = str(_pick("fidelity", layers))
+    fidelity = {**FIDELITY.get(wanted, {}), **(info.released if wanted == "released" else {})}
     brought = {key: _Value(value, f"combiner {combiner.name}") for key, value in combiner.settings.items()}
-    layers.insert(0, _Layer(brought, loose=False))
+    after_preset = 1 if recipe else 0
+    layers.insert(after_preset, _Layer(brought, loose=False))
+    layers.insert(after_preset, _Layer({key: _Value(value, "fidelity") for key, value in fidelity.items()}, loose=True))
     keys = Keys(registry, info, combiner)
     merged: dict[str, _Value] = {}
     for layer in _without_foreign_options(layers, info.name, combiner.name):
@@ -163,8 +165,8 @@ class Keys:
             if info.options and info.name != self.combiner.name and leaf in _options_model(info.options).model_fields:
                 return f"It is a setting of the combiner {info.name!r}; this run uses {self.combiner.name!r}."
         names = {path.rpartition(".")[2]: path for path in self.fields} | {path: path for path in self.fields}
-        close = list(dict.fromkeys(names[name] for name in difflib.get_close_matches(key, names, n=3, cutoff=0.6)))
-        close = close or [path for path in self.fields if path.endswith(f".{leaf}")]
+        close = [path for path in self.fields if path.endswith(f".{leaf}")]  # right name, wrong section
+        close = close or list(dict.fromkeys(names[n] for n in difflib.get_close_matches(key, names, n=3, cutoff=0.6)))
         guess = f"Did you mean {' or '.join(map(repr, close))}? " if close else ""
         return f"{guess}`meltr config schema{f' --backbone {self.backbone.name}' if self.backbone else ''}` lists them."
 

@@ -103,6 +103,7 @@ class BackboneInfo(Info):
         options: ``"module:Model"``, a pydantic model (extra="forbid") of its own settings (``options.*``), or None.
             The module must not import torch.
         presets: Recipes.
+        released: Dotted setting -> value that ``--fidelity released`` adds for this backbone.
         default_presets: ``"task/dataset"`` or ``"dataset"`` -> name of the preset used when none is asked for.
         plugin_api: The `PLUGIN_API` it was written for.
     """
@@ -113,6 +114,7 @@ class BackboneInfo(Info):
     tasks: tuple[BackboneTask, ...] = Field(min_length=1)
     options: str | None = Field(default=None, pattern=r"^[\w.]+:\w+$")
     presets: tuple[PresetInfo, ...] = ()
+    released: dict[str, Any] = {}
     default_presets: dict[str, str] = {}
     plugin_api: int = PLUGIN_API
 
@@ -136,8 +138,8 @@ class CombinerInfo(Info):
             (``combiner_options.*``), or None.
         learned: True if the outer loop trains it by a hypergradient.
         primary_only: True if it needs no loss but the primary, so that the others are not computed.
-        settings: Dotted setting -> value that the method brings with it (say ``{"bilevel.scheme": "itd"}``); preset,
-            file and flags are stronger.
+        settings: Dotted setting -> value that the method brings with it (say ``{"bilevel.scheme": "itd"}``); stronger
+            than presets, which are tuned for other combiners, and weaker than file and flags.
         extra: What must be installed besides core: name of an extra of meltr-core, shown when it is missing.
     """
 
@@ -157,14 +159,20 @@ class TrainSpec(Info):
     Args:
         epochs: Passes over the training split.
         max_steps: Stop after this many steps, whatever `epochs` says (the schedules end there too).
-        batch_size: Examples a step.
+        batch_size: Examples a step, over all processes and pieces.
+        accumulate: Pieces that a process cuts its batch into and goes through one after the other, to save memory.
         optimizer: Rule for w.
         lr: Peak learning rate.
         schedule: ``constant``; ``linear`` or ``cosine`` to zero; ``step``: times `lr_decay` at each of `milestones`.
         milestones: Epochs at which the step schedule decays.
         warmup: Linear warm-up in steps (>= 1) or as a part of all steps (< 1).
         clip_norm: Clip w's gradient to this global norm; None: never.
-        precision: ``fp32``, or ``bf16`` autocast.
+        precision: ``fp32``; ``bf16`` autocast; ``fp16`` autocast with a gradient scaler.
+        tf32: Let float32 matrix products of the backbone use TensorFloat-32 (CUDA).
+        compile: Compile the backbone with torch.compile.
+        activation_checkpointing: Keep only the inputs of the backbone's blocks; evaluate blocks again in the backward.
+        parallel: What torchrun's processes do: ``ddp`` (each holds all weights) or ``fsdp`` (each holds a part).
+        sync_batchnorm: Let BatchNorm see the batch of all processes.
         eval_every: Epochs between evaluations on the validation split (the last epoch is always evaluated).
         checkpoint_every: Steps between checkpoints besides the one after each evaluation; None: no more.
         keep_checkpoints: How many besides last and best stay.
@@ -186,8 +194,13 @@ class TrainSpec(Info):
     lr_decay: float = Field(0.1, gt=0)
     warmup: float = Field(0.0, ge=0)
     clip_norm: float | None = Field(None, gt=0)
-    precision: Literal["fp32", "bf16"] = "fp32"
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    tf32: bool = False
     compile: bool = False
+    activation_checkpointing: bool = False
+    accumulate: int = Field(1, ge=1)
+    parallel: Literal["ddp", "fsdp"] = "ddp"
+    sync_batchnorm: bool = False
     eval_every: int = Field(1, ge=1)
     checkpoint_every: int | None = Field(None, ge=1)
     keep_checkpoints: int = Field(0, ge=0)
@@ -199,30 +212,49 @@ class BilevelSpec(Info):
 
     Args:
         every: K, the inner steps between two outer steps.
-        scheme: Which direction q stands for the inverse Hessian times the primary gradient (Table 8).
+        scheme: Which direction q stands for the inverse Hessian times the primary gradient (Table 8); ``none``: the
+            combiner stays as it is.
+        terms: Terms or iterations of aid-fp, aid-cg and stocbio; None: 3.
+        scheme_step: Step size of the series (aid-fp: 1e-4, stocbio: 0.5) or of itd's look-ahead (the learning rate).
+        damping: Added by aid-cg to the Hessian's diagonal.
+        scaled: Multiply aid-fp's series by its step size; AuxiLearn's code does not.
+        hessian: How Hessian-vector products are taken: differences of gradients, or double backward.
+        scope: Parameters that the outer step sees: ``full``; ``last_block`` (and the heads); ``heads``.
+        outer_fraction: Part of the batch that the outer step sees.
         estimator: How g = J q is computed; ``auto`` picks by what the model supports.
         outer_batch: ``shared``: the next inner step's batch, one forward for both; ``replay``: two draws from the last
             `replay_size` batches (the released code); ``held_out``: primary loss on a held-out part of train.
         gamma: Weight of the regulariser |m(l) - sum(l)| in the primary objective (eq. 6).
         direct_term: Add the regulariser's own derivative with respect to phi.
+        outer_optimizer: Rule for phi.
         phase: Inner step (modulo `every`) after which ``replay`` takes its outer step.
+        phase_restarts: Count the steps of `phase` anew in every epoch.
         replay_size: Batches that ``replay`` keeps.
         replay_eviction: Which batch a full buffer drops: the oldest, or a random one (older ones kept longer).
         replay_reset: Empty the buffer at the start of every epoch.
     """
 
     every: int = Field(3, ge=1)
-    scheme: Literal["aid-fp-lite"] = "aid-fp-lite"
+    scheme: Literal["aid-fp-lite", "aid-fp", "aid-cg", "stocbio", "itd", "sama", "none"] = "aid-fp-lite"
+    terms: int | None = Field(None, ge=0)
+    scheme_step: float | None = Field(None, gt=0)
+    damping: float = Field(0.0, ge=0)
+    scaled: bool = True
+    hessian: Literal["difference", "double_backward"] = "difference"
+    scope: Literal["full", "last_block", "heads"] = "full"
+    outer_fraction: float = Field(1.0, gt=0, le=1)
     estimator: Literal["auto", "forward", "difference", "per_task", "double_backward"] = "auto"
     outer_batch: Literal["shared", "replay", "held_out"] = "shared"
     gamma: float = Field(0.1, ge=0)
     direct_term: bool = False
+    outer_optimizer: Literal["adam", "adamw"] = "adam"
     outer_lr: float = Field(1e-4, gt=0)
     outer_weight_decay: float = Field(0.0, ge=0)
     outer_betas: tuple[float, float] = (0.9, 0.999)
     outer_schedule: Literal["constant", "linear", "cosine"] = "constant"
     outer_clip_norm: float | None = Field(None, gt=0)
     phase: int = Field(0, ge=0)
+    phase_restarts: bool = False
     replay_size: int = Field(10, ge=1)
     replay_eviction: Literal["fifo", "random"] = "fifo"
     replay_reset: bool = True

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from meltr.data.loader import equal_parts, part_of_batch
 from meltr.engine.seeding import derive
 
 
@@ -86,9 +87,14 @@ class ImageBatches:
         labels: (N,) int64, there too.
         indices: Which of them belong to this split, (n,).
         pipeline: Augmentation and normalisation.
-        batch_size: Images a batch; a smaller set gives one smaller batch.
+        batch_size: Images a batch, over all processes; a smaller set gives one smaller batch.
         seed: Of order and augmentation.
         drop_last: Leave out the last, smaller batch when there is more than one.
+        rank: Number of this process: it gets its own part of every batch.
+        world_size: How many processes share every batch.
+
+    Raises:
+        ValueError: If there are more processes than images.
     """
 
     def __init__(
@@ -101,11 +107,14 @@ class ImageBatches:
         batch_size: int,
         seed: int,
         drop_last: bool = True,
+        rank: int = 0,
+        world_size: int = 1,
     ) -> None:
         self.images, self.labels, self.pipeline = images, labels, pipeline
         self.indices = torch.from_numpy(np.ascontiguousarray(indices))
-        self.batch_size = min(batch_size, len(indices))
+        self.batch_size = equal_parts(min(batch_size, len(indices)), world_size)
         self.seed, self.drop_last = seed, drop_last
+        self._rank, self._world_size = rank, world_size
 
     @property
     def size(self) -> int:
@@ -114,7 +123,7 @@ class ImageBatches:
 
     def __len__(self) -> int:
         whole, rest = divmod(self.size, self.batch_size)
-        return whole if self.drop_last or not rest else whole + 1
+        return whole if self.drop_last or rest < self._world_size else whole + 1
 
     def batches(self, epoch: int, start: int = 0) -> Iterator[dict[str, Tensor]]:
         """Yield the batches `start`, `start` + 1, ... of `epoch`."""
@@ -128,7 +137,8 @@ class ImageBatches:
         pipeline, count = self.pipeline, len(chosen)
         offsets = torch.randint(2 * pipeline.padding + 1, (2, count), generator=generator)
         flips = torch.randint(2, (1, count), generator=generator) * int(pipeline.flip)
-        plan = torch.cat([chosen[None], offsets, flips]).to(self.images.device)
+        mine = part_of_batch(equal_parts(count, self._world_size), self._rank, self._world_size)
+        plan = torch.cat([chosen[None], offsets, flips])[:, mine].to(self.images.device)
         pixels = self.images[plan[0]]
         if pipeline.padding or pipeline.flip:
             pixels = crop_and_flip(

@@ -62,6 +62,8 @@ def build_data(context: RunContext) -> Data:
             batch_size=spec.train.batch_size,
             seed=derive(spec.seed, stream),
             drop_last=options.drop_last,
+            rank=context.rank,
+            world_size=context.world_size,
         )
 
     train = source(cut["train"], TRAIN_STREAM)

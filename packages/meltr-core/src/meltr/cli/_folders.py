@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import json
 import math
-import os
 import shutil
 import statistics
 from collections.abc import Iterator, Mapping, Sequence
@@ -27,11 +26,8 @@ def choose_folder(spec: RunSpec, output_dir: Path, name: str | None, *, overwrit
     """
     if name is not None and (name in ("", ".", "..") or Path(name).name != name):
         raise UserError(f"--name {name!r} is not a plain name", "Choose the folder above it with --output-dir.")
-    workers, rank = int(os.environ.get("WORLD_SIZE", "1")), int(os.environ.get("RANK", "0"))
-    if name is None and workers > 1:
-        raise UserError(f"{workers} processes cannot agree on a name for the run", "Give one with --name.")
     wanted = output_dir / (name or "-".join((spec.backbone, spec.task, spec.dataset, spec.combiner)))
-    if overwrite or rank > 0 or not wanted.exists():
+    if overwrite or not wanted.exists():
         return wanted
     if name is not None:
         hint = f"Continue it with: meltr run --resume {wanted}\nOr add --overwrite, or choose another --name."
@@ -40,6 +36,30 @@ def choose_folder(spec: RunSpec, output_dir: Path, name: str | None, *, overwrit
     while (free := wanted.with_name(f"{wanted.name}-{number}")).exists():
         number += 1
     return free
+
+
+def begun_before(spec: RunSpec, output_dir: Path, name: str | None) -> Path | None:
+    """Return the folder in which the same run was begun and not finished, the newest of them; None if there is none.
+
+    Args:
+        spec: The run.
+        output_dir: Folder above it.
+        name: Its name, if one was asked for.
+    """
+    from meltr.settings import load_spec
+
+    wanted = output_dir / (name or "-".join((spec.backbone, spec.task, spec.dataset, spec.combiner)))
+    candidates = [wanted] if name is not None else [wanted, *output_dir.glob(f"{wanted.name}-*")]
+    found = []
+    for folder in candidates:
+        seeds = read_seeds(folder)
+        file = folder / "run.yaml"
+        if not file.exists() and seeds is None:
+            continue
+        stored = load_spec(file) if seeds is None else RunSpec.model_validate(seeds["spec"])
+        if stored == spec and not (folder / "results.json").exists():
+            found.append(folder)
+    return max(found, key=lambda folder: folder.stat().st_mtime, default=None)
 
 
 @contextlib.contextmanager
@@ -51,7 +71,7 @@ def replacing(path: Path | None) -> Iterator[None]:
     Raises:
         UserError: If `path` holds something else than a run.
     """
-    if path is None or int(os.environ.get("RANK", "0")) > 0 or not path.exists():
+    if path is None or not path.exists():
         yield
         return
     marks = ("run.yaml", SEEDS, "results.json", "metrics.jsonl")

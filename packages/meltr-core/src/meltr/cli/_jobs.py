@@ -3,24 +3,28 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import importlib.util
-import os
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import typer
 
 from meltr.cli import _folders as folders
 from meltr.cli._options import Selection, registry_for
 from meltr.cli._output import remark, table
+from meltr.cli._processes import is_first, restarted
 from meltr.errors import UserError, did_you_mean
 from meltr.files import write_json
 from meltr.plugins import Registry
 from meltr.settings import difference, load_spec, resolve
 from meltr.specs import RunSpec
+
+if TYPE_CHECKING:
+    from meltr.engine.ranks import Ranks
 
 MAY_CHANGE = {"device", "data_root", "data.download"}
 """Settings that a resumed run may have otherwise: where it computes and where its data lie."""
@@ -64,7 +68,7 @@ def new_job(
         output_dir: Folder above the run's.
         name: Name of the run's folder; None: made from what is run.
         overwrite: An existing run of that name will be deleted.
-        keep: False if nothing is to be written.
+        keep: False if nothing is to be written, or this process does not write.
 
     Raises:
         UserError: If settings or name are not valid.
@@ -73,11 +77,22 @@ def new_job(
     spec = selection.resolve(registry)
     seeds = selection.seeds() or [spec.seed]
     if not keep:
-        if len(seeds) > 1:
+        if len(seeds) > 1 and is_first():
             remark(f"--fast-dev-run uses the first seed only: {seeds[0]}")
         return Job(registry, spec, None)
-    folder = folders.choose_folder(spec, output_dir, name, overwrite=overwrite)
-    return Job(registry, spec, folder, seeds if len(seeds) > 1 else None)
+    several = seeds if len(seeds) > 1 else None
+    begun = folders.begun_before(spec, output_dir, name) if restarted() else None
+    if begun is not None:
+        return Job(registry, spec, begun, several, resume=True)
+    return Job(registry, spec, folders.choose_folder(spec, output_dir, name, overwrite=overwrite), several)
+
+
+def agreed(job: Job, ranks: Ranks | None) -> Job:
+    """Return the job as the first process has it: folder, seeds, and whether to go on with what is there."""
+    if ranks is None:
+        return job
+    folder, seeds, resume = ranks.broadcast_object((job.folder, job.seeds, job.resume))
+    return dataclasses.replace(job, folder=folder, seeds=seeds, resume=resume)
 
 
 def resumed_job(ctx: typer.Context, folder: Path, selection: Selection) -> Job:
@@ -127,30 +142,37 @@ def _nearby(folder: Path) -> str:
     return did_you_mean(folder.name, runs) if runs else f"There are no runs in {parent}."
 
 
-def perform(job: Job, *, quiet: bool, fast_dev_run: bool, tensorboard: bool = False) -> dict[str, Any]:
+def perform(
+    job: Job, *, quiet: bool, fast_dev_run: bool, tensorboard: bool = False, ranks: Ranks | None = None
+) -> dict[str, Any]:
     """Do what is left of `job` and return its results: those of the run, or of all seeds together.
 
     Where matplotlib is installed, the plots of ``meltr plot`` are drawn as well.
     """
     results = []
-    if job.seeds is not None and job.folder is not None and not job.resume:
+    speaks = is_first() and not quiet
+    if job.seeds is not None and job.folder is not None and not job.resume and is_first():
         description = {"seeds": job.seeds, "spec": job.spec.model_dump(mode="json")}
         write_json(job.folder / folders.SEEDS, description)
     for number, (spec, folder) in enumerate(job.runs(), start=1):
         done = folders.finished(folder) if job.resume and folder is not None else None
+        done = done if ranks is None else ranks.broadcast_object(done)
         if done is not None:
-            remark(f"{folder} is already finished")
+            if is_first():
+                remark(f"{folder} is already finished")
         else:
-            if job.seeds is not None and not quiet:
+            if job.seeds is not None and speaks:
                 remark(f"seed {spec.seed} ({number} of {len(job.seeds)})")
-            done = _execute(job, spec, folder, observers=_observers(quiet, tensorboard), fast_dev_run=fast_dev_run)
+            observers = _observers(quiet, tensorboard)
+            done = _execute(job, spec, folder, observers=observers, fast_dev_run=fast_dev_run, ranks=ranks)
             _draw(folder, quiet=quiet)
         results.append(done)
     if job.seeds is None or job.folder is None:
         return results[0]
     together = folders.aggregate(job.seeds, results)
-    write_json(job.folder / "results.json", together)
-    _draw(job.folder, quiet=quiet)
+    if is_first():
+        write_json(job.folder / "results.json", together)
+        _draw(job.folder, quiet=quiet)
     return together
 
 
@@ -158,13 +180,12 @@ def _observers(quiet: bool, tensorboard: bool) -> list[object]:
     from meltr.observers.console import ConsoleObserver
     from meltr.observers.tensorboard import TensorboardObserver
 
-    silent = quiet or int(os.environ.get("RANK", "0")) > 0
-    return [ConsoleObserver(quiet=silent), *([TensorboardObserver()] if tensorboard else [])]
+    return [ConsoleObserver(quiet=quiet), *([TensorboardObserver()] if tensorboard else [])] if is_first() else []
 
 
 def _draw(folder: Path | None, *, quiet: bool) -> None:
     """Draw the plots of a run, if it was kept and matplotlib is there."""
-    if folder is None or importlib.util.find_spec("matplotlib") is None:
+    if folder is None or not is_first() or importlib.util.find_spec("matplotlib") is None:
         return
     from meltr.report.plots import draw
     from meltr.report.runs import load_group
@@ -178,7 +199,13 @@ def _draw(folder: Path | None, *, quiet: bool) -> None:
 
 
 def _execute(
-    job: Job, spec: RunSpec, folder: Path | None, *, observers: list[object], fast_dev_run: bool
+    job: Job,
+    spec: RunSpec,
+    folder: Path | None,
+    *,
+    observers: list[object],
+    fast_dev_run: bool,
+    ranks: Ranks | None,
 ) -> dict[str, Any]:
     """Run once; what a plugin prints goes to standard error."""
     from meltr.engine.run import execute
@@ -193,9 +220,10 @@ def _execute(
                 observers=observers,
                 resume=resume,
                 fast_dev_run=fast_dev_run,
+                ranks=ranks,
             )
     except KeyboardInterrupt:
-        if job.folder is not None and job.folder.exists():
+        if job.folder is not None and job.folder.exists() and is_first():
             remark(f"\ncontinue with: meltr run --resume {job.folder}")
         raise
 

@@ -9,9 +9,10 @@ import typer
 
 from meltr.cli import _folders as folders
 from meltr.cli import _options as opt
-from meltr.cli._jobs import Job, new_job, perform, resumed_job, summary
+from meltr.cli._jobs import Job, agreed, new_job, perform, resumed_job, summary
 from meltr.cli._options import Selection
 from meltr.cli._output import print_json
+from meltr.cli._processes import is_first, together
 from meltr.errors import UserError
 from meltr.settings import dump_yaml
 
@@ -81,22 +82,40 @@ def run(
 ) -> None:
     """Train a backbone on a task and test the best checkpoint."""
     selection = Selection.of(locals())
-    if resume is not None:
-        if name is not None or overwrite or fast_dev_run:
-            raise UserError("--name, --overwrite and --fast-dev-run make no sense with --resume", "Leave them out.")
-        job = resumed_job(ctx, resume, selection)
-    else:
-        keep = not fast_dev_run
-        job = new_job(ctx, selection, output_dir=output_dir, name=name, overwrite=overwrite, keep=keep)
+    job = _job(
+        ctx, selection, resume=resume, output_dir=output_dir, name=name, overwrite=overwrite, fast_dev_run=fast_dev_run
+    )
     if dry_run:
-        _show(job, as_json=as_json)
+        if is_first():
+            _show(job, as_json=as_json)
         return
-    with folders.replacing(job.folder if overwrite else None):
-        results = perform(job, quiet=quiet or as_json, fast_dev_run=fast_dev_run, tensorboard=tensorboard)
+    with together(job.spec.device) as ranks, folders.replacing(job.folder if overwrite and is_first() else None):
+        job = agreed(job, ranks)
+        results = perform(job, quiet=quiet or as_json, fast_dev_run=fast_dev_run, tensorboard=tensorboard, ranks=ranks)
+    if not is_first():
+        return
     if as_json:
         print_json(results)
     else:
         typer.echo(summary(results, job.folder))
+
+
+def _job(
+    ctx: typer.Context,
+    selection: Selection,
+    *,
+    resume: Path | None,
+    output_dir: Path,
+    name: str | None,
+    overwrite: bool,
+    fast_dev_run: bool,
+) -> Job:
+    if resume is not None:
+        if name is not None or overwrite or fast_dev_run:
+            raise UserError("--name, --overwrite and --fast-dev-run make no sense with --resume", "Leave them out.")
+        return resumed_job(ctx, resume, selection)
+    keep = not fast_dev_run and is_first()
+    return new_job(ctx, selection, output_dir=output_dir, name=name, overwrite=overwrite, keep=keep)
 
 
 def _show(job: Job, *, as_json: bool) -> None:

@@ -8,7 +8,6 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
-
 Rows = Sequence[Sequence[Tensor | None]]
 """The rows of J: for every task one gradient a parameter, None where it is zero."""
 

@@ -1,4 +1,4 @@
-"""One learned weight a loss: the linear rival of the loss transformer (Table 10)."""
+"""One learned weight a loss: the linear rival of the loss transformer (Table 10), and Auto-Lambda."""
 
 from __future__ import annotations
 
@@ -52,3 +52,12 @@ class LinearCombiner(Combiner):
 def from_options(losses: Sequence[str], *, start_weight: float, positive: bool) -> LinearCombiner:
     """Build the combiner ``linear``."""
     return LinearCombiner(losses, start_weight=start_weight, positive=positive)
+
+
+def auto_lambda(losses: Sequence[str], *, start_weight: float) -> LinearCombiner:
+    """Build the combiner ``auto-lambda``: weights without constraint, which may become negative.
+
+    Auto-Lambda (Liu, James, Davison, Johns, TMLR 2022) is this m with the weights trained through one look-ahead step
+    of the backbone; the scheme and the batches are settings of the run.
+    """
+    return LinearCombiner(losses, start_weight=start_weight, positive=False)

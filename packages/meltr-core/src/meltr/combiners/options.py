@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from meltr.specs import Info
 
@@ -60,3 +60,82 @@ class FixedOptions(Info):
     """
 
     weights: tuple[float, ...] = Field(min_length=1)
+
+
+class UncertaintyOptions(Info):
+    """Settings of uncertainty weighting.
+
+    Args:
+        start_weight: Weight of every loss at the start: 1 as in the paper's form for classification, 0.5 as in its
+            form for regression.
+    """
+
+    start_weight: float = Field(1.0, gt=0)
+
+
+class DwaOptions(Info):
+    """Settings of Dynamic Weight Average.
+
+    Args:
+        temperature: Softness of the weights; larger ones are more equal.
+    """
+
+    temperature: float = Field(2.0, gt=0)
+
+
+class GradNormOptions(Info):
+    """Settings of GradNorm.
+
+    Args:
+        alpha: Strength of the pull towards a common training rate; 0: equal gradient norms.
+        initial_losses: One value > 0 a loss, in the order of the losses in use, that training rates refer to (say
+            log C for a classification with C classes); None: the losses of the first step.
+    """
+
+    alpha: float = Field(1.5, ge=0)
+    initial_losses: tuple[float, ...] | None = None
+
+
+class FamoOptions(Info):
+    """Settings of FAMO.
+
+    Args:
+        min_losses: A lower bound below every loss, one value a loss in the order of the losses in use; None: 0.
+    """
+
+    min_losses: tuple[float, ...] | None = None
+
+
+class AutoLambdaOptions(Info):
+    """Settings of Auto-Lambda.
+
+    Args:
+        start_weight: Weight of every loss before the first outer step.
+    """
+
+    start_weight: float = Field(0.1, gt=0)
+
+
+class TorchJDOptions(Info):
+    """Settings of the rules of the TorchJD library.
+
+    Args:
+        method: Name of an aggregator (``UPGrad``, ``MGDA``, ``CAGrad``, ...) or scalarizer (``STCH``, ``IMTLL``, ...).
+        method_options: Arguments of that class, such as ``{c: 0.4}``; a list is a vector with one value a loss.
+    """
+
+    method: str = "UPGrad"
+    method_options: dict[str, bool | int | float | str | tuple[float, ...] | None] = Field(default_factory=dict)
+
+    @field_validator("method_options")
+    @classmethod
+    def _read_numbers(cls, options: dict[str, Any]) -> dict[str, Any]:
+        """Read 1e-3, which YAML takes for text, as a number."""
+        return {name: _number(value) if isinstance(value, str) else value for name, value in options.items()}
+
+
+def _number(text: str) -> float | str:
+    try:
+        return float(text)
+    except ValueError:
+        return text

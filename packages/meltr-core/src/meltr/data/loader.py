@@ -19,14 +19,16 @@ class LoaderBatches:
 
     Args:
         dataset: Anything with ``len()`` and ``[index]``.
-        batch_size: Items a batch; a smaller last batch is dropped unless it is the only one.
+        batch_size: Items a batch, over all processes; a smaller last batch is dropped unless it is the only one.
         seed: The run's seed.
+        rank: Number of this process (``context.rank``): it gets its own part of every batch.
+        world_size: How many processes share every batch (``context.world_size``).
         shuffle: Shuffle every epoch.
         collate: Turns a list of items into a batch; default: torch's.
         workers: Processes that read items; 0 reads in this one.
 
     Raises:
-        ValueError: If the data set is empty.
+        ValueError: If the data set is empty, or smaller than the number of processes.
     """
 
     def __init__(
@@ -35,6 +37,8 @@ class LoaderBatches:
         batch_size: int,
         *,
         seed: int,
+        rank: int = 0,
+        world_size: int = 1,
         shuffle: bool = True,
         collate: Callable[[list[Any]], Any] | None = None,
         workers: int = 0,
@@ -42,7 +46,8 @@ class LoaderBatches:
         self.size: int = len(dataset)  # type: ignore[arg-type]
         if self.size == 0:
             raise ValueError("the data set is empty")
-        self.batch_size = min(batch_size, self.size)
+        self.batch_size = equal_parts(min(batch_size, self.size), world_size)
+        self._part = part_of_batch(self.batch_size, rank, world_size)
         self._dataset, self._seed, self._shuffle = dataset, seed, shuffle
         self._collate, self._workers = collate, workers
 
@@ -54,7 +59,8 @@ class LoaderBatches:
         """Yield the batches `start`, `start` + 1, ... of `epoch`."""
         generator = torch.Generator().manual_seed(derive(self._seed, "order", epoch))
         order = torch.randperm(self.size, generator=generator).tolist() if self._shuffle else list(range(self.size))
-        chunks = [order[i * self.batch_size : (i + 1) * self.batch_size] for i in range(start, len(self))]
+        whole = [order[i * self.batch_size : (i + 1) * self.batch_size] for i in range(start, len(self))]
+        chunks = [batch[self._part] for batch in whole]
         loader: DataLoader[Any] = DataLoader(
             _SeededItems(self._dataset, self._seed, epoch),
             batch_sampler=_Chunks(chunks),
@@ -62,6 +68,23 @@ class LoaderBatches:
             num_workers=self._workers,
         )
         yield from loader
+
+
+def equal_parts(batch_size: int, world_size: int) -> int:
+    """Return the largest batch size up to `batch_size` that can be cut into equal parts, one a process.
+
+    Raises:
+        ValueError: If there are more processes than examples.
+    """
+    if batch_size < world_size:
+        raise ValueError(f"{batch_size} examples a batch cannot be shared by {world_size} processes")
+    return batch_size - batch_size % world_size
+
+
+def part_of_batch(batch_size: int, rank: int, world_size: int) -> slice:
+    """Return which examples of a batch process number `rank` of `world_size` gets: equal, adjacent parts."""
+    size = batch_size // world_size
+    return slice(rank * size, (rank + 1) * size)
 
 
 class _Chunks(torch.utils.data.Sampler[list[int]]):

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import hashlib
 import random
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
+from torch.utils import _pytree as pytree
 
 from meltr.context import BatchSource
+from meltr.errors import PluginError
 
 
 def to_device(batch: Any, device: torch.device) -> Any:
@@ -25,6 +28,60 @@ def to_device(batch: Any, device: torch.device) -> Any:
     return batch
 
 
+def count_examples(batch: Any) -> int:
+    """Return the number of examples in a batch: the first dimension of its first tensor.
+
+    Raises:
+        PluginError: If there is no tensor.
+    """
+    for leaf in pytree.tree_leaves(batch):
+        if isinstance(leaf, torch.Tensor) and leaf.dim():
+            return leaf.shape[0]
+    raise PluginError(
+        f"Cannot tell how many examples a batch of type {type(batch).__name__} holds: it has no tensor.",
+        "Implement the hook slice_batch, or leave accumulate and outer_fraction at 1.",
+    )
+
+
+def slice_batch(batch: Any, start: int, stop: int) -> Any:
+    """Return the examples `start` to `stop` of a batch.
+
+    Tensors whose first dimension is the number of examples are cut, and so are lists with that many entries that hold
+    no tensors (texts, names); dicts, lists and tuples are searched; everything else is left as it is.
+
+    Args:
+        batch: Nested dicts, lists and tuples.
+        start: First example.
+        stop: One past the last.
+
+    Raises:
+        PluginError: If the number of examples cannot be told.
+    """
+    return _sliced(batch, slice(start, stop), count_examples(batch))
+
+
+def _sliced(batch: Any, part: slice, count: int) -> Any:
+    if isinstance(batch, torch.Tensor):
+        return batch[part] if batch.dim() and batch.shape[0] == count else batch
+    if isinstance(batch, dict):
+        return {key: _sliced(value, part, count) for key, value in batch.items()}
+    if isinstance(batch, (list, tuple)):
+        if isinstance(batch, list) and len(batch) == count and not any(isinstance(v, torch.Tensor) for v in batch):
+            return batch[part]
+        parts = [_sliced(value, part, count) for value in batch]
+        return type(batch)(*parts) if hasattr(batch, "_fields") else type(batch)(parts)
+    return batch
+
+
+def fingerprint(batch: Any) -> str:
+    """Return a short text that differs between batches of different content."""
+    seen = hashlib.blake2b(digest_size=8)
+    for leaf in pytree.tree_leaves(batch):
+        content = leaf.detach().cpu().contiguous() if isinstance(leaf, torch.Tensor) else None
+        seen.update(repr(leaf).encode() if content is None else content.view(-1).view(torch.uint8).numpy().tobytes())
+    return seen.hexdigest()
+
+
 def batch_at(source: BatchSource, epoch: int, index: int) -> Any:
     """Return batch number `index` of `epoch`."""
     return next(source.batches(epoch, start=index))
@@ -35,18 +92,19 @@ class Cursor:
 
     Args:
         source: Where the batches come from.
+        first_epoch: Epoch that the stream starts with: a far one gives batches that are independent of the training's.
     """
 
-    def __init__(self, source: BatchSource) -> None:
-        self._source = source
+    def __init__(self, source: BatchSource, first_epoch: int = 0) -> None:
+        self._source, self._first_epoch = source, first_epoch
         self._iterator: Iterator[Any] | None = None
         self._next = -1
 
     def at(self, n: int) -> Any:
-        """Return batch n: batch ``n % len`` of epoch ``n // len``."""
+        """Return batch n: batch ``n % len`` of epoch ``first_epoch + n // len``."""
         epoch, index = divmod(n, len(self._source))
         if self._iterator is None or n != self._next or index == 0:
-            self._iterator = self._source.batches(epoch, start=index)
+            self._iterator = self._source.batches(self._first_epoch + epoch, start=index)
         self._next = n + 1
         return next(self._iterator)
 

@@ -12,57 +12,28 @@ Example::
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch._functorch import config as functorch_config
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from meltr.combiners.base import Combiner, sensitivities
+from meltr.combiners.base import Combiner, GradientCombiner, SelfTrained, sensitivities
+from meltr.engine.own_rule import OwnStep
+from meltr.engine.parallel import sharing_of
+from meltr.engine.results import OuterResult, StepResult
+from meltr.errors import UserError
+from meltr.hypergradients.evaluation import Evaluation, LossEvaluation, LossFunction, Setup, SplitEvaluation
 from meltr.hypergradients.outer_gradient import outer_gradient
-from meltr.hypergradients.problem import ROWS_KEPT, Direction, OuterProblem
+from meltr.hypergradients.problem import ROWS_KEPT, OuterProblem, SchemeOptions
 from meltr.hypergradients.products import Estimator, estimator
 from meltr.hypergradients.products.auto import choose, rows_pay
 from meltr.hypergradients.products.difference import CentralDifference
-from meltr.hypergradients.replay import Losses, LossEvaluation, preserved_buffers
 from meltr.hypergradients.schemes import scheme
-
-Compute = Callable[[], Losses]
-
-
-@dataclass(frozen=True)
-class OuterResult:
-    """What an outer step found; tensors stay on their device.
-
-    Args:
-        products: g = J q, shape (T+1,): g_t > 0 says that pulling harder on task t lowers the primary objective now.
-        gradient_norm: Norm of phi's gradient before clipping, shape ().
-        applied: False if the step was left out because g was not finite.
-    """
-
-    products: Tensor
-    gradient_norm: Tensor
-    applied: bool
-
-
-@dataclass(frozen=True)
-class StepResult:
-    """What one call of `Bilevel.backward` found; tensors stay on their device.
-
-    Args:
-        losses: l, shape (T+1,), detached.
-        combined: m(l), shape (), detached.
-        sensitivities: a = dm/dl, shape (T+1,): the weights of the inner gradient.
-        outer: The outer step taken before this inner gradient, if there was one.
-    """
-
-    losses: Tensor
-    combined: Tensor
-    sensitivities: Tensor
-    outer: OuterResult | None = None
+from meltr.hypergradients.scope import Kind, Scope, find_scope
+from meltr.hypergradients.sharing import Compute, Sharing
+from meltr.hypergradients.vectors import Direction, accumulate
 
 
 class Bilevel:
@@ -73,19 +44,26 @@ class Bilevel:
     task), the combiner steps, and the inner gradient is taken with the new combiner.
 
     Args:
-        model: The backbone; its trainable parameters are w, unless `parameters` are given.
+        model: The backbone; its trainable parameters are w, unless `parameters` are given. It may be wrapped in
+            DistributedDataParallel: losses, g and phi's gradient are then averaged over the processes.
         combiner: Maps the vector of losses to a scalar, e.g. `meltr.LossTransformer`.
         outer_optimizer: Optimiser of the combiner's parameters; None: the combiner stays as it is.
         every: K, inner steps between two outer steps.
         gamma: Weight of the regulariser |m(l) - sum(l)| in the primary objective (eq. 6).
         scheme_name: Which direction q (see `meltr.hypergradients.schemes`).
+        scheme_options: Numbers of the scheme.
         estimator_name: How g = J q is computed: ``auto``, ``forward``, ``difference``, ``per_task``,
             ``double_backward``.
         direct_term: Add the regulariser's own derivative by phi.
         outer_clip_norm: Clip phi's gradient to this norm.
+        inner_optimizer: The optimiser of w, for schemes that look at its step (``itd``, ``sama``).
         parameters: The parameters w, if not all trainable ones of `model`.
+        scope: ``full``; ``last_block`` or ``heads``: the outer step sees only those parameters.
+        blocks: The model's blocks, for `scope`; None: found by `meltr.blocks.find_blocks`.
         generators: Generators that the losses draw from besides the global ones; replayed for extra forwards.
         autocast: Data type of an autocast context around the losses; None: none.
+        scaler: Gradient scaler (float16): ``.grad`` is then scaled, as `scaler.step(optimizer)` expects.
+        sharing: How processes share the batch; None: found from `model`.
         log: Called with a line when a choice is made.
 
     Raises:
@@ -102,12 +80,18 @@ class Bilevel:
         every: int = 3,
         gamma: float = 0.1,
         scheme_name: str = "aid-fp-lite",
+        scheme_options: SchemeOptions | None = None,
         estimator_name: str = "auto",
         direct_term: bool = False,
         outer_clip_norm: float | None = None,
+        inner_optimizer: torch.optim.Optimizer | None = None,
         parameters: Iterable[Tensor] | None = None,
+        scope: Kind = "full",
+        blocks: Sequence[nn.Module] | None = None,
         generators: Sequence[torch.Generator] = (),
         autocast: torch.dtype | None = None,
+        scaler: torch.amp.GradScaler | None = None,
+        sharing: Sharing | None = None,
         log: Callable[[str], None] | None = None,
     ) -> None:
         if every < 1:
@@ -118,55 +102,87 @@ class Bilevel:
         self.parameters = [parameter for parameter in wanted if parameter.requires_grad]
         if not self.parameters:
             raise ValueError("the model has no trainable parameters")
-        self.model, self.combiner, self.outer_optimizer = model, combiner, outer_optimizer
+        self.combiner, self.outer_optimizer, self.inner_optimizer = combiner, outer_optimizer, inner_optimizer
         self.every, self.gamma, self.direct_term = every, gamma, direct_term
-        self.outer_clip_norm, self.generators, self.autocast = outer_clip_norm, tuple(generators), autocast
-        self.estimator_name = estimator_name
+        self.outer_clip_norm, self.estimator_name = outer_clip_norm, estimator_name
+        self.scheme_options = scheme_options or SchemeOptions()
+        self.sharing, self.model = (sharing, model) if sharing is not None else sharing_of(model)
+        enabled = scaler if scaler is not None and scaler.is_enabled() else None
+        self.setup = Setup(self.model, tuple(generators), autocast, enabled, self.sharing)
         if outer_optimizer is not None:
             # An outer step keeps the graph for the inner gradient; a compiled model must not give its buffers away.
             functorch_config.donated_buffer = False
+        if isinstance(combiner, GradientCombiner) and not self.sharing.whole_weights:
+            raise UserError(
+                f"{type(combiner).__name__} needs whole task gradients, but the weights are sharded.",
+                "Use --set parallel=ddp.",
+            )
         self._scheme = scheme(scheme_name)
         self._estimator: Estimator | None = None if estimator_name == "auto" else estimator(estimator_name)
+        self._scope_kind, self._blocks = scope, blocks
+        self._scope: Scope | None = None
+        self._scope_known = scope == "full"
         self._log = log or (lambda line: None)
+        self._waiting: OwnStep | None = None
         self.steps = 0
         self.outer_steps = 0
 
     @property
     def outer_step_due(self) -> bool:
         """True if the next call of `backward` starts with an outer step (K inner steps were taken since the last)."""
-        return self.outer_optimizer is not None and self.steps > 0 and self.steps % self.every == 0
+        return self._has_outer_loop and self.steps > 0 and self.steps % self.every == 0
 
-    def backward(self, compute: Compute, *, primary: Compute | None = None, outer: bool | None = None) -> StepResult:
+    @property
+    def _has_outer_loop(self) -> bool:
+        return self.outer_optimizer is not None and not isinstance(self.combiner, (SelfTrained, GradientCombiner))
+
+    def backward(
+        self,
+        compute: Compute | Sequence[Compute],
+        *,
+        primary: Compute | None = None,
+        outer_part: Compute | None = None,
+        others: Callable[[int], Compute] | None = None,
+        outer: bool | None = None,
+    ) -> StepResult:
         """Add the inner gradient grad_w m(l) to ``.grad`` of w; every K-th time train the combiner first.
 
         Args:
             compute: Returns the task losses of the current batch, primary first; called again for the outer step with
-                the same random numbers.
+                the same random numbers. Several functions are pieces of one batch (gradient accumulation): the losses
+                are averaged over them before the combiner sees them.
             primary: Returns the primary loss on a held-out batch, for the outer step; None: the current batch serves.
+            outer_part: Returns all losses on a part of the batch; the outer step then sees that part alone.
+            others: Number i -> the loss function on independent batch i, for schemes that draw fresh ones.
             outer: Whether to take an outer step now; None: every K-th call.
 
         Raises:
             ValueError: If `compute` returns something else than scalars.
         """
-        take_outer = self.outer_step_due if outer is None else outer and self.outer_optimizer is not None
-        evaluation = self._evaluate(compute, snapshot=take_outer)
+        self.after_step()
+        take_outer = self.outer_step_due if outer is None else outer and self._has_outer_loop
+        shared = take_outer and outer_part is None
+        evaluation = self._evaluate_inner(compute, shared=shared)
         if self.steps == 0 and isinstance(self.combiner, Combiner):
             self.combiner.prepare(evaluation.values)
         found, problem = None, None
         if take_outer:
+            auxiliary = evaluation if outer_part is None else self._evaluate_aside(outer_part)
             held_out = None if primary is None else self._evaluate_aside(primary)
-            found, problem = self._outer_step(evaluation, held_out)
-        combined, a = sensitivities(self.combiner, evaluation.values)
-        self._inner_backward(evaluation, a, problem)
+            found, problem = self._outer_step(auxiliary, held_out, others)
+        combined, a = self._inner_step(evaluation, problem if shared else None)
         self.steps += 1
         return StepResult(evaluation.values, combined, a, found)
 
-    def outer_step(self, primary: Compute, auxiliary: Compute) -> OuterResult:
+    def outer_step(
+        self, primary: Compute, auxiliary: Compute, *, others: Callable[[int], Compute] | None = None
+    ) -> OuterResult:
         """Take an outer step on two batches of their own, as the released code does with its replay buffer.
 
         Args:
             primary: Returns the losses (or the primary alone) of the first batch; the first one counts.
             auxiliary: Returns all losses of the second batch.
+            others: Number i -> the loss function on independent batch i, for schemes that draw fresh ones.
 
         Raises:
             ValueError: If there is no outer optimiser.
@@ -174,7 +190,17 @@ class Bilevel:
         if self.outer_optimizer is None:
             raise ValueError("outer_step needs an outer_optimizer")
         held_out = self._evaluate_aside(primary)
-        return self._outer_step(self._evaluate_aside(auxiliary, snapshot=True), held_out)[0]
+        return self._outer_step(self._evaluate_aside(auxiliary), held_out, others)[0]
+
+    def after_step(self) -> None:
+        """Let a combiner with a rule of its own see the weights after the optimiser's step (FAMO).
+
+        Call it after ``optimizer.step()``; otherwise the next `backward` does.
+        """
+        waiting, self._waiting = self._waiting, None
+        if waiting is not None:
+            assert isinstance(self.combiner, SelfTrained)
+            self._apply_own(self.combiner.own_gradients(waiting))
 
     def state_dict(self) -> dict[str, Any]:
         """Return counters, the estimator chosen and its step size; weights and optimisers are the caller's."""
@@ -197,66 +223,169 @@ class Bilevel:
         if isinstance(self._estimator, CentralDifference):
             self._estimator.step, self._estimator._calls = state["difference_step"], int(state["difference_calls"])
 
-    def _evaluate(self, compute: Compute, *, snapshot: bool) -> LossEvaluation:
-        twice = self.estimator_name == "double_backward" and self.outer_optimizer is not None
-        # The fused attention kernels have no second derivative.
-        attention = sdpa_kernel(SDPBackend.MATH) if twice and snapshot else contextlib.nullcontext()
-        with torch.enable_grad(), attention:
-            return LossEvaluation(
-                compute, self.model, generators=self.generators, autocast=self.autocast, snapshot=snapshot
-            )
+    def _function(self, compute: Compute, *, outer: bool) -> LossFunction:
+        """Return the loss function of a batch; one that an outer step sees can be evaluated again."""
+        twice = "double_backward" in (self.estimator_name, self.scheme_options.hessian)
+        again = outer or (isinstance(self.combiner, SelfTrained) and self.combiner.after_step)
+        return LossFunction(
+            compute,
+            self.setup,
+            scope=self._scope if outer else None,
+            # The fused attention kernels have no second derivative.
+            math_attention=outer and twice,
+            snapshot=again,
+        )
 
-    def _evaluate_aside(self, compute: Compute, *, snapshot: bool = False) -> LossEvaluation:
-        with preserved_buffers(self.model):
-            return self._evaluate(compute, snapshot=snapshot)
+    def _evaluate_inner(self, compute: Compute | Sequence[Compute], *, shared: bool) -> Evaluation:
+        if callable(compute) or len(compute) == 1:
+            only = compute if callable(compute) else compute[0]
+            return self._function(only, outer=shared).first(inner=True)
+        return SplitEvaluation.first([self._function(each, outer=shared) for each in compute])
+
+    def _evaluate_aside(self, compute: Compute) -> LossEvaluation:
+        with self.setup.preserved_buffers():
+            return self._function(compute, outer=True).first(inner=False)
 
     def _outer_step(
-        self, auxiliary: LossEvaluation, primary: LossEvaluation | None
+        self, auxiliary: Evaluation, primary: Evaluation | None, others: Callable[[int], Compute] | None
     ) -> tuple[OuterResult, OuterProblem]:
-        combined, a = sensitivities(self.combiner, auxiliary.values)
-        problem = OuterProblem(self.parameters, auxiliary, combined, a, gamma=self.gamma, primary=primary)
-        rows = rows_pay(auxiliary.parts) if self.estimator_name == "auto" else self.estimator_name == "per_task"
-        problem.keep_rows = rows and problem.size <= ROWS_KEPT
-        products = self._products(problem, self._scheme(problem))
-        gradients = outer_gradient(
-            self.combiner, auxiliary.values, products, gamma=self.gamma, direct_term=self.direct_term
+        combined, a = self._sensitivities(auxiliary)
+        problem = OuterProblem(
+            self._outer_parameters(auxiliary),
+            auxiliary,
+            self.combiner,
+            combined,
+            a,
+            gamma=self.gamma,
+            primary=primary,
+            options=self.scheme_options,
+            inner_optimizer=self.inner_optimizer,
+            others=None if others is None else lambda number: self._evaluate_aside(others(number)),
         )
+        problem.keep_rows = self._keep_rows(auxiliary)
+        direction = self._scheme(problem)
+        products = self._products(problem, direction)
+        direct_at = problem.primary_losses if self.direct_term else None
+        gradients = outer_gradient(self.combiner, auxiliary.values, products, gamma=self.gamma, direct_at=direct_at)
         result = self._apply(gradients, products)
         self.outer_steps += 1
         return result, problem
 
+    def _sensitivities(self, evaluation: Evaluation) -> tuple[Tensor, Tensor]:
+        """Return m(l) and a, the same in all processes, also if the combiner draws (dropout)."""
+        combined, a = sensitivities(self.combiner, evaluation.values)
+        if self.sharing.one_process:
+            return combined, a
+        both = self.sharing.mean(torch.cat([combined.reshape(1), a]))
+        return both[0], both[1:]
+
+    def _outer_parameters(self, auxiliary: Evaluation) -> Sequence[Tensor]:
+        """Return w, or the parameters in scope: found from the graph of the first outer step."""
+        if not self._scope_known:
+            evaluate = auxiliary.functions()[0].fresh
+            self._scope = find_scope(self._scope_kind, self.model, self.parameters, evaluate, self._blocks)
+            self._scope_known = True
+            assert self._scope is not None
+            count = sum(parameter.numel() for parameter in self._scope.parameters)
+            share = count / sum(parameter.numel() for parameter in self.parameters)
+            self._log(f"scope: {self._scope_kind} ({count:,} parameters, {share:.1%})")
+        return self.parameters if self._scope is None else self._scope.parameters
+
+    def _keep_rows(self, auxiliary: Evaluation) -> bool:
+        if auxiliary.size > ROWS_KEPT or not self.sharing.whole_weights:
+            return False
+        if self.estimator_name != "auto":
+            return self.estimator_name == "per_task"
+        return isinstance(auxiliary, LossEvaluation) and rows_pay(auxiliary.parts)
+
     def _products(self, problem: OuterProblem, direction: Direction) -> Tensor:
+        if all(part is None for part in direction):
+            return torch.zeros(problem.size, dtype=torch.float64, device=problem.auxiliary.values.device)
         if self._estimator is not None:
             return self._estimator(problem, direction)
-        name, reason, products = choose(problem, direction, low_precision=self.autocast is not None)
+        name, reason, products = choose(problem, direction)
         self.estimator_name, self._estimator = name, estimator(name)
         self._log(f"estimator: {name} ({reason})")
         return products
 
     def _apply(self, gradients: Sequence[Tensor | None], products: Tensor) -> OuterResult:
         assert self.outer_optimizer is not None
-        trainable = [parameter for parameter in self.combiner.parameters() if parameter.requires_grad]
+        gradients = self.sharing.mean_small(gradients)
         present = [gradient for gradient in gradients if gradient is not None]
         size = torch.nn.utils.get_total_norm(present) if present else torch.zeros((), device=products.device)
         if not bool(torch.isfinite(size)) or not bool(torch.isfinite(products).all()):
             self._log("outer step left out: the hypergradient is not finite")
             return OuterResult(products, size, applied=False)
+        self._step_combiner(gradients)
+        return OuterResult(products, size, applied=True)
+
+    def _step_combiner(self, gradients: Sequence[Tensor | None]) -> None:
+        """Clip phi's gradient and let the outer optimiser step."""
+        assert self.outer_optimizer is not None
+        trainable = [parameter for parameter in self.combiner.parameters() if parameter.requires_grad]
         for parameter, gradient in zip(trainable, gradients, strict=True):
             parameter.grad = gradient
-        if self.outer_clip_norm is not None and present:
+        if self.outer_clip_norm is not None and any(gradient is not None for gradient in gradients):
             torch.nn.utils.clip_grad_norm_(trainable, self.outer_clip_norm)
         self.outer_optimizer.step()
         self.outer_optimizer.zero_grad(set_to_none=True)
-        return OuterResult(products, size, applied=True)
 
-    def _inner_backward(self, evaluation: LossEvaluation, a: Tensor, problem: OuterProblem | None) -> None:
-        """Add J^T a to ``.grad``: from the kept rows, or by one weighted backward."""
-        if problem is not None and problem.rows is not None:
-            for parameter, gradient in zip(self.parameters, problem.combine(a), strict=True):
-                if gradient is not None:
-                    parameter.grad = gradient if parameter.grad is None else parameter.grad + gradient
+    def _apply_own(self, gradients: Sequence[Tensor | None]) -> None:
+        """Apply what a rule of its own wants."""
+        assert isinstance(self.combiner, SelfTrained)
+        present = [gradient for gradient in gradients if gradient is not None]
+        if self.outer_optimizer is not None and present:
+            averaged = self.sharing.mean_small(gradients)
+            if not all(bool(gradient.isfinite().all()) for gradient in averaged if gradient is not None):
+                self._log("the combiner stays as it is for a step: its own gradient is not finite")
+                return
+            self._step_combiner(averaged)
+        self.combiner.after_update()
+
+    def _inner_step(self, evaluation: Evaluation, problem: OuterProblem | None) -> tuple[Tensor, Tensor]:
+        """Add the inner gradient to ``.grad``; return m(l) and a."""
+        if isinstance(self.combiner, GradientCombiner):
+            rows = [evaluation.gradient(evaluation.only(task), self.parameters) for task in range(evaluation.size)]
+            with self._alike():
+                gradient, a = self.combiner.from_gradients(evaluation.values, rows)
+            self._add(gradient)
+            return (a * evaluation.values).sum(), a
+        combined, a = self._sensitivities(evaluation)
+        own = self._own_gradients(evaluation)
+        if problem is not None and problem.rows is not None and self._scope is None:
+            self._add(problem.combine(a))
+        else:
+            evaluation.inner_backward(a, self.parameters)
+        if own is not None:
+            self._apply_own(own)
+        return combined, a
+
+    @contextlib.contextmanager
+    def _alike(self) -> Iterator[None]:
+        """With several processes, a context in which all draw the same random numbers."""
+        if self.sharing.one_process:
+            yield
             return
-        live = [(part, weight) for part, weight in zip(evaluation.parts, a, strict=True) if part.requires_grad]
-        if not live:
-            raise ValueError("no loss depends on a trainable parameter")
-        torch.autograd.backward([part for part, _ in live], [weight.to(part) for part, weight in live])
+        before = self.setup.random_state()
+        torch.manual_seed(self.steps)
+        try:
+            yield
+        finally:
+            before.restore()
+
+    def _own_gradients(self, evaluation: Evaluation) -> Sequence[Tensor | None] | None:
+        """Ask a combiner with a rule of its own, or note that it wants to see the step's outcome first."""
+        if not isinstance(self.combiner, SelfTrained):
+            return None
+        view = OwnStep(evaluation, self._outer_parameters(evaluation))
+        if self.combiner.after_step:
+            self._waiting = view.release()
+            return None
+        return self.combiner.own_gradients(view)
+
+    def _add(self, gradient: Direction) -> None:
+        """Add a gradient to ``.grad``, scaled where there is a gradient scaler."""
+        scaler, sharing = self.setup.scaler, self.sharing
+        scaled = [part if part is None or scaler is None else scaler.scale(part) for part in gradient]
+        whole = [None if g is None else sharing.as_gradient(p, g) for p, g in zip(self.parameters, scaled, strict=True)]
+        accumulate(self.parameters, whole)

@@ -2,7 +2,8 @@
 
 A checkpoint is a folder ``checkpoints/step-000500``:
 
-- ``backbone.safetensors``: weights and buffers of the backbone;
+- ``backbone.safetensors``: weights and buffers of the backbone; or ``shards/``: the same and its optimiser's state,
+  written by all processes that hold a part (torch.distributed.checkpoint);
 - ``combiner.safetensors``: weights of the combiner, its settings in the metadata;
 - ``training.pt``: optimisers and counters, plain values and tensors only.
 
@@ -14,6 +15,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +25,9 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from meltr.combiners.base import Combiner
+from meltr.engine.parallel import sharded_modules
+from meltr.engine.ranks import Ranks
+from meltr.engine.sharded import load_full, load_sharded, save_sharded
 from meltr.errors import MeltrError, UserError
 
 
@@ -38,26 +43,49 @@ class Checkpoints:
         self.folder = folder
         self.keep = keep
 
-    def save(self, step: int, *, model: nn.Module, combiner: nn.Module, training: dict[str, Any], best: bool) -> Path:
+    def save(
+        self,
+        step: int,
+        *,
+        model: nn.Module,
+        combiner: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        training: dict[str, Any],
+        best: bool,
+        ranks: Ranks,
+    ) -> Path:
         """Write a checkpoint and point ``last`` (and ``best``) at it; drop those that are no longer needed.
+
+        All processes call it; the first one writes, and every one its shards where the weights are sharded.
+
+        Args:
+            step: Inner steps taken.
+            model: The backbone.
+            combiner: The combiner.
+            optimizer: The optimiser of the backbone.
+            training: What else resuming needs: plain values and tensors.
+            best: Whether this is the best one so far.
+            ranks: The processes of the run.
 
         Raises:
             MeltrError: If the disk is full or not writable; the checkpoints before are untouched.
         """
         final = self.folder / f"step-{step:06d}"
         partial = self.folder / f".{final.name}.partial"
+        sharded = bool(sharded_modules(model))
         try:
-            shutil.rmtree(partial, ignore_errors=True)
-            partial.mkdir(parents=True)
-            save_module(partial / "backbone.safetensors", model)
-            settings = combiner.settings() if isinstance(combiner, Combiner) else {}
-            save_module(partial / "combiner.safetensors", combiner, settings=json.dumps(settings))
-            torch.save(training, partial / "training.pt")
-            shutil.rmtree(final, ignore_errors=True)
-            partial.rename(final)
-            for link in ("last", "best") if best else ("last",):
-                self._point(link, final.name)
-            self._prune()
+            if ranks.is_first:
+                shutil.rmtree(partial, ignore_errors=True)
+                partial.mkdir(parents=True)
+            ranks.barrier()
+            if sharded:
+                save_sharded(partial / "shards", model, optimizer)
+            if ranks.is_first:
+                if not sharded:
+                    save_module(partial / "backbone.safetensors", model)
+                    training = {**training, "optimizer": optimizer.state_dict()}
+                self._complete(partial, final, combiner, training, best=best)
+            ranks.barrier()
         except (OSError, SafetensorError, RuntimeError) as error:
             free = shutil.disk_usage(self.folder).free / 2**20 if self.folder.is_dir() else float("nan")
             shutil.rmtree(partial, ignore_errors=True)
@@ -67,6 +95,18 @@ class Checkpoints:
                 f"Free some disk space or choose another --output-dir. Safe so far: {self.describe_last()}.",
             ) from error
         return final
+
+    def _complete(
+        self, partial: Path, final: Path, combiner: nn.Module, training: dict[str, Any], *, best: bool
+    ) -> None:
+        settings = combiner.settings() if isinstance(combiner, Combiner) else {}
+        save_module(partial / "combiner.safetensors", combiner, settings=json.dumps(settings))
+        torch.save(training, partial / "training.pt")
+        shutil.rmtree(final, ignore_errors=True)
+        partial.rename(final)
+        for link in ("last", "best") if best else ("last",):
+            self._point(link, final.name)
+        self._prune()
 
     def resolve(self, name: str) -> Path:
         """Return the folder of ``last``, ``best`` or ``step-000500``.
@@ -158,6 +198,36 @@ def load_module(path: Path, module: nn.Module, what: str) -> None:
         ]
         raise UserError(f"{path} does not belong to this {what}: {'; '.join(parts)}.", "Is it from another run?")
     module.load_state_dict(tensors)
+
+
+def load_backbone(
+    path: Path,
+    model: nn.Module,
+    *,
+    optimizer: torch.optim.Optimizer | None = None,
+    state: Mapping[str, Any] | None = None,
+) -> None:
+    """Load the backbone of a checkpoint, whole or in shards, into a model that is whole or in shards.
+
+    Args:
+        path: Folder of the checkpoint.
+        model: The backbone.
+        optimizer: Its optimiser, to be loaded too.
+        state: Content of ``training.pt``, which holds the optimiser of a whole backbone.
+
+    Raises:
+        UserError: If the file belongs to another model.
+    """
+    file = path / "backbone.safetensors"
+    if not file.exists() and (path / "shards").is_dir():
+        load_sharded(path / "shards", model, optimizer)
+        return
+    if sharded_modules(model):
+        load_full(load_tensors(file), model, optimizer, None if state is None else state["optimizer"])
+        return
+    load_module(file, model, "backbone")
+    if optimizer is not None and state is not None:
+        optimizer.load_state_dict(state["optimizer"])
 
 
 def load_training(path: Path) -> dict[str, Any]:

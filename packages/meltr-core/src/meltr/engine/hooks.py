@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +11,10 @@ import pluggy
 import torch
 from torch import Tensor, nn
 
+from meltr.blocks import find_blocks
 from meltr.context import BatchSource, Data, Evaluation, RunContext, StepRecord
-from meltr.engine.optim import parameter_groups
+from meltr.engine.batches import slice_batch
+from meltr.engine.optim import autocast_dtype, parameter_groups
 from meltr.errors import MeltrError, PluginError
 
 
@@ -58,6 +60,30 @@ class Hooks:
         except ValueError as error:
             raise self._error("parameter_groups", str(error)) from error
 
+    def blocks(self, model: nn.Module) -> list[nn.Module]:
+        """Call the optional `model_blocks`, or find the blocks."""
+        blocks = self._hook.model_blocks(model=model)
+        if blocks is None:
+            return find_blocks(model)
+        inside = {id(module) for module in model.modules()}
+        if not all(isinstance(block, nn.Module) and id(block) in inside for block in blocks):
+            raise self._error("model_blocks", "must return modules of the model")
+        return list(blocks)
+
+    def slice_batch(self, batch: Any, start: int, stop: int) -> Any:
+        """Call the optional `slice_batch`, or cut tensors and lists."""
+        part = self._hook.slice_batch(batch=batch, start=start, stop=stop)
+        return slice_batch(batch, start, stop) if part is None else part
+
+    def check_parts(self, fingerprints: Sequence[str]) -> None:
+        """Check that processes got different parts of a batch, by the parts' fingerprints."""
+        if len(set(fingerprints)) == 1:
+            raise self._error(
+                "build_data",
+                f"gave all {len(fingerprints)} processes the same training batch; each must get its own part "
+                "(context.rank of context.world_size, see meltr.data.loader.LoaderBatches)",
+            )
+
     def losses(self, model: nn.Module, batch: Any, context: RunContext) -> dict[str, Tensor]:
         """Call `compute_task_losses`; check names, order, shape, type, device and grad."""
         losses = self._hook.compute_task_losses(model=model, batch=batch, context=context)
@@ -90,11 +116,11 @@ class Hooks:
 
     def evaluate(self, model: nn.Module, data: Any, context: RunContext) -> Evaluation:
         """Call `evaluate` in eval mode without gradients; check that the task's metrics are there."""
-        precision = context.spec.train.precision
+        dtype = autocast_dtype(context.spec.train.precision)
         was_training = model.training
         model.eval()
         try:
-            with torch.no_grad(), torch.autocast(context.device.type, torch.bfloat16, enabled=precision == "bf16"):
+            with torch.no_grad(), torch.autocast(context.device.type, dtype, enabled=dtype is not None):
                 result = self._hook.evaluate(model=model, data=data, context=context)
         finally:
             model.train(was_training)

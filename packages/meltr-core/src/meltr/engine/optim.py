@@ -22,10 +22,9 @@ def inner_optimizer(spec: TrainSpec, groups: Sequence[Mapping[str, Any]]) -> tor
 
 
 def outer_optimizer(spec: BilevelSpec, combiner: nn.Module) -> torch.optim.Optimizer:
-    """Build Adam for the combiner's parameters (Algorithm 1; appendix of the paper)."""
-    return torch.optim.Adam(
-        combiner.parameters(), lr=spec.outer_lr, betas=spec.outer_betas, weight_decay=spec.outer_weight_decay
-    )
+    """Build the optimiser of phi: Adam (Algorithm 1; appendix of the paper) or AdamW."""
+    kind = torch.optim.Adam if spec.outer_optimizer == "adam" else torch.optim.AdamW
+    return kind(combiner.parameters(), lr=spec.outer_lr, betas=spec.outer_betas, weight_decay=spec.outer_weight_decay)
 
 
 def parameter_groups(model: nn.Module, groups: Sequence[Mapping[str, Any]] | None) -> list[dict[str, Any]]:
@@ -48,6 +47,11 @@ def parameter_groups(model: nn.Module, groups: Sequence[Mapping[str, Any]] | Non
     if not checked:
         raise ValueError("there are no trainable parameters (all have requires_grad=False)")
     return checked
+
+
+def autocast_dtype(precision: str) -> torch.dtype | None:
+    """Return the data type of autocast for ``train.precision``; None for ``fp32``."""
+    return {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision)
 
 
 def lr_factor(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
@@ -16,14 +15,18 @@ from torch import nn
 
 from meltr.combiners.base import Combiner
 from meltr.context import Data, RunContext
-from meltr.engine.checkpoints import Checkpoints, load_module
+from meltr.engine.checkpoints import Checkpoints, load_backbone
+from meltr.engine.devices import resolve_device
 from meltr.engine.folder import RunFolder, versions
 from meltr.engine.hooks import Hooks
 from meltr.engine.meter import peak_memory_mb
+from meltr.engine.ranks import Ranks, joined
 from meltr.engine.seeding import derive, seed_everything
 from meltr.engine.trainer import Trainer
+from meltr.engine.wrapping import use_tf32, wrap
 from meltr.errors import PluginError, UserError
 from meltr.files import write_json, write_lines
+from meltr.hypergradients.sharing import Sharing
 from meltr.observers.jsonl import MetricsWriter
 from meltr.observers.logfile import LogObserver
 from meltr.specs import RunSpec
@@ -42,6 +45,9 @@ class Prepared:
     model: nn.Module
     combiner: Combiner
     plugin: str
+    ranks: Ranks
+    sharing: Sharing
+    blocks: Sequence[nn.Module]
 
 
 def execute(
@@ -52,6 +58,7 @@ def execute(
     observers: Sequence[object] = (),
     resume: bool = False,
     fast_dev_run: bool = False,
+    ranks: Ranks | None = None,
 ) -> dict[str, Any]:
     """Train, choose the best checkpoint on the validation split, test it, and write everything down.
 
@@ -62,6 +69,7 @@ def execute(
         observers: Further objects with observer hooks.
         resume: Continue from the last checkpoint in `run_dir` (from the start if there is none).
         fast_dev_run: Two outer steps and a short evaluation, nothing kept.
+        ranks: The processes of the run; None: this one, or those that torchrun started.
 
     Returns:
         The content of ``results.json``.
@@ -69,29 +77,32 @@ def execute(
     Raises:
         MeltrError: For everything with a defined answer; see `meltr.errors`.
     """
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        raise UserError(
-            f"A run uses one process, but WORLD_SIZE is {os.environ['WORLD_SIZE']}.",
-            "Start it without torchrun; several processes would write into the same folder.",
-        )
     if fast_dev_run:
         spec = _shortened(spec)
     kept = None if fast_dev_run else run_dir
     with contextlib.ExitStack() as stack:
-        place = kept or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="meltr-")))
-        folder = RunFolder(place)
+        group = ranks or stack.enter_context(joined(spec.device))
+        place = kept
+        if place is None and group.is_first:
+            place = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="meltr-")))
+        folder = RunFolder(group.broadcast_object(place))
         for observer in observers:
             if callable(getattr(observer, "close", None)):
                 stack.callback(observer.close)  # type: ignore[attr-defined]
-        prepared = prepare(spec, registry, observers, run_dir=kept)
-        if not (resume and folder.spec.exists()):
+        prepared = prepare(spec, registry, observers if group.is_first else (), run_dir=kept, ranks=group)
+        if group.is_first and not (resume and folder.spec.exists()):
             folder.create(spec)
         results = _train(prepared, folder, resume=resume)
         return results if kept else {**results, "run": None}
 
 
 def prepare(
-    spec: RunSpec, registry: Registry, observers: Sequence[object] = (), *, run_dir: Path | None = None
+    spec: RunSpec,
+    registry: Registry,
+    observers: Sequence[object] = (),
+    *,
+    run_dir: Path | None = None,
+    ranks: Ranks | None = None,
 ) -> Prepared:
     """Build data, model and combiner, each from its own seed, so that runs with other combiners start alike."""
     from meltr.plugins import load_object, run_manager
@@ -100,20 +111,30 @@ def prepare(
     task = registry.task(spec.task)
     combiner_info = registry.combiner(spec.combiner)
     options = None if backbone.options is None else load_object(backbone.options)(**spec.options)
-    device = resolve_device(spec.device)
+    ranks = ranks or Ranks.single(resolve_device(spec.device))
+    device = ranks.device
     losses = spec.losses[:1] if combiner_info.primary_only else spec.losses
     generator = torch.Generator(device) if device.type in ("cpu", "cuda") else None
-    logs = [] if run_dir is None else [LogObserver()]
+    logs = [] if run_dir is None or not ranks.is_first else [LogObserver()]
     hooks = Hooks(run_manager(registry, backbone, [*observers, *logs]), spec.backbone)
     context = RunContext(
-        spec=spec, task=task, options=options, device=device, losses=losses, generator=generator, run_dir=run_dir
+        spec=spec,
+        task=task,
+        options=options,
+        device=device,
+        losses=losses,
+        generator=generator,
+        run_dir=run_dir,
+        rank=ranks.rank,
+        world_size=ranks.size,
     )
+    use_tf32(spec.train.tf32)
     seed_everything(derive(spec.seed, "data"), generator)
     data = hooks.build_data(context)
     seed_everything(derive(spec.seed, "model"), generator)
     model = hooks.build_model(context, data).to(device)
-    if spec.train.compile:
-        compile_model(model, spec.bilevel.estimator)
+    blocks = hooks.blocks(model)
+    model, sharing = wrap(model, spec, ranks, blocks)
     seed_everything(derive(spec.seed, "combiner"), generator)
     combiner = load_object(combiner_info.factory)(losses, **spec.combiner_options)
     where = f"Combiner {spec.combiner!r} ({combiner_info.factory})"
@@ -122,21 +143,7 @@ def prepare(
     if combiner.learned != combiner_info.learned:
         raise PluginError(f"{where} has learned={combiner.learned}, but was registered with {combiner_info.learned}.")
     plugin = registry.owner("backbone", spec.backbone)
-    return Prepared(hooks, context, data, model, combiner.to(device), plugin)
-
-
-def compile_model(model: nn.Module, estimator: str) -> None:
-    """Compile the forward of `model` in place.
-
-    Raises:
-        UserError: If `estimator` cannot work with a compiled model.
-    """
-    if estimator == "double_backward":
-        raise UserError(
-            "estimator=double_backward cannot differentiate a compiled model twice.",
-            "Use --set estimator=auto, or leave compile=true out.",
-        )
-    model.compile()
+    return Prepared(hooks, context, data, model, combiner.to(device), plugin, ranks, sharing, blocks)
 
 
 def _train(prepared: Prepared, folder: RunFolder, *, resume: bool) -> dict[str, Any]:
@@ -151,18 +158,24 @@ def _train(prepared: Prepared, folder: RunFolder, *, resume: bool) -> dict[str, 
         model=prepared.model,
         combiner=prepared.combiner,
         checkpoints=checkpoints,
+        ranks=prepared.ranks,
+        sharing=prepared.sharing,
+        blocks=prepared.blocks,
     )
     if start is not None:
         trainer.load(start)
-    with _metrics(folder, trainer.step if resume else None) as metrics:
+    first = prepared.ranks.is_first
+    with _metrics(folder, trainer.step if resume else None) if first else contextlib.nullcontext() as metrics:
         trainer.metrics = metrics
-        hooks.run_start(context, prepared.data)
-        if resume:
+        if first:
+            hooks.run_start(context, prepared.data)
+        if resume and first:
             hooks.message(context, f"resumed at step {trainer.step} of {trainer.total_steps}")
         trainer.fit()
         results = _finish(prepared, trainer, checkpoints, folder, started=started)
-    write_json(folder.results, results)
-    hooks.run_end(context, results)
+    if first:
+        write_json(folder.results, results)
+        hooks.run_end(context, results)
     return results
 
 
@@ -181,13 +194,13 @@ def _finish(
     """Test the best checkpoint and collect the results."""
     context, spec = prepared.context, prepared.context.spec
     best = "best" if (folder.checkpoints / "best").exists() else "last"
-    load_module(checkpoints.resolve(best) / "backbone.safetensors", prepared.model, "backbone")
+    load_backbone(checkpoints.resolve(best), prepared.model)
     test = None
     if prepared.data.test is not None:
-        evaluation = prepared.hooks.evaluate(prepared.model, prepared.data.test, context)
+        evaluation = trainer.evaluate(prepared.data.test)
         trainer.record_evaluation("test", evaluation)
         test = {"metrics": dict(evaluation.metrics), "count": evaluation.count, "details": dict(evaluation.details)}
-        if evaluation.predictions:
+        if evaluation.predictions and prepared.ranks.is_first:
             write_lines(folder.predictions / "test.jsonl", evaluation.predictions)
     return {
         "run": folder.path.name,
@@ -209,6 +222,7 @@ def _finish(
         "examples_per_second": round(trainer.step * trainer.batch_size / max(trainer.seconds, 1e-9), 2),
         "peak_memory_mb": round(peak_memory_mb(context.device), 1),
         "device": str(context.device),
+        "processes": prepared.ranks.size,
         "data": dict(prepared.data.meta),
         "spec": spec.model_dump(mode="json"),
         "plugin": prepared.plugin,
@@ -247,7 +261,7 @@ def evaluate_run(
     chosen = {"validation": prepared.data.validation, "test": prepared.data.test}.get(split)
     if chosen is None:
         raise UserError(f"{spec.dataset} has no split {split!r}.", "Valid choices: validation, test.")
-    load_module(path / "backbone.safetensors", prepared.model, "backbone")
+    load_backbone(path, prepared.model)
     evaluation = prepared.hooks.evaluate(prepared.model, chosen, prepared.context)
     results = {
         "run": folder.path.name,
@@ -262,29 +276,6 @@ def evaluate_run(
     if evaluation.predictions:
         write_lines(folder.predictions / f"{split}.jsonl", evaluation.predictions)
     return results
-
-
-def resolve_device(name: str) -> torch.device:
-    """Return the device for ``auto``, ``cpu``, ``cuda``, ``cuda:1``, ``mps``.
-
-    Raises:
-        UserError: If it is not there.
-    """
-    if name == "auto":
-        if torch.cuda.is_available():
-            return torch.device("cuda", torch.cuda.current_device())
-        return torch.device("cpu")
-    try:
-        device = torch.device(name)
-    except RuntimeError as error:
-        raise UserError(f"Unknown device {name!r}.", "Valid choices: auto, cpu, cuda, cuda:0, mps.") from error
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise UserError("No CUDA device was found.", "Use --device cpu, or see what is wrong with: meltr doctor")
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise UserError(f"There is no {name}.", f"CUDA devices here: {torch.cuda.device_count()}.")
-    if device.type == "mps" and not torch.backends.mps.is_available():
-        raise UserError("No MPS device was found.", "Use --device cpu.")
-    return device
 
 
 def _shortened(spec: RunSpec) -> RunSpec:

@@ -3,24 +3,28 @@
 from __future__ import annotations
 
 import contextlib
-import random
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import nn
 
-from meltr.combiners.base import Combiner
+from meltr.combiners.base import Combiner, SelfTrained
 from meltr.context import Data, Evaluation, RunContext, StepRecord
-from meltr.engine.batches import Cursor, ReplayBuffer, to_device
+from meltr.engine.batches import count_examples, fingerprint, to_device
 from meltr.engine.bilevel import Bilevel
-from meltr.engine.checkpoints import Checkpoints, load_module, load_training
+from meltr.engine.checkpoints import Checkpoints, load_backbone, load_module, load_training
 from meltr.engine.hooks import Hooks, better
 from meltr.engine.meter import FiniteGuard, Meter, peak_memory_mb
-from meltr.engine.optim import inner_optimizer, lr_factor, outer_optimizer, set_lr
+from meltr.engine.optim import autocast_dtype, inner_optimizer, lr_factor, outer_optimizer, set_lr
+from meltr.engine.outer_batches import OuterBatches
+from meltr.engine.parallel import gathered
+from meltr.engine.ranks import Ranks
 from meltr.engine.seeding import derive, seed_everything
-from meltr.errors import NonFiniteLossError
+from meltr.errors import NonFiniteLossError, UserError
+from meltr.hypergradients.problem import SchemeOptions
+from meltr.hypergradients.sharing import Compute, Sharing
 from meltr.observers.jsonl import MetricsWriter
 
 NEGATIVE_PATIENCE = 5
@@ -38,6 +42,9 @@ class Trainer:
         combiner: On the same device.
         checkpoints: Where to save; None: nowhere.
         metrics: Where to log; None: nowhere.
+        ranks: The processes of the run.
+        sharing: How they share the model.
+        blocks: The backbone's blocks.
     """
 
     def __init__(
@@ -50,10 +57,14 @@ class Trainer:
         combiner: Combiner,
         checkpoints: Checkpoints | None = None,
         metrics: MetricsWriter | None = None,
+        ranks: Ranks | None = None,
+        sharing: Sharing | None = None,
+        blocks: Sequence[nn.Module] | None = None,
     ) -> None:
         self.hooks, self.context, self.data = hooks, context, data
         self.model, self.combiner = model, combiner
         self.checkpoints, self.metrics = checkpoints, metrics
+        self.ranks, self.sharing, self.blocks = ranks or Ranks.single(context.device), sharing or Sharing(), blocks
         spec = context.spec
         self.steps_per_epoch = len(data.train)
         total = spec.train.epochs * self.steps_per_epoch
@@ -61,12 +72,12 @@ class Trainer:
         groups = hooks.parameter_groups(model, context)
         self.optimizer = inner_optimizer(spec.train, groups)
         self.parameters = [parameter for group in groups for parameter in group["params"]]
-        learned = combiner.learned and len(context.losses) > 1
-        self.outer = outer_optimizer(spec.bilevel, combiner) if learned else None
+        trained = combiner.learned or isinstance(combiner, SelfTrained)
+        trained = trained and len(context.losses) > 1 and any(p.requires_grad for p in combiner.parameters())
+        self.outer = outer_optimizer(spec.bilevel, combiner) if trained else None
+        self.scaler = torch.amp.GradScaler(context.device.type) if spec.train.precision == "fp16" else None
         self.bilevel = self._bilevel()
-        self.replay = ReplayBuffer(spec.bilevel.replay_size, spec.bilevel.replay_eviction)
-        held_out = data.held_out if spec.bilevel.outer_batch == "held_out" else None
-        self._held_out = None if held_out is None else Cursor(held_out)
+        self.outer_batches = OuterBatches(hooks, context, data, self._losses)
         self.batch_size = min(spec.train.batch_size, data.train.size)
         self.meter = Meter(context.losses, context.device)
         self.guard = FiniteGuard(context.losses, context.device)
@@ -89,14 +100,30 @@ class Trainer:
             every=spec.bilevel.every,
             gamma=spec.bilevel.gamma,
             scheme_name=spec.bilevel.scheme,
+            scheme_options=SchemeOptions(
+                terms=spec.bilevel.terms,
+                step=spec.bilevel.scheme_step,
+                damping=spec.bilevel.damping,
+                scaled=spec.bilevel.scaled,
+                hessian=spec.bilevel.hessian,
+            ),
+            inner_optimizer=self.optimizer,
+            scope=spec.bilevel.scope,
+            blocks=self.blocks,
+            scaler=self.scaler,
+            sharing=self.sharing,
             estimator_name=spec.bilevel.estimator,
             direct_term=spec.bilevel.direct_term,
             outer_clip_norm=spec.bilevel.outer_clip_norm,
             parameters=self.parameters,
             generators=generators,
-            autocast=torch.bfloat16 if spec.train.precision == "bf16" else None,
-            log=lambda line: self.hooks.message(self.context, line),
+            autocast=autocast_dtype(spec.train.precision),
+            log=self._say,
         )
+
+    def _say(self, line: str) -> None:
+        if self.ranks.is_first:
+            self.hooks.message(self.context, line)
 
     def fit(self) -> None:
         """Train from the current step to the last.
@@ -118,7 +145,7 @@ class Trainer:
     def _epoch(self, epoch: int, start: int) -> None:
         spec = self.context.spec
         if start == 0 and spec.bilevel.replay_reset:
-            self.replay.clear()
+            self.outer_batches.buffer.clear()
         for index, raw in enumerate(self.data.train.batches(epoch, start), start):
             self._train_step(epoch, index, to_device(raw, self.context.device))
             now = time.perf_counter()
@@ -127,6 +154,8 @@ class Trainer:
                 self._log()
             last = self.step >= self.total_steps
             ends_epoch = index + 1 == self.steps_per_epoch
+            if ends_epoch:
+                self.combiner.end_epoch()
             if last or (ends_epoch and (epoch + 1) % spec.train.eval_every == 0):
                 self._log()
                 self._validate()
@@ -137,40 +166,73 @@ class Trainer:
                 return
 
     def _train_step(self, epoch: int, index: int, batch: Any) -> None:
-        spec, context = self.context.spec, self.context
-        seed_everything(derive(spec.seed, "step", self.step), context.generator)
-        primary = None
-        if self._held_out is not None and self.bilevel.outer_step_due:
-            held_out = to_device(self._held_out.at(self.bilevel.outer_steps), context.device)
-            primary = self._losses(held_out, context.with_losses(context.losses[0]))
-        replay = self.outer is not None and spec.bilevel.outer_batch == "replay"
+        spec, context, outer = self.context.spec, self.context, self.outer_batches
+        others = () if self.ranks.is_first else ("rank", self.ranks.rank)
+        seed_everything(derive(spec.seed, "step", self.step, *others), context.generator)
+        if self.step == 0:
+            self._check_parts(batch)
         self._set_lrs()
-        result = self.bilevel.backward(self._losses(batch, context), primary=primary, outer=False if replay else None)
+        replayed = outer.replayed and self.combiner.learned
+        due = self.bilevel.outer_step_due and not replayed
+        given = outer.for_step(batch, self.bilevel.outer_steps) if due else {}
+        result = self.bilevel.backward(self._pieces(batch), outer=False if replayed else None, **given)
         self.guard.check(self.step, result.losses)
-        if spec.train.clip_norm is not None:
-            torch.nn.utils.clip_grad_norm_(self.parameters, spec.train.clip_norm)
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
+        self._step_optimizer()
+        self.bilevel.after_step()
         position = self.step / self.steps_per_epoch
         self.meter.update(result, step=self.step, epoch=position, examples=self.batch_size)
-        if replay:
-            self._replay_step(epoch, index, batch, position)
+        if replayed:
+            drawn = outer.replay(batch, step=self.step, index=index)
+            if drawn is not None:
+                found = self.bilevel.outer_step(*drawn, others=outer.others(self.bilevel.outer_steps))
+                self.meter.update_outer(found, step=self.step, epoch=position)
+            outer.remember(epoch, index, batch, step=self.step)
         self.step += 1
 
-    def _replay_step(self, epoch: int, index: int, batch: Any, position: float) -> None:
-        """Take the released code's outer step: after an inner step, on two draws from the last batches."""
-        spec, context = self.context.spec.bilevel, self.context
-        rng = random.Random(derive(self.context.spec.seed, "replay", self.step))
-        if self.step % spec.every == spec.phase % spec.every:
-            first, second = self.replay.draw(rng, batch), self.replay.draw(rng, batch)
-            outer = self.bilevel.outer_step(
-                self._losses(first, context.with_losses(context.losses[0])), self._losses(second, context)
-            )
-            self.meter.update_outer(outer, step=self.step, epoch=position)
-        self.replay.append(epoch, index, batch, rng)
+    def _step_optimizer(self) -> None:
+        clip = self.context.spec.train.clip_norm
+        if self.scaler is not None:
+            self.scaler.unscale_(self.optimizer)
+        if clip is not None:
+            torch.nn.utils.clip_grad_norm_(self.parameters, clip)
+        if self.scaler is None:
+            self.optimizer.step()
+        else:
+            self.scaler.step(self.optimizer)
+            self.scaler.update()
+        self.optimizer.zero_grad(set_to_none=True)
 
-    def _losses(self, batch: Any, context: RunContext) -> Any:
+    def _losses(self, batch: Any, context: RunContext) -> Compute:
         return lambda: self.hooks.losses(self.model, batch, context)
+
+    def _pieces(self, batch: Any) -> list[Compute]:
+        """Return the loss functions of the pieces of a batch.
+
+        Raises:
+            UserError: If the batch cannot be cut into equal pieces.
+        """
+        pieces = self.context.spec.train.accumulate
+        if pieces == 1:
+            return [self._losses(batch, self.context)]
+        count = count_examples(batch)
+        if count % pieces:
+            raise UserError(
+                f"A batch of {count} examples cannot be cut into accumulate={pieces} equal pieces.",
+                "Choose batch_size and accumulate so that it can.",
+            )
+        size = count // pieces
+        cut = [self.hooks.slice_batch(batch, start, start + size) for start in range(0, count, size)]
+        return [self._losses(piece, self.context) for piece in cut]
+
+    def _check_parts(self, batch: Any) -> None:
+        """Check that every process got a part of its own of the first batch.
+
+        Raises:
+            PluginError: If all got the same.
+        """
+        if self.ranks.size > 1:
+            prints = self.ranks.gather_objects(fingerprint(batch))
+            self.hooks.check_parts(prints)
 
     def _set_lrs(self) -> None:
         train, bilevel = self.context.spec.train, self.context.spec.bilevel
@@ -214,11 +276,12 @@ class Trainer:
         self._warn_if_negative(pulls[0])
         if self.metrics:
             self.metrics.train(record)
-        self.hooks.step_end(self.context, record)
+        if self.ranks.is_first:
+            self.hooks.step_end(self.context, record)
 
     def _warn_if_negative(self, pull: float) -> None:
         self._negative = self._negative + 1 if pull < 0 else 0
-        if self._negative == NEGATIVE_PATIENCE:
+        if self._negative == NEGATIVE_PATIENCE and self.ranks.is_first:
             self.hooks.message(
                 self.context,
                 f"The sensitivity of the primary loss {self.context.losses[0]!r} stays negative ({pull:.2g}): training "
@@ -232,7 +295,7 @@ class Trainer:
             self._save(best=True)
             return
         with self._aside():
-            evaluation = self.hooks.evaluate(self.model, self.data.validation, self.context)
+            evaluation = self.evaluate(self.data.validation)
         self.record_evaluation("validation", evaluation)
         value = float(evaluation.metrics[self.context.task.metrics[0]])
         improved = better(value, self.best, self.context.task.higher_is_better)
@@ -240,6 +303,20 @@ class Trainer:
             self.best, self.best_step = value, self.step
             self.best_evaluation = {"metrics": dict(evaluation.metrics), "count": evaluation.count, "step": self.step}
         self._save(best=improved)
+
+    def evaluate(self, split: Any) -> Evaluation:
+        """Evaluate a split: every process all of it, with the same weights and buffers; the first one's result counts.
+
+        Args:
+            split: What `build_data` gave for it.
+        """
+        if self.ranks.size > 1:
+            for buffer in self.model.buffers():
+                self.ranks.broadcast(buffer)
+        with gathered(self.model):
+            evaluation = self.hooks.evaluate(self.model, split, self.context)
+        found: Evaluation = self.ranks.broadcast_object(evaluation)
+        return found
 
     @contextlib.contextmanager
     def _aside(self) -> Iterator[None]:
@@ -254,7 +331,8 @@ class Trainer:
         """Log an evaluation at the current step and tell the observers."""
         if self.metrics:
             self.metrics.evaluation(self.step, self.step / self.steps_per_epoch, split, evaluation)
-        self.hooks.evaluation(self.context, split, self.step, evaluation)
+        if self.ranks.is_first:
+            self.hooks.evaluation(self.context, split, self.step, evaluation)
 
     def _save(self, *, best: bool) -> None:
         if self.checkpoints is None:
@@ -262,9 +340,16 @@ class Trainer:
         self.guard.flush()
         with self._aside():
             path = self.checkpoints.save(
-                self.step, model=self.model, combiner=self.combiner, training=self.state_dict(), best=best
+                self.step,
+                model=self.model,
+                combiner=self.combiner,
+                optimizer=self.optimizer,
+                training=self.state_dict(),
+                best=best,
+                ranks=self.ranks,
             )
-        self.hooks.checkpoint(self.context, path)
+        if self.ranks.is_first:
+            self.hooks.checkpoint(self.context, path)
 
     def state_dict(self) -> dict[str, Any]:
         """Return what resuming needs besides the weights: plain values and tensors."""
@@ -276,23 +361,24 @@ class Trainer:
             "best_evaluation": self.best_evaluation,
             "last_outer": self._last_outer,
             "negative": self._negative,
-            "optimizer": self.optimizer.state_dict(),
             "outer_optimizer": None if self.outer is None else self.outer.state_dict(),
             "bilevel": self.bilevel.state_dict(),
-            "replay": self.replay.positions(),
+            "replay": self.outer_batches.buffer.positions(),
+            "scaler": None if self.scaler is None else self.scaler.state_dict(),
         }
 
     def load(self, path: Any) -> None:
         """Continue from a checkpoint folder."""
-        load_module(path / "backbone.safetensors", self.model, "backbone")
-        load_module(path / "combiner.safetensors", self.combiner, "combiner")
         state = load_training(path / "training.pt")
+        load_backbone(path, self.model, optimizer=self.optimizer, state=state)
+        load_module(path / "combiner.safetensors", self.combiner, "combiner")
         self.step, self.seconds = state["step"], state["seconds"]
         self.best, self.best_step = state["best"], state["best_step"]
         self.best_evaluation = state["best_evaluation"]
         self._last_outer, self._negative = state["last_outer"], state["negative"]
-        self.optimizer.load_state_dict(state["optimizer"])
         if self.outer is not None:
             self.outer.load_state_dict(state["outer_optimizer"])
         self.bilevel.load_state_dict(state["bilevel"])
-        self.replay.refill(state["replay"], self.data.train, self.context.device)
+        self.outer_batches.buffer.refill(state["replay"], self.data.train, self.context.device)
+        if self.scaler is not None:
+            self.scaler.load_state_dict(state["scaler"])

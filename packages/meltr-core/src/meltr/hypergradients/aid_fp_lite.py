@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from meltr.hypergradients.problem import Direction, OuterProblem
+from meltr.hypergradients.problem import OuterProblem
+from meltr.hypergradients.vectors import Direction
 
 
 def aid_fp_lite(problem: OuterProblem) -> Direction:

@@ -8,7 +8,7 @@ from meltr.combiners.base import sensitivities
 
 
 def outer_gradient(
-    combiner: nn.Module, losses: Tensor, products: Tensor, *, gamma: float = 0.0, direct_term: bool = False
+    combiner: nn.Module, losses: Tensor, products: Tensor, *, gamma: float = 0.0, direct_at: Tensor | None = None
 ) -> list[Tensor | None]:
     """Return the gradient of the primary objective with respect to phi, the combiner's parameters.
 
@@ -21,16 +21,18 @@ def outer_gradient(
         losses: l, shape (T+1,), constants.
         products: g = J q, shape (T+1,), constants.
         gamma: Weight of the regulariser |m(l) - sum(l)| (eq. 6); used by the direct term only.
-        direct_term: Add gamma * grad_phi |m(l) - sum(l)|.
+        direct_at: Add the direct term, gamma * grad_phi |m(l) - sum(l)|, at these losses: those of the weights at
+            which the scheme takes L_pri. None: leave it out.
 
     Returns:
         One gradient per trainable parameter of `combiner`, in their order; None where it does not matter.
     """
     parameters = [parameter for parameter in combiner.parameters() if parameter.requires_grad]
-    combined, a = sensitivities(combiner, losses, create_graph=True)
+    _, a = sensitivities(combiner, losses, create_graph=True)
     objective = -(a * products.to(a)).sum()
-    if direct_term:
-        objective = objective + gamma * (combined - losses.detach().sum()).abs()
+    if direct_at is not None:
+        combined, _ = sensitivities(combiner, direct_at, create_graph=True)
+        objective = objective + gamma * (combined - direct_at.sum()).abs()
     if not parameters or not objective.requires_grad:
         return [None] * len(parameters)
     return list(autograd.grad(objective, parameters, allow_unused=True))

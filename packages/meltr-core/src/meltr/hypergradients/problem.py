@@ -2,19 +2,40 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
+from typing import Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from meltr.hypergradients.replay import LossEvaluation
-
-Direction = list[Tensor | None]
-"""A vector in parameter space: one tensor a parameter, None where it is zero."""
+from meltr.combiners.base import sensitivities
+from meltr.errors import UserError
+from meltr.hypergradients.evaluation import Evaluation
+from meltr.hypergradients.vectors import Direction, add, displaced, scale
 
 ROWS_KEPT = 3
 """Up to this many losses, all rows of J are kept: they give u, v and g at once, for (T+1) gradients of memory."""
+
+
+@dataclass(frozen=True)
+class SchemeOptions:
+    """Numbers of the schemes; each scheme says which it reads and what None means.
+
+    Args:
+        terms: Terms of a series, or iterations.
+        step: Step size of a series or of a look-ahead.
+        damping: Added to the Hessian's diagonal by AID-CG.
+        scaled: AID-FP: multiply the series by its step size, so that it tends to the inverse Hessian.
+        hessian: How Hessian-vector products are taken: ``difference`` or ``double_backward``.
+    """
+
+    terms: int | None = None
+    step: float | None = None
+    damping: float = 0.0
+    scaled: bool = True
+    hessian: Literal["difference", "double_backward"] = "difference"
 
 
 @dataclass
@@ -22,99 +43,142 @@ class OuterProblem:
     """The outer problem at the current w.
 
     Args:
-        parameters: The trainable parameters w, each once.
+        parameters: The parameters that the outer step sees: w, or those in scope.
         auxiliary: The losses l(w) that the combiner sees; J is their Jacobian.
+        combiner: m.
         combined: m(l), shape ().
         sensitivities: a = dm/dl, shape (T+1,).
         gamma: Weight of the regulariser of eq. 6.
-        primary: The primary loss on another batch; None if it is ``auxiliary.parts[0]`` (shared batch).
+        primary: The primary loss on another batch; None if it is the first of `auxiliary` (shared batch).
         keep_rows: Compute the gradient of every task once and keep it (see `ROWS_KEPT`).
+        options: Numbers of the scheme.
+        inner_optimizer: The optimiser of w, for schemes that look at its step; None if unknown.
+        others: Number i -> the losses on independent batch i, for schemes that draw fresh ones; None if there are none.
     """
 
     parameters: Sequence[Tensor]
-    auxiliary: LossEvaluation
+    auxiliary: Evaluation
+    combiner: nn.Module
     combined: Tensor
     sensitivities: Tensor
     gamma: float = 0.0
-    primary: LossEvaluation | None = None
+    primary: Evaluation | None = None
     keep_rows: bool = False
+    options: SchemeOptions = field(default_factory=SchemeOptions)
+    inner_optimizer: torch.optim.Optimizer | None = None
+    others: Callable[[int], Evaluation] | None = None
+    _ahead: Tensor | None = field(default=None, repr=False)
     _rows: list[Direction] | None = field(default=None, repr=False)
 
     @property
     def size(self) -> int:
         """Number of losses, T+1."""
-        return len(self.auxiliary.parts)
+        return self.auxiliary.size
 
     @property
     def rows(self) -> list[Direction] | None:
-        """The rows of J if they were kept: row t is the gradient of task t."""
+        """The rows of this process' J if they were kept: row t is the gradient of task t."""
         return self._rows
 
     def row(self, task: int) -> Direction:
-        """Return the gradient of task number `task`: one backward, the graph stays."""
+        """Return the gradient of task number `task`, this process' share: one backward, the graph stays."""
         if self._rows is not None:
             return self._rows[task]
-        return weighted_gradient([self.auxiliary.parts[task]], [None], self.parameters)
-
-    def regulariser_weights(self) -> Tensor:
-        """Return gamma * sign(m(l) - sum(l)) * (a - 1), shape (T+1,): the regulariser's derivative by l (eq. 6)."""
-        values = self.auxiliary.values
-        return self.gamma * torch.sign(self.combined - values.sum()) * (self.sensitivities - 1)
+        return self.auxiliary.share(self.auxiliary.only(task), self.parameters)
 
     def primary_gradient(self) -> Direction:
         """Return v = grad_w L_pri with L_pri = l_0 + gamma |m(l) - sum(l)|: one weighted backward, the graph stays."""
         if self.keep_rows and self._rows is None:
             self._rows = [self.row(task) for task in range(self.size)]
+        weights = regulariser_weights(self.auxiliary.values, self.combined, self.sensitivities, self.gamma)
         if self.primary is not None:
-            own = weighted_gradient(self.primary.parts[:1], [None], self.parameters)
-            return own if self.gamma == 0 else add(own, self.combine(self.regulariser_weights()))
-        if self.gamma == 0:
-            return self.row(0)
-        weights = self.regulariser_weights()
+            own = self.primary.gradient(self.primary.only(0), self.parameters)
+            return own if weights is None else add(own, self.combine(weights))
+        if weights is None:
+            return self.combine(None)
         return self.combine(torch.cat([weights[:1] + 1, weights[1:]]))
 
-    def combine(self, weights: Tensor) -> Direction:
-        """Return J^T weights for weights of shape (T+1,): from the kept rows, or by one weighted backward."""
+    def unified_gradient(self) -> Direction:
+        """Return u = grad_w L_aux = J^T a: one weighted backward, none if the rows are kept; the graph stays."""
+        return self.combine(self.sensitivities)
+
+    def combine(self, weights: Tensor | None) -> Direction:
+        """Return J^T weights for weights of shape (T+1,), None for the primary loss alone, averaged over processes.
+
+        From the kept rows, or by one weighted backward.
+        """
         if self._rows is None:
-            return weighted_gradient(self.auxiliary.parts, list(weights), self.parameters)
-        total: Direction = [None] * len(self.parameters)
-        for weight, row in zip(weights, self._rows, strict=True):
-            total = add(total, [None if part is None else part * weight for part in row])
-        return total
+            wanted = self.auxiliary.only(0) if weights is None else list(weights)
+            return self.auxiliary.gradient(wanted, self.parameters)
+        if weights is None:
+            total = scale(self._rows[0], 1.0)
+        else:
+            total = [None] * len(self.parameters)
+            for weight, row in zip(weights, self._rows, strict=True):
+                total = add(total, scale(row, weight))
+        return self.auxiliary.setup.sharing.mean_direction(total, self.parameters)
+
+    def primary_gradient_now(self) -> Direction:
+        """Return grad_w L_pri at the weights of now (see `displaced`): a forward and a backward, on both batches.
+
+        The direct term belongs to the same weights: the losses there are kept (see `primary_losses`).
+        """
+        auxiliary = None if self.primary is not None and self.gamma == 0 else self.auxiliary.fresh()
+        primary = None if self.primary is None else self.primary.fresh()
+        if auxiliary is None:
+            assert primary is not None
+            return primary.gradient(primary.only(0), self.parameters)
+        self._ahead = auxiliary.values
+        combined, a = sensitivities(self.combiner, auxiliary.values)
+        weights = regulariser_weights(auxiliary.values, combined, a, self.gamma)
+        if primary is None:
+            first = torch.zeros_like(a)
+            first[0] = 1
+            return auxiliary.gradient(list(first if weights is None else first + weights), self.parameters)
+        own = primary.gradient(primary.only(0), self.parameters)
+        return own if weights is None else add(own, auxiliary.gradient(list(weights), self.parameters))
+
+    @property
+    def primary_losses(self) -> Tensor:
+        """The losses l where the scheme takes L_pri, shape (T+1,): at w, or at the weights it looked ahead to."""
+        return self.auxiliary.values if self._ahead is None else self._ahead
+
+    def displaced(self, direction: Direction) -> AbstractContextManager[Callable[[float], None]]:
+        """Return a context in which the weights can be moved along `direction` (see `vectors.displaced`)."""
+        return displaced(self.parameters, direction, self.auxiliary.setup.sharing.moved)
+
+    def dot(self, one: Direction, other: Direction) -> Tensor:
+        """Return the inner product of two directions, float64, shape ()."""
+        return self.auxiliary.setup.sharing.dot(one, other)
+
+    def norm(self, direction: Direction) -> float:
+        """Return the Euclidean norm of a direction."""
+        return float(self.dot(direction, direction).sqrt())
+
+    def learning_rates(self) -> list[float]:
+        """Return the learning rate of every parameter.
+
+        Raises:
+            UserError: If the inner optimiser is not known, or does not hold a parameter.
+        """
+        rates: dict[int, float] = {}
+        if self.inner_optimizer is not None:
+            rates = {id(p): float(g["lr"]) for g in self.inner_optimizer.param_groups for p in g["params"]}
+        if any(id(parameter) not in rates for parameter in self.parameters):
+            raise UserError(
+                "This scheme looks one step of the inner optimiser ahead, and does not know it.",
+                "Pass inner_optimizer=... to Bilevel, or a step size (SchemeOptions(step=...), --set scheme_step=...).",
+            )
+        return [rates[id(parameter)] for parameter in self.parameters]
 
 
-def weighted_gradient(
-    losses: Sequence[Tensor], weights: Sequence[Tensor | None], parameters: Sequence[Tensor]
-) -> Direction:
-    """Return the gradient of sum_t weights_t * losses_t by one backward pass; the graph stays.
+def regulariser_weights(values: Tensor, combined: Tensor, a: Tensor, gamma: float) -> Tensor | None:
+    """Return gamma * sign(m(l) - sum(l)) * (a - 1), the regulariser's derivative by l (eq. 6); None if gamma is 0.
 
     Args:
-        losses: 0-dim tensors; those without a graph contribute nothing.
-        weights: One 0-dim tensor a loss; None means 1.
-        parameters: What to differentiate by; unused ones get None.
+        values: l, shape (T+1,).
+        combined: m(l), shape ().
+        a: dm/dl, shape (T+1,).
+        gamma: Weight of the regulariser.
     """
-    live = [(loss, weight) for loss, weight in zip(losses, weights, strict=True) if loss.requires_grad]
-    if not live:
-        return [None] * len(parameters)
-    outputs = [loss for loss, _ in live]
-    seeds = [torch.ones_like(loss) if weight is None else weight.to(loss) for loss, weight in live]
-    return list(torch.autograd.grad(outputs, parameters, seeds, retain_graph=True, allow_unused=True))
-
-
-def add(one: Direction, other: Direction) -> Direction:
-    """Return the sum of two directions."""
-    return [b if a is None else a if b is None else a + b for a, b in zip(one, other, strict=True)]
-
-
-def dot(one: Direction, other: Direction) -> Tensor:
-    """Return the inner product of two directions in float64, shape ()."""
-    pairs = [(a, b) for a, b in zip(one, other, strict=True) if a is not None and b is not None]
-    if not pairs:
-        return torch.zeros((), dtype=torch.float64)
-    products = [torch.sum(a.flatten() * b.flatten(), dtype=torch.float64) for a, b in pairs]
-    return torch.stack([product.to(products[0].device) for product in products]).sum()
-
-
-def norm(direction: Direction) -> Tensor:
-    """Return the Euclidean norm of a direction in float64, shape ()."""
-    return dot(direction, direction).sqrt()
+    return None if gamma == 0 else gamma * torch.sign(combined - values.sum()) * (a - 1)

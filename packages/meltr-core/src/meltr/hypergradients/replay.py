@@ -1,10 +1,10 @@
-"""Evaluate the same losses twice: the same random numbers, and no trace left in buffers or generators."""
+"""The same losses twice: the same random numbers, and no trace left in buffers or generators."""
 
 from __future__ import annotations
 
 import random
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
@@ -100,63 +100,3 @@ def as_parts(losses: Losses) -> tuple[Tensor, ...]:
             shape = tuple(part.shape) if isinstance(part, Tensor) else type(part).__name__
             raise ValueError(f"loss number {index} must be a scalar tensor, got {shape}")
     return tuple(part.reshape(()) for part in parts)
-
-
-class LossEvaluation:
-    """The task losses of one batch, evaluated once with a graph and as often as wanted again.
-
-    Args:
-        compute: Returns the losses (see `Losses`), primary first; takes parameters from `model`.
-        model: The backbone.
-        generators: Generators that `compute` draws from, besides the global ones.
-        autocast: Data type of the autocast context around `compute`; None: none.
-        snapshot: False if no repetition will be asked for: saves the snapshot of the generators.
-    """
-
-    def __init__(
-        self,
-        compute: Callable[[], Losses],
-        model: nn.Module,
-        *,
-        generators: Sequence[torch.Generator] = (),
-        autocast: torch.dtype | None = None,
-        snapshot: bool = True,
-    ) -> None:
-        self.model = model
-        self._compute = compute
-        self._autocast = autocast
-        self._generators = tuple(generators)
-        self._devices = {parameter.device for parameter in model.parameters()}
-        self._start = RandomState(self._devices, self._generators) if snapshot else None
-        self.parts = as_parts(self.call())
-        self.values = torch.stack([_at_least_float(part.detach()) for part in self.parts])
-
-    def call(self, *, full_precision: bool = False) -> Losses:
-        """Call the loss function in its autocast context, or without autocast."""
-        device = next(iter(self._devices), torch.device("cpu")).type
-        if self._autocast is None or full_precision:
-            return self._compute()
-        with torch.autocast(device, dtype=self._autocast):
-            return self._compute()
-
-    @contextmanager
-    def replayed(self) -> Iterator[None]:
-        """Within this context the generators start where the first evaluation started; afterwards nothing has moved."""
-        if self._start is None:
-            raise RuntimeError("this evaluation kept no snapshot of the random number generators")
-        now = RandomState(self._devices, self._generators)
-        self._start.restore()
-        try:
-            with preserved_buffers(self.model):
-                yield
-        finally:
-            now.restore()
-
-    def again(self, *, full_precision: bool = False) -> Tensor:
-        """Evaluate once more, without a graph: same batch, same random numbers. Returns losses of shape (T+1,)."""
-        with self.replayed(), torch.no_grad():
-            return torch.stack([_at_least_float(p) for p in as_parts(self.call(full_precision=full_precision))])
-
-
-def _at_least_float(loss: Tensor) -> Tensor:
-    return loss.float() if loss.dtype in (torch.float16, torch.bfloat16) else loss

@@ -7,11 +7,12 @@ from collections.abc import Callable
 from torch import Tensor
 
 from meltr.errors import UserError, did_you_mean
-from meltr.hypergradients.problem import Direction, OuterProblem
+from meltr.hypergradients.problem import OuterProblem
 from meltr.hypergradients.products.difference import CentralDifference
 from meltr.hypergradients.products.double_backward import double_backward
 from meltr.hypergradients.products.forward import forward_mode
 from meltr.hypergradients.products.per_task import per_task
+from meltr.hypergradients.vectors import Direction
 
 Estimator = Callable[[OuterProblem, Direction], Tensor]
 

@@ -6,9 +6,11 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from meltr.hypergradients.problem import ROWS_KEPT, Direction, OuterProblem
+from meltr.hypergradients.problem import ROWS_KEPT, OuterProblem
+from meltr.hypergradients.products.difference import CentralDifference
 from meltr.hypergradients.products.forward import forward_mode
 from meltr.hypergradients.products.per_task import per_task
+from meltr.hypergradients.vectors import Direction
 
 TOLERANCE = 1e-2
 """Relative difference from one backward per task above which forward mode is not trusted (bf16 rounds at 4e-3)."""
@@ -52,7 +54,7 @@ def _nodes(loss: Tensor) -> set[object]:
     return found
 
 
-def choose(problem: OuterProblem, direction: Direction, *, low_precision: bool) -> tuple[str, str, Tensor]:
+def choose(problem: OuterProblem, direction: Direction) -> tuple[str, str, Tensor]:
     """Choose an estimator for this model at its first outer step.
 
     With up to `ROWS_KEPT` losses, one backward per task gives v, g and the next inner gradient at once. That is the
@@ -64,21 +66,23 @@ def choose(problem: OuterProblem, direction: Direction, *, low_precision: bool) 
     Args:
         problem: The outer problem of the first outer step.
         direction: Its q.
-        low_precision: True under autocast, where differences of losses are too coarse.
 
     Returns:
         Name of the estimator, the reason in a line, and g of shape (T+1,) for this step.
     """
+    setup = problem.auxiliary.setup
+    if not setup.sharing.whole_weights:
+        return "difference", "the weights are sharded", CentralDifference()(problem, direction)
     exact = per_task(problem, direction)
     if problem.keep_rows:
         return "per_task", "the task gradients give the inner and the outer step at once", exact
-    fallback = "per_task" if low_precision else "difference"
+    fallback = "per_task" if setup.low_precision else "difference"
     try:
         products = forward_mode(problem, direction)
     except (NotImplementedError, RuntimeError) as error:
         cause = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         return fallback, f"no forward mode: {cause}", exact
     gap = float((products - exact).norm() / exact.norm().clamp_min(1e-300))
-    if exact.norm() > 0 and not gap <= TOLERANCE * (5 if low_precision else 1):
+    if exact.norm() > 0 and not gap <= TOLERANCE * (5 if setup.low_precision else 1):
         return fallback, f"forward mode differs from one backward per task by {gap:.1e}", exact
     return "forward", f"forward mode works (differs from one backward per task by {gap:.1e})", products

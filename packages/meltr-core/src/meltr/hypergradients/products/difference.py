@@ -8,8 +8,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from meltr.hypergradients.problem import Direction, OuterProblem, norm
-from meltr.hypergradients.replay import unchanged_versions
+from meltr.hypergradients.problem import OuterProblem
+from meltr.hypergradients.vectors import Direction
 
 LADDER = tuple(10.0 ** (-exponent / 2) for exponent in range(2, 11))
 """Step sizes that may be chosen, as lengths ||e q|| in parameter space: 1e-1, 3e-2, ..., 1e-5."""
@@ -42,7 +42,7 @@ class CentralDifference:
 
     def __call__(self, problem: OuterProblem, direction: Direction) -> Tensor:
         """Return g = J q, shape (T+1,), float64. Weights, buffers and generators are left bit-identical."""
-        length = float(norm(direction))
+        length = problem.norm(direction)
         if length == 0.0 or length != length or length == float("inf"):
             return torch.full(
                 (problem.size,), length * 0.0, dtype=torch.float64, device=problem.auxiliary.values.device
@@ -84,20 +84,12 @@ def central_difference(problem: OuterProblem, direction: Direction, steps: Seque
 
     The parameters are perturbed in place and put back from a saved copy, also when a forward fails.
     """
-    moved = [(p, q.to(p)) for p, q in zip(problem.parameters, direction, strict=True) if q is not None]
-    weights = [p for p, _ in moved]
-    tangents = [q for _, q in moved]
-    saved = [p.clone() for p in weights]
     rows = []
-    with unchanged_versions(weights):
-        try:
-            for step in steps:
-                sides = []
-                for signed in (step, -step):
-                    torch._foreach_copy_(weights, saved)
-                    torch._foreach_add_(weights, tangents, alpha=signed)
-                    sides.append(problem.auxiliary.again(full_precision=True).double())
-                rows.append((sides[0] - sides[1]) / (2 * step))
-        finally:
-            torch._foreach_copy_(weights, saved)
+    with problem.displaced(direction) as move:
+        for step in steps:
+            sides = []
+            for signed in (step, -step):
+                move(signed)
+                sides.append(problem.auxiliary.again(full_precision=True).double())
+            rows.append((sides[0] - sides[1]) / (2 * step))
     return torch.stack(rows)

@@ -5,7 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from meltr.hypergradients.problem import Direction, OuterProblem
+from meltr.hypergradients.evaluation import LossEvaluation
+from meltr.hypergradients.problem import OuterProblem
+from meltr.hypergradients.vectors import Direction
 
 
 def double_backward(problem: OuterProblem, direction: Direction) -> Tensor:
@@ -14,13 +16,18 @@ def double_backward(problem: OuterProblem, direction: Direction) -> Tensor:
     Exact, and independent of the other ways. Cost: a backward that builds a graph and its transpose, and the memory of
     both. Fails with fused attention, torch.compile and FSDP2; the losses must have been evaluated with math attention.
     """
-    evaluation = problem.auxiliary
-    weights = torch.ones_like(evaluation.values).requires_grad_()
-    combined = (weights * torch.stack([part.to(weights) for part in evaluation.parts])).sum()
-    gradients = torch.autograd.grad(combined, problem.parameters, create_graph=True, allow_unused=True)
-    pairs = [(u, q) for u, q in zip(gradients, direction, strict=True) if u is not None and q is not None]
-    if not pairs:
-        return torch.zeros_like(weights, dtype=torch.float64)
-    inner = torch.stack([(u.to(weights) * q.to(weights)).sum() for u, q in pairs]).sum()
-    (products,) = torch.autograd.grad(inner, weights, retain_graph=True)
+    own = [_of_piece(problem, direction, piece) for piece in problem.auxiliary.pieces()]
+    return problem.auxiliary.setup.sharing.mean(torch.stack(own).mean(0))
+
+
+def _of_piece(problem: OuterProblem, direction: Direction, piece: LossEvaluation) -> Tensor:
+    weights = torch.ones_like(piece.values).requires_grad_()
+    with torch.enable_grad():
+        combined = (weights * torch.stack([part.to(weights) for part in piece.parts])).sum()
+        gradients = torch.autograd.grad(combined, problem.parameters, create_graph=True, allow_unused=True)
+        pairs = [(u, q) for u, q in zip(gradients, direction, strict=True) if u is not None and q is not None]
+        if not pairs:
+            return torch.zeros_like(weights, dtype=torch.float64)
+        inner = torch.stack([(u.to(weights) * q.to(weights)).sum() for u, q in pairs]).sum()
+        (products,) = torch.autograd.grad(inner, weights, retain_graph=True)
     return products.double()

@@ -12,8 +12,9 @@ from torch.autograd import forward_ad
 from torch.func import functional_call
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from meltr.hypergradients.problem import Direction, OuterProblem
-from meltr.hypergradients.replay import Losses, as_parts
+from meltr.hypergradients.evaluation import LossFunction
+from meltr.hypergradients.problem import OuterProblem
+from meltr.hypergradients.vectors import Direction
 
 
 class _WithLosses(nn.Module):
@@ -23,8 +24,8 @@ class _WithLosses(nn.Module):
         super().__init__()
         self.model = model
 
-    def forward(self, compute: Callable[[], Losses]) -> Losses:
-        return compute()
+    def forward(self, call: Callable[[], tuple[Tensor, ...]]) -> tuple[Tensor, ...]:
+        return call()
 
 
 @contextmanager
@@ -49,12 +50,16 @@ def forward_mode(problem: OuterProblem, direction: Direction) -> Tensor:
         NotImplementedError: If an operation of the model has no forward-mode derivative (CPU LSTM, CTC loss).
         RuntimeError: The same, from operations that say so differently (a compiled model before torch 2.15).
     """
-    evaluation = problem.auxiliary
+    own = [_of_piece(problem, direction, piece) for piece in problem.auxiliary.functions()]
+    return problem.auxiliary.setup.sharing.mean(torch.stack(own).mean(0))
+
+
+def _of_piece(problem: OuterProblem, direction: Direction, function: LossFunction) -> Tensor:
     tangents = {id(p): q for p, q in zip(problem.parameters, direction, strict=True) if q is not None}
-    wrapper = _WithLosses(evaluation.model)
+    wrapper = _WithLosses(function.setup.model)
     with (
         _quiet_first_use(),
-        evaluation.replayed(),
+        function.replayed(),
         torch.no_grad(),
         sdpa_kernel(SDPBackend.MATH),
         forward_ad.dual_level(),
@@ -64,7 +69,7 @@ def forward_mode(problem: OuterProblem, direction: Direction) -> Tensor:
             for name, parameter in wrapper.named_parameters()
             if id(parameter) in tangents
         }
-        parts = as_parts(functional_call(wrapper, duals, (evaluation.call,)))
+        parts = functional_call(wrapper, duals, (function.call,))
         products = []
         for part in parts:
             tangent = forward_ad.unpack_dual(part).tangent

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
-from meltr.hypergradients.problem import Direction, OuterProblem, dot
+from meltr.hypergradients.problem import OuterProblem
+from meltr.hypergradients.vectors import Direction
 
 
 def per_task(problem: OuterProblem, direction: Direction) -> Tensor:
@@ -15,5 +15,5 @@ def per_task(problem: OuterProblem, direction: Direction) -> Tensor:
     (`meltr.hypergradients.problem.ROWS_KEPT`), and v and the next inner gradient come from them without a backward of
     their own: with two losses that is the cheapest way of all. Extra memory: one gradient, or T+1 if they are kept.
     """
-    device = problem.auxiliary.values.device
-    return torch.stack([dot(problem.row(task), direction).to(device) for task in range(problem.size)])
+    sharing = problem.auxiliary.setup.sharing
+    return sharing.products((problem.row(task) for task in range(problem.size)), direction)

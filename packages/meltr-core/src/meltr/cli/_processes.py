@@ -1,0 +1,38 @@
+"""The processes of a command that torchrun started: who speaks, and what all must agree on."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from meltr.engine.ranks import Ranks
+
+
+def several() -> bool:
+    """Tell whether torchrun started more than one process."""
+    return int(os.environ.get("WORLD_SIZE", "1")) > 1
+
+
+def is_first() -> bool:
+    """Tell whether this is the process that writes files and speaks."""
+    return int(os.environ.get("RANK", "0")) == 0
+
+
+def restarted() -> bool:
+    """Tell whether torchrun started the processes again after one of them died."""
+    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
+
+
+@contextlib.contextmanager
+def together(device: str) -> Iterator[Ranks | None]:
+    """Join the processes that torchrun started; None where there is only this one (and torch is not imported)."""
+    if not several():
+        yield None
+        return
+    from meltr.engine.ranks import joined
+
+    with joined(device) as ranks:
+        yield ranks

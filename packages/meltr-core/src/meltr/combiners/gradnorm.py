@@ -1,0 +1,92 @@
+r"""GradNorm (Chen, Badrinarayanan, Lee, Rabinovich, ICML 2018): weights that balance the norms of the gradients.
+
+With w the weights and G_t = w_t ||grad_W l_t|| (Algorithm 1):
+
+    r_t    = (l_t / l_t(0)) / mean_j (l_j / l_j(0))     relative inverse training rate
+    L_grad = sum_t | G_t - mean(G) r_t^alpha |          the target mean(G) r_t^alpha is held constant
+
+w descends L_grad at every step and is then scaled back to sum T + 1.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from meltr.combiners.base import SelfTrained, Step, as_names
+from meltr.combiners.checks import one_per_loss, refuse_below_zero
+
+FLOOR = 1e-3
+"""Smallest weight before scaling: a step of the optimiser must not turn a task around."""
+
+
+class GradNorm(SelfTrained):
+    """m(l) = sum_t w_t l_t with w trained to balance the norms of the weighted gradients.
+
+    Args:
+        losses: Names of the losses, primary first, or how many there are.
+        alpha: Strength of the pull towards a common training rate; 0: equal norms.
+        initial_losses: l(0), one value > 0 a loss, say log C for a classification with C classes; None: the losses
+            of the first step.
+
+    Raises:
+        UserError: If there is not one initial loss a loss, or one is not positive.
+    """
+
+    initial: Tensor
+
+    def __init__(
+        self, losses: int | Sequence[str], *, alpha: float = 1.5, initial_losses: Sequence[float] | None = None
+    ) -> None:
+        super().__init__(as_names(losses))
+        self.alpha = alpha
+        self.initial_losses = initial_losses
+        self.weights = nn.Parameter(torch.ones(len(self.names)))
+        self.register_buffer("initial", torch.ones(len(self.names)))
+        if initial_losses is not None:
+            self._start_from(one_per_loss("initial_losses", initial_losses, self.names))
+
+    def forward(self, losses: Tensor) -> Tensor:
+        """Map losses of shape (T+1,) to their weighted sum of shape ()."""
+        return (self.weights.to(losses) * losses).sum()
+
+    def settings(self) -> dict[str, Any]:
+        """Return alpha and the initial losses that were given."""
+        return {"alpha": self.alpha, "initial_losses": self.initial_losses}
+
+    def prepare(self, losses: Tensor) -> None:
+        """Take the losses of the first step, shape (T+1,), as l(0), unless they were given."""
+        if self.initial_losses is None:
+            self._start_from(losses)
+
+    def own_gradients(self, step: Step) -> list[Tensor | None]:
+        """Return dL_grad/dw_t = sign(G_t - mean(G) r_t^alpha) ||grad_W l_t||, shape (T+1,).
+
+        None if a norm is not finite, as it may be in float16: such a step is none of the backbone's either.
+        """
+        weights = self.weights.detach()
+        norms = step.gradient_norms().to(weights)
+        weighted = weights * norms
+        rates = step.losses.to(weights) / self.initial
+        target = weighted.mean() * (rates / rates.mean()) ** self.alpha
+        gradient = torch.sign(weighted - target) * norms
+        return [gradient if bool(gradient.isfinite().all()) else None]
+
+    @torch.no_grad()
+    def after_update(self) -> None:
+        """Scale the weights to sum T + 1, so that the learning rate of the backbone keeps its meaning."""
+        self.weights.clamp_(min=FLOOR)
+        self.weights.mul_(len(self.names) / self.weights.sum())
+
+    def _start_from(self, losses: Tensor) -> None:
+        message = "gradnorm divides every loss by its initial value, which must be > 0"
+        refuse_below_zero(losses, self.names, message, "Leave such a loss out, or give --set initial_losses=...")
+        self.initial.copy_(losses.detach())
+
+
+def from_options(losses: Sequence[str], **options: Any) -> GradNorm:
+    """Build the combiner ``gradnorm``."""
+    return GradNorm(losses, **options)

@@ -1,0 +1,97 @@
+"""Which batches the outer step of a run sees: of its own stream, from the replay buffer, or a part of the current."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from typing import Any
+
+from meltr.context import Data, RunContext
+from meltr.engine.batches import Cursor, ReplayBuffer, count_examples, to_device
+from meltr.engine.hooks import Hooks
+from meltr.engine.seeding import derive
+from meltr.hypergradients.sharing import Compute
+
+FAR = 2**20
+"""First epoch of the stream of independent batches: no training gets there."""
+
+Losses = Callable[[Any, RunContext], Compute]
+
+
+class OuterBatches:
+    """Hands the outer step its batches; everything is a function of the seed and of how many steps were taken.
+
+    Args:
+        hooks: The adapter.
+        context: Of the run.
+        data: Its splits.
+        losses: Turns a batch into a loss function.
+    """
+
+    def __init__(self, hooks: Hooks, context: RunContext, data: Data, losses: Losses) -> None:
+        self._hooks, self._context, self._data, self._losses = hooks, context, data, losses
+        self._spec = context.spec.bilevel
+        held_out = data.held_out if self._spec.outer_batch == "held_out" else None
+        self._held_out = None if held_out is None else Cursor(held_out)
+        self._independent = Cursor(data.train, FAR)
+        self.buffer = ReplayBuffer(self._spec.replay_size, self._spec.replay_eviction)
+
+    @property
+    def replayed(self) -> bool:
+        """True if outer steps are taken on batches from the buffer, after an inner step."""
+        return self._spec.outer_batch == "replay"
+
+    def for_step(self, batch: Any, outer_steps: int) -> dict[str, Any]:
+        """Return the arguments of `Bilevel.backward` for an outer step with a batch.
+
+        Args:
+            batch: The current one.
+            outer_steps: Outer steps taken so far.
+        """
+        found: dict[str, Any] = {"others": self.others(outer_steps)}
+        if self._held_out is not None:
+            held_out = to_device(self._held_out.at(outer_steps), self._context.device)
+            found["primary"] = self._losses(held_out, self._primary_only())
+        if self._spec.outer_fraction < 1:
+            found["outer_part"] = self._losses(self._part(batch), self._context)
+        return found
+
+    def others(self, outer_steps: int) -> Callable[[int], Compute]:
+        """Return the loss functions on independent batches for one outer step, by number."""
+        terms = 3 if self._spec.terms is None else self._spec.terms
+
+        def losses(number: int) -> Compute:
+            batch = to_device(self._independent.at(outer_steps * terms + number), self._context.device)
+            return self._losses(self._part(batch), self._context)
+
+        return losses
+
+    def replay(self, batch: Any, *, step: int, index: int) -> tuple[Compute, Compute] | None:
+        """Return primary and auxiliary losses on two draws from the buffer, if an outer step is due after this step.
+
+        Args:
+            batch: The current one, drawn from if the buffer is empty.
+            step: Inner steps taken before this one.
+            index: The same within the epoch.
+        """
+        counted = index if self._spec.phase_restarts else step
+        if counted % self._spec.every != self._spec.phase % self._spec.every:
+            return None
+        rng = random.Random(derive(self._context.spec.seed, "replay", step))
+        first, second = self.buffer.draw(rng, batch), self.buffer.draw(rng, batch)
+        return self._losses(self._part(first), self._primary_only()), self._losses(self._part(second), self._context)
+
+    def remember(self, epoch: int, index: int, batch: Any, *, step: int) -> None:
+        """Put a batch into the buffer."""
+        rng = random.Random(derive(self._context.spec.seed, "eviction", step))
+        if self._spec.outer_batch == "replay":
+            self.buffer.append(epoch, index, batch, rng)
+
+    def _primary_only(self) -> RunContext:
+        return self._context.with_losses(self._context.losses[0])
+
+    def _part(self, batch: Any) -> Any:
+        if self._spec.outer_fraction == 1:
+            return batch
+        count = count_examples(batch)
+        return self._hooks.slice_batch(batch, 0, max(1, round(count * self._spec.outer_fraction)))

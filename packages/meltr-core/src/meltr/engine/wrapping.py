@@ -1,0 +1,106 @@
+"""What the settings of a run do to a backbone: SyncBatchNorm, activation checkpointing, compilation, sharing."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+
+import torch
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+
+from meltr.engine.parallel import DataParallel, Sharded
+from meltr.engine.ranks import Ranks
+from meltr.errors import UserError
+from meltr.hypergradients.sharing import Sharing
+from meltr.specs import RunSpec
+
+
+def wrap(model: nn.Module, spec: RunSpec, ranks: Ranks, blocks: Sequence[nn.Module]) -> tuple[nn.Module, Sharing]:
+    """Apply what the run's settings ask for; return the model and how the processes share it.
+
+    Args:
+        model: The backbone, on its device; changed in place.
+        spec: The run.
+        ranks: Its processes.
+        blocks: The backbone's repeated blocks.
+
+    Raises:
+        UserError: If settings cannot go together, or there are no blocks where they are needed.
+    """
+    check(spec, ranks)
+    train = spec.train
+    if train.sync_batchnorm and ranks.size > 1:
+        model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
+    if train.activation_checkpointing:
+        _need_blocks(model, blocks, "activation_checkpointing=true")
+        checkpoint_blocks(blocks)
+    sharded = ranks.size > 1 and train.parallel == "fsdp"
+    if sharded:
+        _need_blocks(model, blocks, "parallel=fsdp")
+    if train.compile:
+        for module in blocks if sharded else [model]:
+            module.compile()
+    if ranks.size == 1:
+        return model, Sharing()
+    if sharded:
+        return model, Sharded.around(ranks, model, blocks)
+    return model, DataParallel(ranks, model)
+
+
+def checkpoint_blocks(blocks: Sequence[nn.Module]) -> None:
+    """Let blocks keep only their inputs, and be evaluated again in the backward with the same random numbers."""
+    for block in blocks:
+        object.__setattr__(block, "forward", functools.partial(checkpoint, block.forward, use_reentrant=False))
+
+
+def check(spec: RunSpec, ranks: Ranks) -> None:
+    """Refuse settings that cannot go together.
+
+    Raises:
+        UserError: Naming them and what to do.
+    """
+    train, bilevel = spec.train, spec.bilevel
+    if train.batch_size % (ranks.size * train.accumulate):
+        parts = f"{ranks.size} processes x {train.accumulate} pieces"
+        raise UserError(
+            f"batch_size={train.batch_size} cannot be cut into {parts}: means over unequal parts are no mean.",
+            f"Give a multiple of {ranks.size * train.accumulate}.",
+        )
+    second_order = "double_backward" in (bilevel.estimator, bilevel.hessian)
+    if train.compile and second_order:
+        raise UserError(
+            "double_backward cannot differentiate a compiled model twice.",
+            "Use --set estimator=auto --set hessian=difference, or leave compile=true out.",
+        )
+    if ranks.size > 1 and bilevel.hessian == "double_backward" and bilevel.scheme in ("aid-fp", "aid-cg", "stocbio"):
+        raise UserError("hessian=double_backward needs one process.", "Use --set hessian=difference.")
+    if ranks.size > 1 and train.parallel == "fsdp":
+        _check_sharded(spec)
+
+
+def _check_sharded(spec: RunSpec) -> None:
+    train, bilevel = spec.train, spec.bilevel
+    if bilevel.estimator in ("forward", "double_backward"):
+        raise UserError(
+            f"estimator={bilevel.estimator} cannot reach sharded weights.",
+            "Use --set estimator=auto (difference, or per_task under bf16).",
+        )
+    if train.precision == "fp16":
+        raise UserError("precision=fp16 does not go with parallel=fsdp.", "Use --set precision=bf16.")
+    if bilevel.scope != "full":
+        raise UserError(f"scope={bilevel.scope} does not go with parallel=fsdp.", "Use --set scope=full.")
+
+
+def _need_blocks(model: nn.Module, blocks: Sequence[nn.Module], what: str) -> None:
+    if not blocks:
+        raise UserError(
+            f"{what}: {type(model).__name__} has no repeated blocks.",
+            f"Leave {what.partition('=')[0]} out, or name the blocks in the plugin's hook model_blocks.",
+        )
+
+
+def use_tf32(wanted: bool) -> None:
+    """Let float32 matrix products and convolutions use TensorFloat-32, or not."""
+    torch.set_float32_matmul_precision("high" if wanted else "highest")
+    torch.backends.cudnn.allow_tf32 = wanted

@@ -1,0 +1,84 @@
+"""Products of the Hessian of the unified loss, H = grad_w^2 m(l(w)), with directions in parameter space."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, autograd
+
+from meltr.combiners.base import sensitivities
+from meltr.errors import UserError
+from meltr.hypergradients.evaluation import Evaluation, LossEvaluation
+from meltr.hypergradients.problem import OuterProblem
+from meltr.hypergradients.vectors import Direction, add, scale
+
+DISPLACEMENT = 1e-3
+"""Length ||e p|| of the displacement of a difference of gradients."""
+
+
+def hessian_product(problem: OuterProblem, direction: Direction, evaluation: Evaluation | None = None) -> Direction:
+    """Return H p, in one of two ways (``hessian`` of the scheme's options).
+
+    ``difference``: (u(w + e p) - u(w - e p)) / (2 e) with u = J^T a, both factors at the displaced weights: two
+    forwards and two backwards in full float32, the memory of two gradients. Error O(e^2), plus rounding over e.
+
+    ``double_backward``: the derivative of <u, p>; exact. One backward that keeps the graph of the first one, once an
+    outer step, and its transpose for every product. Needs attention on the math kernel, one process, one piece.
+
+    Args:
+        problem: The outer problem.
+        direction: p, one entry a parameter.
+        evaluation: Losses on an independent batch; None: those of the problem.
+
+    Raises:
+        UserError: If double backward is asked for where it cannot be right.
+    """
+    at = problem.auxiliary if evaluation is None else evaluation
+    if problem.options.hessian == "double_backward":
+        return _by_double_backward(problem, direction, at)
+    length = problem.norm(direction)
+    if length == 0.0:
+        return [None] * len(problem.parameters)
+    e = DISPLACEMENT / length
+    with problem.displaced(direction) as move:
+        move(e)
+        plus = _unified_gradient_now(problem, at)
+        move(-e)
+        minus = _unified_gradient_now(problem, at)
+    return scale(add(plus, minus, alpha=-1.0), 1 / (2 * e))
+
+
+def _unified_gradient_now(problem: OuterProblem, at: Evaluation) -> Direction:
+    fresh = at.fresh(full_precision=True)
+    _, a = sensitivities(problem.combiner, fresh.values)
+    return fresh.gradient(list(a), problem.parameters)
+
+
+def _by_double_backward(problem: OuterProblem, direction: Direction, at: Evaluation) -> Direction:
+    if not isinstance(at, LossEvaluation) or not at.setup.sharing.one_process:
+        raise UserError(
+            "hessian=double_backward needs one process and no gradient accumulation: the mean over pieces stands "
+            "inside the combiner, where a second-order graph of one piece does not reach.",
+            "Use --set hessian=difference.",
+        )
+    gradients = _unified_gradient_with_graph(problem, at)
+    known = [
+        (u, torch.zeros_like(u) if p is None else p.to(u))
+        for u, p in zip(gradients, direction, strict=True)
+        if u is not None and u.requires_grad
+    ]
+    if not known:
+        return [None] * len(problem.parameters)
+    outputs, seeds = [u for u, _ in known], [p for _, p in known]
+    return list(autograd.grad(outputs, problem.parameters, seeds, retain_graph=True, allow_unused=True))
+
+
+def _unified_gradient_with_graph(problem: OuterProblem, at: LossEvaluation) -> list[Tensor | None]:
+    """Return u with its graph; kept on the evaluation, so that further products of one outer step reuse it."""
+    kept: list[Tensor | None] | None = getattr(at, "unified_gradient_graph", None)
+    if kept is None:
+        losses = torch.stack([p if p.dtype == at.values.dtype else p.to(at.values.dtype) for p in at.parts])
+        with torch.enable_grad():
+            combined = problem.combiner(losses).reshape(())
+            kept = list(autograd.grad(combined, problem.parameters, create_graph=True, allow_unused=True))
+        at.unified_gradient_graph = kept  # type: ignore[attr-defined]
+    return kept

@@ -1,0 +1,226 @@
+"""An outer step that stops below the heads or the last blocks: its parameters, and modules not evaluated again.
+
+With ``scope`` the direction q is zero outside some parameters S near the losses. Then v and g need no backward below
+S (autograd stops there by itself) and no forward below S either: modules below S give the same output for the
+perturbed weights, so what they gave in the first evaluation is handed out again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, Literal
+from weakref import WeakKeyDictionary
+
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+from meltr.blocks import find_blocks
+from meltr.errors import UserError
+from meltr.hypergradients.replay import RandomState
+
+Kind = Literal["full", "last_block", "heads"]
+
+
+class Ancestry:
+    """Answers on which parameters a tensor depends, by walking its autograd graph; every node is visited once.
+
+    Args:
+        parameters: The parameters asked about.
+    """
+
+    def __init__(self, parameters: Sequence[Tensor]) -> None:
+        self._names = {id(parameter): index for index, parameter in enumerate(parameters)}
+        self._known: dict[Any, frozenset[int]] = {}
+
+    def of(self, value: Any) -> frozenset[int]:
+        """Return the indices of the parameters that tensors in `value` (nested lists, dicts, tuples) depend on."""
+        found: set[int] = set()
+        for leaf in pytree.tree_leaves(value):
+            if not isinstance(leaf, Tensor):
+                continue
+            if leaf.grad_fn is not None:
+                found |= self._node(leaf.grad_fn)
+            elif id(leaf) in self._names:
+                found.add(self._names[id(leaf)])
+        return frozenset(found)
+
+    def _node(self, start: Any) -> frozenset[int]:
+        waiting = [start]
+        while waiting:
+            node = waiting[-1]
+            if node in self._known:
+                waiting.pop()
+                continue
+            following = [each for each, _ in node.next_functions if each is not None]
+            unknown = [each for each in following if each not in self._known]
+            if unknown:
+                waiting.extend(unknown)
+                continue
+            own = getattr(node, "variable", None)
+            found = frozenset() if own is None or id(own) not in self._names else frozenset([self._names[id(own)]])
+            self._known[node] = found.union(*(self._known[each] for each in following))
+            waiting.pop()
+        return self._known[start]
+
+
+class Scope:
+    """The parameters of an outer step, and the modules below them.
+
+    Args:
+        model: The backbone.
+        parameters: The parameters in scope.
+    """
+
+    def __init__(self, model: nn.Module, parameters: Sequence[Tensor]) -> None:
+        self.parameters = list(parameters)
+        self._ids = {id(parameter) for parameter in parameters}
+        self._below = list(self._outermost_without(model))
+        self._tapes: WeakKeyDictionary[Any, dict[nn.Module, list[tuple[Any, RandomState] | None]]] = WeakKeyDictionary()
+
+    def _outermost_without(self, module: nn.Module) -> Iterator[nn.Module]:
+        """Yield the largest modules that hold parameters, but none in scope."""
+        own = list(module.parameters())
+        callable_ = type(module).forward is not nn.Module.forward
+        if own and callable_ and not any(id(parameter) in self._ids for parameter in own):
+            yield module
+            return
+        for child in module.children():
+            yield from self._outermost_without(child)
+
+    @contextmanager
+    def recording(self, function: Any, state: Callable[[], RandomState]) -> Iterator[None]:
+        """Within this context, keep what the modules below return.
+
+        A call whose input depends on parameters in scope (a module used again after them) is not kept.
+
+        Args:
+            function: Whose evaluation it is.
+            state: Returns a snapshot of the random number generators.
+        """
+        ancestry = Ancestry(self.parameters)
+        tape: dict[nn.Module, list[tuple[Any, RandomState] | None]] = {module: [] for module in self._below}
+
+        def record(module: nn.Module, forward: Callable[..., Any]) -> Callable[..., Any]:
+            def call(*args: Any, **kwargs: Any) -> Any:
+                output = forward(*args, **kwargs)
+                kept = (
+                    None if ancestry.of((args, kwargs)) else (pytree.tree_map_only(Tensor, _detached, output), state())
+                )
+                tape[module].append(kept)
+                return output
+
+            return call
+
+        with _replaced_forwards(self._below, record):
+            yield
+        self._tapes[function] = tape
+
+    @contextmanager
+    def skipping(self, function: Any) -> Iterator[None]:
+        """Within this context, modules below return what they returned in the recorded evaluation of `function`."""
+        tape = self._tapes.get(function)
+        if tape is None:
+            yield
+            return
+        counts = dict.fromkeys(self._below, 0)
+
+        def skip(module: nn.Module, forward: Callable[..., Any]) -> Callable[..., Any]:
+            def call(*args: Any, **kwargs: Any) -> Any:
+                number = counts[module]
+                counts[module] += 1
+                kept = tape[module][number] if number < len(tape[module]) else None
+                if kept is None:
+                    return forward(*args, **kwargs)
+                output, after = kept
+                after.restore()
+                return output
+
+            return call
+
+        with _replaced_forwards(self._below, skip):
+            yield
+
+
+def _detached(tensor: Tensor) -> Tensor:
+    return tensor.detach()
+
+
+@contextmanager
+def _replaced_forwards(
+    modules: Sequence[nn.Module], wrap: Callable[[nn.Module, Callable[..., Any]], Callable[..., Any]]
+) -> Iterator[None]:
+    """Replace the ``forward`` of every module within this context."""
+    before = [vars(module).get("forward") for module in modules]
+    for module in modules:
+        object.__setattr__(module, "forward", wrap(module, module.forward))
+    try:
+        yield
+    finally:
+        for module, own in zip(modules, before, strict=True):
+            if own is None:
+                object.__delattr__(module, "forward")
+            else:
+                object.__setattr__(module, "forward", own)
+
+
+def find_scope(
+    kind: Kind,
+    model: nn.Module,
+    parameters: Sequence[Tensor],
+    evaluate: Callable[[], Any],
+    blocks: Sequence[nn.Module] | None = None,
+) -> Scope | None:
+    """Find the parameters of a scope from the graph of one evaluation.
+
+    The heads are the parameters on which no block's input depends, outside the blocks: what comes after all of them. A
+    last block is one on which no other block's input depends; there may be several (one a tower).
+
+    Args:
+        kind: ``heads``, or ``last_block`` (the heads and the last blocks); ``full`` gives None.
+        model: The backbone.
+        parameters: All parameters w.
+        evaluate: Evaluates the losses with a graph.
+        blocks: The model's blocks; None: see `meltr.blocks.find_blocks`.
+
+    Raises:
+        UserError: If there are no blocks, or nothing is in scope.
+    """
+    if kind == "full":
+        return None
+    wanted = find_blocks(model) if blocks is None else list(blocks)
+    hint = "Use --set scope=full, or name the blocks in the plugin's hook model_blocks."
+    if not wanted:
+        raise UserError(f"scope={kind}: {type(model).__name__} has no repeated blocks to cut at.", hint)
+    if any(getattr(module, "_compiled_call_impl", None) is not None for module in model.modules()):
+        raise UserError(f"scope={kind} cannot look into a compiled model.", "Leave compile out, or use scope=full.")
+    ancestry = Ancestry(parameters)
+    inputs: dict[nn.Module, set[int]] = {block: set() for block in wanted}
+
+    def look(block: nn.Module, args: Any, kwargs: Any) -> None:
+        inputs[block] |= ancestry.of((args, kwargs))
+
+    handles = [block.register_forward_pre_hook(look, with_kwargs=True) for block in wanted]
+    try:
+        evaluate()
+    finally:
+        for handle in handles:
+            handle.remove()
+    chosen = _in_scope(kind, parameters, inputs)
+    if not chosen:
+        raise UserError(f"scope={kind}: no trainable parameter of {type(model).__name__} lies in it.", hint)
+    return Scope(model, chosen)
+
+
+def _in_scope(kind: Kind, parameters: Sequence[Tensor], inputs: dict[nn.Module, set[int]]) -> list[Tensor]:
+    places = {id(parameter): index for index, parameter in enumerate(parameters)}
+    own = {block: {places[id(p)] for p in block.parameters() if id(p) in places} for block in inputs}
+    below = set().union(*inputs.values())
+    inside = set().union(*own.values())
+    chosen = set(range(len(parameters))) - below - inside
+    if kind == "last_block":
+        for block, mine in own.items():
+            others = set().union(*(needs for other, needs in inputs.items() if other is not block))
+            if mine and not mine & others:
+                chosen |= mine - below
+    return [parameter for index, parameter in enumerate(parameters) if index in chosen]

@@ -1,0 +1,86 @@
+"""Vectors in parameter space: one tensor a parameter, None where it is zero."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor
+
+from meltr.hypergradients.replay import unchanged_versions
+
+Direction = list[Tensor | None]
+"""A vector in parameter space: one tensor a parameter, None where it is zero."""
+
+
+def add(one: Direction, other: Direction, *, alpha: float = 1.0) -> Direction:
+    """Return one + alpha * other."""
+    return [
+        a if b is None else b * alpha if a is None else torch.add(a, b, alpha=alpha)
+        for a, b in zip(one, other, strict=True)
+    ]
+
+
+def scale(direction: Direction, factor: float | Tensor) -> Direction:
+    """Return factor * direction."""
+    return [None if part is None else part * factor for part in direction]
+
+
+def accumulate(parameters: Sequence[Tensor], gradient: Direction) -> None:
+    """Add a gradient to ``.grad``."""
+    for parameter, part in zip(parameters, gradient, strict=True):
+        if part is not None:
+            parameter.grad = part if parameter.grad is None else parameter.grad + part
+
+
+def dot(one: Direction, other: Direction) -> Tensor:
+    """Return the inner product of two directions in float64, shape (); of what this process holds of them."""
+    pairs = [(local(a), local(b)) for a, b in zip(one, other, strict=True) if a is not None and b is not None]
+    if not pairs:
+        return torch.zeros((), dtype=torch.float64)
+    products = [torch.sum(a.flatten() * b.flatten(), dtype=torch.float64) for a, b in pairs]
+    return torch.stack([product.to(products[0].device) for product in products]).sum()
+
+
+def local(tensor: Tensor) -> Tensor:
+    """Return what this process holds of a tensor: the shard of a DTensor, otherwise the tensor."""
+    part: Tensor = tensor.to_local() if hasattr(tensor, "to_local") else tensor
+    return part
+
+
+@contextmanager
+def displaced(
+    parameters: Sequence[Tensor], direction: Direction, moved: Callable[[], None] = lambda: None
+) -> Iterator[Callable[[float], None]]:
+    """Move the weights along a direction, in place; afterwards they are back bit by bit, also when something fails.
+
+    Yields a function of e that puts the weights at w + e * direction. Nobody sees the move but who evaluates inside:
+    autograd's version counters stay, so that a graph made before can still be differentiated.
+
+    Extra memory: a copy of the parameters that move.
+
+    Args:
+        parameters: The weights w.
+        direction: One entry a parameter.
+        moved: Called after every move (to throw away gathered copies of sharded weights).
+    """
+    pairs = [(local(p), local(q).to(p.dtype)) for p, q in zip(parameters, direction, strict=True) if q is not None]
+    weights = [p.detach() for p, _ in pairs]
+    tangents = [q for _, q in pairs]
+    saved = [p.clone() for p in weights]
+
+    def move(e: float) -> None:
+        if weights:
+            with torch.no_grad():
+                torch._foreach_copy_(weights, saved)
+                torch._foreach_add_(weights, tangents, alpha=e)
+        moved()
+
+    with unchanged_versions([*weights, *(p for p in parameters if p.numel())]):
+        try:
+            yield move
+        finally:
+            if weights:
+                torch._foreach_copy_(weights, saved)
+            moved()

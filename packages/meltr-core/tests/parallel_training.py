@@ -1,0 +1,132 @@
+"""Trains a small transformer for a few steps in one way of sharing the batch; run by test_parallel.py under torchrun.
+
+python -m torch.distributed.run --standalone --nproc-per-node 2 parallel_training.py RESULTS.pt CASE [CASE ...]
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from meltr import Bilevel, LossTransformer
+from meltr.distributed import gather
+from meltr.engine.parallel import DataParallel, Sharded
+from meltr.engine.ranks import Ranks, joined
+from meltr.hypergradients.problem import SchemeOptions
+from meltr.hypergradients.sharing import Sharing
+
+STEPS, BATCH = 20, 8
+
+CASES = {
+    "mean": {},
+    "contrastive": {"contrastive": True},
+    "difference": {"estimator_name": "difference"},
+    "forward": {"estimator_name": "forward", "losses": 4},
+    "per_task": {"estimator_name": "per_task", "losses": 4},
+    "contrastive-forward": {"contrastive": True, "estimator_name": "forward"},
+    "accumulate": {"accumulate": 2},
+    "aid-fp": {"scheme_name": "aid-fp", "scheme_options": SchemeOptions(step=0.1), "estimator_name": "difference"},
+    "itd": {"scheme_name": "itd", "estimator_name": "difference"},
+    "held-out": {"held_out": True},
+}
+
+
+class Towers(nn.Module):
+    """Two inputs, shared blocks, heads for four losses; one parameter is never used."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed = nn.Linear(6, 16)
+        self.blocks = nn.ModuleList(
+            nn.TransformerEncoderLayer(16, 2, 32, dropout=0.0, batch_first=True, norm_first=True) for _ in range(2)
+        )
+        self.classify, self.rebuild, self.project = nn.Linear(16, 3), nn.Linear(16, 6), nn.Linear(16, 8)
+        self.unused = nn.Parameter(torch.ones(3))
+
+    def encode(self, tokens: torch.Tensor) -> torch.Tensor:
+        hidden = self.embed(tokens)
+        for block in self.blocks:
+            hidden = block(hidden)
+        return hidden
+
+
+def losses(model: Towers, batch: dict[str, torch.Tensor], *, count: int, contrastive: bool) -> list[torch.Tensor]:
+    one, two = model.encode(batch["one"]), model.encode(batch["two"])
+    found = [F.cross_entropy(model.classify(one.mean(1)), batch["label"]), F.mse_loss(model.rebuild(two), batch["one"])]
+    left = F.normalize(model.project(one.mean(1)), dim=1)
+    right = F.normalize(model.project(two.mean(1)), dim=1)
+    if contrastive:
+        logits = gather(left) @ gather(right).T / 0.2
+        found.append(F.cross_entropy(logits, torch.arange(len(logits))))
+    else:
+        found.append(-(left * right).sum(1).mean())
+    found.append(one.square().mean())
+    return found[:count]
+
+
+def batch_of(number: int, *, rank: int, size: int) -> dict[str, torch.Tensor]:
+    generator = torch.Generator().manual_seed(number)
+    whole = {
+        "one": torch.randn(BATCH, 5, 6, generator=generator),
+        "two": torch.randn(BATCH, 5, 6, generator=generator),
+        "label": torch.randint(0, 3, (BATCH,), generator=generator),
+    }
+    part = BATCH // size
+    return {name: value[rank * part : (rank + 1) * part] for name, value in whole.items()}
+
+
+def train(ranks: Ranks, parallel: str, case: str) -> dict[str, torch.Tensor]:
+    """Return w and phi after 20 steps, every weight whole, and the products of the last outer step."""
+    settings = dict(CASES[case])
+    count, contrastive = settings.pop("losses", 3), settings.pop("contrastive", False)
+    accumulate, held_out = settings.pop("accumulate", 1), settings.pop("held_out", False)
+    torch.manual_seed(0)
+    model = Towers()
+    m = LossTransformer(count, width=16, heads=2, feedforward=16, scale_hidden=16, start="sum")
+    sharing: Sharing = {
+        "one": lambda: Sharing(),
+        "ddp": lambda: DataParallel(ranks, model),
+        "fsdp": lambda: Sharded.around(ranks, model, list(model.blocks)),
+    }[parallel]()
+    optimizer = torch.optim.SGD(model.parameters(), 0.05, momentum=0.9)
+    outer = torch.optim.SGD(m.parameters(), 0.05)
+    bilevel = Bilevel(model, m, outer, gamma=0.1, sharing=sharing, inner_optimizer=optimizer, every=2, **settings)
+    products = torch.zeros(count)
+    start = torch.cat([p.detach().flatten().clone() for p in m.parameters()])
+    for step in range(STEPS):
+        size = ranks.size * accumulate
+        pieces = [batch_of(step, rank=ranks.rank * accumulate + i, size=size) for i in range(accumulate)]
+        compute = [lambda b=b: losses(model, b, count=count, contrastive=contrastive) for b in pieces]
+        primary = None
+        if held_out:
+            other = batch_of(1000 + step, rank=ranks.rank, size=ranks.size)
+            primary = lambda other=other: losses(model, other, count=1, contrastive=contrastive)  # noqa: E731
+        result = bilevel.backward(compute, primary=primary)
+        optimizer.step()
+        optimizer.zero_grad()
+        products = result.outer.products if result.outer else products
+    whole = [p.full_tensor() if hasattr(p, "full_tensor") else p for p in model.parameters()]
+    flat = torch.cat([p.detach().flatten() for p in whole])
+    phi = torch.cat([p.detach().flatten() for p in m.parameters()])
+    return {"w": flat, "phi": phi, "products": products.double(), "phi_moved": (phi - start).norm()}
+
+
+def main() -> None:
+    torch.set_num_threads(1)
+    target, *cases = sys.argv[1:]
+    with joined("cpu") as ranks:
+        found = {}
+        for name in cases:
+            parallel, _, case = name.partition(":")
+            found[name] = train(ranks, parallel, case)
+        everywhere = ranks.gather_objects(found)
+        if ranks.is_first:
+            torch.save(everywhere, Path(target))
+
+
+if __name__ == "__main__":
+    main()

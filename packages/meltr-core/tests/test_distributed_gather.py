@@ -1,0 +1,106 @@
+"""`meltr.distributed.gather`: losses over the joined batch, with gradients by every mode of differentiation."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from ranks_helper import run_ranks
+from torch.autograd import forward_ad, grad
+from torch.nn import functional as F
+
+from meltr.distributed import gather
+from meltr.errors import MeltrError
+
+ROWS, WIDTH, SIZE = 3, 4, 2
+
+
+def setting():
+    """Return weights, a direction in their space, and two views of the joined batch."""
+    generator = torch.Generator().manual_seed(0)
+
+    def draw(*shape):
+        return torch.randn(*shape, generator=generator, dtype=torch.float64)
+
+    return draw(WIDTH, 5), draw(WIDTH, 5), draw(SIZE * ROWS, WIDTH), draw(SIZE * ROWS, WIDTH)
+
+
+def contrast(left, right, first=0):
+    """InfoNCE of rows of `left`, which start at row `first` of `right`, against all rows of `right`."""
+    logits = F.normalize(left, dim=1) @ F.normalize(right, dim=1).T / 0.3
+    return F.cross_entropy(logits, torch.arange(first, first + len(left)))
+
+
+def losses_of(weights, one, two, *, own_rows=False, rank=0):
+    if own_rows:  # every process its own rows against all: the mean of the losses is the joined one
+        return contrast(one @ weights, gather(two @ weights), rank * ROWS)
+    return contrast(gather(one @ weights), gather(two @ weights))
+
+
+def derivatives(weights, direction, loss):
+    """Return value, gradient, directional derivative by forward mode and by its transpose twice, and H q."""
+    weights = weights.clone().requires_grad_()
+    value = loss(weights)
+    (first,) = grad(value, weights, create_graph=True)
+    (curvature,) = grad((first * direction).sum(), weights)
+    with torch.no_grad(), forward_ad.dual_level():
+        dual = forward_ad.make_dual(weights.detach(), direction)
+        slope = forward_ad.unpack_dual(loss(dual)).tangent
+    return {"value": value.detach(), "gradient": first.detach(), "slope": slope, "curvature": curvature}
+
+
+def in_every_process(ranks):
+    weights, direction, one, two = setting()
+    part = slice(ranks.rank * ROWS, (ranks.rank + 1) * ROWS)
+    found = {}
+    for kind in (False, True):
+        mine = derivatives(
+            weights,
+            direction,
+            lambda w, kind=kind: losses_of(w, one[part], two[part], own_rows=kind, rank=ranks.rank),
+        )
+        found["own rows" if kind else "all rows"] = {
+            "alone": mine["gradient"], **{name: ranks.mean(tensor) for name, tensor in mine.items()}
+        }  # fmt: skip
+    uneven = torch.zeros(2 + ranks.rank, 3)
+    try:
+        gather(uneven)
+        found["uneven"] = "accepted"
+    except MeltrError as error:
+        found["uneven"] = str(error)
+    found["labels"] = gather(torch.arange(2) + 2 * ranks.rank)
+    return found
+
+
+@pytest.fixture(scope="module")
+def found():
+    return [each.result for each in run_ranks(in_every_process)]
+
+
+@pytest.mark.parametrize("kind", ["all rows", "own rows"])
+@pytest.mark.parametrize("name", ["value", "gradient", "slope", "curvature"])
+def test_averages_are_those_of_the_joined_batch(found, kind, name):
+    weights, direction, one, two = setting()
+    expected = derivatives(weights, direction, lambda w: contrast(one @ w, two @ w))[name]
+    for process in found:
+        torch.testing.assert_close(process[kind][name], expected, rtol=1e-10, atol=1e-12)
+
+
+def test_without_averaging_a_process_has_its_own_share_only(found):
+    for kind in ("all rows", "own rows"):
+        assert not torch.allclose(found[0][kind]["alone"], found[1][kind]["alone"])
+
+
+def test_integers_are_gathered_too(found):
+    assert [process["labels"].tolist() for process in found] == [[0, 1, 2, 3]] * 2
+
+
+def test_unequal_parts_are_refused_everywhere(found):
+    for rank, process in enumerate(found):
+        assert "gather" in process["uneven"]
+        assert f"({2 + rank}, 3)" in process["uneven"]
+        assert "equal parts of a batch" in process["uneven"]
+
+
+def test_a_single_process_gets_its_tensor_back():
+    tensor = torch.ones(2, 3)
+    assert gather(tensor) is tensor
