@@ -1,0 +1,28 @@
+"""What ``meltr verify`` and ``meltr bench`` have in common."""
+
+from __future__ import annotations
+
+import os
+
+from meltr.errors import UserError, did_you_mean
+from meltr.plugins import Registry
+from meltr.specs import RunSpec
+
+
+def learned_spec(registry: Registry, spec: RunSpec) -> RunSpec:
+    """Return `spec` if its combiner is trained by a hypergradient.
+
+    Raises:
+        UserError: If it is not: then there is nothing to measure.
+    """
+    if not registry.combiner(spec.combiner).learned:
+        able = [info.name for info in registry.combiners.values() if info.learned]
+        message = f"combiner {spec.combiner!r} is not trained by a hypergradient: there is nothing to measure"
+        raise UserError(message, did_you_mean(spec.combiner, able))
+    return spec
+
+
+def quiet_profiler() -> None:
+    """Keep the profiler, which measures memory on the CPU, from writing remarks of its own; call before torch comes."""
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")

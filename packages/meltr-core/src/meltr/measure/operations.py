@@ -1,0 +1,180 @@
+"""Counts what a piece of training computes: floating-point operations, evaluations of the losses, backward passes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd import forward_ad
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import flop_registry
+
+from meltr.context import RunContext
+from meltr.engine.hooks import Hooks
+
+
+@dataclass(frozen=True)
+class Operations:
+    """What was computed.
+
+    Args:
+        flops: Floating-point operations of matrix products, convolutions and attention (a multiplication and an
+            addition count 2), in forward, backward, double backward and forward mode alike; elementwise operations,
+            normalisation, and the optimisers are not counted. None if they could not be counted.
+        with_graph: Evaluations of the losses with a graph.
+        without_graph: Evaluations of the losses without a graph.
+        forward_mode: Evaluations of the losses with dual numbers.
+        backwards: Backward passes through the losses or to the backbone's parameters, of any kind.
+        second_order: Those of them that build a graph or go through one.
+    """
+
+    flops: int | None
+    with_graph: int
+    without_graph: int
+    forward_mode: int
+    backwards: int
+    second_order: int
+
+
+class FlopCounter(TorchDispatchMode):
+    """Within this context, adds up the operations that `torch.utils.flop_counter` has a formula for.
+
+    `FlopCounterMode` itself would not do: its bookkeeping of modules fails on ``torch.autograd.grad``.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.total = 0
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        """Run one operation and count it."""
+        result = func(*args, **(kwargs or {}))
+        formula = flop_registry.get(getattr(func, "_overloadpacket", None))
+        if formula is not None:
+            self.total += int(formula(*args, **(kwargs or {}), out_val=result))
+        return result
+
+
+class Counter:
+    """Watches evaluations of the losses and the backward passes that touch them.
+
+    A backward pass is told by autograd's number of it, which hooks on the losses and on the parameters see. One with
+    ``create_graph`` also gets a hook on the gradients that it starts from: differentiating its graph by them is how
+    double backward takes J q.
+    """
+
+    def __init__(self) -> None:
+        self.with_graph = self.without_graph = self.forward_mode = 0
+        self._at_losses: set[int] = set()
+        self._at_parameters: set[int] = set()
+        self._second: set[int] = set()
+
+    @property
+    def backwards(self) -> int:
+        """Backward passes seen."""
+        return len(self._at_losses | self._at_parameters | self._second)
+
+    @property
+    def second_order(self) -> int:
+        """Backward passes that built a graph or went through one."""
+        return len(self._second | (self._at_parameters - self._at_losses))
+
+    def saw(self, losses: Iterable[Tensor]) -> None:
+        """Take note of one evaluation of the losses."""
+        parts = list(losses)
+        if any(forward_ad.unpack_dual(part).tangent is not None for part in parts):
+            self.forward_mode += 1
+        elif torch.is_grad_enabled():
+            self.with_graph += 1
+        else:
+            self.without_graph += 1
+        for part in parts:
+            if part.requires_grad:
+                part.register_hook(self._loss_hook)
+
+    @contextmanager
+    def watching(self, parameters: Iterable[Tensor]) -> Iterator[None]:
+        """Within this context, take note of backward passes that reach `parameters`."""
+        handles = [each.register_hook(self._parameter_hook) for each in parameters if each.requires_grad]
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    def _loss_hook(self, gradient: Tensor) -> None:
+        self._at_losses.add(_number())
+        if torch.is_grad_enabled():
+            self._second.add(_number())
+        if gradient.requires_grad:
+            gradient.register_hook(self._seed_hook)
+
+    def _seed_hook(self, gradient: Tensor) -> None:
+        self._second.add(_number())
+
+    def _parameter_hook(self, gradient: Tensor) -> None:
+        self._at_parameters.add(_number())
+
+
+def _number() -> int:
+    """Return autograd's number of the backward pass under way."""
+    return int(torch._C._current_graph_task_id())
+
+
+class CountedHooks(Hooks):
+    """The hooks of a run; while `counter` is set, it sees every evaluation of the losses.
+
+    Args:
+        hooks: The hooks of the run.
+    """
+
+    def __init__(self, hooks: Hooks) -> None:
+        vars(self).update(vars(hooks))
+        self.counter: Counter | None = None
+
+    def losses(self, model: nn.Module, batch: Any, context: RunContext) -> dict[str, Tensor]:
+        """Call `compute_task_losses`, checked and counted."""
+        losses = super().losses(model, batch, context)
+        if self.counter is not None:
+            self.counter.saw(losses.values())
+        return losses
+
+
+def count(
+    work: Callable[[], object], hooks: CountedHooks, parameters: Iterable[Tensor], *, flops: bool = True
+) -> Operations:
+    """Run `work` once and return what it computed.
+
+    Args:
+        work: Evaluates losses through `hooks` alone.
+        hooks: See above.
+        parameters: The backbone's parameters.
+        flops: Count floating-point operations; not possible for compiled models, whose kernels torch does not see.
+    """
+    counter = Counter()
+    hooks.counter = counter
+    counted = None
+    try:
+        with counter.watching(parameters):
+            if flops:
+                with FlopCounter() as mode:
+                    work()
+                counted = mode.total
+            else:
+                work()
+    finally:
+        hooks.counter = None
+    return Operations(
+        counted,
+        counter.with_graph,
+        counter.without_graph,
+        counter.forward_mode,
+        counter.backwards,
+        counter.second_order,
+    )

@@ -1,0 +1,320 @@
+"""A run's model on a few fixed batches, stepped by the run's own trainer as often as wanted from the same weights."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from meltr.context import BatchSource, RunContext, StepRecord
+from meltr.engine.batches import to_device
+from meltr.engine.run import prepare
+from meltr.engine.seeding import derive, seed_everything
+from meltr.engine.trainer import Trainer
+from meltr.hookspecs import hookimpl
+from meltr.measure.memory import MIB, peak_memory
+from meltr.measure.operations import CountedHooks, Operations, count
+from meltr.plugins import load_object
+from meltr.settings import resolve
+
+if TYPE_CHECKING:
+    from meltr.plugins import Registry
+    from meltr.specs import RunSpec
+
+BATCHES = 4
+"""Training batches that are kept on the device and seen in turn."""
+
+ENDLESS = 10**9
+
+STEADY: Mapping[str, Any] = {
+    "train.schedule": "constant",
+    "train.warmup": 0,
+    "train.epochs": 1,
+    "train.max_steps": "none",
+    "train.checkpoint_every": "none",
+    "train.log_every": ENDLESS,
+}
+"""Settings under which every step does the same work and nothing but training happens."""
+
+
+@dataclass(frozen=True)
+class Found:
+    """What one outer step found.
+
+    Args:
+        products: g, one number a loss.
+        gradient: The gradient of the combiner's parameters, flat, float64; None if the outer step was left out.
+        estimator: The way g was computed.
+        messages: What the engine said about it.
+        weights_kept: True if the weights were bit-identical when the inner optimiser took its step.
+    """
+
+    products: Tensor
+    gradient: Tensor | None
+    estimator: str
+    messages: tuple[str, ...]
+    weights_kept: bool
+
+
+class FixedBatches:
+    """An endless epoch over a few batches that lie on the device.
+
+    Args:
+        batches: The batches.
+        size: Number of examples of the data set that they come from.
+    """
+
+    def __init__(self, batches: Sequence[Any], size: int) -> None:
+        self._batches = list(batches)
+        self.size = size
+
+    @classmethod
+    def of(cls, source: BatchSource, device: torch.device) -> FixedBatches:
+        """Fetch the first batches of a source."""
+        first = itertools.islice(source.batches(0), BATCHES)
+        return cls([to_device(batch, device) for batch in first], source.size)
+
+    def __len__(self) -> int:
+        """Batches an epoch."""
+        return ENDLESS
+
+    def __getitem__(self, index: int) -> Any:
+        """Return a batch."""
+        return self._batches[index % len(self._batches)]
+
+    def batches(self, epoch: int, start: int = 0) -> Iterator[Any]:
+        """Yield the batches in turn, without end."""
+        for index in itertools.count(start):
+            yield self[index]
+
+    def double(self) -> FixedBatches:
+        """Return the same batches with every floating tensor in float64."""
+        return FixedBatches([_doubled(batch) for batch in self._batches], self.size)
+
+
+def _doubled(batch: Any) -> Any:
+    return torch.utils._pytree.tree_map_only(Tensor, lambda t: t.double() if t.is_floating_point() else t, batch)
+
+
+class _Watch:
+    """Keeps what the trainer tells its observers."""
+
+    def __init__(self) -> None:
+        self.record: StepRecord | None = None
+        self.messages: list[str] = []
+
+    @hookimpl
+    def on_step_end(self, record: StepRecord) -> None:
+        self.record = record
+
+    @hookimpl
+    def on_message(self, message: str) -> None:
+        self.messages.append(message)
+
+
+class Problem:
+    """Data, model and batches of one run, and the state of training that every measurement starts from.
+
+    That state is where a run takes its first outer step: after K steps of multi-task learning.
+
+    Args:
+        spec: The run; schedules, logging and checkpoints are switched off.
+        registry: Plugins found.
+    """
+
+    def __init__(self, spec: RunSpec, registry: Registry) -> None:
+        self.registry = registry
+        self.spec = varied(registry, spec, STEADY)
+        self.watch = _Watch()
+        prepared = prepare(self.spec, registry, [self.watch])
+        self.hooks, self.model = CountedHooks(prepared.hooks), prepared.model
+        self.context = prepared.context
+        self.device = self.context.device
+        data = prepared.data
+        self.batches = FixedBatches.of(data.train, self.device)
+        held_out = None if data.held_out is None else FixedBatches.of(data.held_out, self.device)
+        self.data = dataclasses.replace(data, train=self.batches, held_out=held_out, validation=None, test=None)
+        self.reference = Stepper(self, self.vary({"combiner": "sum"}))
+        self.reference.steps(self.spec.bilevel.every)
+        self._start = [(live, live.clone()) for live in self._state()]
+
+    def vary(self, settings: Mapping[str, Any]) -> RunSpec:
+        """Return the run with other settings, checked."""
+        return varied(self.registry, self.spec, settings)
+
+    def stepper(self, settings: Mapping[str, Any]) -> Stepper:
+        """Return a stepper of the run with other settings; all share the model and the optimiser's state."""
+        stepper = Stepper(self, self.vary(settings))
+        stepper.trainer.optimizer.state = self.reference.trainer.optimizer.state
+        return stepper
+
+    def restore(self) -> None:
+        """Put weights, buffers and the optimiser's state back to the common start."""
+        with torch.no_grad():
+            for live, saved in self._start:
+                live.copy_(saved)
+        for parameter in self.model.parameters():
+            parameter.grad = None
+
+    def seed(self, step: int) -> None:
+        """Seed all generators as the trainer does before a step."""
+        seed_everything(derive(self.spec.seed, "step", step), self.context.generator)
+
+    def losses(self, batch: Any, context: RunContext | None = None) -> dict[str, Tensor]:
+        """Return the losses of a batch as the trainer evaluates them."""
+        bf16 = self.spec.train.precision == "bf16"
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=bf16):
+            return self.hooks.losses(self.model, batch, context or self.context)
+
+    def weights(self) -> list[tuple[Tensor, Tensor]]:
+        """Return each parameter of the model with its value at the common start."""
+        own = {id(parameter) for parameter in self.model.parameters()}
+        return [(live, saved) for live, saved in self._start if id(live) in own]
+
+    def held_mib(self) -> float:
+        """Return the memory of weights, buffers and the optimiser's state in MiB."""
+        return sum(live.nbytes for live in self._state()) / MIB
+
+    def double(self) -> None:
+        """Go over to float64 from the common start; there is no way back."""
+        self.restore()
+        self.model.double()
+        self.batches = self.batches.double()
+        self.data = dataclasses.replace(self.data, train=self.batches)
+        self.reference.trainer.optimizer.state.clear()
+        self._start = [(live, live.clone()) for live in self._state()]
+
+    def _state(self) -> list[Tensor]:
+        """Return every tensor that training changes, but the gradients."""
+        moments = [
+            value
+            for state in self.reference.trainer.optimizer.state.values()
+            for value in state.values()
+            if isinstance(value, Tensor)
+        ]
+        return [*self.model.parameters(), *self.model.buffers(), *moments]
+
+
+class Stepper:
+    """Takes training steps of one variant of the run.
+
+    Args:
+        problem: Whose model and batches.
+        spec: The variant.
+    """
+
+    def __init__(self, problem: Problem, spec: RunSpec) -> None:
+        self.problem, self.spec = problem, spec
+        info = problem.registry.combiner(spec.combiner)
+        problem.seed(0)
+        combiner = load_object(info.factory)(spec.losses, **spec.combiner_options).to(problem.device)
+        kind = next((p.dtype for p in problem.model.parameters() if p.is_floating_point()), torch.float32)
+        if kind == torch.float64:
+            combiner.double()
+        self.trainer = Trainer(
+            problem.hooks,
+            dataclasses.replace(problem.context, spec=spec),
+            problem.data,
+            model=problem.model,
+            combiner=combiner,
+        )
+        self._combiner = combiner
+        self._combiner_start = {name: value.clone() for name, value in combiner.state_dict().items()}
+
+    @property
+    def every(self) -> int:
+        """K, the steps of a cycle."""
+        return self.spec.bilevel.every
+
+    @property
+    def estimator(self) -> str | None:
+        """The way g is computed, None if the variant takes no outer steps."""
+        return self.trainer.bilevel.estimator_name if self.trainer.outer is not None else None
+
+    def steps(self, number: int) -> None:
+        """Take training steps as a run does."""
+        self.trainer.total_steps = self.trainer.step + number
+        self.trainer.fit()
+
+    def cycle(self) -> None:
+        """Take K steps, of which exactly one has an outer step."""
+        self.steps(self.every)
+
+    def at_outer_step(self) -> None:
+        """Go to the common start, where the next step has an outer step (if the variant takes any)."""
+        problem, trainer = self.problem, self.trainer
+        problem.restore()
+        if trainer.bilevel.steps == 0:
+            with torch.no_grad():
+                problem.seed(0)
+                values = torch.stack([loss.float() for loss in problem.losses(problem.batches[0]).values()])
+            self._combiner.prepare(values)
+            self._combiner_start = {name: value.clone() for name, value in self._combiner.state_dict().items()}
+            problem.restore()
+        trainer.bilevel.steps = self.every
+        # The batches of one's own of outer_batch=replay come after the inner step, at a phase of the cycle.
+        replay = self.spec.bilevel.outer_batch == "replay"
+        trainer.step = self.every + (self.spec.bilevel.phase % self.every if replay else 0)
+
+    def step_from_start(self) -> None:
+        """Take one step from the common start, with an outer step if the variant takes any."""
+        self.at_outer_step()
+        self.steps(1)
+
+    def find(self) -> Found:
+        """Take one training step with an outer step from the start and return what the outer step found."""
+        trainer, watch = self.trainer, self.problem.watch
+        assert trainer.outer is not None
+        self._combiner.load_state_dict(self._combiner_start)
+        trainer.outer.state.clear()
+        self.at_outer_step()
+        watch.record, watch.messages = None, []
+        gradients: list[Tensor] = []
+        kept: list[bool] = []
+        weights = self.problem.weights()
+        handles = [
+            trainer.outer.register_step_pre_hook(lambda optimizer, *_: gradients.append(_flat_gradient(optimizer))),
+            trainer.optimizer.register_step_pre_hook(
+                lambda *_: kept.append(all(torch.equal(live, saved) for live, saved in weights))
+            ),
+        ]
+        try:
+            self.steps(1)
+        finally:
+            for handle in handles:
+                handle.remove()
+        record: StepRecord | None = watch.record
+        assert record is not None and record.gradient_products is not None
+        products = torch.tensor(list(record.gradient_products.values()), dtype=torch.float64)
+        gradient = gradients[0] if gradients else None
+        return Found(products, gradient, trainer.bilevel.estimator_name, tuple(watch.messages), all(kept))
+
+    def count(self) -> Operations:
+        """Take one cycle from the start and return what it computed."""
+        self.at_outer_step()
+        flops = not self.spec.train.compile
+        return count(self.cycle, self.problem.hooks, self.problem.model.parameters(), flops=flops)
+
+    def peak(self, steps: int) -> float | None:
+        """Take steps from the common start and return their peak memory above what lies there, in MiB."""
+        self.at_outer_step()
+        return peak_memory(lambda: self.steps(steps), self.problem.device)
+
+
+def varied(registry: Registry, spec: RunSpec, settings: Mapping[str, Any]) -> RunSpec:
+    """Return `spec` with other settings (dotted -> value), checked as if the user had given them.
+
+    Raises:
+        UserError: If they are not valid, or do not go together.
+    """
+    return resolve(registry, config=spec.model_dump(mode="json"), flags=settings)
+
+
+def _flat_gradient(optimizer: torch.optim.Optimizer) -> Tensor:
+    parts = [p.grad if p.grad is not None else torch.zeros_like(p) for g in optimizer.param_groups for p in g["params"]]
+    return torch.cat([part.detach().double().flatten().cpu() for part in parts])

@@ -1,0 +1,84 @@
+"""The variants of a run that are measured side by side, made from the choices that the settings have."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal, get_args, get_origin
+
+from pydantic import BaseModel
+
+from meltr.errors import UserError, did_you_mean
+from meltr.settings import FIDELITY, alternatives
+from meltr.specs import BilevelSpec
+
+REFERENCE = "sum"
+"""Multi-task learning, the reference of every comparison: the combiner of this name."""
+
+ORACLE = "double_backward"
+"""The estimator that differentiates the backward pass, as the released code does."""
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A run with other settings.
+
+    Args:
+        name: What the user writes after ``--variants``.
+        summary: What it is, in a few words.
+        settings: Dotted setting -> value.
+        comparable: True if its hypergradient is that of the same objective on the same batch as the others'.
+    """
+
+    name: str
+    summary: str
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    comparable: bool = True
+
+
+def choices(model: type[BaseModel], name: str) -> tuple[str, ...]:
+    """Return the words that a setting may have, in their order; none if there is no such setting."""
+    info = model.model_fields.get(name)
+    kinds = [] if info is None else alternatives(info.annotation)
+    return tuple(word for kind in kinds if get_origin(kind) is Literal for word in get_args(kind))
+
+
+def schemes() -> tuple[str, ...]:
+    """Return the names of all schemes, the default one first."""
+    default = BilevelSpec().scheme
+    return (default, *(name for name in choices(BilevelSpec, "scheme") if name != default))
+
+
+def estimators() -> tuple[str, ...]:
+    """Return the names of all estimators but ``auto``."""
+    return tuple(name for name in choices(BilevelSpec, "estimator") if name != "auto")
+
+
+def all_variants() -> dict[str, Variant]:
+    """Return Table 8: multi-task learning, each scheme, the default scheme with each estimator, the released code."""
+    default = BilevelSpec().scheme
+    found = [Variant(REFERENCE, "multi-task learning", {"combiner": REFERENCE}, comparable=False)]
+    for name in schemes():
+        found.append(Variant(name, f"scheme {name}", {"bilevel.scheme": name, "bilevel.estimator": "auto"}))
+    for name in estimators():
+        settings = {"bilevel.scheme": default, "bilevel.estimator": name}
+        found.append(Variant(name, f"{default} by {name}", settings))
+    released = {**FIDELITY["released"], "bilevel.scheme": default, "bilevel.estimator": ORACLE}
+    found.append(Variant("released", f"{default} as released", released, comparable=False))
+    return {variant.name: variant for variant in found}
+
+
+def choose(names: str | None) -> dict[str, Variant]:
+    """Return the variants that the user named, separated by commas, with the reference first; None: all.
+
+    Raises:
+        UserError: If there is no variant of a name.
+    """
+    known = all_variants()
+    if names is None:
+        return known
+    wanted = [name.strip() for name in names.split(",") if name.strip()]
+    for name in wanted:
+        if name not in known:
+            raise UserError(f"there is no variant {name!r}", did_you_mean(name, known))
+    return {name: known[name] for name in dict.fromkeys([REFERENCE, *wanted])}

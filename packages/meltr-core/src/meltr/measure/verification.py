@@ -1,0 +1,272 @@
+"""Checks the hypergradients of a run's real losses: every estimator against an exact one, and what each costs."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from meltr.engine.folder import versions
+from meltr.errors import PluginError
+from meltr.measure.agreement import Agreement, agreement, cause
+from meltr.measure.problem import Found, Problem, Stepper
+from meltr.measure.replays import Check, Traces, check_replay
+from meltr.measure.timing import interleaved
+from meltr.measure.variants import ORACLE, estimators, schemes
+
+TOLERANCES = {"fp32": (1e-3, 1e-2)}
+"""Precision -> relative error allowed: of exact estimators, of the central difference."""
+
+TOLERANCES_LOW = (5e-2, 1e-1)
+
+EXACT = (ORACLE, "per_task")
+"""The oracle is the first of these that can run."""
+
+SHARED = {"bilevel.outer_batch": "shared", "bilevel.outer_clip_norm": "none"}
+
+
+@dataclass(frozen=True)
+class Row:
+    """What one estimator, or one scheme, did.
+
+    Args:
+        name: Its name.
+        used: The estimator that computed g; None if it could not run.
+        cause: Why it could not run, or what ``auto`` says about its choice.
+        agreement: Of g with the exact one; None if there is nothing to compare.
+        tolerance: The largest relative error allowed; None: any.
+        finite: True if g and the gradient of the combiner are finite.
+        repeatable: True if a second run gave the same bits.
+        traces: What differs from a plain step afterwards: ``weights``, ``buffers``, ``generators``.
+        time: Of a step with an outer step, relative to a plain step.
+        memory: Its peak above the start, relative to a plain step.
+    """
+
+    name: str
+    used: str | None
+    cause: str = ""
+    agreement: Agreement | None = None
+    tolerance: float | None = None
+    finite: bool = True
+    repeatable: bool | None = None
+    traces: tuple[str, ...] = ()
+    time: float | None = None
+    memory: float | None = None
+
+    @property
+    def problem(self) -> str | None:
+        """What is wrong with it, or None."""
+        if self.used is None:
+            return None
+        if not self.finite:
+            return f"{self.name}: g or the combiner's gradient is not finite"
+        if self.traces:
+            return f"{self.name}: the outer step leaves {' and '.join(self.traces)} changed"
+        if self.tolerance is None or self.agreement is None or self.agreement.error <= self.tolerance:
+            return None
+        return f"{self.name}: g is off by {self.agreement.error:.1e} (allowed: {self.tolerance:.0e})"
+
+
+@dataclass(frozen=True)
+class Verification:
+    """Everything that was found.
+
+    Args:
+        run: What was checked: backbone, task, data set, losses, device, precision.
+        checks: Of the losses themselves.
+        oracle: The estimator taken for exact.
+        oracle_cause: Why it is not double backward, or empty.
+        exact: g by the oracle, by loss.
+        float64: Error of the oracle against itself in float64, or why there is none.
+        estimators: One row an estimator, and ``auto``.
+        schemes: One row a scheme; their g is compared with that of the first.
+        milliseconds: Median time of a plain step.
+        mib: Peak memory of a plain step above the start.
+    """
+
+    run: dict[str, Any]
+    checks: Sequence[Check]
+    oracle: str
+    oracle_cause: str
+    exact: dict[str, float]
+    float64: float | str
+    estimators: Sequence[Row]
+    schemes: Sequence[Row]
+    milliseconds: float
+    mib: float | None
+    versions: dict[str, str] = field(default_factory=versions)
+
+    @property
+    def problems(self) -> list[str]:
+        """What is wrong, a line each."""
+        found = [f"{check.name}: {check.found}" for check in self.checks if check.status == "fail"]
+        return [*found, *(row.problem for row in self.estimators if row.problem)]
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return all of it for JSON."""
+        return {"ok": not self.problems, "problems": self.problems, **dataclasses.asdict(self)}
+
+
+def verify(
+    problem: Problem,
+    *,
+    tolerance: float | None = None,
+    turns: int = 3,
+    float64: bool = True,
+    log: Callable[[str], None] = lambda line: None,
+) -> Verification:
+    """Check the losses and the hypergradients of one run at its first outer step.
+
+    Args:
+        problem: The run.
+        tolerance: Relative error allowed to every estimator; None: `TOLERANCES`.
+        turns: How often each step is timed.
+        float64: Compare the oracle with itself in float64, where the model can do that.
+        log: Called with what is done next.
+
+    Raises:
+        PluginError: If neither exact estimator can run.
+    """
+    log("the losses, evaluated more than once")
+    checks, traces = check_replay(problem), Traces(problem)
+    if not traces.steady:
+        checks.append(Check("plain step twice", "warn", "not bit-identical: what outer steps leave is not compared"))
+    name, why, exact = _oracle(problem)
+    steppers: dict[str, Stepper] = {"plain": problem.reference}
+    rows = [
+        _estimator_row(problem, each, exact, traces, tolerance, steppers, log) for each in (*estimators(), "auto")
+    ]
+    others = [_scheme_row(problem, each, exact, steppers, log) for each in schemes()]
+    log(f"time and memory of {len(steppers)} kinds of step")
+    timed = interleaved(
+        {each: lambda stepper=stepper: stepper.steps(1) for each, stepper in steppers.items()},  # type: ignore[misc]
+        reference="plain",
+        turns=turns,
+        device=problem.device,
+        before=lambda each: steppers[each].at_outer_step(),
+    )
+    peaks = {each: stepper.peak(1) for each, stepper in steppers.items()}
+    base = peaks["plain"]
+
+    def priced(row: Row, key: str) -> Row:
+        if key not in timed:
+            return row
+        peak = peaks[key]
+        return dataclasses.replace(row, time=timed[key].ratio, memory=peak / base if peak and base else None)
+
+    return Verification(
+        run=describe(problem),
+        checks=checks,
+        oracle=name,
+        oracle_cause=why,
+        exact=dict(zip(problem.spec.losses, exact.products.tolist(), strict=True)),
+        estimators=[priced(row, f"estimator {row.name}") for row in rows],
+        schemes=[priced(row, f"scheme {row.name}") for row in others],
+        milliseconds=1000 * timed["plain"].median,
+        mib=base,
+        float64=_in_float64(problem, name, exact, log) if float64 else "not asked for",
+    )
+
+
+def describe(problem: Problem) -> dict[str, Any]:
+    """Return what was measured, in a few words."""
+    spec = problem.spec
+    return {
+        "backbone": spec.backbone,
+        "task": spec.task,
+        "dataset": spec.dataset,
+        "losses": list(spec.losses),
+        "combiner": spec.combiner,
+        "batch_size": spec.train.batch_size,
+        "precision": spec.train.precision,
+        "compile": spec.train.compile,
+        "device": str(problem.device),
+        "threads": torch.get_num_threads(),
+        "parameters": sum(parameter.numel() for parameter in problem.model.parameters()),
+    }
+
+
+def _oracle(problem: Problem) -> tuple[str, str, Found]:
+    """Return the name of the exact estimator, why it is not the first choice, and what it found in full precision."""
+    reasons: list[str] = []
+    for name in EXACT:
+        settings = {**SHARED, "bilevel.estimator": name, "train.precision": "fp32"}
+        try:
+            return name, "; ".join(reasons), problem.stepper(settings).find()
+        except Exception as error:
+            reasons.append(f"{name} cannot run: {cause(error)}")
+    raise PluginError(f"No hypergradient can be computed. {'; '.join(reasons)}.")
+
+
+def _estimator_row(
+    problem: Problem,
+    name: str,
+    exact: Found,
+    traces: Traces,
+    tolerance: float | None,
+    steppers: dict[str, Stepper],
+    log: Callable[[str], None],
+) -> Row:
+    log(f"g by {name}")
+    try:
+        stepper = problem.stepper({**SHARED, "bilevel.estimator": name})
+        found = stepper.find()
+        left = traces.differences() if traces.steady and name != ORACLE else []
+        again = stepper.find()
+    except Exception as error:
+        return Row(name, None, cause(error))
+    steppers[f"estimator {name}"] = stepper
+    low = TOLERANCES.get(problem.spec.train.precision, TOLERANCES_LOW)
+    return Row(
+        name,
+        found.estimator,
+        cause=" ".join(found.messages),
+        agreement=agreement(found.products, exact.products),
+        tolerance=tolerance or low[found.estimator == "difference"],
+        finite=_finite(found),
+        repeatable=torch.equal(found.products, again.products),
+        traces=tuple([*([] if found.weights_kept else ["weights"]), *left]),
+    )
+
+
+def _scheme_row(
+    problem: Problem, name: str, exact: Found, steppers: dict[str, Stepper], log: Callable[[str], None]
+) -> Row:
+    log(f"scheme {name}")
+    try:
+        stepper = problem.stepper({**SHARED, "bilevel.scheme": name})
+        found = stepper.find()
+    except Exception as error:
+        return Row(name, None, cause(error))
+    steppers[f"scheme {name}"] = stepper
+    return Row(name, found.estimator, agreement=agreement(found.products, exact.products), finite=_finite(found))
+
+
+def _finite(found: Found) -> bool:
+    parts: list[Tensor] = [found.products, *([] if found.gradient is None else [found.gradient])]
+    return found.gradient is not None and all(bool(part.isfinite().all()) for part in parts)
+
+
+def _in_float64(problem: Problem, oracle: str, exact: Found, log: Callable[[str], None]) -> float | str:
+    """Return the error of the oracle against itself in float64, or why there is none. The problem is spent."""
+    log("the oracle in float64")
+    problem.restore()
+    problem.seed(0)
+    with torch.no_grad():
+        single = problem.losses(problem.batches[0])
+    try:
+        problem.double()
+        problem.seed(0)
+        with torch.no_grad():
+            double = problem.losses(problem.batches[0])
+        gap = max(abs(float(double[name]) / float(single[name]) - 1) for name in single)
+        if gap > 1e-3:
+            return "not comparable: the losses draw other random numbers in float64"
+        settings = {**SHARED, "bilevel.estimator": oracle, "train.precision": "fp32"}
+        return agreement(exact.products, problem.stepper(settings).find().products).error
+    except Exception as error:
+        return f"cannot run: {cause(error)}"
