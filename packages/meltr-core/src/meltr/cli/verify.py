@@ -107,7 +107,9 @@ def _show(found: Verification) -> None:
     console.print(estimator_table(found))
     console.print(scheme_table(found))
     memory = "" if found.mib is None else f", {found.mib:.1f} MiB"
-    print_line(f"time and memory: of a step with an outer step; 1 is a plain step ({found.milliseconds:.1f} ms{memory})")
+    print_line(
+        f"time and memory: of a step with an outer step; 1 is a plain step ({found.milliseconds:.1f} ms{memory})"
+    )
     print_line(_verdict(found))
 
 
@@ -116,5 +118,3 @@ def _verdict(found: Verification) -> str:
         return "\n".join(["FAILED:", *(f"  {line}" for line in found.problems)])
     able = [row for row in found.estimators if row.used is not None and row.name != "auto"]
     return f"OK: {len(able)} of {len(found.estimators) - 1} ways to the hypergradient work here and agree"
-
-

@@ -86,7 +86,9 @@ def _alone(problem: Problem, first: dict[str, float]) -> Check:
     check = _same(name, problem, first, alone)
     if check.status != "fail":
         return Check(name, "ok", "the same as among the others")
-    found = f"{alone[primary]:.6g}, but {first[primary]:.6g} among the others: draws depend on which losses are asked for"
+    found = (
+        f"{alone[primary]:.6g}, but {first[primary]:.6g} among the others: draws depend on which losses are asked for"
+    )
     return Check(name, "warn", found)
 
 

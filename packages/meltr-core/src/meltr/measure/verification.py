@@ -137,9 +137,7 @@ def verify(
         checks.append(Check("plain step twice", "warn", "not bit-identical: what outer steps leave is not compared"))
     name, why, exact = _oracle(problem)
     steppers: dict[str, Stepper] = {"plain": problem.reference}
-    rows = [
-        _estimator_row(problem, each, exact, traces, tolerance, steppers, log) for each in (*estimators(), "auto")
-    ]
+    rows = [_estimator_row(problem, each, exact, traces, tolerance, steppers, log) for each in (*estimators(), "auto")]
     others = [_scheme_row(problem, each, exact, steppers, log) for each in schemes()]
     log(f"time and memory of {len(steppers)} kinds of step")
     timed = interleaved(
