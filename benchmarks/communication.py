@@ -79,8 +79,9 @@ def main() -> None:
             print(f"torch {torch.__version__}, {ranks.size} processes, gloo, cpu")
             print("| d | losses | phi | estimator | plain step | step with an outer step | that is | time |")
             print("| --- | --- | --- | --- | --- | --- | --- | --- |")
-        for width, count, estimator in ((64, 3, "forward"), (256, 3, "forward"), (512, 3, "forward"), (256, 8, "forward"),
-                                        (256, 3, "difference"), (256, 3, "per_task")):  # fmt: skip
+        forward = [(64, 3), (256, 3), (512, 3), (256, 8)]
+        cases = [*((width, count, "forward") for width, count in forward), (256, 3, "difference"), (256, 3, "per_task")]
+        for width, count, estimator in cases:
             row = measure(ranks, width=width, count=count, estimator=estimator)
             if ranks.is_first:
                 print(row)

@@ -93,7 +93,10 @@ def _show(found: Verification) -> None:
     run = found.run
     console = Console(highlight=False, soft_wrap=False)
     console.width = max(console.width, int(os.environ.get("COLUMNS", "100")))
-    print_line = lambda line: console.print(line, markup=False, soft_wrap=True)  # noqa: E731
+
+    def print_line(line: str) -> None:
+        console.print(line, markup=False, soft_wrap=True)
+
     print_line(
         f"{run['backbone']} / {run['task']} / {run['dataset']}  losses {', '.join(run['losses'])}  batch "
         f"{run['batch_size']}  {run['precision']}  {run['device']}"
@@ -115,6 +118,6 @@ def _show(found: Verification) -> None:
 
 def _verdict(found: Verification) -> str:
     if found.problems:
-        return "\n".join(["FAILED:", *(f"  {line}" for line in found.problems)])
+        return f"FAILED: {'; '.join(found.problems)}"
     able = [row for row in found.estimators if row.used is not None and row.name != "auto"]
     return f"OK: {len(able)} of {len(found.estimators) - 1} ways to the hypergradient work here and agree"

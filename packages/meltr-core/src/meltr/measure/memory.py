@@ -39,5 +39,5 @@ def peak_memory(work: Callable[[], object], device: torch.device) -> float | Non
         work()
     kineto = recorded.profiler.kineto_results if recorded.profiler is not None else None
     events = [] if kineto is None else [event for event in kineto.events() if event.name() == "[memory]"]
-    sizes = [event.nbytes() for event in sorted(events, key=lambda event: event.start_ns())]
+    sizes: list[int] = [event.nbytes() for event in sorted(events, key=lambda event: event.start_ns())]
     return max(itertools.accumulate(sizes, initial=0)) / MIB

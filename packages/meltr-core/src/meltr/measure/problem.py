@@ -13,9 +13,11 @@ from torch import Tensor
 
 from meltr.context import BatchSource, RunContext, StepRecord
 from meltr.engine.batches import to_device
+from meltr.engine.optim import autocast_dtype
 from meltr.engine.run import prepare
 from meltr.engine.seeding import derive, seed_everything
 from meltr.engine.trainer import Trainer
+from meltr.engine.wrapping import check
 from meltr.hookspecs import hookimpl
 from meltr.measure.memory import MIB, peak_memory
 from meltr.measure.operations import CountedHooks, Operations, count
@@ -131,7 +133,7 @@ class Problem:
         self.registry = registry
         self.spec = varied(registry, spec, STEADY)
         self.watch = _Watch()
-        prepared = prepare(self.spec, registry, [self.watch])
+        self.prepared = prepared = prepare(self.spec, registry, [self.watch])
         self.hooks, self.model = CountedHooks(prepared.hooks), prepared.model
         self.context = prepared.context
         self.device = self.context.device
@@ -167,8 +169,8 @@ class Problem:
 
     def losses(self, batch: Any, context: RunContext | None = None) -> dict[str, Tensor]:
         """Return the losses of a batch as the trainer evaluates them."""
-        bf16 = self.spec.train.precision == "bf16"
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=bf16):
+        dtype = autocast_dtype(self.spec.train.precision)
+        with torch.autocast(self.device.type, dtype, enabled=dtype is not None):
             return self.hooks.losses(self.model, batch, context or self.context)
 
     def weights(self) -> list[tuple[Tensor, Tensor]]:
@@ -211,6 +213,8 @@ class Stepper:
     def __init__(self, problem: Problem, spec: RunSpec) -> None:
         self.problem, self.spec = problem, spec
         info = problem.registry.combiner(spec.combiner)
+        prepared = problem.prepared
+        check(spec, prepared.ranks)
         problem.seed(0)
         combiner = load_object(info.factory)(spec.losses, **spec.combiner_options).to(problem.device)
         kind = next((p.dtype for p in problem.model.parameters() if p.is_floating_point()), torch.float32)
@@ -222,6 +226,9 @@ class Stepper:
             problem.data,
             model=problem.model,
             combiner=combiner,
+            ranks=prepared.ranks,
+            sharing=prepared.sharing,
+            blocks=prepared.blocks,
         )
         self._combiner = combiner
         self._combiner_start = {name: value.clone() for name, value in combiner.state_dict().items()}
@@ -256,7 +263,7 @@ class Stepper:
             self._combiner.prepare(values)
             self._combiner_start = {name: value.clone() for name, value in self._combiner.state_dict().items()}
             problem.restore()
-        trainer.bilevel.steps = self.every
+        trainer.bilevel.steps, trainer.bilevel.outer_steps = self.every, 0
         # The batches of one's own of outer_batch=replay come after the inner step, at a phase of the cycle.
         replay = self.spec.bilevel.outer_batch == "replay"
         trainer.step = self.every + (self.spec.bilevel.phase % self.every if replay else 0)
@@ -289,7 +296,8 @@ class Stepper:
             for handle in handles:
                 handle.remove()
         record: StepRecord | None = watch.record
-        assert record is not None and record.gradient_products is not None
+        assert record is not None
+        assert record.gradient_products is not None
         products = torch.tensor(list(record.gradient_products.values()), dtype=torch.float64)
         gradient = gradients[0] if gradients else None
         return Found(products, gradient, trainer.bilevel.estimator_name, tuple(watch.messages), all(kept))

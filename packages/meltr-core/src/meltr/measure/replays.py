@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import pickle
 import random
 from dataclasses import dataclass
 from typing import Literal
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -86,9 +88,7 @@ def _alone(problem: Problem, first: dict[str, float]) -> Check:
     check = _same(name, problem, first, alone)
     if check.status != "fail":
         return Check(name, "ok", "the same as among the others")
-    found = (
-        f"{alone[primary]:.6g}, but {first[primary]:.6g} among the others: draws depend on which losses are asked for"
-    )
+    found = f"{alone[primary]:.6g}, but {first[primary]:.6g} among the others: do draws depend on which are asked for?"
     return Check(name, "warn", found)
 
 
@@ -125,10 +125,8 @@ class Traces:
 
 def generator_states(problem: Problem) -> list[object]:
     """Return the states of all generators that losses may draw from, comparable by ``==``."""
-    import numpy as np
-
-    legacy = np.random.get_state(legacy=True)
-    states: list[object] = [random.getstate(), (legacy[1].tobytes(), *legacy[2:]), torch.get_rng_state().tolist()]  # type: ignore[union-attr]
+    numpy = pickle.dumps(np.random.get_state())
+    states: list[object] = [random.getstate(), numpy, torch.get_rng_state().tolist()]
     if problem.device.type == "cuda":
         states.append(torch.cuda.get_rng_state(problem.device).tolist())
     if problem.context.generator is not None:

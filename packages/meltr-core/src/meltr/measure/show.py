@@ -58,19 +58,25 @@ def _estimator_cells(row: Row) -> list[str]:
 def scheme_table(found: Verification) -> Table:
     """Return the schemes of a verification as a table."""
     first = found.schemes[0].name
-    header = ["scheme", f"cosine to {first}", "signs", "finite", "time", "memory", "remark"]
-    rows = []
-    for row in found.schemes:
-        agreement = row.agreement
-        if row.used is None or agreement is None:
-            rows.append([row.name, "-", "-", "-", "-", "-", row.cause])
-            continue
-        signs = f"{agreement.signs}/{agreement.size}"
-        finite = "yes" if row.finite else "no"
-        rows.append(
-            [row.name, cosine(agreement.cosine), signs, finite, ratio(row.time), ratio(row.memory), f"g by {row.used}"]
-        )
-    return rich_table(header, rows, text=(0, 3, 6))
+    header = ["scheme", f"cosine to {first}", "signs", "finite", "Hessian error", "time", "memory", "remark"]
+    return rich_table(header, [_scheme_cells(row) for row in found.schemes], text=(0, 3, 7))
+
+
+def _scheme_cells(row: Row) -> list[str]:
+    agreement = row.agreement
+    if row.used is None or agreement is None:
+        return [row.name, "-", "-", "-", "-", "-", "-", row.cause]
+    hessian = row.hessian if isinstance(row.hessian, float) else None
+    return [
+        row.name,
+        cosine(agreement.cosine),
+        f"{agreement.signs}/{agreement.size}",
+        "yes" if row.finite else "no",
+        error(hessian),
+        ratio(row.time),
+        ratio(row.memory),
+        row.hessian if isinstance(row.hessian, str) else "" if row.used == "auto" else f"g by {row.used}",
+    ]
 
 
 def ratio(value: float | None) -> str:

@@ -44,6 +44,8 @@ class Row:
         traces: What differs from a plain step afterwards: ``weights``, ``buffers``, ``generators``.
         time: Of a step with an outer step, relative to a plain step.
         memory: Its peak above the start, relative to a plain step.
+        hessian: Of a scheme: relative error of g with Hessian products by differences against double backward (0 or
+            rounding if the scheme takes none), or why there is none; None for estimators.
     """
 
     name: str
@@ -56,6 +58,7 @@ class Row:
     traces: tuple[str, ...] = ()
     time: float | None = None
     memory: float | None = None
+    hessian: float | str | None = None
 
     @property
     def problem(self) -> str | None:
@@ -227,7 +230,7 @@ def _estimator_row(
         tolerance=tolerance or low[found.estimator == "difference"],
         finite=_finite(found),
         repeatable=torch.equal(found.products, again.products),
-        traces=tuple([*([] if found.weights_kept else ["weights"]), *left]),
+        traces=(*([] if found.weights_kept else ["weights"]), *left),
     )
 
 
@@ -241,7 +244,23 @@ def _scheme_row(
     except Exception as error:
         return Row(name, None, cause(error))
     steppers[f"scheme {name}"] = stepper
-    return Row(name, found.estimator, agreement=agreement(found.products, exact.products), finite=_finite(found))
+    return Row(
+        name,
+        found.estimator,
+        agreement=agreement(found.products, exact.products),
+        finite=_finite(found),
+        hessian=_hessian_error(problem, name, found),
+    )
+
+
+def _hessian_error(problem: Problem, scheme: str, found: Found) -> float | str:
+    """Return the error of g with Hessian products by differences against double backward, or why there is none."""
+    settings = {**SHARED, "bilevel.scheme": scheme, "bilevel.hessian": ORACLE, "bilevel.estimator": found.estimator}
+    try:
+        exact = problem.stepper(settings).find()
+    except Exception as error:
+        return f"no Hessian by double backward: {cause(error)}"
+    return agreement(found.products, exact.products).error
 
 
 def _finite(found: Found) -> bool:
