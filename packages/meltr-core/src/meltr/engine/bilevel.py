@@ -182,7 +182,7 @@ class Bilevel:
             outer: Whether to take an outer step now; None: every K-th call.
 
         Raises:
-            ValueError: If `compute` returns something else than scalars.
+            ValueError: If `compute` returns something else than scalars, or there are no pieces.
         """
         self.after_step()
         take_outer = self.outer_step_due if outer is None else outer and self._has_outer_loop
@@ -365,12 +365,12 @@ class Bilevel:
         if isinstance(self.combiner, GradientCombiner):
             rows = [evaluation.gradient(evaluation.only(task), self.parameters) for task in range(evaluation.size)]
             gradient, a = self.combiner.from_gradients(evaluation.values, rows)
-            self._add(gradient)
+            self._add(gradient, evaluation)
             return (a * evaluation.values).sum(), a
         combined, a = self._sensitivities(evaluation)
         own = self._own_gradients(evaluation)
         if problem is not None and problem.rows is not None and self._scope is None:
-            self._add(problem.combine(a))
+            self._add(problem.combine(a), evaluation)
         else:
             evaluation.inner_backward(a, self.parameters)
         if own is not None:
@@ -387,8 +387,9 @@ class Bilevel:
             return None
         return self.combiner.own_gradients(view)
 
-    def _add(self, gradient: Direction) -> None:
-        """Add a gradient to ``.grad``, scaled where there is a gradient scaler."""
+    def _add(self, gradient: Direction, evaluation: Evaluation) -> None:
+        """Add a gradient of these losses to ``.grad`` in place of a backward, scaled where there is a scaler."""
+        evaluation.settle()
         for parameter, part in zip(self.parameters, gradient, strict=True):
             if part is not None:
                 scaled = part if self.setup.scaler is None else self.setup.scaler.scale(part)
