@@ -157,7 +157,7 @@ class Bilevel:
             outer: Whether to take an outer step now; None: every K-th call.
 
         Raises:
-            ValueError: If `compute` returns something else than scalars.
+            ValueError: If `compute` returns something else than scalars, or there are no pieces.
         """
         self.after_step()
         take_outer = self.outer_step_due if outer is None else outer and self._has_outer_loop
@@ -346,12 +346,12 @@ class Bilevel:
             rows = [evaluation.gradient(evaluation.only(task), self.parameters) for task in range(evaluation.size)]
             with self._alike():
                 gradient, a = self.combiner.from_gradients(evaluation.values, rows)
-            self._add(gradient)
+            self._add(gradient, evaluation)
             return (a * evaluation.values).sum(), a
         combined, a = self._sensitivities(evaluation)
         own = self._own_gradients(evaluation)
         if problem is not None and problem.rows is not None and self._scope is None:
-            self._add(problem.combine(a))
+            self._add(problem.combine(a), evaluation)
         else:
             evaluation.inner_backward(a, self.parameters)
         if own is not None:
@@ -381,8 +381,9 @@ class Bilevel:
             return None
         return self.combiner.own_gradients(view)
 
-    def _add(self, gradient: Direction) -> None:
-        """Add a gradient to ``.grad``, scaled where there is a gradient scaler."""
+    def _add(self, gradient: Direction, evaluation: Evaluation) -> None:
+        """Add a gradient of these losses to ``.grad`` in place of a backward, scaled where there is a scaler."""
+        evaluation.settle()
         scaler, sharing = self.setup.scaler, self.sharing
         scaled = [part if part is None or scaler is None else scaler.scale(part) for part in gradient]
         whole = [None if g is None else sharing.as_gradient(p, g) for p, g in zip(self.parameters, scaled, strict=True)]

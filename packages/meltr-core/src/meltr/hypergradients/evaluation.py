@@ -144,6 +144,11 @@ class LossFunction:
         with torch.enable_grad(), self.replayed(skip=False, keep_buffers=False):
             return LossEvaluation(self, self.call(inner=averaging == "backward"), averaging=averaging)
 
+    def settle(self) -> None:
+        """Evaluate once more without a graph and let buffers move as in any forward."""
+        with torch.no_grad(), self.replayed(skip=False, keep_buffers=False):
+            self.call()
+
     def again(self, *, full_precision: bool = False) -> Tensor:
         """Evaluate once more without a graph, at the weights of now; losses averaged over processes, (T+1,)."""
         with torch.no_grad(), self.replayed():
@@ -195,6 +200,9 @@ class Evaluation:
             ValueError: If no loss depends on a parameter.
         """
         raise AssertionError("specification only")
+
+    def settle(self) -> None:
+        """Let buffers move as in an ordinary step, where no `inner_backward` does it."""
 
     def share(self, weights: Sequence[Tensor | None], parameters: Sequence[Tensor]) -> Direction:
         """Return this process' share of J^T weights by one backward a piece; the graph stays.
@@ -298,7 +306,13 @@ class SplitEvaluation(Evaluation):
 
     @classmethod
     def first(cls, functions: Sequence[LossFunction]) -> SplitEvaluation:
-        """Evaluate pieces for the first time, without a graph; generators move, buffers do not."""
+        """Evaluate pieces for the first time, without a graph; generators move, buffers do not.
+
+        Raises:
+            ValueError: If there are no pieces.
+        """
+        if not functions:
+            raise ValueError("no loss function: expected one, or one for every piece of the batch")
         local = torch.stack([function.peek() for function in functions]).mean(0)
         return cls(functions, functions[0].setup.sharing.mean(local))
 
@@ -330,6 +344,12 @@ class SplitEvaluation(Evaluation):
         for number, function in enumerate(self._functions):
             piece = function.inner("backward" if number == last else "later")
             piece.inner_backward(weights / len(self._functions), parameters)
+
+    def settle(self) -> None:
+        """Let buffers move as in an ordinary step: a forward of every piece, if the model has buffers."""
+        if any(True for _ in self.setup.model.buffers()):
+            for function in self._functions:
+                function.settle()
 
 
 def stacked(parts: Sequence[Tensor]) -> Tensor:
