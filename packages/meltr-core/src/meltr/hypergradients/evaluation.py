@@ -95,6 +95,7 @@ class LossFunction:
                 stack.enter_context(sdpa_kernel(SDPBackend.MATH))
             if full_precision:
                 stack.enter_context(_no_tf32())
+                stack.enter_context(torch.autocast(setup.device.type, enabled=False))
             elif setup.autocast is not None:
                 cached = setup.sharing.autocast_cache
                 stack.enter_context(torch.autocast(setup.device.type, dtype=setup.autocast, cache_enabled=cached))

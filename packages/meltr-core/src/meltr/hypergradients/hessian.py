@@ -76,7 +76,7 @@ def _unified_gradient_with_graph(problem: OuterProblem, at: LossEvaluation) -> l
     kept: list[Tensor | None] | None = getattr(at, "unified_gradient_graph", None)
     if kept is None:
         losses = torch.stack([p if p.dtype == at.values.dtype else p.to(at.values.dtype) for p in at.parts])
-        with torch.enable_grad(), problem.one_draw():
+        with torch.enable_grad(), problem.one_draw(), torch.autocast(losses.device.type, enabled=False):
             combined = problem.combiner(losses).reshape(())
             kept = list(autograd.grad(combined, problem.parameters, create_graph=True, allow_unused=True))
         at.unified_gradient_graph = kept  # type: ignore[attr-defined]
