@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from meltr.hookspecs import hookimpl as hookimpl
     from meltr.specs import BackboneInfo as BackboneInfo
     from meltr.specs import BackboneTask as BackboneTask
+    from meltr.specs import BenchmarkInfo as BenchmarkInfo
     from meltr.specs import CombinerInfo as CombinerInfo
     from meltr.specs import DatasetInfo as DatasetInfo
     from meltr.specs import PresetInfo as PresetInfo
@@ -47,7 +48,16 @@ _HOME = {
     **dict.fromkeys(("MeltrError", "NonFiniteLossError", "PluginError", "UserError"), "meltr.errors"),
     "hookimpl": "meltr.hookspecs",
     **dict.fromkeys(
-        ("BackboneInfo", "BackboneTask", "CombinerInfo", "DatasetInfo", "PresetInfo", "RunSpec", "TaskInfo"),
+        (
+            "BackboneInfo",
+            "BackboneTask",
+            "BenchmarkInfo",
+            "CombinerInfo",
+            "DatasetInfo",
+            "PresetInfo",
+            "RunSpec",
+            "TaskInfo",
+        ),
         "meltr.specs",
     ),
 }

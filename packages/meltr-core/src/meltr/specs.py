@@ -92,6 +92,26 @@ class BackboneTask(Info):
         return self
 
 
+class BenchmarkInfo(Info):
+    """A case for ``meltr bench``: a run of a backbone whose cost is worth knowing. It must need no external data.
+
+    Args:
+        name: What the user writes after ``--case``.
+        summary: One line: model, sizes, and what makes the case interesting.
+        task: A task of the backbone.
+        dataset: An embedded data set, or one with a miniature (then set ``sample``).
+        settings: Dotted setting -> value; no preset is used unless ``preset`` is among them.
+        default: True if ``meltr bench`` runs it when no case is named: a few minutes at most on two CPU cores.
+    """
+
+    name: str = Field(pattern=r"^[\w.-]+$")
+    summary: str
+    task: str
+    dataset: str
+    settings: dict[str, Any] = {}
+    default: bool = False
+
+
 class BackboneInfo(Info):
     """A backbone plugin.
 
@@ -105,6 +125,7 @@ class BackboneInfo(Info):
         presets: Recipes.
         released: Dotted setting -> value that ``--fidelity released`` adds for this backbone.
         default_presets: ``"task/dataset"`` or ``"dataset"`` -> name of the preset used when none is asked for.
+        benchmarks: Cases for ``meltr bench``.
         plugin_api: The `PLUGIN_API` it was written for.
     """
 
@@ -116,7 +137,22 @@ class BackboneInfo(Info):
     presets: tuple[PresetInfo, ...] = ()
     released: dict[str, Any] = {}
     default_presets: dict[str, str] = {}
+    benchmarks: tuple[BenchmarkInfo, ...] = ()
     plugin_api: int = PLUGIN_API
+
+    @model_validator(mode="after")
+    def _known_benchmarks(self) -> BackboneInfo:
+        able = {(entry.task, dataset) for entry in self.tasks for dataset in entry.datasets}
+        for case in self.benchmarks:
+            if (case.task, case.dataset) not in able:
+                raise ValueError(
+                    f"benchmark {case.name!r} is for task {case.task!r} on {case.dataset!r}, which the "
+                    "backbone cannot do"
+                )
+        names = [case.name for case in self.benchmarks]
+        if len(set(names)) < len(names):
+            raise ValueError(f"two benchmarks have one name: {names}")
+        return self
 
     def task(self, name: str) -> BackboneTask:
         """Return the entry of task `name`; KeyError if the backbone cannot do it."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from meltr.hookspecs import hookimpl
 from meltr.specs import BackboneInfo, BackboneTask, DatasetInfo
+from meltr_vision.benchmarks import BENCHMARKS
 from meltr_vision.layouts import LAYOUTS
 from meltr_vision.presets import DEFAULTS, PRESETS
 
@@ -26,6 +27,7 @@ def register_backbones() -> list[BackboneInfo]:
             options="meltr_vision.options:VisionOptions",
             presets=PRESETS,
             default_presets=DEFAULTS,
+            benchmarks=BENCHMARKS,
         )
     ]
 

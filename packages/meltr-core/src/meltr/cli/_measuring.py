@@ -26,3 +26,14 @@ def quiet_profiler() -> None:
     """Keep the profiler, which measures memory on the CPU, from writing remarks of its own; call before torch comes."""
     os.environ.setdefault("KINETO_LOG_LEVEL", "99")
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
+
+
+def one_process() -> None:
+    """Refuse to measure several processes.
+
+    Raises:
+        UserError: If torchrun started more than one.
+    """
+    workers = int(os.environ.get("WORLD_SIZE", "1"))
+    if workers > 1:
+        raise UserError(f"this command measures one process, but WORLD_SIZE is {workers}", "Start it without torchrun.")

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from meltr.cli import _options as opt
-from meltr.cli._measuring import learned_spec, quiet_profiler
+from meltr.cli._measuring import learned_spec, one_process, quiet_profiler
 from meltr.cli._options import Selection, registry_for
 from meltr.cli._output import print_json, remark
 
@@ -64,6 +64,7 @@ def verify(
     Exit code 1 if the losses cannot be repeated or a way that works is wrong.
     """
     selection = Selection.of(locals())
+    one_process()
     registry = registry_for(ctx, selection.plugin_files())
     spec = learned_spec(registry, selection.resolve(registry))
     quiet_profiler()

@@ -40,8 +40,9 @@ STEADY: Mapping[str, Any] = {
     "train.max_steps": "none",
     "train.checkpoint_every": "none",
     "train.log_every": ENDLESS,
+    "bilevel.outer_clip_norm": "none",
 }
-"""Settings under which every step does the same work and nothing but training happens."""
+"""Settings under which every step does the same work, nothing but training happens, and gradients can be compared."""
 
 
 @dataclass(frozen=True)
@@ -177,6 +178,24 @@ class Problem:
         """Return each parameter of the model with its value at the common start."""
         own = {id(parameter) for parameter in self.model.parameters()}
         return [(live, saved) for live, saved in self._start if id(live) in own]
+
+    def describe(self) -> dict[str, Any]:
+        """Return what is measured, in a few words."""
+        spec = self.spec
+        return {
+            "backbone": spec.backbone,
+            "task": spec.task,
+            "dataset": spec.dataset,
+            "losses": list(spec.losses),
+            "combiner": spec.combiner,
+            "batch_size": spec.train.batch_size,
+            "precision": spec.train.precision,
+            "compile": spec.train.compile,
+            "optimizer": spec.train.optimizer,
+            "device": str(self.device),
+            "threads": torch.get_num_threads(),
+            "parameters": sum(parameter.numel() for parameter in self.model.parameters()),
+        }
 
     def held_mib(self) -> float:
         """Return the memory of weights, buffers and the optimiser's state in MiB."""

@@ -10,7 +10,7 @@ from pydantic import BaseModel
 
 from meltr.errors import UserError, did_you_mean
 from meltr.settings import FIDELITY, alternatives
-from meltr.specs import BilevelSpec
+from meltr.specs import BilevelSpec, RunSpec
 
 REFERENCE = "sum"
 """Multi-task learning, the reference of every comparison: the combiner of this name."""
@@ -54,8 +54,12 @@ def estimators() -> tuple[str, ...]:
     return tuple(name for name in choices(BilevelSpec, "estimator") if name != "auto")
 
 
-def all_variants() -> dict[str, Variant]:
-    """Return Table 8: multi-task learning, each scheme, the default scheme with each estimator, the released code."""
+def all_variants(spec: RunSpec) -> dict[str, Variant]:
+    """Return Table 8: multi-task learning, each scheme, the default scheme with each estimator, the released code.
+
+    Args:
+        spec: The run that they are variants of.
+    """
     default = BilevelSpec().scheme
     found = [Variant(REFERENCE, "multi-task learning", {"combiner": REFERENCE}, comparable=False)]
     for name in schemes():
@@ -63,18 +67,25 @@ def all_variants() -> dict[str, Variant]:
     for name in estimators():
         settings = {"bilevel.scheme": default, "bilevel.estimator": name}
         found.append(Variant(name, f"{default} by {name}", settings))
-    released = {**FIDELITY["released"], "bilevel.scheme": default, "bilevel.estimator": ORACLE}
+    fidelity = {key: value for key, value in FIDELITY["released"].items() if _applies(key, spec)}
+    released = {**fidelity, "bilevel.scheme": default, "bilevel.estimator": ORACLE}
     found.append(Variant("released", f"{default} as released", released, comparable=False))
     return {variant.name: variant for variant in found}
 
 
-def choose(names: str | None) -> dict[str, Variant]:
+def _applies(key: str, spec: RunSpec) -> bool:
+    """Tell whether the combiner in use has a setting."""
+    section, _, name = key.partition(".")
+    return section != "combiner_options" or name in spec.combiner_options
+
+
+def choose(spec: RunSpec, names: str | None) -> dict[str, Variant]:
     """Return the variants that the user named, separated by commas, with the reference first; None: all.
 
     Raises:
         UserError: If there is no variant of a name.
     """
-    known = all_variants()
+    known = all_variants(spec)
     if names is None:
         return known
     wanted = [name.strip() for name in names.split(",") if name.strip()]

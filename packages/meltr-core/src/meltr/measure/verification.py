@@ -26,7 +26,7 @@ TOLERANCES_LOW = (5e-2, 1e-1)
 EXACT = (ORACLE, "per_task")
 """The oracle is the first of these that can run."""
 
-SHARED = {"bilevel.outer_batch": "shared", "bilevel.outer_clip_norm": "none"}
+SHARED = {"bilevel.outer_batch": "shared"}
 
 
 @dataclass(frozen=True)
@@ -160,7 +160,7 @@ def verify(
         return dataclasses.replace(row, time=timed[key].ratio, memory=peak / base if peak and base else None)
 
     return Verification(
-        run=describe(problem),
+        run=problem.describe(),
         checks=checks,
         oracle=name,
         oracle_cause=why,
@@ -171,24 +171,6 @@ def verify(
         mib=base,
         float64=_in_float64(problem, name, exact, log) if float64 else "not asked for",
     )
-
-
-def describe(problem: Problem) -> dict[str, Any]:
-    """Return what was measured, in a few words."""
-    spec = problem.spec
-    return {
-        "backbone": spec.backbone,
-        "task": spec.task,
-        "dataset": spec.dataset,
-        "losses": list(spec.losses),
-        "combiner": spec.combiner,
-        "batch_size": spec.train.batch_size,
-        "precision": spec.train.precision,
-        "compile": spec.train.compile,
-        "device": str(problem.device),
-        "threads": torch.get_num_threads(),
-        "parameters": sum(parameter.numel() for parameter in problem.model.parameters()),
-    }
 
 
 def _oracle(problem: Problem) -> tuple[str, str, Found]:

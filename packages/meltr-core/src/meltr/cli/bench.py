@@ -1,0 +1,213 @@
+"""``meltr bench``: what a training step costs with every scheme and estimator, Table 8 of the paper."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from meltr.cli import _options as opt
+from meltr.cli._measuring import learned_spec, one_process, quiet_profiler
+from meltr.cli._options import Selection
+from meltr.cli._output import print_json, remark, table
+from meltr.errors import UserError
+from meltr.files import encode, write_text
+from meltr.plugins import Registry
+from meltr.settings import resolve
+from meltr.specs import RunSpec
+
+if TYPE_CHECKING:
+    from meltr.measure.table8 import Table8
+
+_WHAT = "What to measure"
+_OUTPUT = "Output"
+
+CaseNames = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--case", metavar="NAME", help="A case that core or a backbone brings; may be repeated.", rich_help_panel=_WHAT
+    ),
+]
+List = Annotated[bool, typer.Option("--list", help="List the cases and the variants.", rich_help_panel=_WHAT)]
+Variants = Annotated[
+    str | None, typer.Option(metavar="A,B,...", help="Only these variants; default: all.", rich_help_panel=_WHAT)
+]
+Turns = Annotated[int, typer.Option("--repeat", min=1, help="How often each variant is timed.", rich_help_panel=_WHAT)]
+Precision = Annotated[str | None, typer.Option(help="Short for --set train.precision=...", rich_help_panel="Settings")]
+Compile = Annotated[
+    bool, typer.Option("--compile", help="Short for --set train.compile=true.", rich_help_panel="Settings")
+]
+Json = Annotated[
+    str | None,
+    typer.Option("--json", metavar="FILE|-", help="Write all numbers as JSON; -: print them.", rich_help_panel=_OUTPUT),
+]
+Plot = Annotated[Path | None, typer.Option(metavar="FILE.png", help="Draw time and memory.", rich_help_panel=_OUTPUT)]
+Markdown = Annotated[
+    str | None,
+    typer.Option(
+        metavar="FILE[#NAME]",
+        help="Put the tables into this page, between <!-- meltr bench: begin --> and its end.",
+        rich_help_panel=_OUTPUT,
+    ),
+]
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command to `app`."""
+    app.command("bench")(bench)
+
+
+def bench(
+    ctx: typer.Context,
+    *,
+    case: CaseNames = None,
+    list_cases: List = False,
+    variants: Variants = None,
+    turns: Turns = 5,
+    backbone: opt.Backbone = None,
+    task: opt.Task = None,
+    dataset: opt.Dataset = None,
+    combiner: opt.Combiner = None,
+    preset: opt.Preset = None,
+    plugin: opt.Plugin = None,
+    config: opt.Config = None,
+    sets: opt.Set = None,
+    seed: opt.Seed = None,
+    batch_size: opt.BatchSize = None,
+    precision: Precision = None,
+    compiled: Compile = False,
+    data_root: opt.DataRoot = None,
+    sample: opt.Sample = False,
+    device: opt.Device = None,
+    json_to: Json = None,
+    plot: Plot = None,
+    markdown: Markdown = None,
+) -> None:
+    """Measure what training costs, in units of multi-task learning.
+
+    Without --case and --backbone, the small cases of what is installed. Every variant takes whole cycles of K training
+    steps with one outer step among them.
+    """
+    from meltr.measure.cases import registry_with_cases
+
+    one_process()
+    selection = Selection(
+        backbone=backbone,
+        task=task,
+        dataset=dataset,
+        combiner=combiner,
+        preset=preset,
+        plugin=plugin or (),
+        config=config,
+        sets=sets or (),
+        seed=seed,
+        batch_size=batch_size,
+        data_root=data_root,
+        sample=sample,
+        device=device,
+    )
+    registry = registry_with_cases(selection.plugin_files())
+    if list_cases:
+        _list(registry)
+        return
+    flags = {"train.precision": precision, "train.compile": compiled or None}
+    specs = _specs(registry, selection, case or (), flags)
+    if plot is not None:
+        _check_plot(plot)
+    results = [_measured(registry, title, spec, variants=variants, turns=turns) for title, spec in specs.items()]
+    _write(results, json_to=json_to, plot=plot, markdown=markdown)
+
+
+def _list(registry: Registry) -> None:
+    """Print the cases and the variants."""
+    from meltr.measure.cases import all_cases
+    from meltr.measure.variants import all_variants
+
+    cases = all_cases(registry)
+    typer.echo("cases (* runs when no case is named):")
+    typer.echo(table([[f"{'*' if c.info.default else ' '} {name}", c.info.summary] for name, c in cases.items()]))
+    typer.echo("variants:")
+    some = resolve(registry, config=next(iter(cases.values())).selection())
+    typer.echo(table([[each.name, each.summary] for each in all_variants(some).values()]))
+
+
+def _specs(registry: Registry, selection: Selection, cases: Sequence[str], flags: dict[str, Any]) -> dict[str, RunSpec]:
+    """Return what is measured by title.
+
+    Raises:
+        UserError: If there is no such case, or cases and a run are both given.
+    """
+    from meltr.measure.cases import pick
+
+    given = {key: value for key, value in {**selection.flags(), **flags}.items() if value is not None}
+    own = {"backbone", "task", "dataset"} & given.keys() or selection.config is not None
+    if own:
+        if cases:
+            raise UserError("--case and a run of your own exclude each other", "Leave --backbone or --case out.")
+        spec = resolve(
+            registry, config=selection.config, flags=given, sets=selection.sets, plugins=selection.plugin_files()
+        )
+        return {f"{spec.backbone} / {spec.task} / {spec.dataset}": learned_spec(registry, spec)}
+    return {
+        f"{case.name}": learned_spec(
+            registry, resolve(registry, config=case.selection(), flags=given, sets=selection.sets)
+        )
+        for case in pick(registry, cases)
+    }
+
+
+def _measured(registry: Registry, title: str, spec: RunSpec, *, variants: str | None, turns: int) -> Table8:
+    """Measure one case; what a plugin prints goes to standard error."""
+    from meltr.measure.variants import choose
+
+    chosen = choose(spec, variants)
+    quiet_profiler()
+    from meltr.measure.problem import Problem
+    from meltr.measure.table8 import measure
+
+    with contextlib.redirect_stdout(sys.stderr):
+        remark(f"{title}: {len(chosen)} variants")
+        problem = Problem(spec, registry)
+        return measure(problem, chosen, title=title, turns=turns, log=lambda line: remark(f"... {line}"))
+
+
+def _check_plot(plot: Path) -> None:
+    """Check before measuring that the plot can be drawn.
+
+    Raises:
+        UserError: If matplotlib is missing or the format unknown.
+    """
+    from meltr.report import style
+
+    style.require_matplotlib()
+    style.check_formats([plot.suffix.removeprefix(".")])
+
+
+def _write(results: Sequence[Table8], *, json_to: str | None, plot: Path | None, markdown: str | None) -> None:
+    """Print the tables and write the files that were asked for."""
+    from meltr.measure.markdown import page, update
+    from meltr.measure.table8 import circumstances
+    from meltr.measure.variants import schemes
+
+    where = circumstances(results[0].run["device"])
+    content = {**where, "cases": [result.as_dict() for result in results]}
+    text = page(results, where, first=schemes()[0])
+    if json_to == "-":
+        print_json(content)
+    else:
+        typer.echo(text, nl=False)
+    if json_to not in (None, "-"):
+        write_text(Path(str(json_to)), json.dumps(encode(content), indent=2, ensure_ascii=False) + "\n")
+        remark(f"numbers: {json_to}")
+    if plot is not None:
+        from meltr.measure.plot import draw
+
+        draw(results, plot)
+        remark(f"plot: {plot}")
+    if markdown is not None:
+        remark(f"tables: {update(markdown, text)}")
