@@ -29,11 +29,12 @@ def hessian_product(problem: OuterProblem, direction: Direction, evaluation: Eva
         evaluation: Losses on an independent batch; None: those of the problem.
 
     Raises:
-        UserError: If double backward is asked for where it cannot be right.
+        UserError: If double backward, or a difference, is asked for where it cannot be right.
     """
     at = problem.auxiliary if evaluation is None else evaluation
     if problem.options.hessian == "double_backward":
         return _by_double_backward(problem, direction, at)
+    problem.require_precision("hessian=difference", "hessian=double_backward")
     length = problem.norm(direction)
     if length == 0.0:
         return [None] * len(problem.parameters)
