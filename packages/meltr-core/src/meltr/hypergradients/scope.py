@@ -151,7 +151,8 @@ class Scope:
     def skipping(self, function: Any) -> Iterator[None]:
         """Within this context, modules below return what they returned in the recorded evaluation of `function`.
 
-        Not if the caller has changed that in place since: then it is evaluated again.
+        Not if the caller has changed that in place since, or the call stands in a checkpointed region whose backward
+        will call it for real: then it is evaluated again.
         """
         tape = self._tapes.get(function)
         if tape is None:
@@ -164,7 +165,7 @@ class Scope:
                 number = counts[module]
                 counts[module] += 1
                 kept = tape[module][number] if number < len(tape[module]) else None
-                if kept is None or not kept.intact():
+                if kept is None or not kept.intact() or _is_checkpointed():
                     return forward(*args, **kwargs)
                 for each, count in kept.inside.items():
                     counts[each] += count
@@ -186,6 +187,12 @@ def _is_plain(value: Any) -> bool:
         not leaf.is_inference() if isinstance(leaf, Tensor) else leaf is None or isinstance(leaf, _PLAIN)
         for leaf in pytree.tree_leaves(value)
     )
+
+
+def _is_checkpointed() -> bool:
+    """Tell whether what autograd saves now goes through hooks, as activation checkpointing installs them."""
+    top: Callable[[bool], Any] = torch._C._autograd._top_saved_tensors_default_hooks
+    return torch.is_grad_enabled() and top(False) is not None
 
 
 def _versions(value: Any) -> list[int]:
