@@ -285,8 +285,9 @@ class Bilevel:
             combiner_state=state,
         )
         problem.keep_rows = self._keep_rows(auxiliary)
-        direction = self._scheme(problem)
-        products = self._products(problem, direction)
+        with self.setup.preserved_buffers():  # a backward through checkpointed regions moves them
+            direction = self._scheme(problem)
+            products = self._products(problem, direction)
         direct_at = problem.primary_losses if self.direct_term else None
         with problem.one_draw():
             gradients = outer_gradient(self.combiner, auxiliary.values, products, gamma=self.gamma, direct_at=direct_at)
@@ -363,7 +364,8 @@ class Bilevel:
     def _inner_step(self, evaluation: Evaluation, problem: OuterProblem | None) -> tuple[Tensor, Tensor]:
         """Add the inner gradient to ``.grad``; return m(l) and a."""
         if isinstance(self.combiner, GradientCombiner):
-            rows = [evaluation.gradient(evaluation.only(task), self.parameters) for task in range(evaluation.size)]
+            with self.setup.preserved_buffers():
+                rows = [evaluation.gradient(evaluation.only(task), self.parameters) for task in range(evaluation.size)]
             gradient, a = self.combiner.from_gradients(evaluation.values, rows)
             self._add(gradient, evaluation)
             return (a * evaluation.values).sum(), a
