@@ -252,9 +252,9 @@ class Bilevel:
         """Return the loss function of a batch; one that an outer step sees can be evaluated again."""
         # The fused attention kernels have no second derivative.
         math = outer and "double_backward" in (self.estimator_name, self.scheme_options.hessian)
-        again = outer or (isinstance(self.combiner, SelfTrained) and self.combiner.after_step)
+        own = isinstance(self.combiner, SelfTrained) and (self.combiner.after_step or not self._scope_known)
         scope = self._scope if outer else None
-        return LossFunction(compute, self.setup, scope=scope, math_attention=math, snapshot=again)
+        return LossFunction(compute, self.setup, scope=scope, math_attention=math, snapshot=outer or own)
 
     def _evaluate_inner(self, compute: Compute | Sequence[Compute], *, shared: bool) -> Evaluation:
         if callable(compute) or len(compute) == 1:
