@@ -231,7 +231,8 @@ def find_scope(
     """Find the parameters of a scope from the graph of one evaluation.
 
     The heads are the parameters on which no block's input depends, outside the blocks: what comes after all of them. A
-    last block is one on which no other block's input depends; there may be several (one a tower).
+    last block is one on which no other block's input depends, less what it shares with other blocks; there may be
+    several (one a tower).
 
     Args:
         kind: ``heads``, or ``last_block`` (the heads and the last blocks); ``full`` gives None.
@@ -281,7 +282,8 @@ def _in_scope(kind: Kind, parameters: Sequence[Tensor], inputs: dict[nn.Module, 
     chosen = set(range(len(parameters))) - below - inside
     if kind == "last_block":
         for block, mine in own.items():
-            others = set().union(*(needs for other, needs in inputs.items() if other is not block))
-            if mine and not mine & others:
-                chosen |= mine - below
+            others = [other for other in inputs if other is not block]
+            alone = mine.difference(*(own[other] for other in others))
+            if alone and not alone & set().union(*(inputs[other] for other in others)):
+                chosen |= alone
     return [parameter for index, parameter in enumerate(parameters) if index in chosen]
