@@ -167,6 +167,15 @@ def test_conjugate_gradients_stop_where_curvature_turns_negative():
         close(direction(model, m, "aid-cg", terms=terms), first, 1e-7)
 
 
+def test_conjugate_gradients_return_the_iterate_with_the_smallest_residual():
+    """On the way to the solution residuals may grow: here the second iterate's is seven times the first one's."""
+    model, m, h, v = signed([0.01, 2.0, 4.0], [8.0, 8.0, 0.5])
+    first, second = galerkin(h, v, 1), galerkin(h, v, 2)
+    assert (h @ second - v).norm() > 6 * (h @ first - v).norm()
+    close(direction(model, m, "aid-cg", terms=2), first, 1e-7)
+    close(direction(model, m, "aid-cg", terms=3), torch.linalg.solve(h, v), 1e-5)
+
+
 def test_damping_makes_an_indefinite_system_solvable():
     model, m, h, v = signed([3.0, 2.0, -0.3], [1.0, 1.0, 1.0])
     expected = torch.linalg.solve(h + 0.5 * torch.eye(3), v)
