@@ -9,7 +9,7 @@ import torch
 
 from bilevel_cases import ESTIMATORS, Quadratic, take
 from dense_reference import galerkin, series
-from meltr import LinearCombiner
+from meltr import Bilevel, LinearCombiner
 from meltr.hypergradients.problem import SchemeOptions
 
 TASKS, SIZE = 6, 4
@@ -240,8 +240,14 @@ def test_look_ahead_on_quadratics_closed_form(estimator):
 
 
 def test_no_direction_leaves_the_combiner_alone():
+    """Also what an optimiser makes of its zero gradient."""
     model, m = problem()
     assert torch.equal(products(model, m, "none"), torch.zeros(TASKS, dtype=torch.float64))
+    bilevel = Bilevel(model, m, torch.optim.Adam(m.parameters(), 0.1), every=1, scheme_name="none", gamma=0.3)
+    for _ in range(3):
+        bilevel.backward(model.losses)
+    assert bilevel.outer_steps == 2
+    assert torch.equal(m.raw.detach(), A)
 
 
 @pytest.mark.parametrize("scheme", ["aid-fp-lite", "aid-fp", "aid-cg", "stocbio", "itd", "sama"])

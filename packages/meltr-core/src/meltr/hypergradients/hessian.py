@@ -18,7 +18,9 @@ def hessian_product(problem: OuterProblem, direction: Direction, evaluation: Eva
     """Return H p, in one of two ways (``hessian`` of the scheme's options).
 
     ``difference``: (u(w + e p) - u(w - e p)) / (2 e) with u = J^T a, both factors at the displaced weights: two
-    forwards and two backwards in full float32, the memory of two gradients. Error O(e^2), plus rounding over e.
+    forwards and two backwards in full float32, the memory of two gradients. Error O(e^2), plus rounding over e. In a
+    network with kinks (ReLU) it sees the jumps that lie between, which a second derivative does not: the two ways then
+    measure different things.
 
     ``double_backward``: the derivative of <u, p>; exact. One backward that keeps the graph of the first one, once an
     outer step, and its transpose for every product. Needs attention on the math kernel, one process, one piece.
