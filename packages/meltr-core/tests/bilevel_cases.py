@@ -68,6 +68,23 @@ class Encoder(nn.Module):
         }
 
 
+class SmoothConvNet(ConvNet):
+    """Without kinks, which a difference of gradients steps over and a second derivative does not see."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body[2], self.body[5] = nn.SiLU(), nn.SiLU()
+
+
+class SmoothEncoder(Encoder):
+    """Without kinks."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        for layer in self.encoder.layers:
+            layer.activation, layer.activation_relu_or_gelu = F.gelu, 2
+
+
 def build(kind: type, dtype: torch.dtype = torch.float32) -> tuple[nn.Module, LossTransformer]:
     torch.manual_seed(0)
     model = kind().to(dtype).train()

@@ -302,9 +302,28 @@ class InPlace(nn.Module):
         return []  # evaluated again: what it returned has changed
 
 
+class Again(Vit):
+    """The last block is applied twice, and all blocks have one norm in common."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        for block in self.blocks[1:]:
+            block.mlp[0] = self.blocks[0].mlp[0]
+
+    def features(self, x: Tensor) -> Tensor:
+        return super().features(x) + self.blocks[-1](x.mean(1, keepdim=True).expand(-1, WIDTH) ** 2)
+
+    def losses(self) -> dict[str, Tensor]:
+        hidden = self.blocks[-1](self.features(self.x))
+        return super().losses() | {"features": hidden.square().mean()}
+
+    def last_block(self) -> list[str]:
+        return [*names(self, "blocks.2.mlp.1."), *self.heads()]
+
+
 def names(model: nn.Module, start: str) -> list[str]:
     """Names of the trainable parameters below a prefix."""
     return [name for name, parameter in model.named_parameters() if name.startswith(start) and parameter.requires_grad]
 
 
-MODELS = [Vit, Parts, Tied, Towers, EncoderDecoder, Containers, InPlace]
+MODELS = [Vit, Parts, Tied, Towers, EncoderDecoder, Containers, InPlace, Again]

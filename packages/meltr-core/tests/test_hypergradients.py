@@ -249,3 +249,37 @@ def test_bad_settings_are_named():
         Bilevel(nn.Linear(1, 1), m, estimator_name="forwards")
     with pytest.raises(Exception, match="Did you mean 'aid-fp-lite'"):
         Bilevel(nn.Linear(1, 1), m, scheme_name="aid-fp-light")
+
+
+class Constant(nn.Module):
+    """A target that is made of w, but is a constant for the backward."""
+
+    def __init__(self, how: str) -> None:
+        super().__init__()
+        self.how = how
+        self.layers = nn.Sequential(nn.Linear(3, 8), nn.Tanh(), nn.Linear(8, 4))
+        self.register_buffer("x", torch.randn(2, 16, 3))
+
+    def losses(self) -> list[torch.Tensor]:
+        if self.how == "detach":
+            target = self.layers(self.x[1]).detach()
+        else:
+            with torch.no_grad():
+                target = self.layers(self.x[1])
+        found = self.layers(self.x[0])
+        return [found.square().mean(), (found - target).square().mean(), (found * target).mean(), found.mean()]
+
+
+@pytest.mark.parametrize(("how", "expected"), [("detach", "forward"), ("no_grad", "per_task")])
+def test_auto_finds_an_estimator_that_knows_constants(how, expected):
+    """Differences feel w in such a target; forward mode does under no_grad. Both would be 40 % off."""
+    torch.manual_seed(0)
+    model, lines = Constant(how), []
+    m = LossTransformer(4, width=8, heads=2, start="random")
+    exact, _, _ = take(model, m, "double_backward")
+    bilevel = Bilevel(model, m, Recorder(m.parameters()), log=lines.append)
+    for _ in range(2):
+        products = bilevel.backward(model.losses, outer=True).outer.products
+        assert bilevel.estimator_name == expected
+        assert (products - exact.outer.products).norm() <= 1e-5 * exact.outer.products.norm()
+    assert how == "detach" or "so do differences" in lines[0]

@@ -9,7 +9,7 @@ import torch
 
 from bilevel_cases import ESTIMATORS, Quadratic, take
 from dense_reference import galerkin, series
-from meltr import LinearCombiner
+from meltr import Bilevel, LinearCombiner
 from meltr.hypergradients.problem import SchemeOptions
 
 TASKS, SIZE = 6, 4
@@ -167,6 +167,15 @@ def test_conjugate_gradients_stop_where_curvature_turns_negative():
         close(direction(model, m, "aid-cg", terms=terms), first, 1e-7)
 
 
+def test_conjugate_gradients_return_the_iterate_with_the_smallest_residual():
+    """On the way to the solution residuals may grow: here the second iterate's is seven times the first one's."""
+    model, m, h, v = signed([0.01, 2.0, 4.0], [8.0, 8.0, 0.5])
+    first, second = galerkin(h, v, 1), galerkin(h, v, 2)
+    assert (h @ second - v).norm() > 6 * (h @ first - v).norm()
+    close(direction(model, m, "aid-cg", terms=2), first, 1e-7)
+    close(direction(model, m, "aid-cg", terms=3), torch.linalg.solve(h, v), 1e-5)
+
+
 def test_damping_makes_an_indefinite_system_solvable():
     model, m, h, v = signed([3.0, 2.0, -0.3], [1.0, 1.0, 1.0])
     expected = torch.linalg.solve(h + 0.5 * torch.eye(3), v)
@@ -231,8 +240,14 @@ def test_look_ahead_on_quadratics_closed_form(estimator):
 
 
 def test_no_direction_leaves_the_combiner_alone():
+    """Also what an optimiser makes of its zero gradient."""
     model, m = problem()
     assert torch.equal(products(model, m, "none"), torch.zeros(TASKS, dtype=torch.float64))
+    bilevel = Bilevel(model, m, torch.optim.Adam(m.parameters(), 0.1), every=1, scheme_name="none", gamma=0.3)
+    for _ in range(3):
+        bilevel.backward(model.losses)
+    assert bilevel.outer_steps == 2
+    assert torch.equal(m.raw.detach(), A)
 
 
 @pytest.mark.parametrize("scheme", ["aid-fp-lite", "aid-fp", "aid-cg", "stocbio", "itd", "sama"])

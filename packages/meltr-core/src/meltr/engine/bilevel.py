@@ -227,9 +227,9 @@ class Bilevel:
         """Return the loss function of a batch; one that an outer step sees can be evaluated again."""
         # The fused attention kernels have no second derivative.
         math = outer and "double_backward" in (self.estimator_name, self.scheme_options.hessian)
-        again = outer or (isinstance(self.combiner, SelfTrained) and self.combiner.after_step)
+        own = isinstance(self.combiner, SelfTrained) and (self.combiner.after_step or not self._scope_known)
         scope = self._scope if outer else None
-        return LossFunction(compute, self.setup, scope=scope, math_attention=math, snapshot=again)
+        return LossFunction(compute, self.setup, scope=scope, math_attention=math, snapshot=outer or own)
 
     def _evaluate_inner(self, compute: Compute | Sequence[Compute], *, shared: bool) -> Evaluation:
         if callable(compute) or len(compute) == 1:
@@ -260,8 +260,9 @@ class Bilevel:
             combiner_state=state,
         )
         problem.keep_rows = self._keep_rows(auxiliary)
-        direction = self._scheme(problem)
-        products = self._products(problem, direction)
+        with self.setup.preserved_buffers():  # a backward through checkpointed regions moves them
+            direction = self._scheme(problem)
+            products = self._products(problem, direction)
         direct_at = problem.primary_losses if self.direct_term else None
         with problem.one_draw():
             gradients = outer_gradient(self.combiner, auxiliary.values, products, gamma=self.gamma, direct_at=direct_at)
@@ -343,7 +344,8 @@ class Bilevel:
     def _inner_step(self, evaluation: Evaluation, problem: OuterProblem | None) -> tuple[Tensor, Tensor]:
         """Add the inner gradient to ``.grad``; return m(l) and a."""
         if isinstance(self.combiner, GradientCombiner):
-            rows = [evaluation.gradient(evaluation.only(task), self.parameters) for task in range(evaluation.size)]
+            with self.setup.preserved_buffers():
+                rows = [evaluation.gradient(evaluation.only(task), self.parameters) for task in range(evaluation.size)]
             with self._alike():
                 gradient, a = self.combiner.from_gradients(evaluation.values, rows)
             self._add(gradient, evaluation)

@@ -31,9 +31,10 @@ class OwnStep:
         """Return the norm of every task's gradient, shape (T+1,): one backward a task; before the step only."""
         evaluation, sharing = self._evaluation, self._evaluation.setup.sharing
         norms = []
-        for task in range(evaluation.size):
-            row = evaluation.gradient(evaluation.only(task), self._parameters)
-            norms.append(sharing.dot(row, row).sqrt().to(self._values))
+        with evaluation.setup.preserved_buffers():
+            for task in range(evaluation.size):
+                row = evaluation.gradient(evaluation.only(task), self._parameters)
+                norms.append(sharing.dot(row, row).sqrt().to(self._values))
         return torch.stack(norms)
 
     def losses_again(self) -> Tensor:

@@ -46,6 +46,10 @@ class Setup:
         """True if the losses carry the rounding errors of float16 or bfloat16."""
         return self.autocast is not None or any(p.dtype in LOW_PRECISION for p in self.model.parameters())
 
+    def as_evaluated(self) -> AbstractContextManager[Any]:
+        """Return a context in which a backward has the precision of its forward, whatever autocast is around it."""
+        return torch.autocast(self.device.type, enabled=False)
+
     def preserved_buffers(self) -> AbstractContextManager[None]:
         """Return a context that leaves the model's buffers bit-identical."""
         return preserved_buffers(self.model)
@@ -270,14 +274,16 @@ class LossEvaluation(Evaluation):
         live, seeds = self._live(list(weights))
         if not live:
             raise ValueError("no loss depends on a trainable parameter")
-        self.setup.sharing.inner_backward(live, self.setup.scaled(seeds), parameters, self._averaging)
+        with self.setup.as_evaluated():
+            self.setup.sharing.inner_backward(live, self.setup.scaled(seeds), parameters, self._averaging)
 
     def own_share(self, weights: Sequence[Tensor | None], parameters: Sequence[Tensor]) -> Direction:
         """Return this process' share of J^T weights by one backward; the graph stays."""
         live, seeds = self._live(weights)
         if not live:
             return [None] * len(parameters)
-        return self.setup.unscaled(self.setup.sharing.gradient(live, self.setup.scaled(seeds), parameters))
+        with self.setup.as_evaluated():
+            return self.setup.unscaled(self.setup.sharing.gradient(live, self.setup.scaled(seeds), parameters))
 
     def _live(self, weights: Sequence[Tensor | None]) -> tuple[list[Tensor], list[Tensor]]:
         pairs = [

@@ -18,7 +18,9 @@ def hessian_product(problem: OuterProblem, direction: Direction, evaluation: Eva
     """Return H p, in one of two ways (``hessian`` of the scheme's options).
 
     ``difference``: (u(w + e p) - u(w - e p)) / (2 e) with u = J^T a, both factors at the displaced weights: two
-    forwards and two backwards in full float32, the memory of two gradients. Error O(e^2), plus rounding over e.
+    forwards and two backwards in full float32, the memory of two gradients. Error O(e^2), plus rounding over e. In a
+    network with kinks (ReLU) it sees the jumps that lie between, which a second derivative does not: the two ways then
+    measure different things.
 
     ``double_backward``: the derivative of <u, p>; exact. One backward that keeps the graph of the first one, once an
     outer step, and its transpose for every product. Needs attention on the math kernel, one process, one piece.
@@ -29,11 +31,12 @@ def hessian_product(problem: OuterProblem, direction: Direction, evaluation: Eva
         evaluation: Losses on an independent batch; None: those of the problem.
 
     Raises:
-        UserError: If double backward is asked for where it cannot be right.
+        UserError: If double backward, or a difference, is asked for where it cannot be right.
     """
     at = problem.auxiliary if evaluation is None else evaluation
     if problem.options.hessian == "double_backward":
         return _by_double_backward(problem, direction, at)
+    problem.require_precision("hessian=difference", "hessian=double_backward")
     length = problem.norm(direction)
     if length == 0.0:
         return [None] * len(problem.parameters)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from meltr.combiners.base import sensitivities
 from meltr.errors import UserError
-from meltr.hypergradients.evaluation import Evaluation
+from meltr.hypergradients.evaluation import LOW_PRECISION, Evaluation
 from meltr.hypergradients.replay import RandomState
 from meltr.hypergradients.vectors import Direction, add, displaced, scale
 
@@ -165,6 +165,24 @@ class OuterProblem:
     def primary_losses(self) -> Tensor:
         """The losses l where the scheme takes L_pri, shape (T+1,): at w, or at the weights it looked ahead to."""
         return self.auxiliary.values if self._ahead is None else self._ahead
+
+    def require_precision(self, what: str, instead: str) -> None:
+        """Refuse differences of a function of weights that are rounded more coarsely than the distance is long.
+
+        Args:
+            what: Who takes the difference.
+            instead: A setting that does without.
+
+        Raises:
+            UserError: If a parameter is float16 or bfloat16.
+        """
+        coarse = next((parameter.dtype for parameter in self.parameters if parameter.dtype in LOW_PRECISION), None)
+        if coarse is not None:
+            kind = str(coarse).removeprefix("torch.")
+            raise UserError(
+                f"{what} moves weights by less than {kind} can tell apart.",
+                f"Use --set {instead}, or keep the weights in float32 under autocast (Bilevel(autocast=torch.{kind})).",
+            )
 
     def displaced(self, direction: Direction) -> AbstractContextManager[Callable[[float], None]]:
         """Return a context in which the weights can be moved along `direction` (see `vectors.displaced`)."""

@@ -151,7 +151,8 @@ class Scope:
     def skipping(self, function: Any) -> Iterator[None]:
         """Within this context, modules below return what they returned in the recorded evaluation of `function`.
 
-        Not if the caller has changed that in place since: then it is evaluated again.
+        Not if the caller has changed that in place since, or the call stands in a checkpointed region whose backward
+        will call it for real: then it is evaluated again.
         """
         tape = self._tapes.get(function)
         if tape is None:
@@ -164,7 +165,7 @@ class Scope:
                 number = counts[module]
                 counts[module] += 1
                 kept = tape[module][number] if number < len(tape[module]) else None
-                if kept is None or not kept.intact():
+                if kept is None or not kept.intact() or _is_checkpointed():
                     return forward(*args, **kwargs)
                 for each, count in kept.inside.items():
                     counts[each] += count
@@ -186,6 +187,12 @@ def _is_plain(value: Any) -> bool:
         not leaf.is_inference() if isinstance(leaf, Tensor) else leaf is None or isinstance(leaf, _PLAIN)
         for leaf in pytree.tree_leaves(value)
     )
+
+
+def _is_checkpointed() -> bool:
+    """Tell whether what autograd saves now goes through hooks, as activation checkpointing installs them."""
+    top: Callable[[bool], Any] = torch._C._autograd._top_saved_tensors_default_hooks
+    return torch.is_grad_enabled() and top(False) is not None
 
 
 def _versions(value: Any) -> list[int]:
@@ -224,7 +231,8 @@ def find_scope(
     """Find the parameters of a scope from the graph of one evaluation.
 
     The heads are the parameters on which no block's input depends, outside the blocks: what comes after all of them. A
-    last block is one on which no other block's input depends; there may be several (one a tower).
+    last block is one on which no other block's input depends, less what it shares with other blocks; there may be
+    several (one a tower).
 
     Args:
         kind: ``heads``, or ``last_block`` (the heads and the last blocks); ``full`` gives None.
@@ -274,7 +282,8 @@ def _in_scope(kind: Kind, parameters: Sequence[Tensor], inputs: dict[nn.Module, 
     chosen = set(range(len(parameters))) - below - inside
     if kind == "last_block":
         for block, mine in own.items():
-            others = set().union(*(needs for other, needs in inputs.items() if other is not block))
-            if mine and not mine & others:
-                chosen |= mine - below
+            others = [other for other in inputs if other is not block]
+            alone = mine.difference(*(own[other] for other in others))
+            if alone and not alone & set().union(*(inputs[other] for other in others)):
+                chosen |= alone
     return [parameter for index, parameter in enumerate(parameters) if index in chosen]

@@ -41,7 +41,12 @@ class CentralDifference:
         self._calls = 0
 
     def __call__(self, problem: OuterProblem, direction: Direction) -> Tensor:
-        """Return g = J q, shape (T+1,), float64. Weights, buffers and generators are left bit-identical."""
+        """Return g = J q, shape (T+1,), float64. Weights, buffers and generators are left bit-identical.
+
+        Raises:
+            UserError: If weights are float16 or bfloat16.
+        """
+        problem.require_precision("estimator=difference", "estimator=per_task")
         length = problem.norm(direction)
         if length == 0.0 or length != length or length == float("inf"):
             return torch.full(
@@ -57,8 +62,11 @@ class CentralDifference:
         return self._choose(around, values)
 
     def _choose(self, steps: Sequence[float], values: Tensor) -> Tensor:
-        gaps = (values[1:] - values[:-1]).norm(dim=1) / values[1:].norm(dim=1).clamp_min(1e-300)
-        gaps = torch.where(gaps.isfinite(), gaps, torch.inf)
+        sizes = values[1:].norm(dim=1)
+        gaps = (values[1:] - values[:-1]).norm(dim=1) / sizes.clamp_min(1e-300)
+        # Two zeros agree, but they mean that the losses did not feel steps so short, unless they feel none at all.
+        lost = (sizes == 0) & bool(values.any())
+        gaps = torch.where(gaps.isfinite() & ~lost, gaps, torch.inf)
         best = int(gaps.argmin())
         # Of the two that agree, the smaller step has the smaller truncation error.
         self.step, self.disagreement = steps[best + 1], float(gaps[best])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -14,7 +15,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from meltr.hypergradients.evaluation import LossFunction
 from meltr.hypergradients.problem import OuterProblem
-from meltr.hypergradients.vectors import Direction
+from meltr.hypergradients.vectors import Direction, scale
 
 
 class _WithLosses(nn.Module):
@@ -50,8 +51,16 @@ def forward_mode(problem: OuterProblem, direction: Direction) -> Tensor:
         NotImplementedError: If an operation of the model has no forward-mode derivative (CPU LSTM, CTC loss).
         RuntimeError: The same, from operations that say so differently (a compiled model before torch 2.15).
     """
-    own = [_of_piece(problem, direction, piece) for piece in problem.auxiliary.functions()]
-    return problem.auxiliary.setup.sharing.mean(torch.stack(own).mean(0))
+    factor = _factor(problem, direction)
+    scaled = direction if factor == 1.0 else scale(direction, factor)
+    own = [_of_piece(problem, scaled, piece) for piece in problem.auxiliary.functions()]
+    return problem.auxiliary.setup.sharing.mean(torch.stack(own).mean(0) / factor)
+
+
+def _factor(problem: OuterProblem, direction: Direction) -> float:
+    """Return a power of two that brings q to a length near 1 in low precision, where float16 loses small tangents."""
+    length = problem.norm(direction) if problem.auxiliary.setup.low_precision else 1.0
+    return 2.0 ** -round(math.log2(length)) if 0.0 < length < math.inf else 1.0
 
 
 def _of_piece(problem: OuterProblem, direction: Direction, function: LossFunction) -> Tensor:
