@@ -22,7 +22,9 @@ from meltr.settings import resolve
 from meltr.specs import RunSpec
 
 if TYPE_CHECKING:
+    from meltr.measure.approximations import Approximations
     from meltr.measure.table8 import Table8
+    from meltr.measure.variants import Variant
 
 _WHAT = "What to measure"
 _OUTPUT = "Output"
@@ -37,6 +39,15 @@ List = Annotated[bool, typer.Option("--list", help="List the cases and the varia
 Variants = Annotated[
     str | None, typer.Option(metavar="A,B,...", help="Only these variants; default: all.", rich_help_panel=_WHAT)
 ]
+Approximate = Annotated[
+    bool,
+    typer.Option(
+        "--approximations",
+        help="Measure cheaper outer steps instead: their price, and their g along a short training run.",
+        rich_help_panel=_WHAT,
+    ),
+]
+Steps = Annotated[int, typer.Option(min=1, help="Training steps of --approximations.", rich_help_panel=_WHAT)]
 Turns = Annotated[int, typer.Option("--repeat", min=1, help="How often each variant is timed.", rich_help_panel=_WHAT)]
 Precision = Annotated[str | None, typer.Option(help="Short for --set train.precision=...", rich_help_panel="Settings")]
 Compile = Annotated[
@@ -69,6 +80,8 @@ def bench(
     list_cases: List = False,
     variants: Variants = None,
     turns: Turns = 5,
+    approximations: Approximate = False,
+    steps: Steps = 60,
     backbone: opt.Backbone = None,
     task: opt.Task = None,
     dataset: opt.Dataset = None,
@@ -119,7 +132,12 @@ def bench(
     specs = _specs(registry, selection, case or (), flags)
     if plot is not None:
         _check_plot(plot)
-    results = [_measured(registry, title, spec, variants=variants, turns=turns) for title, spec in specs.items()]
+    chosen = {title: _choose(spec, variants, approximations) for title, spec in specs.items()}
+    quiet_profiler()
+    results = [
+        _measured(registry, title, spec, variants=chosen[title], turns=turns, steps=steps if approximations else None)
+        for title, spec in specs.items()
+    ]
     _write(results, json_to=json_to, plot=plot, markdown=markdown)
 
 
@@ -161,19 +179,34 @@ def _specs(registry: Registry, selection: Selection, cases: Sequence[str], flags
     }
 
 
-def _measured(registry: Registry, title: str, spec: RunSpec, *, variants: str | None, turns: int) -> Table8:
-    """Measure one case; what a plugin prints goes to standard error."""
-    from meltr.measure.variants import choose
+def _choose(spec: RunSpec, names: str | None, approximations: bool) -> dict[str, Variant]:
+    """Return the variants to be measured.
 
-    chosen = choose(spec, variants)
-    quiet_profiler()
+    Raises:
+        UserError: If there is no variant of a name.
+    """
+    from meltr.measure import variants
+
+    return variants.choose_approximations(spec, names) if approximations else variants.choose(spec, names)
+
+
+def _measured(
+    registry: Registry, title: str, spec: RunSpec, *, variants: dict[str, Variant], turns: int, steps: int | None
+) -> Table8 | Approximations:
+    """Measure one case; what a plugin prints goes to standard error."""
+    from meltr.measure.approximations import compare
     from meltr.measure.problem import Problem
     from meltr.measure.table8 import measure
 
+    def log(line: str) -> None:
+        remark(f"... {line}")
+
     with contextlib.redirect_stdout(sys.stderr):
-        remark(f"{title}: {len(chosen)} variants")
+        remark(f"{title}: {len(variants)} variants")
         problem = Problem(spec, registry)
-        return measure(problem, chosen, title=title, turns=turns, log=lambda line: remark(f"... {line}"))
+        if steps is None:
+            return measure(problem, variants, title=title, turns=turns, log=log)
+        return compare(problem, variants, title=title, steps=steps, turns=turns, log=log)
 
 
 def _check_plot(plot: Path) -> None:
@@ -188,15 +221,21 @@ def _check_plot(plot: Path) -> None:
     style.check_formats([plot.suffix.removeprefix(".")])
 
 
-def _write(results: Sequence[Table8], *, json_to: str | None, plot: Path | None, markdown: str | None) -> None:
+def _write(
+    results: Sequence[Table8 | Approximations], *, json_to: str | None, plot: Path | None, markdown: str | None
+) -> None:
     """Print the tables and write the files that were asked for."""
-    from meltr.measure.markdown import page, update
+    from meltr.measure.approximations import Approximations
+    from meltr.measure.markdown import APPROXIMATION_LEGEND, LEGEND, page, update
     from meltr.measure.table8 import circumstances
     from meltr.measure.variants import schemes
 
-    where = circumstances(results[0].run["device"])
+    tables = [result.table if isinstance(result, Approximations) else result for result in results]
+    table8 = tables == list(results)
+    where = circumstances(tables[0].run["device"])
     content = {**where, "cases": [result.as_dict() for result in results]}
-    text = page(results, where, first=schemes()[0])
+    legend = LEGEND.format(first=schemes()[0]) if table8 else APPROXIMATION_LEGEND
+    text = page(results, where, legend=legend)
     if json_to == "-":
         print_json(content)
     else:
@@ -207,7 +246,8 @@ def _write(results: Sequence[Table8], *, json_to: str | None, plot: Path | None,
     if plot is not None:
         from meltr.measure.plot import draw
 
-        draw(results, plot)
+        caption = f"; blue: schemes; orange: ways to compute {schemes()[0]}" if table8 else ""
+        draw(tables, plot, caption=caption)
         remark(f"plot: {plot}")
     if markdown is not None:
         remark(f"tables: {update(markdown, text)}")
