@@ -109,21 +109,7 @@ def bench(
     from meltr.measure.cases import registry_with_cases
 
     one_process()
-    selection = Selection(
-        backbone=backbone,
-        task=task,
-        dataset=dataset,
-        combiner=combiner,
-        preset=preset,
-        plugin=plugin or (),
-        config=config,
-        sets=sets or (),
-        seed=seed,
-        batch_size=batch_size,
-        data_root=data_root,
-        sample=sample,
-        device=device,
-    )
+    selection = Selection.of({**dict.fromkeys(("fidelity", "epochs", "lr")), "download": False, **locals()})
     registry = registry_with_cases(selection.plugin_files())
     if list_cases:
         _list(registry)
@@ -143,15 +129,16 @@ def bench(
 
 def _list(registry: Registry) -> None:
     """Print the cases and the variants."""
-    from meltr.measure.cases import all_cases
-    from meltr.measure.variants import all_variants
+    from meltr.measure.cases import all_cases, resolve_case
+    from meltr.measure.variants import all_approximations, all_variants
 
     cases = all_cases(registry)
     typer.echo("cases (* runs when no case is named):")
     typer.echo(table([[f"{'*' if c.info.default else ' '} {name}", c.info.summary] for name, c in cases.items()]))
-    typer.echo("variants:")
-    some = resolve(registry, config=next(iter(cases.values())).selection())
-    typer.echo(table([[each.name, each.summary] for each in all_variants(some).values()]))
+    some = resolve_case(registry, next(iter(cases.values())), flags={})
+    for title, known in (("variants", all_variants(some)), ("with --approximations", all_approximations(some))):
+        typer.echo(f"{title}:")
+        typer.echo(table([[each.name, each.summary] for each in known.values()]))
 
 
 def _specs(registry: Registry, selection: Selection, cases: Sequence[str], flags: dict[str, Any]) -> dict[str, RunSpec]:
@@ -160,7 +147,7 @@ def _specs(registry: Registry, selection: Selection, cases: Sequence[str], flags
     Raises:
         UserError: If there is no such case, or cases and a run are both given.
     """
-    from meltr.measure.cases import pick
+    from meltr.measure.cases import pick, resolve_case
 
     given = {key: value for key, value in {**selection.flags(), **flags}.items() if value is not None}
     own = {"backbone", "task", "dataset"} & given.keys() or selection.config is not None
@@ -172,9 +159,7 @@ def _specs(registry: Registry, selection: Selection, cases: Sequence[str], flags
         )
         return {f"{spec.backbone} / {spec.task} / {spec.dataset}": learned_spec(registry, spec)}
     return {
-        f"{case.name}": learned_spec(
-            registry, resolve(registry, config=case.selection(), flags=given, sets=selection.sets)
-        )
+        case.name: learned_spec(registry, resolve_case(registry, case, flags=given, sets=selection.sets))
         for case in pick(registry, cases)
     }
 

@@ -13,7 +13,8 @@ from torch import Tensor
 
 from meltr.errors import UserError
 from meltr.measure.agreement import agreement, cause
-from meltr.measure.problem import Problem, Snapshot, Stepper
+from meltr.measure.problem import Problem, Stepper
+from meltr.measure.state import Snapshot
 from meltr.measure.table8 import Price, Table8, measure
 from meltr.measure.variants import EXACT, REFERENCE, Variant
 
@@ -103,31 +104,35 @@ def compare(
         )
     table = measure(problem, variants, title=title, turns=turns, log=log)
     problem.restore()
+    log(f"{steps} training steps with exact outer steps")
+    truth, found, remarks = _train(problem, variants, steps)
+    rows = [_row(problem, row, found.get(row.name), truth, remarks.get(row.name, "")) for row in table.rows]
+    return Approximations(table, steps, len(truth), rows)
+
+
+def _train(
+    problem: Problem, variants: Mapping[str, Variant], steps: int
+) -> tuple[list[Tensor], dict[str, list[Tensor]], dict[str, str]]:
+    """Train with exact outer steps; return g of each, g of every approximation there, and what is worth saying."""
     data = dataclasses.replace(problem.prepared.data, validation=None, test=None)
     exact = problem.stepper(variants[EXACT].settings, data=data)
     exact.at_outer_step()
-    probes, causes = _probes(problem, variants, exact)
+    probes, remarks = _probes(problem, variants, exact)
     truth: list[Tensor] = []
     found: dict[str, list[Tensor]] = {name: [] for name in probes}
-    remarks: dict[str, str] = {}
-    log(f"{steps} training steps with exact outer steps, {len(probes)} approximations at each")
-    for _ in range(steps // exact.every):
+    for _ in range(max(1, steps // exact.every)):
         for name, probe in list(probes.items()):
             try:
                 seen, said = _peek(problem, probe, exact)
             except Exception as error:
-                causes[name] = cause(error)
+                remarks[name] = cause(error)
                 del probes[name], found[name]
                 continue
             found[name].append(seen)
             remarks[name] = remarks.get(name) or said
         truth.append(exact.observe().products)
         exact.steps(exact.every - 1)
-    rows = [
-        _row(problem, row, found.get(row.name), truth, causes.get(row.name) or remarks.get(row.name, ""))
-        for row in table.rows
-    ]
-    return Approximations(table, steps, len(truth), rows)
+    return truth, found, remarks
 
 
 def _row(

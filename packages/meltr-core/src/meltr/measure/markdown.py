@@ -22,16 +22,16 @@ LEGEND = (
     "FLOPs: matrix products, convolutions and attention of a step. Losses: evaluations of the losses in a cycle, those "
     "without a graph and with dual numbers (forward mode) told apart. Backwards: backward passes in a cycle, in "
     "brackets those of second order. Gradient: relative error and cosine of the combiner's gradient against the same "
-    "scheme by double backward. Cosine of g: to the exact g of {first}."
+    "scheme by double backward throughout, Hessian products included. Cosine of g: to the exact g of {first}."
 )
 
 
 APPROXIMATION_LEGEND = (
     "Time, memory and FLOPs of a training step relative to multi-task learning, as in Table 8. The run is trained with "
     "exact outer steps; at each, g is also taken in every other way on the same weights, batch and random numbers. For "
-    "every loss: median of g_t / exact g_t, and in brackets in how many outer steps the signs agree. Early -> late: over "
-    "the first and over the last third of the outer steps. Cosine: of the whole g, median. Larger K changes how often g "
-    "is taken, not g."
+    "every loss: median of g_t / exact g_t, and in brackets in how many outer steps the signs agree. Early -> late: "
+    "over the first and over the last third of the outer steps. Cosine: of the whole g, median. Larger K changes how "
+    "often g is taken, not g."
 )
 
 
@@ -70,8 +70,10 @@ def _rows(lines: Sequence[Sequence[str]]) -> list[str]:
 
 def _head(result: Table8) -> str:
     run = result.run
+    count = run["parameters"]
+    size = f"{count / 1e6:.1f} M" if count >= 1e5 else f"{count:,}"
     return (
-        f"**{result.title}**: {run['parameters'] / 1e6:.1f} M parameters, {len(run['losses'])} losses "
+        f"**{result.title}**: {size} parameters, {len(run['losses'])} losses "
         f"({', '.join(run['losses'])}), batch {run['batch_size']}, {run['precision']}"
         f"{', compiled' if run['compile'] else ''}, {run['optimizer']}, K = {result.every}, {result.turns} turns; "
         f"weights and optimiser state {result.held_mib:.0f} MiB."

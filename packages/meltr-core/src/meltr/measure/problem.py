@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-import itertools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -12,8 +11,7 @@ import torch
 from torch import Tensor
 
 from meltr.combiners.base import Combiner
-from meltr.context import BatchSource, Data, RunContext, StepRecord
-from meltr.engine.batches import to_device
+from meltr.context import Data, RunContext, StepRecord
 from meltr.engine.optim import autocast_dtype
 from meltr.engine.run import prepare
 from meltr.engine.seeding import derive, seed_everything
@@ -22,17 +20,13 @@ from meltr.engine.wrapping import check
 from meltr.hookspecs import hookimpl
 from meltr.measure.memory import MIB, peak_memory
 from meltr.measure.operations import CountedHooks, Operations, count
+from meltr.measure.state import ENDLESS, FixedBatches, Snapshot
 from meltr.plugins import load_object
 from meltr.settings import resolve
 
 if TYPE_CHECKING:
     from meltr.plugins import Registry
     from meltr.specs import RunSpec
-
-BATCHES = 4
-"""Training batches that are kept on the device and seen in turn."""
-
-ENDLESS = 10**9
 
 STEADY: Mapping[str, Any] = {
     "train.schedule": "constant",
@@ -65,46 +59,6 @@ class Found:
     weights_kept: bool
 
 
-class FixedBatches:
-    """An endless epoch over a few batches that lie on the device.
-
-    Args:
-        batches: The batches.
-        size: Number of examples of the data set that they come from.
-    """
-
-    def __init__(self, batches: Sequence[Any], size: int) -> None:
-        self._batches = list(batches)
-        self.size = size
-
-    @classmethod
-    def of(cls, source: BatchSource, device: torch.device) -> FixedBatches:
-        """Fetch the first batches of a source."""
-        first = itertools.islice(source.batches(0), BATCHES)
-        return cls([to_device(batch, device) for batch in first], source.size)
-
-    def __len__(self) -> int:
-        """Batches an epoch."""
-        return ENDLESS
-
-    def __getitem__(self, index: int) -> Any:
-        """Return a batch."""
-        return self._batches[index % len(self._batches)]
-
-    def batches(self, epoch: int, start: int = 0) -> Iterator[Any]:
-        """Yield the batches in turn, without end."""
-        for index in itertools.count(start):
-            yield self[index]
-
-    def double(self) -> FixedBatches:
-        """Return the same batches with every floating tensor in float64."""
-        return FixedBatches([_doubled(batch) for batch in self._batches], self.size)
-
-
-def _doubled(batch: Any) -> Any:
-    return torch.utils._pytree.tree_map_only(Tensor, lambda t: t.double() if t.is_floating_point() else t, batch)
-
-
 class _Watch:
     """Keeps what the trainer tells its observers."""
 
@@ -119,27 +73,6 @@ class _Watch:
     @hookimpl
     def on_message(self, message: str) -> None:
         self.messages.append(message)
-
-
-class Snapshot:
-    """The values of some tensors, to be put back in place.
-
-    Args:
-        tensors: The tensors, which stay where they are.
-    """
-
-    def __init__(self, tensors: Sequence[Tensor]) -> None:
-        self.pairs = [(live, live.detach().clone()) for live in tensors]
-
-    def restore(self) -> None:
-        """Put the values back."""
-        with torch.no_grad():
-            for live, saved in self.pairs:
-                live.copy_(saved)
-
-    def unchanged(self) -> bool:
-        """Tell whether every bit is as it was."""
-        return all(torch.equal(live, saved) for live, saved in self.pairs)
 
 
 class Problem:
@@ -316,9 +249,8 @@ class Stepper:
         replay = self.spec.bilevel.outer_batch == "replay"
         trainer.step = self.every + (self.spec.bilevel.phase % self.every if replay else 0)
 
-    def step_from_start(self) -> None:
-        """Take one step from the common start, with an outer step if the variant takes any."""
-        self.at_outer_step()
+    def one_step(self) -> None:
+        """Take one training step."""
         self.steps(1)
 
     def find(self) -> Found:

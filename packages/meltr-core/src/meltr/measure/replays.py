@@ -13,7 +13,8 @@ from torch import Tensor
 
 from meltr.errors import MeltrError
 from meltr.measure.agreement import cause
-from meltr.measure.problem import Problem, Snapshot
+from meltr.measure.problem import Problem
+from meltr.measure.state import Snapshot
 
 ROUNDING = {"fp32": 1e-6}
 """Precision -> relative difference of a loss that is taken for rounding (kernels whose order of summation varies)."""
@@ -108,9 +109,11 @@ class Traces:
 
     def __init__(self, problem: Problem) -> None:
         self._problem = problem
-        problem.reference.step_from_start()
+        problem.reference.at_outer_step()
+        problem.reference.one_step()
         self._buffers, self._states = self._now()
-        problem.reference.step_from_start()
+        problem.reference.at_outer_step()
+        problem.reference.one_step()
         self.steady = self.differences() == []
         """False if two plain steps already differ, so that nothing can be told."""
 

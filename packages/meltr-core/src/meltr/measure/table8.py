@@ -39,7 +39,8 @@ class Price:
         memory: The same relative to multi-task learning.
         flops: Operations of a training step relative to multi-task learning.
         operations: What a cycle of K steps computes.
-        gradient: How the combiner's gradient agrees with that of the same scheme by double backward.
+        gradient: How the combiner's gradient agrees with that of the same scheme by double backward throughout,
+            Hessian products included.
         direction: How g agrees with the exact g of the default scheme.
     """
 
@@ -168,7 +169,7 @@ class _Oracle:
 
     def of(self, settings: Mapping[str, Any]) -> Found | None:
         """Return what a variant's scheme finds by double backward; None if that cannot run."""
-        exact = {**settings, "train.precision": "fp32", "bilevel.estimator": ORACLE}
+        exact = {**settings, "train.precision": "fp32", "bilevel.estimator": ORACLE, "bilevel.hessian": ORACLE}
         key = str(sorted(exact.items()))
         if key not in self._known:
             try:

@@ -107,21 +107,22 @@ def choose(spec: RunSpec, names: str | None) -> dict[str, Variant]:
 
 def all_approximations(spec: RunSpec) -> dict[str, Variant]:
     """Return the exact outer step of a run, and cheaper ones."""
-    found = [Variant(REFERENCE, "multi-task learning", {"combiner": REFERENCE}), Variant(EXACT, "the run as it is")]
+    cheaper: list[tuple[str, str, dict[str, Any]]] = [
+        (REFERENCE, "multi-task learning", {"combiner": REFERENCE}),
+        (EXACT, "the run as it is", {}),
+    ]
     for scope in choices(BilevelSpec, "scope"):
         if scope != spec.bilevel.scope:
-            found.append(Variant(scope, f"g over the parameters of scope {scope}", {"bilevel.scope": scope}))
+            cheaper.append((scope, f"g over the parameters of scope {scope}", {"bilevel.scope": scope}))
     for part in FRACTIONS:
-        found.append(
-            Variant(f"batch/{1 / part:.0f}", f"g on {part:.0%} of the batch", {"bilevel.outer_fraction": part})
-        )
-    found.append(Variant("difference", "g by central differences", {"bilevel.estimator": "difference"}))
+        cheaper.append((f"batch/{1 / part:.0f}", f"g on {part:.0%} of the batch", {"bilevel.outer_fraction": part}))
+    cheaper.append(("difference", "g by central differences", {"bilevel.estimator": "difference"}))
     if spec.train.precision != "bf16":
-        found.append(Variant("bf16", "training and g under bf16 autocast", {"train.precision": "bf16"}))
+        cheaper.append(("bf16", "training and g under bf16 autocast", {"train.precision": "bf16"}))
     for stride in STRIDES:
         every = stride * spec.bilevel.every
-        found.append(Variant(f"K={every}", f"an outer step every {every} steps", {"bilevel.every": every}))
-    return {variant.name: variant for variant in found}
+        cheaper.append((f"K={every}", f"an outer step every {every} steps", {"bilevel.every": every}))
+    return {name: Variant(name, summary, settings, comparable=False) for name, summary, settings in cheaper}
 
 
 def choose_approximations(spec: RunSpec, names: str | None) -> dict[str, Variant]:

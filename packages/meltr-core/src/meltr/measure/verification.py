@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,7 +15,7 @@ from meltr.errors import PluginError
 from meltr.measure.agreement import Agreement, agreement, cause
 from meltr.measure.problem import Found, Problem, Stepper
 from meltr.measure.replays import Check, Traces, check_replay
-from meltr.measure.timing import interleaved
+from meltr.measure.timing import Timing, interleaved
 from meltr.measure.variants import ORACLE, estimators, schemes
 
 TOLERANCES = {"fp32": (1e-3, 1e-2)}
@@ -143,34 +143,40 @@ def verify(
     rows = [_estimator_row(problem, each, exact, traces, tolerance, steppers, log) for each in (*estimators(), "auto")]
     others = [_scheme_row(problem, each, exact, steppers, log) for each in schemes()]
     log(f"time and memory of {len(steppers)} kinds of step")
-    timed = interleaved(
-        {each: lambda stepper=stepper: stepper.steps(1) for each, stepper in steppers.items()},  # type: ignore[misc]
-        reference="plain",
-        turns=turns,
-        device=problem.device,
-        before=lambda each: steppers[each].at_outer_step(),
-    )
-    peaks = {each: stepper.peak(1) for each, stepper in steppers.items()}
-    base = peaks["plain"]
-
-    def priced(row: Row, key: str) -> Row:
-        if key not in timed:
-            return row
-        peak = peaks[key]
-        return dataclasses.replace(row, time=timed[key].ratio, memory=peak / base if peak and base else None)
-
+    prices = _prices(problem, steppers, turns)
+    plain = prices["plain"]
     return Verification(
         run=problem.describe(),
         checks=checks,
         oracle=name,
         oracle_cause=why,
         exact=dict(zip(problem.spec.losses, exact.products.tolist(), strict=True)),
-        estimators=[priced(row, f"estimator {row.name}") for row in rows],
-        schemes=[priced(row, f"scheme {row.name}") for row in others],
-        milliseconds=1000 * timed["plain"].median,
-        mib=base,
+        estimators=[_priced(row, plain, prices.get(f"estimator {row.name}")) for row in rows],
+        schemes=[_priced(row, plain, prices.get(f"scheme {row.name}")) for row in others],
+        milliseconds=1000 * plain[0].median,
+        mib=plain[1],
         float64=_in_float64(problem, name, exact, log) if float64 else "not asked for",
     )
+
+
+def _prices(problem: Problem, steppers: Mapping[str, Stepper], turns: int) -> dict[str, tuple[Timing, float | None]]:
+    """Return time and peak memory in MiB of one step of every kind."""
+    timed = interleaved(
+        {name: stepper.one_step for name, stepper in steppers.items()},
+        reference="plain",
+        turns=turns,
+        device=problem.device,
+        before=lambda name: steppers[name].at_outer_step(),
+    )
+    return {name: (timed[name], stepper.peak(1)) for name, stepper in steppers.items()}
+
+
+def _priced(row: Row, plain: tuple[Timing, float | None], price: tuple[Timing, float | None] | None) -> Row:
+    """Return a row with its price relative to a plain step."""
+    if price is None:
+        return row
+    memory = price[1] / plain[1] if price[1] and plain[1] else None
+    return dataclasses.replace(row, time=price[0].ratio, memory=memory)
 
 
 def _oracle(problem: Problem) -> tuple[str, str, Found]:
