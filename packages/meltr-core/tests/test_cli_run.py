@@ -297,15 +297,14 @@ def test_a_plugin_file_is_remembered_by_its_full_path(meltr, engine, tmp_path):
     assert CliRunner().invoke(app, words).exit_code == 0
 
 
-def test_processes_of_one_run_agree_on_its_folder(meltr, engine, monkeypatch):
+def test_several_processes_need_what_torchrun_sets(meltr, engine, monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
     result = meltr("run", *CHOICE)
     assert result.exit_code == 2
-    assert "--name" in result.stderr
-    Path("runs/mine").mkdir(parents=True)
-    monkeypatch.setenv("RANK", "1")
-    assert meltr("run", *CHOICE, "--name", "mine").exit_code == 0
-    assert engine.calls[0]["run_dir"] == Path("runs/mine")
+    assert "WORLD_SIZE is 2, but RANK, LOCAL_RANK, MASTER_ADDR, MASTER_PORT is not set" in result.stderr
+    assert "torchrun --nproc-per-node" in result.stderr
+    assert not engine.calls
+    assert not Path("runs").exists()
 
 
 def test_evaluate_passes_what_was_asked(meltr, engine):

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import pytest
 import torch
-from ranks_helper import run_ranks
 from torch.autograd import forward_ad, grad
 from torch.nn import functional as F
 
 from meltr.distributed import gather
 from meltr.errors import MeltrError
+from ranks_helper import run_ranks
 
 ROWS, WIDTH, SIZE = 3, 4, 2
 
@@ -61,12 +61,20 @@ def in_every_process(ranks):
         found["own rows" if kind else "all rows"] = {
             "alone": mine["gradient"], **{name: ranks.mean(tensor) for name, tensor in mine.items()}
         }  # fmt: skip
-    uneven = torch.zeros(2 + ranks.rank, 3)
-    try:
-        gather(uneven)
-        found["uneven"] = "accepted"
-    except MeltrError as error:
-        found["uneven"] = str(error)
+    second = ranks.rank == 1
+    unlike = {
+        "rows": torch.zeros(3 if second else 2, 3),
+        "turned": torch.zeros(2, 4, 3) if second else torch.zeros(2, 3, 4),
+        "dimensions": torch.zeros(2, 3) if second else torch.zeros(2, 3, 1),
+        "type": torch.zeros(2, dtype=torch.float64 if second else torch.float32),
+        "scalar": torch.zeros(()),
+    }
+    for name, tensor in unlike.items():
+        try:
+            gather(tensor)
+            found[name] = "accepted"
+        except MeltrError as error:
+            found[name] = str(error)
     found["labels"] = gather(torch.arange(2) + 2 * ranks.rank)
     return found
 
@@ -94,11 +102,12 @@ def test_integers_are_gathered_too(found):
     assert [process["labels"].tolist() for process in found] == [[0, 1, 2, 3]] * 2
 
 
-def test_unequal_parts_are_refused_everywhere(found):
-    for rank, process in enumerate(found):
-        assert "gather" in process["uneven"]
-        assert f"({2 + rank}, 3)" in process["uneven"]
-        assert "equal parts of a batch" in process["uneven"]
+@pytest.mark.parametrize("name", ["rows", "turned", "dimensions", "type", "scalar"])
+def test_unlike_parts_are_refused_everywhere(found, name):
+    for process in found:
+        assert "equal parts of a batch" in process[name]
+    assert "(2, 3)" in found[0]["rows"]
+    assert "(3, 3)" in found[1]["rows"]
 
 
 def test_a_single_process_gets_its_tensor_back():

@@ -7,10 +7,10 @@ import time
 
 import pytest
 import torch
-from ranks_helper import run_ranks, store
 
 from meltr.engine.ranks import Ranks, joined
 from meltr.errors import UserError
+from ranks_helper import run_ranks, store
 
 CPU = torch.device("cpu")
 VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
@@ -28,6 +28,7 @@ def exchange(ranks):
         torch.full((2, 3), number).t(),
     ]
     shapes = [torch.zeros(2, 2).double(), torch.zeros(7), torch.zeros(3), torch.zeros(4).bfloat16(), torch.zeros(3, 2)]
+    mixed = [torch.zeros(2), torch.zeros(2, dtype=torch.float64)]
     given = torch.full((2,), number)
     buffers = [torch.tensor(bool(ranks.rank)), torch.tensor(7 - ranks.rank), torch.full((2,), number)]
     ranks.barrier()
@@ -40,6 +41,7 @@ def exchange(ranks):
         "scalar": ranks.mean(torch.tensor(number)),
         "list": ranks.mean_(entries, shapes),
         "many": ranks.mean_([torch.full((5,), number + i) for i in range(300)], [torch.zeros(5)] * 300),
+        "precise": ranks.mean_([torch.ones(2), torch.full((2,), 1 + 1e-12, dtype=torch.float64)], mixed),
         "broadcast": [ranks.broadcast(buffer) for buffer in buffers],
         "object": ranks.broadcast_object({"from": ranks.rank}),
         "objects": ranks.gather_objects(("rank", ranks.rank)),
@@ -76,6 +78,11 @@ def test_a_list_is_averaged_entry_by_entry(exchanged):
         assert short.tolist() == [1.5] * 4
         assert turned.tolist() == [[1.5, 1.5]] * 3
         assert [each.tolist() for each in found["many"]] == [[1.5 + i] * 5 for i in range(300)]
+
+
+def test_a_double_beside_a_float_keeps_its_digits(exchanged):
+    for found in exchanged:
+        assert abs(float(found["precise"][1][0]) - 1 - 1e-12) < 1e-15
 
 
 def test_the_first_process_is_heard_everywhere_and_hears_all(exchanged):
@@ -180,5 +187,5 @@ def test_a_restart_does_not_find_the_addresses_of_the_dead():
     """Torchrun's store outlives the processes: the first one would connect to where the second one was."""
     shared = store()
     run_ranks(die, check=False, shared=shared)
-    for each in run_ranks(meet, shared=shared, attempt=1, delay=1.5):
+    for each in run_ranks(meet, shared=shared, attempt=1, delay=3.0):
         assert float(each.result) == 2.0

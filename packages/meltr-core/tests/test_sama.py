@@ -107,6 +107,33 @@ def test_slope_at_adams_default_eps():
     assert (result.outer.products - g).norm() <= 1e-5 * g.norm()
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_weights_that_never_had_a_gradient_are_no_trouble(dtype):
+    """Rows of an embedding that no batch has used: u, v and the optimiser's state are exactly zero there."""
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(torch.nn.Embedding(50, 3), torch.nn.Linear(3, 2)).to(dtype)
+    tokens = torch.randint(0, 10, (8,))
+
+    def losses(model) -> list[torch.Tensor]:
+        found = model(tokens)
+        return [found.square().mean(), (found - 1).square().mean()]
+
+    m = LinearCombiner(2, start_weight=0.5).to(dtype)
+    optimizer = torch.optim.Adam(model.parameters(), 0.05)
+    for _ in range(2):
+        sum(losses(model)).backward()
+        optimizer.step()
+    exact = copy.deepcopy(model).double()
+    exact_optimizer = torch.optim.Adam(exact.parameters(), 0.05)
+    exact_optimizer.load_state_dict(optimizer.state_dict())
+    dense = Dense(exact, copy.deepcopy(m).double(), lambda: losses(exact))
+    expected = dense.j() @ (slope_of_the_step(exact, exact_optimizer, dense.u()) * dense.v())
+    settings = {"gamma": 0.0, "scheme_name": "sama", "inner_optimizer": optimizer}
+    result, _, _ = take(model, m, "per_task", compute=lambda: losses(model), **settings)
+    assert result.outer.applied
+    assert (result.outer.products - expected).norm() <= 1e-4 * expected.norm()
+
+
 def test_hypergradient_descends_the_primary_loss_after_the_real_step():
     """To first order: a step of m against phi's gradient lowers <v, w'> by |gradient|^2 per unit."""
     model, m = tiny()

@@ -189,3 +189,34 @@ def test_difference_of_gradients_has_second_order(monkeypatch):
         )
         errors.append(float((result.outer.products - expected).norm()))
     assert errors[0] / errors[1] == pytest.approx(100, rel=0.1)
+
+
+@pytest.mark.parametrize("hessian", ["difference", "double_backward"])
+@pytest.mark.parametrize("scheme", ["aid-fp-lite", "aid-fp", "aid-cg", "itd"])
+def test_dropout_in_the_combiner_is_one_draw_an_outer_step(scheme, hessian):
+    """Two draws a Hessian product would put their difference, divided by the small distance, into q."""
+    model, m = tiny()
+    m.encoder.dropout.p = m.encoder.dropout1.p = m.encoder.dropout2.p = 0.1
+    dense = Dense(model, m, gamma=GAMMA)
+    q, options = expected_direction(scheme, model, m, dense)
+    _, found, _ = take(
+        model, m, "forward", gamma=GAMMA, direct_term=scheme != "itd",
+        scheme_name=scheme, scheme_options=SchemeOptions(hessian=hessian, **options),
+    )  # fmt: skip
+    expected = dense.phi_gradient(q, direct_term=scheme != "itd")
+    tolerance = BY_DIFFERENCE if hessian == "difference" and scheme in ("aid-fp", "aid-cg") else EXACT
+    assert (flat(found) - expected).norm() <= tolerance * expected.norm()
+
+
+def test_dropout_in_the_combiner_with_independent_batches():
+    model, m = tiny()
+    m.encoder.dropout.p = m.encoder.dropout1.p = m.encoder.dropout2.p = 0.1
+    found = {}
+    for hessian in ("difference", "double_backward"):
+        options = SchemeOptions(step=0.4, hessian=hessian)
+        _, phi, _ = take(
+            model, m, "forward", others=other_batches(model), scheme_name="stocbio", scheme_options=options
+        )
+        found[hessian] = flat(phi)
+    gap = (found["difference"] - found["double_backward"]).norm()
+    assert gap <= BY_DIFFERENCE * found["double_backward"].norm()

@@ -12,6 +12,8 @@ from pathlib import Path
 import pytest
 import torch
 from torch import nn
+from torch.distributed.checkpoint import FileSystemWriter
+from torch.distributed.checkpoint.metadata import Metadata
 
 import meltr
 from meltr.engine.sharded import load_sharded, read_full, save_sharded
@@ -121,3 +123,24 @@ def test_missing_and_truncated_files_are_named(tmp_path):
         file.write_bytes(file.read_bytes()[:50])
     with pytest.raises(meltr.UserError, match="Cannot read"):
         load_sharded(tmp_path / "c", nn.Linear(3, 3), None)
+
+
+def test_an_index_cannot_change_a_type(tmp_path):
+    """Else one hostile file would change how the next one is read."""
+    build = b"N}X\x07\x00\x00\x00versionX\x08\x00\x00\x00poisoneds\x86b."
+    (tmp_path / ".metadata").write_bytes(b"\x80\x02ctorch.distributed.checkpoint.metadata\nMetadata\n" + build)
+    with pytest.raises(meltr.UserError, match="changes a type"):
+        read_full(tmp_path)
+    assert Metadata.version is None
+
+
+def test_a_full_disk_is_an_os_error(tmp_path, monkeypatch):
+    """Torch's own exception is no Exception, and would pass everything that means to catch it."""
+
+    def full(*args, **kwargs):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(FileSystemWriter, "write_data", full)
+    model = nn.Linear(3, 3)
+    with pytest.raises(OSError, match="No space left on device"):
+        save_sharded(tmp_path / "c", model, torch.optim.SGD(model.parameters()))

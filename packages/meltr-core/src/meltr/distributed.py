@@ -10,6 +10,9 @@ from torch import Tensor
 
 from meltr.errors import PluginError
 
+MOST = 16
+"""Numbers that describe a tensor: dimensions, type and sizes."""
+
 
 def gather(tensor: Tensor) -> Tensor:
     """Return the rows of all processes, in the order of ranks, with gradient; the identity in a single process.
@@ -31,14 +34,16 @@ def gather(tensor: Tensor) -> Tensor:
     """
     if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1:
         return tensor
-    # One exchange tells whether all agree: the largest of a number and of its negative.
-    number = tensor.numel() * 31 + (tensor.shape[0] if tensor.dim() else 0)
-    extremes = torch.tensor([number, -number], device=tensor.device)
+    # One small exchange tells whether all agree: the largest of some numbers and of their negatives.
+    kind = sum(ord(letter) << (8 * (place % 6)) for place, letter in enumerate(str(tensor.dtype)))
+    sizes = [tensor.dim(), kind, *tensor.shape][:MOST]
+    numbers = torch.tensor(sizes + [0] * (MOST - len(sizes)), device=tensor.device)
+    extremes = torch.cat([numbers, -numbers])
     dist.all_reduce(extremes, dist.ReduceOp.MAX)
-    if int(extremes.sum()) != 0:
+    if tensor.dim() == 0 or not torch.equal(extremes[:MOST], -extremes[MOST:]):
         raise PluginError(
-            f"meltr.distributed.gather: process {dist.get_rank()} has shape {tuple(tensor.shape)}, others another; "
-            "all processes must have equal parts of a batch."
+            f"meltr.distributed.gather: process {dist.get_rank()} has shape {tuple(tensor.shape)} and {tensor.dtype}, "
+            "others another; all processes must have equal parts of a batch, with at least one dimension."
         )
     whole: Tensor = _Gather.apply(tensor)
     return whole

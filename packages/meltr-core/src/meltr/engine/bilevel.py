@@ -157,7 +157,7 @@ class Bilevel:
             outer: Whether to take an outer step now; None: every K-th call.
 
         Raises:
-            ValueError: If `compute` returns something else than scalars.
+            ValueError: If `compute` returns something else than scalars, or there are no pieces.
         """
         self.after_step()
         take_outer = self.outer_step_due if outer is None else outer and self._has_outer_loop
@@ -225,16 +225,11 @@ class Bilevel:
 
     def _function(self, compute: Compute, *, outer: bool) -> LossFunction:
         """Return the loss function of a batch; one that an outer step sees can be evaluated again."""
-        twice = "double_backward" in (self.estimator_name, self.scheme_options.hessian)
+        # The fused attention kernels have no second derivative.
+        math = outer and "double_backward" in (self.estimator_name, self.scheme_options.hessian)
         again = outer or (isinstance(self.combiner, SelfTrained) and self.combiner.after_step)
-        return LossFunction(
-            compute,
-            self.setup,
-            scope=self._scope if outer else None,
-            # The fused attention kernels have no second derivative.
-            math_attention=outer and twice,
-            snapshot=again,
-        )
+        scope = self._scope if outer else None
+        return LossFunction(compute, self.setup, scope=scope, math_attention=math, snapshot=again)
 
     def _evaluate_inner(self, compute: Compute | Sequence[Compute], *, shared: bool) -> Evaluation:
         if callable(compute) or len(compute) == 1:
@@ -249,6 +244,7 @@ class Bilevel:
     def _outer_step(
         self, auxiliary: Evaluation, primary: Evaluation | None, others: Callable[[int], Compute] | None
     ) -> tuple[OuterResult, OuterProblem]:
+        state = self.setup.random_state()
         combined, a = self._sensitivities(auxiliary)
         problem = OuterProblem(
             self._outer_parameters(auxiliary),
@@ -261,12 +257,14 @@ class Bilevel:
             options=self.scheme_options,
             inner_optimizer=self.inner_optimizer,
             others=None if others is None else lambda number: self._evaluate_aside(others(number)),
+            combiner_state=state,
         )
         problem.keep_rows = self._keep_rows(auxiliary)
         direction = self._scheme(problem)
         products = self._products(problem, direction)
         direct_at = problem.primary_losses if self.direct_term else None
-        gradients = outer_gradient(self.combiner, auxiliary.values, products, gamma=self.gamma, direct_at=direct_at)
+        with problem.one_draw():
+            gradients = outer_gradient(self.combiner, auxiliary.values, products, gamma=self.gamma, direct_at=direct_at)
         result = self._apply(gradients, products)
         self.outer_steps += 1
         return result, problem
@@ -348,12 +346,12 @@ class Bilevel:
             rows = [evaluation.gradient(evaluation.only(task), self.parameters) for task in range(evaluation.size)]
             with self._alike():
                 gradient, a = self.combiner.from_gradients(evaluation.values, rows)
-            self._add(gradient)
+            self._add(gradient, evaluation)
             return (a * evaluation.values).sum(), a
         combined, a = self._sensitivities(evaluation)
         own = self._own_gradients(evaluation)
         if problem is not None and problem.rows is not None and self._scope is None:
-            self._add(problem.combine(a))
+            self._add(problem.combine(a), evaluation)
         else:
             evaluation.inner_backward(a, self.parameters)
         if own is not None:
@@ -383,8 +381,9 @@ class Bilevel:
             return None
         return self.combiner.own_gradients(view)
 
-    def _add(self, gradient: Direction) -> None:
-        """Add a gradient to ``.grad``, scaled where there is a gradient scaler."""
+    def _add(self, gradient: Direction, evaluation: Evaluation) -> None:
+        """Add a gradient of these losses to ``.grad`` in place of a backward, scaled where there is a scaler."""
+        evaluation.settle()
         scaler, sharing = self.setup.scaler, self.sharing
         scaled = [part if part is None or scaler is None else scaler.scale(part) for part in gradient]
         whole = [None if g is None else sharing.as_gradient(p, g) for p, g in zip(self.parameters, scaled, strict=True)]

@@ -26,7 +26,7 @@ from torch import Tensor, nn
 
 from meltr.combiners.base import Combiner
 from meltr.engine.parallel import sharded_modules
-from meltr.engine.ranks import Ranks
+from meltr.engine.ranks import Ranks, lost_a_peer
 from meltr.engine.sharded import load_full, load_sharded, save_sharded
 from meltr.errors import MeltrError, UserError
 
@@ -87,6 +87,8 @@ class Checkpoints:
                 self._complete(partial, final, combiner, training, best=best)
             ranks.barrier()
         except (OSError, SafetensorError, RuntimeError) as error:
+            if isinstance(error, RuntimeError) and lost_a_peer(error):
+                raise
             free = shutil.disk_usage(self.folder).free / 2**20 if self.folder.is_dir() else float("nan")
             shutil.rmtree(partial, ignore_errors=True)
             reason = str(error).splitlines()[0]

@@ -213,6 +213,18 @@ class Sharded(Distributed):
             part, parameter.device_mesh, parameter.placements, shape=parameter.shape, stride=parameter.stride()
         )
 
+    @contextmanager
+    def gathered(self) -> Iterator[None]:
+        """Within this context all weights are whole in every process."""
+        sharded = sharded_modules(self._root or self._model)
+        for module in sharded:
+            module.unshard()
+        try:
+            yield
+        finally:
+            for module in sharded:
+                module.reshard()
+
     def moved(self) -> None:
         """Throw away gathered copies of weights, which are stale after a move."""
         for module in sharded_modules(self._root or self._model):
@@ -226,19 +238,6 @@ def sharded_modules(model: nn.Module) -> list[Any]:
     from torch.distributed.fsdp import FSDPModule
 
     return [module for module in model.modules() if isinstance(module, FSDPModule)]
-
-
-@contextmanager
-def gathered(model: nn.Module) -> Iterator[None]:
-    """Within this context all weights are whole in every process, for evaluations that call any part of the model."""
-    sharded = sharded_modules(model)
-    for module in sharded:
-        module.unshard()
-    try:
-        yield
-    finally:
-        for module in sharded:
-            module.reshard()
 
 
 def sharing_of(model: nn.Module) -> tuple[Sharing, nn.Module]:

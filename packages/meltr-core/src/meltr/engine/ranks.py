@@ -81,32 +81,18 @@ class Ranks:
         present = torch.tensor([tensor is not None for tensor in tensors], dtype=torch.int32, device=self.device)
         dist.all_reduce(present, dist.ReduceOp.MAX)
         found: list[Tensor | None] = [None] * len(tensors)
-        bucket: list[int] = []
-        for number, wanted in enumerate(present.tolist()):
-            if wanted:
-                bucket.append(number)
-                if sum(shapes[each].numel() for each in bucket) >= BUCKET:
-                    self._mean_bucket(tensors, shapes, bucket, found)
-                    bucket = []
-        if bucket:
-            self._mean_bucket(tensors, shapes, bucket, found)
+        for bucket in _buckets([number for number, wanted in enumerate(present.tolist()) if wanted], shapes):
+            parts = [tensors[number] for number in bucket]
+            whole = [
+                torch.zeros_like(shapes[n]) if part is None else part for n, part in zip(bucket, parts, strict=True)
+            ]
+            dtype = torch.promote_types(torch.float32, whole[0].dtype)
+            flat = torch.cat([part.flatten().to(dtype) for part in whole])
+            dist.all_reduce(flat)
+            flat /= self.size
+            for number, part, piece in zip(bucket, whole, flat.split([part.numel() for part in whole]), strict=True):
+                found[number] = piece.view_as(part).to(part.dtype)
         return found
-
-    def _mean_bucket(
-        self,
-        tensors: Sequence[Tensor | None],
-        shapes: Sequence[Tensor],
-        bucket: Sequence[int],
-        found: list[Tensor | None],
-    ) -> None:
-        parts = [tensors[number] for number in bucket]
-        whole = [torch.zeros_like(shapes[n]) if part is None else part for n, part in zip(bucket, parts, strict=True)]
-        dtype = torch.promote_types(torch.float32, whole[0].dtype)
-        flat = torch.cat([part.flatten().to(dtype) for part in whole])
-        dist.all_reduce(flat)
-        flat /= self.size
-        for number, part, piece in zip(bucket, whole, flat.split([part.numel() for part in whole]), strict=True):
-            found[number] = piece.view_as(part).to(part.dtype)
 
     def broadcast(self, tensor: Tensor) -> Tensor:
         """Give every process the first one's values, in place."""
@@ -134,6 +120,21 @@ class Ranks:
         """Wait until all processes are here."""
         if self.size > 1:
             dist.barrier()
+
+
+def _buckets(numbers: Sequence[int], shapes: Sequence[Tensor]) -> Iterator[list[int]]:
+    """Yield runs of numbers whose tensors have one type and device, and at most about `BUCKET` elements together."""
+    bucket: list[int] = []
+    elements = 0
+    for number in numbers:
+        last, this = shapes[bucket[-1] if bucket else number], shapes[number]
+        if bucket and (elements >= BUCKET or (last.dtype, last.device) != (this.dtype, this.device)):
+            yield bucket
+            bucket, elements = [], 0
+        bucket.append(number)
+        elements += this.numel()
+    if bucket:
+        yield bucket
 
 
 @contextmanager

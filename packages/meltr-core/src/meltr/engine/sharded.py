@@ -8,9 +8,11 @@ checkpoint without restriction, so the index is read here, and knows the few typ
 from __future__ import annotations
 
 import pickle
-from collections.abc import Mapping
-from pathlib import Path
-from typing import Any
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path, PurePath
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -43,8 +45,13 @@ _INDEX_TYPES = {
 }
 
 
-class _IndexUnpickler(pickle.Unpickler):
-    """Unpickles the index of a checkpoint: its own record types, sizes, data types and layouts."""
+class _IndexUnpickler(pickle._Unpickler):
+    """Unpickles the index of a checkpoint: its own record types, sizes, data types, layouts and paths as text.
+
+    The standard library's unpickler in Python: its memo is a dict, so that a huge memo index costs nothing.
+    """
+
+    dispatch: ClassVar[dict[int, Any]] = dict(pickle._Unpickler.dispatch)
 
     def find_class(self, module: str, name: str) -> Any:
         """Return a type that an index may name; refuse everything else."""
@@ -54,7 +61,25 @@ class _IndexUnpickler(pickle.Unpickler):
             return getattr(torch, name)
         if (module, name) == ("torch.serialization", "_get_layout"):
             return super().find_class(module, name)
+        if module.startswith("pathlib") and name in ("PosixPath", "WindowsPath", "PurePosixPath", "PureWindowsPath"):
+            return PurePath  # where the checkpoint was written: told, never used
         raise pickle.UnpicklingError(f"it names {module}.{name}, which no checkpoint needs")
+
+    def _load_build(self) -> None:
+        """Refuse to set attributes of a type: they would stay for the whole process."""
+        if callable(self.stack[-2]):  # type: ignore[attr-defined]
+            raise pickle.UnpicklingError("it changes a type")
+        pickle._Unpickler.load_build(self)  # type: ignore[attr-defined]
+
+    dispatch[pickle.BUILD[0]] = _load_build
+
+
+class _Writer(FileSystemWriter):
+    """Torch's writer, but for the index, which names its folder as text and not as an object of pathlib."""
+
+    def storage_meta(self) -> StorageMeta:
+        """Return what the index says of the save."""
+        return StorageMeta(checkpoint_id=str(self.path), save_id=self.save_id)
 
 
 class SafeReader(FileSystemReader):
@@ -79,7 +104,7 @@ class SafeReader(FileSystemReader):
         if not isinstance(index, Metadata):
             raise UserError(f"{folder / '.metadata'} holds a {type(index).__name__}, not the index of a checkpoint.")
         for each in (index.storage_data or {}).values():
-            if Path(each.relative_path).name != each.relative_path:
+            if not isinstance(each.relative_path, str) or Path(each.relative_path).name != each.relative_path:
                 raise UserError(f"{folder / '.metadata'} names a file outside the checkpoint: {each.relative_path}")
         index.storage_meta = index.storage_meta or StorageMeta()
         index.storage_meta.load_id = self.load_id
@@ -93,8 +118,15 @@ def save_sharded(folder: Path, model: nn.Module, optimizer: torch.optim.Optimize
         folder: Where; created.
         model: The backbone, sharded or whole.
         optimizer: Its optimiser.
+
+    Raises:
+        OSError: If a process cannot write; all processes raise it.
     """
-    save(_tensors(model, optimizer), storage_writer=FileSystemWriter(folder))
+    try:
+        with _quiet_alone():
+            save(_tensors(model, optimizer), storage_writer=_Writer(folder))
+    except CheckpointException as error:  # no Exception: nobody else would catch it
+        raise OSError(_first(error)) from error
 
 
 def load_sharded(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer | None) -> None:
@@ -127,7 +159,7 @@ def read_full(folder: Path) -> dict[str, Tensor]:
         for key, entry in stored.items()
         if key.startswith(MODEL)
     }
-    _load(whole, reader, folder)
+    _load(whole, reader, folder, alone=True)
     return {key.removeprefix(MODEL): tensor for key, tensor in whole.items()}
 
 
@@ -227,9 +259,25 @@ def _compare(where: Path, stored: Mapping[str, Any], own: Mapping[str, Tensor]) 
         raise UserError(f"{where} does not belong to this backbone: {'; '.join(named)}.", "Is it from another run?")
 
 
-def _load(tensors: dict[str, Any], reader: SafeReader, folder: Path) -> None:
+def _load(tensors: dict[str, Any], reader: SafeReader, folder: Path, *, alone: bool = False) -> None:
     try:
-        load(tensors, storage_reader=reader)
-    except (CheckpointException, OSError, RuntimeError, ValueError, pickle.UnpicklingError) as error:
-        reason = str(error).strip().splitlines()[-1] if str(error).strip() else type(error).__name__
+        with _quiet_alone():
+            load(tensors, storage_reader=reader, no_dist=alone)
+    except (CheckpointException, OSError, RuntimeError, ValueError) as error:
+        reason = _first(error) if isinstance(error, CheckpointException) else str(error)
         raise UserError(f"Cannot read {folder}: {reason}", "Choose another checkpoint with --checkpoint.") from error
+
+
+def _first(error: CheckpointException) -> str:
+    """Return what went wrong in the first process that failed."""
+    rank, (cause, _) = min(error.failures.items())
+    lines = str(cause).strip().splitlines() or [type(cause).__name__]
+    return lines[0] if len(error.failures) == 1 and rank == 0 else f"process {rank}: {lines[0]}"
+
+
+@contextmanager
+def _quiet_alone() -> Iterator[None]:
+    """Torch warns that there is no process group, which is meant to be so in a single process."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="torch.distributed is disabled", category=UserWarning)
+        yield

@@ -19,7 +19,6 @@ from meltr.engine.hooks import Hooks, better
 from meltr.engine.meter import FiniteGuard, Meter, peak_memory_mb
 from meltr.engine.optim import autocast_dtype, inner_optimizer, lr_factor, outer_optimizer, set_lr
 from meltr.engine.outer_batches import OuterBatches
-from meltr.engine.parallel import gathered
 from meltr.engine.ranks import Ranks
 from meltr.engine.seeding import derive, seed_everything
 from meltr.errors import NonFiniteLossError, UserError
@@ -313,7 +312,7 @@ class Trainer:
         if self.ranks.size > 1:
             for buffer in self.model.buffers():
                 self.ranks.broadcast(buffer)
-        with gathered(self.model):
+        with self.sharing.gathered():
             evaluation = self.hooks.evaluate(self.model, split, self.context)
         found: Evaluation = self.ranks.broadcast_object(evaluation)
         return found

@@ -95,6 +95,7 @@ class LossFunction:
                 stack.enter_context(sdpa_kernel(SDPBackend.MATH))
             if full_precision:
                 stack.enter_context(_no_tf32())
+                stack.enter_context(torch.autocast(setup.device.type, enabled=False))
             elif setup.autocast is not None:
                 cached = setup.sharing.autocast_cache
                 stack.enter_context(torch.autocast(setup.device.type, dtype=setup.autocast, cache_enabled=cached))
@@ -143,6 +144,11 @@ class LossFunction:
         """Evaluate once more with a graph for the inner gradient: like `first`, but with the same random numbers."""
         with torch.enable_grad(), self.replayed(skip=False, keep_buffers=False):
             return LossEvaluation(self, self.call(inner=averaging == "backward"), averaging=averaging)
+
+    def settle(self) -> None:
+        """Evaluate once more without a graph and let buffers move as in any forward."""
+        with torch.no_grad(), self.replayed(skip=False, keep_buffers=False):
+            self.call()
 
     def again(self, *, full_precision: bool = False) -> Tensor:
         """Evaluate once more without a graph, at the weights of now; losses averaged over processes, (T+1,)."""
@@ -196,6 +202,9 @@ class Evaluation:
         """
         raise AssertionError("specification only")
 
+    def settle(self) -> None:
+        """Let buffers move as in an ordinary step, where no `inner_backward` does it."""
+
     def share(self, weights: Sequence[Tensor | None], parameters: Sequence[Tensor]) -> Direction:
         """Return this process' share of J^T weights by one backward a piece; the graph stays.
 
@@ -206,6 +215,7 @@ class Evaluation:
         total: Direction | None = None
         for piece in self.pieces():
             own = piece.own_share(weights, parameters)
+            del piece  # and its graph, before the next one is made
             total = own if total is None else add(total, own)
         assert total is not None
         count = len(self.functions())
@@ -297,7 +307,13 @@ class SplitEvaluation(Evaluation):
 
     @classmethod
     def first(cls, functions: Sequence[LossFunction]) -> SplitEvaluation:
-        """Evaluate pieces for the first time, without a graph; generators move, buffers do not."""
+        """Evaluate pieces for the first time, without a graph; generators move, buffers do not.
+
+        Raises:
+            ValueError: If there are no pieces.
+        """
+        if not functions:
+            raise ValueError("no loss function: expected one, or one for every piece of the batch")
         local = torch.stack([function.peek() for function in functions]).mean(0)
         return cls(functions, functions[0].setup.sharing.mean(local))
 
@@ -329,6 +345,12 @@ class SplitEvaluation(Evaluation):
         for number, function in enumerate(self._functions):
             piece = function.inner("backward" if number == last else "later")
             piece.inner_backward(weights / len(self._functions), parameters)
+
+    def settle(self) -> None:
+        """Let buffers move as in an ordinary step: a forward of every piece, if the model has buffers."""
+        if any(True for _ in self.setup.model.buffers()):
+            for function in self._functions:
+                function.settle()
 
 
 def stacked(parts: Sequence[Tensor]) -> Tensor:

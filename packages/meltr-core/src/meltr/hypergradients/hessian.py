@@ -5,7 +5,6 @@ from __future__ import annotations
 import torch
 from torch import Tensor, autograd
 
-from meltr.combiners.base import sensitivities
 from meltr.errors import UserError
 from meltr.hypergradients.evaluation import Evaluation, LossEvaluation
 from meltr.hypergradients.problem import OuterProblem
@@ -49,7 +48,7 @@ def hessian_product(problem: OuterProblem, direction: Direction, evaluation: Eva
 
 def _unified_gradient_now(problem: OuterProblem, at: Evaluation) -> Direction:
     fresh = at.fresh(full_precision=True)
-    _, a = sensitivities(problem.combiner, fresh.values)
+    _, a = problem.sensitivities_at(fresh.values)
     return fresh.gradient(list(a), problem.parameters)
 
 
@@ -77,7 +76,7 @@ def _unified_gradient_with_graph(problem: OuterProblem, at: LossEvaluation) -> l
     kept: list[Tensor | None] | None = getattr(at, "unified_gradient_graph", None)
     if kept is None:
         losses = torch.stack([p if p.dtype == at.values.dtype else p.to(at.values.dtype) for p in at.parts])
-        with torch.enable_grad():
+        with torch.enable_grad(), problem.one_draw(), torch.autocast(losses.device.type, enabled=False):
             combined = problem.combiner(losses).reshape(())
             kept = list(autograd.grad(combined, problem.parameters, create_graph=True, allow_unused=True))
         at.unified_gradient_graph = kept  # type: ignore[attr-defined]

@@ -28,10 +28,11 @@ def outer_gradient(
         One gradient per trainable parameter of `combiner`, in their order; None where it does not matter.
     """
     parameters = [parameter for parameter in combiner.parameters() if parameter.requires_grad]
-    _, a = sensitivities(combiner, losses, create_graph=True)
+    combined, a = sensitivities(combiner, losses, create_graph=True)
     objective = -(a * products.to(a)).sum()
     if direct_at is not None:
-        combined, _ = sensitivities(combiner, direct_at, create_graph=True)
+        if direct_at is not losses:
+            combined, _ = sensitivities(combiner, direct_at, create_graph=True)
         objective = objective + gamma * (combined - direct_at.sum()).abs()
     if not parameters or not objective.requires_grad:
         return [None] * len(parameters)

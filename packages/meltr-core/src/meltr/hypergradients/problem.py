@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from meltr.combiners.base import sensitivities
 from meltr.errors import UserError
 from meltr.hypergradients.evaluation import Evaluation
+from meltr.hypergradients.replay import RandomState
 from meltr.hypergradients.vectors import Direction, add, displaced, scale
 
 ROWS_KEPT = 3
@@ -54,6 +55,7 @@ class OuterProblem:
         options: Numbers of the scheme.
         inner_optimizer: The optimiser of w, for schemes that look at its step; None if unknown.
         others: Number i -> the losses on independent batch i, for schemes that draw fresh ones; None if there are none.
+        combiner_state: The generators before the combiner made a: its dropout is one draw an outer step (`one_draw`).
     """
 
     parameters: Sequence[Tensor]
@@ -67,6 +69,7 @@ class OuterProblem:
     options: SchemeOptions = field(default_factory=SchemeOptions)
     inner_optimizer: torch.optim.Optimizer | None = None
     others: Callable[[int], Evaluation] | None = None
+    combiner_state: RandomState | None = field(default=None, repr=False)
     _ahead: Tensor | None = field(default=None, repr=False)
     _rows: list[Direction] | None = field(default=None, repr=False)
 
@@ -97,6 +100,26 @@ class OuterProblem:
         if weights is None:
             return self.combine(None)
         return self.combine(torch.cat([weights[:1] + 1, weights[1:]]))
+
+    @contextmanager
+    def one_draw(self) -> Iterator[None]:
+        """Within this context the combiner draws what it drew when it made a; afterwards no generator has moved.
+
+        Otherwise every use of a combiner with dropout would be another function, and a difference of two of its
+        gradients noise over a small distance.
+        """
+        now = self.auxiliary.setup.random_state()
+        if self.combiner_state is not None:
+            self.combiner_state.restore()
+        try:
+            yield
+        finally:
+            now.restore()
+
+    def sensitivities_at(self, losses: Tensor) -> tuple[Tensor, Tensor]:
+        """Return m and a at other losses, shape (T+1,), with the same draw (see `one_draw`)."""
+        with self.one_draw():
+            return sensitivities(self.combiner, losses)
 
     def unified_gradient(self) -> Direction:
         """Return u = grad_w L_aux = J^T a: one weighted backward, none if the rows are kept; the graph stays."""
@@ -129,7 +152,7 @@ class OuterProblem:
             assert primary is not None
             return primary.gradient(primary.only(0), self.parameters)
         self._ahead = auxiliary.values
-        combined, a = sensitivities(self.combiner, auxiliary.values)
+        combined, a = self.sensitivities_at(auxiliary.values)
         weights = regulariser_weights(auxiliary.values, combined, a, self.gamma)
         if primary is None:
             first = torch.zeros_like(a)

@@ -9,9 +9,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any, Literal
 from weakref import WeakKeyDictionary
 
+import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
@@ -64,6 +66,27 @@ class Ancestry:
         return self._known[start]
 
 
+@dataclass
+class _Kept:
+    """What one call of a module returned: `output` (detached), and where it left the generators.
+
+    Attributes:
+        versions: Of the tensors in it; a later one tells that the caller has changed it in place.
+        inside: How often the call went through modules of the tape itself.
+    """
+
+    output: Any
+    versions: list[int]
+    after: RandomState
+    inside: dict[nn.Module, int]
+
+    def intact(self) -> bool:
+        return _versions(self.output) == self.versions
+
+
+_Tape = dict[nn.Module, list[_Kept | None]]
+
+
 class Scope:
     """The parameters of an outer step, and the modules below them.
 
@@ -76,7 +99,7 @@ class Scope:
         self.parameters = list(parameters)
         self._ids = {id(parameter) for parameter in parameters}
         self._below = list(self._outermost_without(model))
-        self._tapes: WeakKeyDictionary[Any, dict[nn.Module, list[tuple[Any, RandomState] | None]]] = WeakKeyDictionary()
+        self._tapes: WeakKeyDictionary[Any, _Tape] = WeakKeyDictionary()
 
     def _outermost_without(self, module: nn.Module) -> Iterator[nn.Module]:
         """Yield the largest modules that hold parameters, but none in scope."""
@@ -92,22 +115,30 @@ class Scope:
     def recording(self, function: Any, state: Callable[[], RandomState]) -> Iterator[None]:
         """Within this context, keep what the modules below return.
 
-        A call whose input depends on parameters in scope (a module used again after them) is not kept.
+        A call whose input or output depends on parameters in scope (a module used again after them) is not kept, nor
+        one with anything but tensors and plain values in it, where such a dependence cannot be seen.
 
         Args:
             function: Whose evaluation it is.
             state: Returns a snapshot of the random number generators.
         """
         ancestry = Ancestry(self.parameters)
-        tape: dict[nn.Module, list[tuple[Any, RandomState] | None]] = {module: [] for module in self._below}
+        tape: _Tape = {module: [] for module in self._below}
 
         def record(module: nn.Module, forward: Callable[..., Any]) -> Callable[..., Any]:
             def call(*args: Any, **kwargs: Any) -> Any:
+                number = len(tape[module])
+                tape[module].append(None)
+                before = {each: len(calls) for each, calls in tape.items()}
                 output = forward(*args, **kwargs)
-                kept = (
-                    None if ancestry.of((args, kwargs)) else (pytree.tree_map_only(Tensor, _detached, output), state())
-                )
-                tape[module].append(kept)
+                if _is_plain((args, kwargs, output)) and not ancestry.of((args, kwargs, output)):
+                    detached = pytree.tree_map_only(Tensor, _detached, output)
+                    inside = {
+                        each: len(calls) - before[each] for each, calls in tape.items() if len(calls) > before[each]
+                    }
+                    for each, count in inside.items():
+                        tape[each][before[each] :] = [None] * count
+                    tape[module][number] = _Kept(detached, _versions(detached), state(), inside)
                 return output
 
             return call
@@ -118,7 +149,10 @@ class Scope:
 
     @contextmanager
     def skipping(self, function: Any) -> Iterator[None]:
-        """Within this context, modules below return what they returned in the recorded evaluation of `function`."""
+        """Within this context, modules below return what they returned in the recorded evaluation of `function`.
+
+        Not if the caller has changed that in place since: then it is evaluated again.
+        """
         tape = self._tapes.get(function)
         if tape is None:
             yield
@@ -130,16 +164,32 @@ class Scope:
                 number = counts[module]
                 counts[module] += 1
                 kept = tape[module][number] if number < len(tape[module]) else None
-                if kept is None:
+                if kept is None or not kept.intact():
                     return forward(*args, **kwargs)
-                output, after = kept
-                after.restore()
-                return output
+                for each, count in kept.inside.items():
+                    counts[each] += count
+                kept.after.restore()
+                return kept.output
 
             return call
 
         with _replaced_forwards(self._below, skip):
             yield
+
+
+_PLAIN = (bool, int, float, complex, str, bytes, torch.dtype, torch.device, torch.Size)
+
+
+def _is_plain(value: Any) -> bool:
+    """Tell whether a value is made of tensors and plain values only, in lists, tuples, dicts and the like."""
+    return all(
+        not leaf.is_inference() if isinstance(leaf, Tensor) else leaf is None or isinstance(leaf, _PLAIN)
+        for leaf in pytree.tree_leaves(value)
+    )
+
+
+def _versions(value: Any) -> list[int]:
+    return [leaf._version for leaf in pytree.tree_leaves(value) if isinstance(leaf, Tensor)]
 
 
 def _detached(tensor: Tensor) -> Tensor:
@@ -192,7 +242,7 @@ def find_scope(
     hint = "Use --set scope=full, or name the blocks in the plugin's hook model_blocks."
     if not wanted:
         raise UserError(f"scope={kind}: {type(model).__name__} has no repeated blocks to cut at.", hint)
-    if any(getattr(module, "_compiled_call_impl", None) is not None for module in model.modules()):
+    if any(map(_is_compiled, model.modules())):
         raise UserError(f"scope={kind} cannot look into a compiled model.", "Leave compile out, or use scope=full.")
     ancestry = Ancestry(parameters)
     inputs: dict[nn.Module, set[int]] = {block: set() for block in wanted}
@@ -210,6 +260,10 @@ def find_scope(
     if not chosen:
         raise UserError(f"scope={kind}: no trainable parameter of {type(model).__name__} lies in it.", hint)
     return Scope(model, chosen)
+
+
+def _is_compiled(module: nn.Module) -> bool:
+    return getattr(module, "_compiled_call_impl", None) is not None or "_orig_mod" in module._modules
 
 
 def _in_scope(kind: Kind, parameters: Sequence[Tensor], inputs: dict[nn.Module, set[int]]) -> list[Tensor]:

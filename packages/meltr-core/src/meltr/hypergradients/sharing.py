@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from typing import Literal
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -83,6 +84,10 @@ class Sharing:
     def as_gradient(self, parameter: Tensor, part: Tensor) -> Tensor:
         """Return what ``.grad`` of a parameter must be to hold `part`."""
         return part
+
+    def gathered(self) -> AbstractContextManager[Any]:
+        """Return a context in which all weights are whole, for evaluations that call any part of the model."""
+        return nullcontext()
 
     def moved(self) -> None:
         """Called after weights were changed in place."""

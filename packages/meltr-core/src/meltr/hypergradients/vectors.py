@@ -75,6 +75,7 @@ def displaced(
             with torch.no_grad():
                 torch._foreach_copy_(weights, saved)
                 torch._foreach_add_(weights, tangents, alpha=e)
+        torch.clear_autocast_cache()  # an autocast context around the training step keeps copies of the weights
         moved()
 
     with unchanged_versions([*weights, *(p for p in parameters if p.numel())]):
@@ -83,4 +84,5 @@ def displaced(
         finally:
             if weights:
                 torch._foreach_copy_(weights, saved)
+            torch.clear_autocast_cache()
             moved()

@@ -16,7 +16,10 @@ def double_backward(problem: OuterProblem, direction: Direction) -> Tensor:
     Exact, and independent of the other ways. Cost: a backward that builds a graph and its transpose, and the memory of
     both. Fails with fused attention, torch.compile and FSDP2; the losses must have been evaluated with math attention.
     """
-    own = [_of_piece(problem, direction, piece) for piece in problem.auxiliary.pieces()]
+    own = []
+    for piece in problem.auxiliary.pieces():
+        own.append(_of_piece(problem, direction, piece))
+        del piece  # and its graph, before the next one is made
     return problem.auxiliary.setup.sharing.mean(torch.stack(own).mean(0))
 
 

@@ -1,0 +1,220 @@
+"""An outer step that stops below the heads or the last blocks: the same as the whole one with J cut there."""
+
+from __future__ import annotations
+
+import copy
+import warnings
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from bilevel_cases import ESTIMATORS, Recorder, flat
+from dense_reference import Dense, series
+from meltr import Bilevel, LossTransformer
+from meltr.errors import UserError
+from meltr.hypergradients.problem import SchemeOptions
+from meltr.hypergradients.scope import find_scope
+from scope_cases import MODELS, Block, Parts, Tied, Vit, names
+
+GAMMA = 0.3
+KINDS = ["heads", "last_block"]
+
+
+def build(kind: type) -> tuple[nn.Module, LossTransformer]:
+    torch.manual_seed(2)
+    model = kind().double().train()
+    torch.manual_seed(4)
+    m = LossTransformer(4, width=8, heads=2, feedforward=8, scale_hidden=16, start="random").double()
+    with torch.no_grad():
+        m.fc1.weight *= 3
+    return model, m
+
+
+def trainable(model: nn.Module) -> list[torch.Tensor]:
+    return [parameter for parameter in model.parameters() if parameter.requires_grad]
+
+
+def expected_parameters(model: nn.Module, kind: str) -> list[torch.Tensor]:
+    wanted = getattr(model, kind)()
+    return [parameter for name, parameter in model.named_parameters() if name in wanted]
+
+
+def outer_steps(model, m, estimator: str, count: int = 2, *, compute=None, **settings):
+    """Outer steps at the same weights and seed; modules below the scope are skipped from the second one on."""
+    recorder = Recorder(m.parameters())
+    bilevel = Bilevel(model, m, recorder, estimator_name=estimator, gamma=GAMMA, **settings)
+    for _ in range(count):
+        model.zero_grad()
+        torch.manual_seed(7)
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            outer = bilevel.backward(compute or model.losses, outer=True).outer
+        yield outer.products, flat(recorder.seen)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("architecture", MODELS)
+def test_scope_holds_the_parameters_expected_by_hand(architecture, kind):
+    model, _ = build(architecture)
+    scope = find_scope(kind, model, trainable(model), model.losses)
+    found = [name for name, p in model.named_parameters() if any(p is each for each in scope.parameters)]
+    assert found == [name for name, _ in model.named_parameters() if name in getattr(model, kind)()]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("estimator", ESTIMATORS)
+@pytest.mark.parametrize("architecture", MODELS)
+def test_g_and_phi_s_gradient_are_those_of_the_jacobian_cut_there(architecture, estimator, kind):
+    model, m = build(architecture)
+    dense = Dense(model, m, gamma=GAMMA, parameters=expected_parameters(model, kind))
+    g, expected = dense.j() @ dense.v(), dense.phi_gradient(dense.v())
+    tolerance = 1e-7 if estimator == "difference" else 1e-10  # the ladder of steps ends at 1e-5
+    before = copy.deepcopy(model.state_dict())
+    for products, phi in outer_steps(model, m, estimator, scope=kind):
+        assert (products - g).norm() <= tolerance * g.norm()
+        assert (phi - expected).norm() <= tolerance * expected.norm()
+        model.load_state_dict(before)
+
+
+@pytest.mark.parametrize("hessian", ["difference", "double_backward"])
+@pytest.mark.parametrize("scheme", ["aid-fp", "itd"])
+@pytest.mark.parametrize("architecture", MODELS)
+def test_schemes_that_evaluate_again_stop_there_too(architecture, scheme, hessian):
+    model, m = build(architecture)
+    dense = Dense(model, m, gamma=GAMMA, parameters=expected_parameters(model, "last_block"))
+    q = 0.5 * dense.v(dense.w - 0.5 * dense.u()) if scheme == "itd" else series(dense.h(), dense.v(), 0.5, 2)
+    expected = dense.phi_gradient(q)
+    tolerance = 1e-5 if scheme == "aid-fp" and hessian == "difference" else 1e-10
+    options = SchemeOptions(terms=2, step=0.5, hessian=hessian)
+    for _, phi in outer_steps(model, m, "forward", scope="last_block", scheme_name=scheme, scheme_options=options):
+        assert (phi - expected).norm() <= tolerance * expected.norm()
+
+
+@pytest.mark.parametrize("scheme", ["aid-fp-lite", "itd"])
+@pytest.mark.parametrize("estimator", ["forward", "difference"])
+@pytest.mark.parametrize("architecture", MODELS)
+def test_modules_below_are_evaluated_once(architecture, estimator, scheme):
+    """Only in the forward that training needs anyway; the blocks in scope are evaluated again."""
+    model, m = build(architecture)
+    blocks = [module for module in model.modules() if isinstance(module, Block)]
+
+    def counts() -> list[int]:
+        before = [block.calls for block in blocks]
+        model.losses()
+        return [block.calls - one for block, one in zip(blocks, before, strict=True)]
+
+    once = counts()
+    options = SchemeOptions(step=0.1)
+    steps = outer_steps(model, m, estimator, scope="last_block", scheme_name=scheme, scheme_options=options)
+    next(steps)  # finds the scope
+    before = [block.calls for block in blocks]
+    next(steps)
+    for block, start, one in zip(blocks, before, once, strict=True):
+        if any(block is each for each in model.below()):
+            assert block.calls - start == one
+        elif block is blocks[-1]:
+            assert block.calls - start > one
+
+
+@pytest.mark.parametrize("architecture", [Vit, Parts, Tied])
+def test_only_weights_in_scope_move_while_losses_are_evaluated(architecture):
+    model, m = build(architecture)
+    start = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+    moved: set[str] = set()
+
+    def losses():
+        moved.update(name for name, p in model.named_parameters() if not torch.equal(p.detach(), start[name]))
+        return model.losses()
+
+    for _ in outer_steps(model, m, "difference", compute=losses, scope="last_block"):
+        pass
+    assert moved == set(model.last_block())
+    for name, parameter in model.named_parameters():
+        assert torch.equal(parameter, start[name])
+
+
+@pytest.mark.parametrize("estimator", ["forward", "per_task"])
+def test_the_inner_gradient_is_still_the_whole_one(estimator):
+    """Also for two losses, where the rows of J are kept for the parameters in scope."""
+    model, _ = build(Vit)
+    m = LossTransformer(2, width=8, heads=2, start="random").double()
+
+    def losses():
+        return list(model.losses().values())[:2]
+
+    torch.manual_seed(7)
+    m(torch.stack(losses())).backward()
+    expected = flat(p.grad for p in model.parameters())
+    for _ in outer_steps(model, m, estimator, compute=losses, scope="heads"):
+        torch.testing.assert_close(flat(p.grad for p in model.parameters()), expected, rtol=1e-12, atol=1e-14)
+
+
+def test_frozen_blocks_leave_the_heads():
+    model, m = build(Vit)
+    model.blocks.requires_grad_(False)
+    for kind in KINDS:
+        scope = find_scope(kind, model, trainable(model), model.losses)
+        assert [id(p) for p in scope.parameters] == [id(p) for p in model.head.parameters()]
+    dense = Dense(model, m, gamma=GAMMA, parameters=scope.parameters)
+    g = dense.j() @ dense.v()
+    for products, _ in outer_steps(model, m, "forward", scope="last_block"):
+        torch.testing.assert_close(products, g, rtol=1e-10, atol=1e-13)
+
+
+def test_blocks_may_be_named():
+    model, _ = build(Vit)
+    lines: list[str] = []
+    m = LossTransformer(4, width=8, heads=2, start="random").double()
+    bilevel = Bilevel(
+        model, m, Recorder(m.parameters()), scope="last_block", blocks=[*model.blocks[:2]], log=lines.append
+    )
+    bilevel.backward(model.losses, outer=True)
+    count = sum(p.numel() for name in ("blocks.1.", "blocks.2.", "head.") for n, p in model.named_parameters()
+                if n in names(model, name))  # fmt: skip
+    total = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    assert lines[0] == f"scope: last_block ({count:,} parameters, {count / total:.1%})"
+
+
+class Plain(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.Sequential(nn.Linear(3, 3), nn.Tanh(), nn.Linear(3, 3))
+
+    def losses(self):
+        found = self.layers(torch.ones(2, 3))
+        return [found.mean(), found.square().mean()]
+
+
+class Headless(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.blocks = nn.Sequential(*(Block() for _ in range(2)))
+
+    def losses(self):
+        found = self.blocks(torch.ones(2, 4))
+        return [found.mean(), F.softplus(found).mean()]
+
+
+@pytest.mark.parametrize(
+    ("make", "kind", "words"),
+    [
+        (Plain, "heads", ["scope=heads: Plain has no repeated blocks", "scope=full", "model_blocks"]),
+        (Plain, "last_block", ["scope=last_block: Plain has no repeated blocks"]),
+        (Headless, "heads", ["scope=heads: no trainable parameter of Headless", "scope=full"]),
+        (lambda: torch.compile(Headless(), backend="eager"), "last_block", ["compiled", "scope=full"]),
+    ],
+    ids=["no blocks, heads", "no blocks, last block", "nothing in scope", "compiled"],
+)
+def test_models_that_cannot_be_cut_are_named(make, kind, words):
+    model = make()
+    m = LossTransformer(2, width=8, heads=2, start="random")
+    bilevel = Bilevel(model, m, Recorder(m.parameters()), scope=kind)
+    with pytest.raises(UserError) as raised:
+        bilevel.backward(model.losses, outer=True)
+    assert all(word in str(raised.value) for word in words), raised.value
+
+
+def test_full_scope_is_no_scope():
+    assert find_scope("full", Plain(), [], list) is None
