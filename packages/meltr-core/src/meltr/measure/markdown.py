@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from meltr.errors import UserError
 from meltr.files import write_text
 from meltr.measure.show import cosine, error, ratio
+from meltr.measure.variants import ORACLE
 
 if TYPE_CHECKING:
     from meltr.measure.approximations import Approximations, Stage
@@ -86,7 +87,8 @@ def _foot(result: Table8) -> list[str]:
     plain = f"1.00x is {base.milliseconds:.1f} ms a step" if base.milliseconds else "no times"
     memory = f" and {base.mib:.1f} MiB" if base.mib else ""
     failed = [f"- {row.name} cannot run: {row.cause}" for row in result.rows if row.cause]
-    return [f"{plain}{memory}.", *([""] if failed else []), *failed]
+    oracle = "" if result.oracle == ORACLE else f" Gradients are compared with {result.oracle}: {ORACLE} is wrong here."
+    return [f"{plain}{memory}.{oracle}", *([""] if failed else []), *failed]
 
 
 def _cells(row: Price) -> list[str]:
