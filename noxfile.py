@@ -92,11 +92,11 @@ def gpu(session: nox.Session) -> None:
     if not has_gpu(session):
         session.skip("no CUDA device on this machine")
     session.run("pytest", "-m", "gpu", *session.posargs)
-    session.run("python", "benchmarks/outer_step.py", "--device", "cuda")
+    session.run("meltr", "bench", "--case", "transformer-base", "--device", "cuda", "--batch-size", "64")
 
 
 @nox.session
 def bench(session: nox.Session) -> None:
-    """What one outer step costs, in units of a plain training step."""
+    """What training costs, in units of multi-task learning."""
     install_all(session)
-    session.run("python", "benchmarks/outer_step.py", *session.posargs)
+    session.run("meltr", "bench", *session.posargs)

@@ -19,7 +19,15 @@ from meltr.settings import Keys, resolve
 PACKAGE = Path(__file__).resolve().parents[1]
 ROOT = PACKAGE.parents[1]
 SECTIONS = ("train", "bilevel", "data", "options", "combiner_options")
-PAGES = ("docs/architecture.md", "docs/method.md", "docs/plugins.md", "docs/cli.md", "CONTRIBUTING.md", "CHANGELOG.md")
+PAGES = (
+    "docs/architecture.md",
+    "docs/method.md",
+    "docs/plugins.md",
+    "docs/cli.md",
+    "docs/efficiency.md",
+    "CONTRIBUTING.md",
+    "CHANGELOG.md",
+)
 PUBLISHED = ("violet", "univl", "all-in-one", "all_in_one", "allinone", "alpro", "resnet")
 
 

@@ -22,7 +22,9 @@ from meltr.settings import resolve
 from meltr.specs import RunSpec
 
 if TYPE_CHECKING:
+    from meltr.measure.approximations import Approximations
     from meltr.measure.table8 import Table8
+    from meltr.measure.variants import Variant
 
 _WHAT = "What to measure"
 _OUTPUT = "Output"
@@ -37,6 +39,15 @@ List = Annotated[bool, typer.Option("--list", help="List the cases and the varia
 Variants = Annotated[
     str | None, typer.Option(metavar="A,B,...", help="Only these variants; default: all.", rich_help_panel=_WHAT)
 ]
+Approximate = Annotated[
+    bool,
+    typer.Option(
+        "--approximations",
+        help="Measure cheaper outer steps instead: their price, and their g along a short training run.",
+        rich_help_panel=_WHAT,
+    ),
+]
+Steps = Annotated[int, typer.Option(min=1, help="Training steps of --approximations.", rich_help_panel=_WHAT)]
 Turns = Annotated[int, typer.Option("--repeat", min=1, help="How often each variant is timed.", rich_help_panel=_WHAT)]
 Precision = Annotated[str | None, typer.Option(help="Short for --set train.precision=...", rich_help_panel="Settings")]
 Compile = Annotated[
@@ -69,6 +80,8 @@ def bench(
     list_cases: List = False,
     variants: Variants = None,
     turns: Turns = 5,
+    approximations: Approximate = False,
+    steps: Steps = 60,
     backbone: opt.Backbone = None,
     task: opt.Task = None,
     dataset: opt.Dataset = None,
@@ -96,21 +109,7 @@ def bench(
     from meltr.measure.cases import registry_with_cases
 
     one_process()
-    selection = Selection(
-        backbone=backbone,
-        task=task,
-        dataset=dataset,
-        combiner=combiner,
-        preset=preset,
-        plugin=plugin or (),
-        config=config,
-        sets=sets or (),
-        seed=seed,
-        batch_size=batch_size,
-        data_root=data_root,
-        sample=sample,
-        device=device,
-    )
+    selection = Selection.of({**dict.fromkeys(("fidelity", "epochs", "lr")), "download": False, **locals()})
     registry = registry_with_cases(selection.plugin_files())
     if list_cases:
         _list(registry)
@@ -119,21 +118,27 @@ def bench(
     specs = _specs(registry, selection, case or (), flags)
     if plot is not None:
         _check_plot(plot)
-    results = [_measured(registry, title, spec, variants=variants, turns=turns) for title, spec in specs.items()]
+    chosen = {title: _choose(spec, variants, approximations) for title, spec in specs.items()}
+    quiet_profiler()
+    results = [
+        _measured(registry, title, spec, variants=chosen[title], turns=turns, steps=steps if approximations else None)
+        for title, spec in specs.items()
+    ]
     _write(results, json_to=json_to, plot=plot, markdown=markdown)
 
 
 def _list(registry: Registry) -> None:
     """Print the cases and the variants."""
-    from meltr.measure.cases import all_cases
-    from meltr.measure.variants import all_variants
+    from meltr.measure.cases import all_cases, resolve_case
+    from meltr.measure.variants import all_approximations, all_variants
 
     cases = all_cases(registry)
     typer.echo("cases (* runs when no case is named):")
     typer.echo(table([[f"{'*' if c.info.default else ' '} {name}", c.info.summary] for name, c in cases.items()]))
-    typer.echo("variants:")
-    some = resolve(registry, config=next(iter(cases.values())).selection())
-    typer.echo(table([[each.name, each.summary] for each in all_variants(some).values()]))
+    some = resolve_case(registry, next(iter(cases.values())), flags={})
+    for title, known in (("variants", all_variants(some)), ("with --approximations", all_approximations(some))):
+        typer.echo(f"{title}:")
+        typer.echo(table([[each.name, each.summary] for each in known.values()]))
 
 
 def _specs(registry: Registry, selection: Selection, cases: Sequence[str], flags: dict[str, Any]) -> dict[str, RunSpec]:
@@ -142,7 +147,7 @@ def _specs(registry: Registry, selection: Selection, cases: Sequence[str], flags
     Raises:
         UserError: If there is no such case, or cases and a run are both given.
     """
-    from meltr.measure.cases import pick
+    from meltr.measure.cases import pick, resolve_case
 
     given = {key: value for key, value in {**selection.flags(), **flags}.items() if value is not None}
     own = {"backbone", "task", "dataset"} & given.keys() or selection.config is not None
@@ -154,26 +159,39 @@ def _specs(registry: Registry, selection: Selection, cases: Sequence[str], flags
         )
         return {f"{spec.backbone} / {spec.task} / {spec.dataset}": learned_spec(registry, spec)}
     return {
-        f"{case.name}": learned_spec(
-            registry, resolve(registry, config=case.selection(), flags=given, sets=selection.sets)
-        )
+        case.name: learned_spec(registry, resolve_case(registry, case, flags=given, sets=selection.sets))
         for case in pick(registry, cases)
     }
 
 
-def _measured(registry: Registry, title: str, spec: RunSpec, *, variants: str | None, turns: int) -> Table8:
-    """Measure one case; what a plugin prints goes to standard error."""
-    from meltr.measure.variants import choose
+def _choose(spec: RunSpec, names: str | None, approximations: bool) -> dict[str, Variant]:
+    """Return the variants to be measured.
 
-    chosen = choose(spec, variants)
-    quiet_profiler()
+    Raises:
+        UserError: If there is no variant of a name.
+    """
+    from meltr.measure import variants
+
+    return variants.choose_approximations(spec, names) if approximations else variants.choose(spec, names)
+
+
+def _measured(
+    registry: Registry, title: str, spec: RunSpec, *, variants: dict[str, Variant], turns: int, steps: int | None
+) -> Table8 | Approximations:
+    """Measure one case; what a plugin prints goes to standard error."""
+    from meltr.measure.approximations import compare
     from meltr.measure.problem import Problem
     from meltr.measure.table8 import measure
 
+    def log(line: str) -> None:
+        remark(f"... {line}")
+
     with contextlib.redirect_stdout(sys.stderr):
-        remark(f"{title}: {len(chosen)} variants")
+        remark(f"{title}: {len(variants)} variants")
         problem = Problem(spec, registry)
-        return measure(problem, chosen, title=title, turns=turns, log=lambda line: remark(f"... {line}"))
+        if steps is None:
+            return measure(problem, variants, title=title, turns=turns, log=log)
+        return compare(problem, variants, title=title, steps=steps, turns=turns, log=log)
 
 
 def _check_plot(plot: Path) -> None:
@@ -188,15 +206,21 @@ def _check_plot(plot: Path) -> None:
     style.check_formats([plot.suffix.removeprefix(".")])
 
 
-def _write(results: Sequence[Table8], *, json_to: str | None, plot: Path | None, markdown: str | None) -> None:
+def _write(
+    results: Sequence[Table8 | Approximations], *, json_to: str | None, plot: Path | None, markdown: str | None
+) -> None:
     """Print the tables and write the files that were asked for."""
-    from meltr.measure.markdown import page, update
+    from meltr.measure.approximations import Approximations
+    from meltr.measure.markdown import APPROXIMATION_LEGEND, LEGEND, page, update
     from meltr.measure.table8 import circumstances
     from meltr.measure.variants import schemes
 
-    where = circumstances(results[0].run["device"])
+    tables = [result.table if isinstance(result, Approximations) else result for result in results]
+    table8 = tables == list(results)
+    where = circumstances(tables[0].run["device"])
     content = {**where, "cases": [result.as_dict() for result in results]}
-    text = page(results, where, first=schemes()[0])
+    legend = LEGEND.format(first=schemes()[0]) if table8 else APPROXIMATION_LEGEND
+    text = page(results, where, legend=legend)
     if json_to == "-":
         print_json(content)
     else:
@@ -207,7 +231,8 @@ def _write(results: Sequence[Table8], *, json_to: str | None, plot: Path | None,
     if plot is not None:
         from meltr.measure.plot import draw
 
-        draw(results, plot)
+        caption = f"; blue: schemes; orange: ways to compute {schemes()[0]}" if table8 else ""
+        draw(tables, plot, caption=caption)
         remark(f"plot: {plot}")
     if markdown is not None:
         remark(f"tables: {update(markdown, text)}")

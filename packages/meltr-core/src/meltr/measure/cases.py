@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,7 +10,8 @@ from typing import Any
 from meltr.errors import UserError, did_you_mean
 from meltr.measure import synthetic
 from meltr.plugins import Registry, discover
-from meltr.specs import BenchmarkInfo
+from meltr.settings import resolve
+from meltr.specs import BenchmarkInfo, RunSpec
 
 SYNTHETIC = Path(synthetic.__file__)
 """The plugin file with core's own cases; no run sees it unless it is asked for."""
@@ -53,6 +54,27 @@ def all_cases(registry: Registry) -> dict[str, Case]:
     names = [case.name for _, case in found]
     cases = [Case(case, info.name, names.count(case.name) == 1) for info, case in found]
     return {case.name: case for case in cases}
+
+
+def resolve_case(registry: Registry, case: Case, *, flags: Mapping[str, Any], sets: Sequence[str] = ()) -> RunSpec:
+    """Return the run of a case with what the user wants otherwise.
+
+    Args:
+        registry: What is installed.
+        case: The case.
+        flags: Setting -> value.
+        sets: ``"setting=value"`` strings.
+
+    Raises:
+        UserError: If a setting is not valid.
+    """
+    try:
+        return resolve(registry, config=case.selection(), flags=flags, sets=sets)
+    except UserError as error:
+        if error.hint and case.backbone == synthetic.NAME:
+            # This backbone is known to no other command unless its file is named.
+            error.hint = error.hint.replace("config schema", f"config schema --plugin {SYNTHETIC}")
+        raise
 
 
 def pick(registry: Registry, names: Sequence[str]) -> list[Case]:

@@ -9,8 +9,10 @@ from typing import TYPE_CHECKING, Any
 from meltr.errors import UserError
 from meltr.files import write_text
 from meltr.measure.show import cosine, error, ratio
+from meltr.measure.variants import ORACLE
 
 if TYPE_CHECKING:
+    from meltr.measure.approximations import Approximations, Stage
     from meltr.measure.operations import Operations
     from meltr.measure.table8 import Price, Table8
 
@@ -21,26 +23,72 @@ LEGEND = (
     "FLOPs: matrix products, convolutions and attention of a step. Losses: evaluations of the losses in a cycle, those "
     "without a graph and with dual numbers (forward mode) told apart. Backwards: backward passes in a cycle, in "
     "brackets those of second order. Gradient: relative error and cosine of the combiner's gradient against the same "
-    "scheme by double backward. Cosine of g: to the exact g of {first}."
+    "scheme by double backward throughout, Hessian products included. Cosine of g: to the exact g of {first}."
+)
+
+
+APPROXIMATION_LEGEND = (
+    "Time, memory and FLOPs of a training step relative to multi-task learning, as in Table 8. The run is trained with "
+    "exact outer steps; at each, g is also taken in every other way on the same weights, batch and random numbers. For "
+    "every loss: median of g_t / exact g_t, and in brackets in how many outer steps the signs agree. Early -> late: "
+    "over the first and over the last third of the outer steps. Cosine: of the whole g, median. Larger K changes how "
+    "often g is taken, not g."
 )
 
 
 def table(result: Table8) -> list[str]:
     """Return the lines of a table: a heading, what was run, and a row a variant."""
-    run = result.run
-    head = (
-        f"{run['parameters'] / 1e6:.1f} M parameters, {len(run['losses'])} losses ({', '.join(run['losses'])}), batch "
-        f"{run['batch_size']}, {run['precision']}{', compiled' if run['compile'] else ''}, K = {result.every}, "
-        f"{result.turns} turns; weights and optimiser state {result.held_mib:.0f} MiB."
-    )
     header = ["variant", "g by", "time", "memory", "FLOPs", "losses", "backwards", "gradient", "cosine", "cosine of g"]
-    lines = [header, ["---", "---", *["---:"] * (len(header) - 2)], *map(_cells, result.rows)]
-    rows = [f"| {' | '.join(cell.replace('|', '/') for cell in line)} |" for line in lines]
+    rows = _rows([header, ["---", "---", *["---:"] * (len(header) - 2)], *map(_cells, result.rows)])
+    return [_head(result), "", *rows, "", *_foot(result)]
+
+
+def approximation_table(result: Approximations) -> list[str]:
+    """Return the lines of a table of approximations: a heading, what was run, and a row a variant."""
+    losses = result.table.run["losses"]
+    header = ["variant", "time", "memory", "FLOPs", "cosine of g", *losses]
+    lines = [header, ["---", *["---:"] * (len(header) - 1)]]
+    for row in result.rows:
+        price = [row.price.name, ratio(row.price.time), ratio(row.price.memory), ratio(row.price.flops)]
+        early, late = row.early, row.late
+        if early is None or late is None:
+            lines.append([*price, *["-"] * (1 + len(losses))])
+            continue
+        told = [f"{_share(early, name)} -> {_share(late, name)}" for name in losses]
+        lines.append([*price, f"{cosine(early.cosine)} -> {cosine(late.cosine)}", *told])
+    remarks = [f"- {row.price.name}: {row.remark}" for row in result.rows if row.remark and not row.price.cause]
+    ran = f"{result.steps} training steps, {result.outer_steps} outer steps."
+    return [f"{_head(result.table)} {ran}", "", *_rows(lines), "", *_foot(result.table), "", *remarks]
+
+
+def _share(stage: Stage, loss: str) -> str:
+    return f"{stage.ratios[loss]:.2f} ({stage.signs[loss]:.0%})"
+
+
+def _rows(lines: Sequence[Sequence[str]]) -> list[str]:
+    return [f"| {' | '.join(cell.replace('|', '/') for cell in line)} |" for line in lines]
+
+
+def _head(result: Table8) -> str:
+    run = result.run
+    count = run["parameters"]
+    size = f"{count / 1e6:.1f} M" if count >= 1e5 else f"{count:,}"
+    return (
+        f"**{result.title}**: {size} parameters, {len(run['losses'])} losses "
+        f"({', '.join(run['losses'])}), batch {run['batch_size']}, {run['precision']}"
+        f"{', compiled' if run['compile'] else ''}, {run['optimizer']}, K = {result.every}, {result.turns} turns; "
+        f"weights and optimiser state {result.held_mib:.0f} MiB."
+    )
+
+
+def _foot(result: Table8) -> list[str]:
+    """Return what 1 stands for, and why variants are missing."""
     base = result.rows[0]
-    plain = f"1.00x is {base.milliseconds:.1f} ms a step" if base.milliseconds else ""
+    plain = f"1.00x is {base.milliseconds:.1f} ms a step" if base.milliseconds else "no times"
     memory = f" and {base.mib:.1f} MiB" if base.mib else ""
     failed = [f"- {row.name} cannot run: {row.cause}" for row in result.rows if row.cause]
-    return [f"**{result.title}**: {head}", "", *rows, "", f"{plain}{memory}.", *([""] if failed else []), *failed]
+    oracle = "" if result.oracle == ORACLE else f" Gradients are compared with {result.oracle}: {ORACLE} is wrong here."
+    return [f"{plain}{memory}.{oracle}", *([""] if failed else []), *failed]
 
 
 def _cells(row: Price) -> list[str]:
@@ -82,12 +130,14 @@ def header(where: Mapping[str, Any]) -> list[str]:
     ]
 
 
-def page(results: Sequence[Table8], where: Mapping[str, Any], *, first: str) -> str:
+def page(results: Sequence[Table8 | Approximations], where: Mapping[str, Any], *, legend: str) -> str:
     """Return all tables of a benchmark with what is above and below them."""
+    from meltr.measure.approximations import Approximations
+
     lines = header(where)
     for result in results:
-        lines += ["", *table(result)]
-    return "\n".join([*lines, "", LEGEND.format(first=first), ""])
+        lines += ["", *(approximation_table(result) if isinstance(result, Approximations) else table(result))]
+    return "\n".join([*lines, "", legend, ""])
 
 
 def update(target: str, content: str, *, what: str = "bench") -> Path:

@@ -17,12 +17,13 @@ if TYPE_CHECKING:
 _BAR = 0.28  # inches a bar
 
 
-def draw(results: Sequence[Table8], path: Path) -> Path:
+def draw(results: Sequence[Table8], path: Path, *, caption: str = "") -> Path:
     """Draw time and memory of every variant, a row of panels a case.
 
     Args:
         results: The cases.
         path: File; its ending is the format.
+        caption: What the colours mean.
 
     Raises:
         UserError: If matplotlib is missing or the format is unknown.
@@ -42,9 +43,7 @@ def draw(results: Sequence[Table8], path: Path) -> Path:
             time.set_title(f"{result.title}: time a step")
             memory.set_title("peak memory")
             memory.set_yticklabels([])
-        first = schemes()[0]
-        caption = f"relative to multi-task learning ({REFERENCE}); blue: schemes; orange: ways to compute {first}"
-        figure.supxlabel(caption, fontsize="medium")
+        figure.supxlabel(f"relative to multi-task learning ({REFERENCE}){caption}", fontsize="medium")
         (written,) = style.save(figure, path.parent, name=path.stem, formats=[path.suffix.removeprefix(".")])
     return written
 

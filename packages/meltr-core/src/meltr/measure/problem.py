@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
-import itertools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from meltr.context import BatchSource, RunContext, StepRecord
-from meltr.engine.batches import to_device
+from meltr.combiners.base import Combiner
+from meltr.context import Data, RunContext, StepRecord
 from meltr.engine.optim import autocast_dtype
 from meltr.engine.run import prepare
 from meltr.engine.seeding import derive, seed_everything
@@ -21,17 +20,13 @@ from meltr.engine.wrapping import check
 from meltr.hookspecs import hookimpl
 from meltr.measure.memory import MIB, peak_memory
 from meltr.measure.operations import CountedHooks, Operations, count
+from meltr.measure.state import ENDLESS, FixedBatches, Snapshot
 from meltr.plugins import load_object
 from meltr.settings import resolve
 
 if TYPE_CHECKING:
     from meltr.plugins import Registry
     from meltr.specs import RunSpec
-
-BATCHES = 4
-"""Training batches that are kept on the device and seen in turn."""
-
-ENDLESS = 10**9
 
 STEADY: Mapping[str, Any] = {
     "train.schedule": "constant",
@@ -62,46 +57,6 @@ class Found:
     estimator: str
     messages: tuple[str, ...]
     weights_kept: bool
-
-
-class FixedBatches:
-    """An endless epoch over a few batches that lie on the device.
-
-    Args:
-        batches: The batches.
-        size: Number of examples of the data set that they come from.
-    """
-
-    def __init__(self, batches: Sequence[Any], size: int) -> None:
-        self._batches = list(batches)
-        self.size = size
-
-    @classmethod
-    def of(cls, source: BatchSource, device: torch.device) -> FixedBatches:
-        """Fetch the first batches of a source."""
-        first = itertools.islice(source.batches(0), BATCHES)
-        return cls([to_device(batch, device) for batch in first], source.size)
-
-    def __len__(self) -> int:
-        """Batches an epoch."""
-        return ENDLESS
-
-    def __getitem__(self, index: int) -> Any:
-        """Return a batch."""
-        return self._batches[index % len(self._batches)]
-
-    def batches(self, epoch: int, start: int = 0) -> Iterator[Any]:
-        """Yield the batches in turn, without end."""
-        for index in itertools.count(start):
-            yield self[index]
-
-    def double(self) -> FixedBatches:
-        """Return the same batches with every floating tensor in float64."""
-        return FixedBatches([_doubled(batch) for batch in self._batches], self.size)
-
-
-def _doubled(batch: Any) -> Any:
-    return torch.utils._pytree.tree_map_only(Tensor, lambda t: t.double() if t.is_floating_point() else t, batch)
 
 
 class _Watch:
@@ -144,23 +99,29 @@ class Problem:
         self.data = dataclasses.replace(data, train=self.batches, held_out=held_out, validation=None, test=None)
         self.reference = Stepper(self, self.vary({"combiner": "sum"}))
         self.reference.steps(self.spec.bilevel.every)
-        self._start = [(live, live.clone()) for live in self._state()]
+        self._start = Snapshot(self.state())
 
     def vary(self, settings: Mapping[str, Any]) -> RunSpec:
         """Return the run with other settings, checked."""
         return varied(self.registry, self.spec, settings)
 
-    def stepper(self, settings: Mapping[str, Any]) -> Stepper:
-        """Return a stepper of the run with other settings; all share the model and the optimiser's state."""
-        stepper = Stepper(self, self.vary(settings))
+    def stepper(
+        self, settings: Mapping[str, Any], *, combiner: Combiner | None = None, data: Data | None = None
+    ) -> Stepper:
+        """Return a stepper of the run with other settings; all share the model and the optimiser's state.
+
+        Args:
+            settings: Dotted setting -> value.
+            combiner: The combiner that it trains; None: one of its own.
+            data: Whose training batches it sees; None: the fixed ones.
+        """
+        stepper = Stepper(self, self.vary(settings), combiner=combiner, data=data)
         stepper.trainer.optimizer.state = self.reference.trainer.optimizer.state
         return stepper
 
     def restore(self) -> None:
         """Put weights, buffers and the optimiser's state back to the common start."""
-        with torch.no_grad():
-            for live, saved in self._start:
-                live.copy_(saved)
+        self._start.restore()
         for parameter in self.model.parameters():
             parameter.grad = None
 
@@ -173,11 +134,6 @@ class Problem:
         dtype = autocast_dtype(self.spec.train.precision)
         with torch.autocast(self.device.type, dtype, enabled=dtype is not None):
             return self.hooks.losses(self.model, batch, context or self.context)
-
-    def weights(self) -> list[tuple[Tensor, Tensor]]:
-        """Return each parameter of the model with its value at the common start."""
-        own = {id(parameter) for parameter in self.model.parameters()}
-        return [(live, saved) for live, saved in self._start if id(live) in own]
 
     def describe(self) -> dict[str, Any]:
         """Return what is measured, in a few words."""
@@ -199,7 +155,7 @@ class Problem:
 
     def held_mib(self) -> float:
         """Return the memory of weights, buffers and the optimiser's state in MiB."""
-        return sum(live.nbytes for live in self._state()) / MIB
+        return sum(live.nbytes for live in self.state()) / MIB
 
     def double(self) -> None:
         """Go over to float64 from the common start; there is no way back."""
@@ -208,9 +164,9 @@ class Problem:
         self.batches = self.batches.double()
         self.data = dataclasses.replace(self.data, train=self.batches)
         self.reference.trainer.optimizer.state.clear()
-        self._start = [(live, live.clone()) for live in self._state()]
+        self._start = Snapshot(self.state())
 
-    def _state(self) -> list[Tensor]:
+    def state(self) -> list[Tensor]:
         """Return every tensor that training changes, but the gradients."""
         moments = [
             value
@@ -227,30 +183,36 @@ class Stepper:
     Args:
         problem: Whose model and batches.
         spec: The variant.
+        combiner: The combiner that it trains; None: one of its own.
+        data: Whose training batches it sees; None: the fixed ones.
     """
 
-    def __init__(self, problem: Problem, spec: RunSpec) -> None:
+    def __init__(
+        self, problem: Problem, spec: RunSpec, *, combiner: Combiner | None = None, data: Data | None = None
+    ) -> None:
         self.problem, self.spec = problem, spec
-        info = problem.registry.combiner(spec.combiner)
         prepared = problem.prepared
         check(spec, prepared.ranks)
-        problem.seed(0)
-        combiner = load_object(info.factory)(spec.losses, **spec.combiner_options).to(problem.device)
-        kind = next((p.dtype for p in problem.model.parameters() if p.is_floating_point()), torch.float32)
-        if kind == torch.float64:
-            combiner.double()
+        self.combiner = self._new_combiner() if combiner is None else combiner
         self.trainer = Trainer(
             problem.hooks,
             dataclasses.replace(problem.context, spec=spec),
-            problem.data,
+            problem.data if data is None else data,
             model=problem.model,
-            combiner=combiner,
+            combiner=self.combiner,
             ranks=prepared.ranks,
             sharing=prepared.sharing,
             blocks=prepared.blocks,
         )
-        self._combiner = combiner
-        self._combiner_start = {name: value.clone() for name, value in combiner.state_dict().items()}
+        self._combiner_start = Snapshot(list(self.combiner.state_dict(keep_vars=True).values()))
+
+    def _new_combiner(self) -> Combiner:
+        """Build the combiner; those of all variants that build the same start with the same values."""
+        info = self.problem.registry.combiner(self.spec.combiner)
+        self.problem.seed(0)
+        built: Combiner = load_object(info.factory)(self.spec.losses, **self.spec.combiner_options)
+        kind = next((p.dtype for p in self.problem.model.parameters() if p.is_floating_point()), torch.float32)
+        return built.to(self.problem.device, torch.float64 if kind == torch.float64 else None)
 
     @property
     def every(self) -> int:
@@ -279,35 +241,37 @@ class Stepper:
             with torch.no_grad():
                 problem.seed(0)
                 values = torch.stack([loss.float() for loss in problem.losses(problem.batches[0]).values()])
-            self._combiner.prepare(values)
-            self._combiner_start = {name: value.clone() for name, value in self._combiner.state_dict().items()}
+            self.combiner.prepare(values)
+            self._combiner_start = Snapshot(list(self.combiner.state_dict(keep_vars=True).values()))
             problem.restore()
         trainer.bilevel.steps, trainer.bilevel.outer_steps = self.every, 0
         # The batches of one's own of outer_batch=replay come after the inner step, at a phase of the cycle.
         replay = self.spec.bilevel.outer_batch == "replay"
         trainer.step = self.every + (self.spec.bilevel.phase % self.every if replay else 0)
 
-    def step_from_start(self) -> None:
-        """Take one step from the common start, with an outer step if the variant takes any."""
-        self.at_outer_step()
+    def one_step(self) -> None:
+        """Take one training step."""
         self.steps(1)
 
     def find(self) -> Found:
-        """Take one training step with an outer step from the start and return what the outer step found."""
+        """Take one training step with an outer step from the common start, the combiner's included."""
+        assert self.trainer.outer is not None
+        self._combiner_start.restore()
+        self.trainer.outer.state.clear()
+        self.at_outer_step()
+        return self.observe()
+
+    def observe(self) -> Found:
+        """Take one training step, which has an outer step, and return what that found."""
         trainer, watch = self.trainer, self.problem.watch
         assert trainer.outer is not None
-        self._combiner.load_state_dict(self._combiner_start)
-        trainer.outer.state.clear()
-        self.at_outer_step()
         watch.record, watch.messages = None, []
         gradients: list[Tensor] = []
         kept: list[bool] = []
-        weights = self.problem.weights()
+        before = Snapshot(list(self.problem.model.parameters()))
         handles = [
             trainer.outer.register_step_pre_hook(lambda optimizer, *_: gradients.append(_flat_gradient(optimizer))),
-            trainer.optimizer.register_step_pre_hook(
-                lambda *_: kept.append(all(torch.equal(live, saved) for live, saved in weights))
-            ),
+            trainer.optimizer.register_step_pre_hook(lambda *_: kept.append(before.unchanged())),
         ]
         try:
             self.steps(1)

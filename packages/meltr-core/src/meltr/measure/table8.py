@@ -17,6 +17,7 @@ from torch import Tensor
 from meltr.engine.folder import environment
 from meltr.measure.agreement import Agreement, agreement, cause
 from meltr.measure.operations import Operations
+from meltr.measure.oracle import choose_oracle
 from meltr.measure.problem import Found, Problem, Stepper
 from meltr.measure.timing import Timing, interleaved
 from meltr.measure.variants import ORACLE, REFERENCE, Variant
@@ -39,7 +40,8 @@ class Price:
         memory: The same relative to multi-task learning.
         flops: Operations of a training step relative to multi-task learning.
         operations: What a cycle of K steps computes.
-        gradient: How the combiner's gradient agrees with that of the same scheme by double backward.
+        gradient: How the combiner's gradient agrees with that of the same scheme by the oracle; if that is double
+            backward, Hessian products included.
         direction: How g agrees with the exact g of the default scheme.
     """
 
@@ -69,6 +71,7 @@ class Table8:
         every: K.
         turns: How often each variant was timed.
         held_mib: Memory of weights, buffers and the optimiser's state.
+        oracle: The estimator taken for exact.
         rows: One price a variant, multi-task learning first.
     """
 
@@ -77,6 +80,7 @@ class Table8:
     every: int
     turns: int
     held_mib: float
+    oracle: str
     rows: Sequence[Price]
 
     def as_dict(self) -> dict[str, Any]:
@@ -106,12 +110,12 @@ def measure(
     """
     steppers: dict[str, Stepper] = {REFERENCE: problem.reference}
     rows = {name: Price(name, each.summary, each.settings) for name, each in variants.items()}
-    oracle = _Oracle(problem)
+    exact = _Exact(problem)
     for name, variant in variants.items():
         log(name)
         try:
             if name != REFERENCE:
-                rows[name], steppers[name] = _examined(problem, variant, rows[name], oracle)
+                rows[name], steppers[name] = _examined(problem, variant, rows[name], exact)
             operations, peak = steppers[name].count(), steppers[name].peak(steppers[name].every)
             rows[name] = dataclasses.replace(rows[name], operations=operations, mib=peak)
         except Exception as error:
@@ -132,10 +136,10 @@ def measure(
         _priced(row, base, timed[name], steppers[name].every, problem.reference.every) if name in timed else row
         for name, row in rows.items()
     ]
-    return Table8(title, problem.describe(), problem.reference.every, turns, problem.held_mib(), priced)
+    return Table8(title, problem.describe(), problem.reference.every, turns, problem.held_mib(), exact.name, priced)
 
 
-def _examined(problem: Problem, variant: Variant, row: Price, oracle: _Oracle) -> tuple[Price, Stepper]:
+def _examined(problem: Problem, variant: Variant, row: Price, exact: _Exact) -> tuple[Price, Stepper]:
     """Return the row of a variant with how good its hypergradient is, and its stepper."""
     stepper = problem.stepper(variant.settings)
     found = stepper.find()
@@ -143,8 +147,8 @@ def _examined(problem: Problem, variant: Variant, row: Price, oracle: _Oracle) -
     if variant.comparable:
         row = dataclasses.replace(
             row,
-            gradient=_agreement(found.gradient, oracle.of(variant.settings)),
-            direction=_compared(found.products, oracle.of({})),
+            gradient=_agreement(found.gradient, exact.of(variant.settings)),
+            direction=_compared(found.products, exact.of({})),
         )
     return row, stepper
 
@@ -159,16 +163,24 @@ def _compared(products: Tensor, exact: Found | None) -> Agreement | None:
     return None if exact is None else agreement(products, exact.products)
 
 
-class _Oracle:
-    """Hypergradients by double backward in float32, each computed once."""
+class _Exact:
+    """Hypergradients by the oracle in float32, each computed once."""
 
     def __init__(self, problem: Problem) -> None:
         self._problem = problem
+        self._oracle = choose_oracle(problem)
         self._known: dict[str, Found | None] = {}
 
+    @property
+    def name(self) -> str:
+        """The estimator taken for exact."""
+        return self._oracle.name
+
     def of(self, settings: Mapping[str, Any]) -> Found | None:
-        """Return what a variant's scheme finds by double backward; None if that cannot run."""
-        exact = {**settings, "train.precision": "fp32", "bilevel.estimator": ORACLE}
+        """Return what a variant's scheme finds exactly; None if that cannot run."""
+        exact = {**settings, "train.precision": "fp32", "bilevel.estimator": self.name}
+        if self.name == ORACLE:
+            exact["bilevel.hessian"] = ORACLE
         key = str(sorted(exact.items()))
         if key not in self._known:
             try:

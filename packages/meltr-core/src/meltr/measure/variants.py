@@ -19,6 +19,16 @@ ORACLE = "double_backward"
 """The estimator that differentiates the backward pass, as the released code does."""
 
 
+EXACT = "exact"
+"""The variant that is trained: the run as it is."""
+
+FRACTIONS = (0.5, 0.25)
+"""Parts of the batch that the outer step may see."""
+
+STRIDES = (2, 4)
+"""Multiples of K."""
+
+
 @dataclass(frozen=True)
 class Variant:
     """A run with other settings.
@@ -93,3 +103,37 @@ def choose(spec: RunSpec, names: str | None) -> dict[str, Variant]:
         if name not in known:
             raise UserError(f"there is no variant {name!r}", did_you_mean(name, known))
     return {name: known[name] for name in dict.fromkeys([REFERENCE, *wanted])}
+
+
+def all_approximations(spec: RunSpec) -> dict[str, Variant]:
+    """Return the exact outer step of a run, and cheaper ones."""
+    cheaper: list[tuple[str, str, dict[str, Any]]] = [
+        (REFERENCE, "multi-task learning", {"combiner": REFERENCE}),
+        (EXACT, "the run as it is", {}),
+    ]
+    for scope in choices(BilevelSpec, "scope"):
+        if scope != spec.bilevel.scope:
+            cheaper.append((scope, f"g over the parameters of scope {scope}", {"bilevel.scope": scope}))
+    for part in FRACTIONS:
+        cheaper.append((f"batch/{1 / part:.0f}", f"g on {part:.0%} of the batch", {"bilevel.outer_fraction": part}))
+    cheaper.append(("difference", "g by central differences", {"bilevel.estimator": "difference"}))
+    if spec.train.precision != "bf16":
+        cheaper.append(("bf16", "training and g under bf16 autocast", {"train.precision": "bf16"}))
+    for stride in STRIDES:
+        every = stride * spec.bilevel.every
+        cheaper.append((f"K={every}", f"an outer step every {every} steps", {"bilevel.every": every}))
+    return {name: Variant(name, summary, settings, comparable=False) for name, summary, settings in cheaper}
+
+
+def choose_approximations(spec: RunSpec, names: str | None) -> dict[str, Variant]:
+    """Return the approximations that the user named, separated by commas, after reference and exact; None: all.
+
+    Raises:
+        UserError: If there is no approximation of a name.
+    """
+    known = all_approximations(spec)
+    wanted = list(known) if names is None else [name.strip() for name in names.split(",") if name.strip()]
+    for name in wanted:
+        if name not in known:
+            raise UserError(f"there is no approximation {name!r}", did_you_mean(name, known))
+    return {name: known[name] for name in dict.fromkeys([REFERENCE, EXACT, *wanted])}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -11,22 +11,14 @@ import torch
 from torch import Tensor
 
 from meltr.engine.folder import versions
-from meltr.errors import PluginError
 from meltr.measure.agreement import Agreement, agreement, cause
+from meltr.measure.oracle import EXACT, SHARED, TOLERANCES, Oracle, choose_oracle
 from meltr.measure.problem import Found, Problem, Stepper
 from meltr.measure.replays import Check, Traces, check_replay
-from meltr.measure.timing import interleaved
+from meltr.measure.timing import Timing, interleaved
 from meltr.measure.variants import ORACLE, estimators, schemes
 
-TOLERANCES = {"fp32": (1e-3, 1e-2)}
-"""Precision -> relative error allowed: of exact estimators, of the central difference."""
-
 TOLERANCES_LOW = (5e-2, 1e-1)
-
-EXACT = (ORACLE, "per_task")
-"""The oracle is the first of these that can run."""
-
-SHARED = {"bilevel.outer_batch": "shared"}
 
 
 @dataclass(frozen=True)
@@ -82,7 +74,7 @@ class Verification:
         run: What was checked: backbone, task, data set, losses, device, precision.
         checks: Of the losses themselves.
         oracle: The estimator taken for exact.
-        oracle_cause: Why it is not double backward, or empty.
+        oracle_cause: Why it is not double backward, or what else is wrong with an exact estimator; or empty.
         exact: g by the oracle, by loss.
         float64: Error of the oracle against itself in float64, or why there is none.
         estimators: One row an estimator, and ``auto``.
@@ -138,63 +130,60 @@ def verify(
     checks, traces = check_replay(problem), Traces(problem)
     if not traces.steady:
         checks.append(Check("plain step twice", "warn", "not bit-identical: what outer steps leave is not compared"))
-    name, why, exact = _oracle(problem)
+    oracle = choose_oracle(problem)
+    exact = oracle.found
     steppers: dict[str, Stepper] = {"plain": problem.reference}
-    rows = [_estimator_row(problem, each, exact, traces, tolerance, steppers, log) for each in (*estimators(), "auto")]
+    rows = [_estimator_row(problem, each, oracle, traces, tolerance, steppers, log) for each in (*estimators(), "auto")]
     others = [_scheme_row(problem, each, exact, steppers, log) for each in schemes()]
     log(f"time and memory of {len(steppers)} kinds of step")
-    timed = interleaved(
-        {each: lambda stepper=stepper: stepper.steps(1) for each, stepper in steppers.items()},  # type: ignore[misc]
-        reference="plain",
-        turns=turns,
-        device=problem.device,
-        before=lambda each: steppers[each].at_outer_step(),
-    )
-    peaks = {each: stepper.peak(1) for each, stepper in steppers.items()}
-    base = peaks["plain"]
-
-    def priced(row: Row, key: str) -> Row:
-        if key not in timed:
-            return row
-        peak = peaks[key]
-        return dataclasses.replace(row, time=timed[key].ratio, memory=peak / base if peak and base else None)
-
+    prices = _prices(problem, steppers, turns)
+    plain = prices["plain"]
     return Verification(
         run=problem.describe(),
         checks=checks,
-        oracle=name,
-        oracle_cause=why,
+        oracle=oracle.name,
+        oracle_cause="; ".join(f"not {name}: {why}" for name, why in oracle.unfit.items() if name in EXACT),
         exact=dict(zip(problem.spec.losses, exact.products.tolist(), strict=True)),
-        estimators=[priced(row, f"estimator {row.name}") for row in rows],
-        schemes=[priced(row, f"scheme {row.name}") for row in others],
-        milliseconds=1000 * timed["plain"].median,
-        mib=base,
-        float64=_in_float64(problem, name, exact, log) if float64 else "not asked for",
+        estimators=[_priced(row, plain, prices.get(f"estimator {row.name}")) for row in rows],
+        schemes=[_priced(row, plain, prices.get(f"scheme {row.name}")) for row in others],
+        milliseconds=1000 * plain[0].median,
+        mib=plain[1],
+        float64=_in_float64(problem, oracle, log) if float64 else "not asked for",
     )
 
 
-def _oracle(problem: Problem) -> tuple[str, str, Found]:
-    """Return the name of the exact estimator, why it is not the first choice, and what it found in full precision."""
-    reasons: list[str] = []
-    for name in EXACT:
-        settings = {**SHARED, "bilevel.estimator": name, "train.precision": "fp32"}
-        try:
-            return name, "; ".join(reasons), problem.stepper(settings).find()
-        except Exception as error:
-            reasons.append(f"{name} cannot run: {cause(error)}")
-    raise PluginError(f"No hypergradient can be computed. {'; '.join(reasons)}.")
+def _prices(problem: Problem, steppers: Mapping[str, Stepper], turns: int) -> dict[str, tuple[Timing, float | None]]:
+    """Return time and peak memory in MiB of one step of every kind."""
+    timed = interleaved(
+        {name: stepper.one_step for name, stepper in steppers.items()},
+        reference="plain",
+        turns=turns,
+        device=problem.device,
+        before=lambda name: steppers[name].at_outer_step(),
+    )
+    return {name: (timed[name], stepper.peak(1)) for name, stepper in steppers.items()}
+
+
+def _priced(row: Row, plain: tuple[Timing, float | None], price: tuple[Timing, float | None] | None) -> Row:
+    """Return a row with its price relative to a plain step."""
+    if price is None:
+        return row
+    memory = price[1] / plain[1] if price[1] and plain[1] else None
+    return dataclasses.replace(row, time=price[0].ratio, memory=memory)
 
 
 def _estimator_row(
     problem: Problem,
     name: str,
-    exact: Found,
+    oracle: Oracle,
     traces: Traces,
     tolerance: float | None,
     steppers: dict[str, Stepper],
     log: Callable[[str], None],
 ) -> Row:
     log(f"g by {name}")
+    if name in oracle.unfit and name in EXACT:
+        return Row(name, None, oracle.unfit[name])
     try:
         stepper = problem.stepper({**SHARED, "bilevel.estimator": name})
         found = stepper.find()
@@ -208,7 +197,7 @@ def _estimator_row(
         name,
         found.estimator,
         cause=" ".join(found.messages),
-        agreement=agreement(found.products, exact.products),
+        agreement=agreement(found.products, oracle.found.products),
         tolerance=tolerance or low[found.estimator == "difference"],
         finite=_finite(found),
         repeatable=torch.equal(found.products, again.products),
@@ -250,7 +239,7 @@ def _finite(found: Found) -> bool:
     return found.gradient is not None and all(bool(part.isfinite().all()) for part in parts)
 
 
-def _in_float64(problem: Problem, oracle: str, exact: Found, log: Callable[[str], None]) -> float | str:
+def _in_float64(problem: Problem, oracle: Oracle, log: Callable[[str], None]) -> float | str:
     """Return the error of the oracle against itself in float64, or why there is none. The problem is spent."""
     log("the oracle in float64")
     problem.restore()
@@ -265,7 +254,7 @@ def _in_float64(problem: Problem, oracle: str, exact: Found, log: Callable[[str]
         gap = max(abs(float(double[name]) / float(single[name]) - 1) for name in single)
         if gap > 1e-3:
             return "not comparable: the losses draw other random numbers in float64"
-        settings = {**SHARED, "bilevel.estimator": oracle, "train.precision": "fp32"}
-        return agreement(exact.products, problem.stepper(settings).find().products).error
+        settings = {**SHARED, "bilevel.estimator": oracle.name, "train.precision": "fp32"}
+        return agreement(oracle.found.products, problem.stepper(settings).find().products).error
     except Exception as error:
         return f"cannot run: {cause(error)}"
