@@ -32,7 +32,7 @@ def test_the_table_of_a_run(tmp_path):
     assert result.exit_code == 0, result.output
     lines = result.stdout.splitlines()
     assert lines[0].startswith("Measured on ")
-    assert "`meltr " in lines[0]
+    assert " with `meltr" in lines[0]
     table = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines if line.startswith("|")]
     assert [row[0] for row in table] == ["variant", "---", "sum", "difference", "released"]
     columns = {name: [row[index] for row in table[2:]] for index, name in enumerate(table[0])}

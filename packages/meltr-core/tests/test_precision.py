@@ -211,7 +211,7 @@ def test_auto_never_chooses_differences_for_a_model_in_low_precision(kind, expec
     ],
 )
 def test_differences_of_a_model_in_low_precision_are_refused(estimator, scheme, words):
-    """A step of 1e-3 is lost in the rounding of the weights: g would be zero, q wrong by up to 180 %."""
+    """A step of 1e-4 is lost in the rounding of the weights: g would be zero, q wrong by up to 180 %."""
     model, m = build(SmoothEncoder)
     model.to(torch.bfloat16)
     with pytest.raises(UserError) as raised:

@@ -16,7 +16,7 @@ TASKS, SIZE = 6, 4
 A = torch.tensor([0.9, 0.4, 0.7, 0.3, 0.5, 0.6], dtype=torch.float64)
 """Weights of the losses: all differ, so that a mix-up shows."""
 TOLERANCE = 1e-8
-"""Of differences, exact on quadratics but for rounding: 1e-16 of a loss over a step of 1e-3."""
+"""Of differences, exact on quadratics but for rounding: 1e-16 of a loss over a step of 1e-4."""
 
 
 def problem() -> tuple[Quadratic, LinearCombiner]:

@@ -112,12 +112,10 @@ def bench(
     selection = Selection.of({**dict.fromkeys(("fidelity", "epochs", "lr")), "download": False, **locals()})
     registry = registry_with_cases(selection.plugin_files())
     if list_cases:
-        _list(registry)
-        return
+        return _list(registry)
     flags = {"train.precision": precision, "train.compile": compiled or None}
     specs = _specs(registry, selection, case or (), flags)
-    if plot is not None:
-        _check_plot(plot)
+    _check_plot(plot)
     chosen = {title: _choose(spec, variants, approximations) for title, spec in specs.items()}
     quiet_profiler()
     results = [
@@ -194,12 +192,14 @@ def _measured(
         return compare(problem, variants, title=title, steps=steps, turns=turns, log=log)
 
 
-def _check_plot(plot: Path) -> None:
-    """Check before measuring that the plot can be drawn.
+def _check_plot(plot: Path | None) -> None:
+    """Check before measuring that the plot, if one is wanted, can be drawn.
 
     Raises:
         UserError: If matplotlib is missing or the format unknown.
     """
+    if plot is None:
+        return
     from meltr.report import style
 
     style.require_matplotlib()

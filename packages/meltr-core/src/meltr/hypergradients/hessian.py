@@ -10,7 +10,7 @@ from meltr.hypergradients.evaluation import Evaluation, LossEvaluation
 from meltr.hypergradients.problem import OuterProblem
 from meltr.hypergradients.vectors import Direction, add, scale
 
-DISPLACEMENT = 1e-3
+DISPLACEMENT = 1e-4
 """Length ||e p|| of the displacement of a difference of gradients."""
 
 
