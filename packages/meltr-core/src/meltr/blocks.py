@@ -11,13 +11,17 @@ _CONTAINERS = (nn.ModuleList, nn.Sequential, nn.ModuleDict)
 FINER = 0.5
 """A finer repetition is preferred if it still holds this part of the parameters of the coarser one."""
 
+SMALLEST = 0.1
+"""A class of blocks counts if it holds at least this part of the parameters of the largest one: heads do not."""
+
 
 def find_blocks(model: nn.Module) -> list[nn.Module]:
     """Return the blocks that a model repeats (transformer layers, residual blocks), in the order of registration.
 
     Blocks are modules of one class that stand at least twice in a ModuleList, Sequential or ModuleDict, and are made of
-    further modules. Of several such classes those count that hold most parameters; of nested ones (stages of blocks)
-    the finer, as long as it holds half of the parameters of the coarser.
+    further modules. Several such classes may count (towers), but not one with less than a tenth of the parameters of
+    the largest (equal heads in a container); of nested ones (stages of blocks) the finer, as long as it holds half of
+    the parameters of the coarser.
 
     Args:
         model: The backbone.
@@ -40,6 +44,8 @@ def find_blocks(model: nn.Module) -> list[nn.Module]:
             chosen[chosen.index(outer)] = family
         elif outer is None and not any(_inside(other, family) for other in chosen):
             chosen.append(family)
+    least = SMALLEST * max(map(_size, chosen), default=0)
+    chosen = [family for family in chosen if _size(family) >= least]
     wanted = {id(block) for family in chosen for block in family}
     return [module for module in model.modules() if id(module) in wanted]
 

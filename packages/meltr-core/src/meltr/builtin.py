@@ -101,6 +101,5 @@ def _rivals() -> list[CombinerInfo]:
             factory="meltr.combiners.torchjd_:from_options",
             options="meltr.combiners.options:TorchJDOptions",
             settings={"bilevel.outer_lr": 1e-3},
-            extra="torchjd",
         ),
     ]

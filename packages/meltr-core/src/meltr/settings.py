@@ -41,6 +41,10 @@ class _Layer(NamedTuple):
     loose: bool
 
 
+def _layer(values: Mapping[str, Any], origin: str, *, loose: bool = True) -> _Layer:
+    return _Layer({key: _Value(value, origin) for key, value in values.items()}, loose)
+
+
 def resolve(
     registry: Registry,
     *,
@@ -74,21 +78,18 @@ def resolve(
     flag_values = {key: value for each in (chosen, flags or {}) for key, value in each.items() if value is not None}
     layers = [
         _Layer(_read_config(config), loose=True),
-        _Layer({key: _Value(value, "flags") for key, value in flag_values.items()}, loose=False),
+        _layer(flag_values, "flags", loose=False),
         _Layer(dict(_split_set(text) for text in sets), loose=False),
     ]
     info, spec_task, spec_dataset = _select(registry, layers)
     recipe = _find_preset(info, _pick("preset", layers), spec_task, spec_dataset)
-    if recipe:
-        values = {key: _Value(value, f"preset {recipe.name}") for key, value in _flatten(recipe.settings).items()}
-        layers.insert(0, _Layer(values, loose=True))
-    combiner = registry.combiner(_pick("combiner", layers) or "meltr")
-    wanted = str(_pick("fidelity", layers))
+    preset_layer = _layer(_flatten(recipe.settings), f"preset {recipe.name}") if recipe else _layer({}, "")
+    chosen_by = [preset_layer, *layers]
+    combiner = registry.combiner(_pick("combiner", chosen_by) or "meltr")
+    wanted = str(_pick("fidelity", chosen_by))
     fidelity = {**FIDELITY.get(wanted, {}), **(info.released if wanted == "released" else {})}
-    brought = {key: _Value(value, f"combiner {combiner.name}") for key, value in combiner.settings.items()}
-    after_preset = 1 if recipe else 0
-    layers.insert(after_preset, _Layer(brought, loose=False))
-    layers.insert(after_preset, _Layer({key: _Value(value, "fidelity") for key, value in fidelity.items()}, loose=True))
+    brought = _layer(combiner.settings, f"combiner {combiner.name}", loose=False)
+    layers = [preset_layer, _layer(fidelity, "fidelity"), brought, *layers]
     keys = Keys(registry, info, combiner)
     merged: dict[str, _Value] = {}
     for layer in _without_foreign_options(layers, info.name, combiner.name):

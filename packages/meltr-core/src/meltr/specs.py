@@ -176,7 +176,6 @@ class CombinerInfo(Info):
         primary_only: True if it needs no loss but the primary, so that the others are not computed.
         settings: Dotted setting -> value that the method brings with it (say ``{"bilevel.scheme": "itd"}``); stronger
             than presets, which are tuned for other combiners, and weaker than file and flags.
-        extra: What must be installed besides core: name of an extra of meltr-core, shown when it is missing.
     """
 
     name: str
@@ -186,7 +185,6 @@ class CombinerInfo(Info):
     learned: bool = False
     primary_only: bool = False
     settings: dict[str, Any] = {}
-    extra: str | None = None
 
 
 class TrainSpec(Info):

@@ -244,8 +244,9 @@ class Bilevel:
     def _outer_step(
         self, auxiliary: Evaluation, primary: Evaluation | None, others: Callable[[int], Compute] | None
     ) -> tuple[OuterResult, OuterProblem]:
-        state = self.setup.random_state()
-        combined, a = self._sensitivities(auxiliary)
+        with self._alike():
+            state = self.setup.random_state()
+            combined, a = sensitivities(self.combiner, auxiliary.values)
         problem = OuterProblem(
             self._outer_parameters(auxiliary),
             auxiliary,
@@ -269,14 +270,6 @@ class Bilevel:
         result = self._apply(gradients, products)
         self.outer_steps += 1
         return result, problem
-
-    def _sensitivities(self, evaluation: Evaluation) -> tuple[Tensor, Tensor]:
-        """Return m(l) and a, the same in all processes, also if the combiner draws (dropout)."""
-        combined, a = sensitivities(self.combiner, evaluation.values)
-        if self.sharing.one_process:
-            return combined, a
-        both = self.sharing.mean(torch.cat([combined.reshape(1), a]))
-        return both[0], both[1:]
 
     def _outer_parameters(self, auxiliary: Evaluation) -> Sequence[Tensor]:
         """Return w, or the parameters in scope: found from the graph of the first outer step."""
@@ -350,7 +343,8 @@ class Bilevel:
                 gradient, a = self.combiner.from_gradients(evaluation.values, rows)
             self._add(gradient, evaluation)
             return (a * evaluation.values).sum(), a
-        combined, a = self._sensitivities(evaluation)
+        with self._alike():
+            combined, a = sensitivities(self.combiner, evaluation.values)
         own = self._own_gradients(evaluation)
         if problem is not None and problem.rows is not None and self._scope is None:
             self._add(problem.combine(a), evaluation)
@@ -362,7 +356,7 @@ class Bilevel:
 
     @contextlib.contextmanager
     def _alike(self) -> Iterator[None]:
-        """With several processes, a context in which all draw the same random numbers."""
+        """With several processes, a context in which all combiners draw the same random numbers (dropout)."""
         if self.sharing.one_process:
             yield
             return

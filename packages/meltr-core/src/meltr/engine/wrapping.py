@@ -67,6 +67,8 @@ def check(spec: RunSpec, ranks: Ranks) -> None:
             f"batch_size={train.batch_size} cannot be cut into {parts}: means over unequal parts are no mean.",
             f"Give a multiple of {ranks.size * train.accumulate}.",
         )
+    if train.sync_batchnorm and ranks.size > 1 and ranks.device.type == "cpu":
+        raise UserError("sync_batchnorm=true works on GPUs only.", "Leave it out, or use a backbone without BatchNorm.")
     second_order = "double_backward" in (bilevel.estimator, bilevel.hessian)
     if train.compile and second_order:
         raise UserError(

@@ -16,8 +16,6 @@ from meltr.hypergradients.vectors import Direction
 
 Estimator = Callable[[OuterProblem, Direction], Tensor]
 
-ESTIMATORS = ("forward", "difference", "per_task", "double_backward")
-
 
 def estimator(name: str) -> Estimator:
     """Return a new estimator called `name`.
