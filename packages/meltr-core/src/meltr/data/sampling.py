@@ -1,0 +1,88 @@
+"""Which frames of a video are looked at: pure functions from the number of frames to indices.
+
+A video may have fewer frames than are wanted, down to one; frames then repeat, so that the number of indices never
+depends on the video.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from itertools import pairwise
+
+import numpy as np
+
+from meltr.errors import UserError, did_you_mean
+
+Indices = tuple[int, ...]
+Sampler = Callable[[int, int], Indices]
+"""``sampler(total, count)``: `count` indices below `total`, in ascending order."""
+
+
+def centres(total: int, count: int) -> Indices:
+    """Return floor((i + 1) total / (count + 1)) for i = 0 ... count - 1: even, with a margin at both ends.
+
+    The rule of the frame extraction in the public repository tsujuifu/pytorch_violet.
+
+    Raises:
+        ValueError: If `total` or `count` is below one, as in every sampler.
+    """
+    _check(total, count)
+    return tuple((i + 1) * total // (count + 1) for i in range(count))
+
+
+def middles(total: int, count: int) -> Indices:
+    """Cut the video into `count` segments and return the middle frame of each.
+
+    With the edges e_i = floor(i total / count) the middle is floor((e_i + e_{i+1} - 1) / 2): the uniform mode of
+    public video-text code since Frozen in Time (Bain et al., ICCV 2021).
+    """
+    edges = _edges(total, count)
+    return tuple(max(0, (edges[i] + edges[i + 1] - 1) // 2) for i in range(count))
+
+
+def random_in_segments(
+    total: int, count: int, *, rng: random.Random | None = None, spare_last: bool = False
+) -> Indices:
+    """Return one random frame of each of the segments of `middles` (temporal segment sampling, Wang et al., ECCV 2016).
+
+    Args:
+        total: Frames of the video.
+        count: Frames wanted.
+        rng: Where the random numbers come from; None: Python's global generator, which
+            `meltr.data.loader.LoaderBatches` seeds for every item.
+        spare_last: Never draw the last frame of a segment of two or more, as the released training code of that line
+            does (an off-by-one).
+    """
+    edges = _edges(total, count)
+    draw = random.randrange if rng is None else rng.randrange
+    indices = []
+    for start, stop in pairwise(edges):
+        if stop == start:
+            indices.append(max(0, start - 1))
+        else:
+            last = stop - 1 if spare_last and stop - start > 1 else stop
+            indices.append(draw(start, last))
+    return tuple(indices)
+
+
+SAMPLERS: dict[str, Sampler] = {"centres": centres, "middles": middles, "random": random_in_segments}
+"""The samplers that have a name."""
+
+
+def sampler_named(name: str) -> Sampler:
+    """Return a sampler by name; UserError with the valid choices if there is none."""
+    if name not in SAMPLERS:
+        raise UserError(f"there is no frame sampler {name!r}", did_you_mean(name, SAMPLERS))
+    return SAMPLERS[name]
+
+
+def _edges(total: int, count: int) -> list[int]:
+    """Return the `count` + 1 edges of the segments, rounded as numpy rounds them: that is what published code does."""
+    _check(total, count)
+    return [int(edge) for edge in np.linspace(0, total, count + 1).astype(int)]
+
+
+def _check(total: int, count: int) -> None:
+    if total < 1 or count < 1:
+        raise ValueError(f"{count} of {total} frames: both must be at least one")
