@@ -1,0 +1,119 @@
+"""Sizes of a VIOLET model. Imports no torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Literal
+
+AttentionKernel = Literal["fused", "eager"]
+
+PAD, CLS, SEP, MASK = 0, 101, 102, 103
+"""Token ids of bert-base-uncased that the model itself relies on."""
+
+IGNORED = -1
+"""Target that no cross-entropy counts."""
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """Sizes and constants; the defaults are those of the published checkpoint.
+
+    Args:
+        swin_width: Channels after the patch embedding; they double with each further stage.
+        swin_depths: Blocks of each stage.
+        swin_heads: Attention heads of each stage.
+        window: Attention window (frames, rows, columns).
+        patch: Kernel of the patch embedding; it steps one frame at a time, so that frame t sees frames t and t + 1.
+        mlp_ratio: Hidden units of Swin's MLPs, relative to the width.
+        stochastic_depth: Drop probability of the last Swin block; it grows linearly from 0.
+        pixel_mean: Mean of each channel, for pixels in [0, 1].
+        pixel_std: Deviation of each channel.
+        max_frames: Rows of the frame table: the longest clip.
+        positions: Rows of the position table: one for the cls of a frame, one for each of its cells.
+        width: Width of the transformer; must be that of Swin's last stage.
+        layers: Layers of the cross-modal transformer.
+        heads: Its attention heads.
+        feedforward: Hidden units of its MLPs.
+        vocabulary: Size of the vocabulary.
+        text_positions: Longest text.
+        token_types: Rows of the token type table; only the first is used.
+        dropout: Dropout of the text embedding, the transformer and its attention, and the heads.
+        codes: Visual codes that masked visual modelling predicts.
+        text_eps: LayerNorm epsilon of the text branch and the transformer.
+        video_eps: LayerNorm epsilon of the video branch.
+        attention: ``fused`` (PyTorch's scaled dot product attention) or ``eager``, in the cross-modal transformer.
+
+    Raises:
+        ValueError: If the sizes do not fit together.
+    """
+
+    swin_width: int = 96
+    swin_depths: tuple[int, ...] = (2, 2, 18, 2)
+    swin_heads: tuple[int, ...] = (3, 6, 12, 24)
+    window: tuple[int, int, int] = (8, 7, 7)
+    patch: tuple[int, int, int] = (2, 4, 4)
+    mlp_ratio: float = 4.0
+    stochastic_depth: float = 0.2
+    pixel_mean: tuple[float, ...] = (0.485, 0.456, 0.406)
+    pixel_std: tuple[float, ...] = (0.229, 0.224, 0.225)
+    max_frames: int = 6
+    positions: int = 197
+    width: int = 768
+    layers: int = 12
+    heads: int = 12
+    feedforward: int = 3072
+    vocabulary: int = 30522
+    text_positions: int = 512
+    token_types: int = 2
+    dropout: float = 0.1
+    codes: int = 8192
+    text_eps: float = 1e-12
+    video_eps: float = 1e-5
+    attention: AttentionKernel = "fused"
+
+    def __post_init__(self) -> None:
+        if len(self.swin_depths) != len(self.swin_heads) or not self.swin_depths:
+            raise ValueError(f"swin_depths={self.swin_depths} and swin_heads={self.swin_heads} differ in length")
+        if self.width != self.swin_width * 2 ** (len(self.swin_depths) - 1):
+            last = self.swin_width * 2 ** (len(self.swin_depths) - 1)
+            raise ValueError(f"width={self.width} must be {last}, the width of Swin's last stage")
+        if self.width % self.heads:
+            raise ValueError(f"width={self.width} is not a multiple of heads={self.heads}")
+
+    @property
+    def cell(self) -> int:
+        """Pixels on a side of the square that one video token stands for: 32 with four stages."""
+        return self.patch[1] * 2 ** (len(self.swin_depths) - 1)
+
+    def grid(self, height: int, width: int) -> tuple[int, int]:
+        """Return the rows and columns of cells of a picture of `height` x `width` pixels."""
+        return -(-height // self.cell), -(-width // self.cell)
+
+    def tokens(self, frames: int, height: int, width: int) -> int:
+        """Return the video tokens of a clip: for every frame one cls and its cells."""
+        rows, columns = self.grid(height, width)
+        return frames * (1 + rows * columns)
+
+    def without_noise(self) -> ModelConfig:
+        """Return a copy without dropout and stochastic depth."""
+        return replace(self, dropout=0.0, stochastic_depth=0.0)
+
+
+BASE = ModelConfig()
+"""The published model: 198 million parameters."""
+
+TINY = ModelConfig(
+    swin_width=16,
+    swin_depths=(1, 1, 2, 1),
+    swin_heads=(2, 2, 4, 4),
+    width=128,
+    layers=2,
+    heads=4,
+    feedforward=256,
+    vocabulary=1000,
+    text_positions=64,
+    codes=512,
+    stochastic_depth=0.0,
+    dropout=0.0,
+)
+"""A model for miniatures and tests; `dataclasses.replace` changes sizes."""

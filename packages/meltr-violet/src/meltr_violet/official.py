@@ -1,0 +1,84 @@
+"""Names of parameters in the published checkpoints, and ours."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+
+_STAGE = re.compile(r"layers\.(\d+)\.(blocks|downsample)\.")
+_TRUNK = (
+    ("enc_img.", "video."),
+    ("enc_txt.emb_txt.", "text."),
+    ("trsfr.", "cross."),
+    ("fc_mtm.predictions.", "mtm."),
+    ("fc_mvm.", "mvm."),
+    ("fc_vtm.", "vtm."),
+    ("fc_oe.", "answer."),
+    ("fc_mc.", "choice."),
+)
+TIED_BIAS = "fc_mtm.predictions.bias"
+"""A second name of ``fc_mtm.predictions.decoder.bias``: one parameter of the original."""
+
+_INDEX = ("relative_position_index", "position_ids", "token_type_ids")
+
+
+def is_index(key: str) -> bool:
+    """Tell whether a key names an index buffer, which is a constant and need not be there."""
+    return key.rpartition(".")[2] in _INDEX
+
+
+def from_official(key: str, *, fc: str = "vtm") -> str | None:
+    """Return our name of an official key, None if it is none of VIOLET's.
+
+    Args:
+        key: The official name.
+        fc: Which of our heads the key ``fc`` is: ``vtm`` in pre-training and retrieval checkpoints, ``answer`` or
+            ``choice`` in the original's fine-tuned ones.
+    """
+    prefixes = (*_TRUNK, ("fc.", f"{fc}."))
+    for official, ours in prefixes:
+        if key.startswith(official):
+            return ours + _swin_from_official(key.removeprefix(official))
+    return None
+
+
+def to_official(name: str, *, vtm: str = "fc") -> str:
+    """Return the official key of one of our names.
+
+    Args:
+        name: Our name of a parameter or buffer.
+        vtm: The official name of the matching head: ``fc`` (pre-training, retrieval), ``fc_vtm`` (MELTR's answering).
+
+    Raises:
+        KeyError: If it is no name of ours.
+    """
+    for official, ours in (("fc_vtm." if vtm == "fc_vtm" else "fc.", "vtm."), *_TRUNK):
+        if name.startswith(ours):
+            return official + _swin_to_official(name.removeprefix(ours))
+    raise KeyError(name)
+
+
+def _swin_from_official(rest: str) -> str:
+    """Map ``swin.layers.s.blocks.b.mlp.fc1`` to ``swin.features.2s.b.mlp.0``, and what belongs to it."""
+    found = _STAGE.search(rest)
+    if found is None:
+        return rest
+    stage, after = int(found[1]), rest[found.end() :]
+    if found[2] == "downsample":
+        return f"swin.features.{2 * stage + 1}.{after}"
+    return f"swin.features.{2 * stage}.{after.replace('mlp.fc1.', 'mlp.0.').replace('mlp.fc2.', 'mlp.3.')}"
+
+
+def _swin_to_official(rest: str) -> str:
+    if not rest.startswith("swin.features."):
+        return rest
+    place, after = rest.removeprefix("swin.features.").split(".", 1)
+    stage, odd = divmod(int(place), 2)
+    if odd:
+        return f"swin.layers.{stage}.downsample.{after}"
+    return f"swin.layers.{stage}.blocks.{after.replace('mlp.0.', 'mlp.fc1.').replace('mlp.3.', 'mlp.fc2.')}"
+
+
+def looks_official(keys: Iterable[str]) -> bool:
+    """Tell whether some of the keys are those of an official checkpoint."""
+    return any(from_official(key) is not None for key in keys)

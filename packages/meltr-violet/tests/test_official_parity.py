@@ -1,0 +1,205 @@
+"""The official VIOLET, reproduced: every golden set below MELTR_GOLDENS, in float32 and float64.
+
+Tolerances are those of the sets' description: features and logits 5e-5, losses 2e-5 and so on in float32; 3e-6 in
+float64, where the stored values are rounded to float32.
+"""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+import torch
+
+from meltr_violet.losses import LossSettings, cross_entropy, task_losses
+from meltr_violet.losses import _Passes as Passes
+from meltr_violet.masking import Masks, black_out, code_targets, masks_at
+from meltr_violet.model import visible
+from meltr_violet.pretraining import matching_scores, pretraining_losses
+from meltr_violet.released import mask_choices
+from meltr_violet.scoring import answer_logits, choice_logits, score_pairs
+
+PRECISE = 3e-6
+CASES = {"meltr_retrieval": ("vtm", "mtm", "mvm"), "meltr_qaoe": ("answer", "vtm", "mtm", "mvm")}
+
+
+def close(golden, found, expected, float32: float) -> None:
+    tolerance = PRECISE if golden.dtype == torch.float64 else float32
+    torch.testing.assert_close(found.to(golden.dtype), torch.as_tensor(expected, dtype=golden.dtype), atol=tolerance, rtol=0)
+
+
+def features(golden, found, expected) -> None:
+    close(golden, found, expected, 5e-5)
+
+
+def losses_close(golden, found: dict, expected: dict) -> None:
+    for name, value in found.items():
+        close(golden, value, expected["oe" if name == "answer" and "oe" in expected else name], 2e-5)
+
+
+def settings_of(golden, **changes) -> LossSettings:
+    return LossSettings(temperature=golden.config["vtm_temperature"], **changes)
+
+
+def masks_of(case: dict) -> Masks:
+    return Masks(case["m_txt"], case["ans_mtm"], case["cells"])
+
+
+@pytest.fixture
+def eval_model(golden):
+    with torch.no_grad():
+        yield golden.model().eval()
+
+
+@pytest.fixture
+def eval_qa_model(golden):
+    with torch.no_grad():
+        yield golden.model(qa=True).eval()
+
+
+def test_special_tokens(golden_files):
+    assert golden_files.config["special_tokens"] == {"pad": 0, "cls": 101, "sep": 102, "mask": 103}
+
+
+def test_video_branch_of_every_clip(golden, eval_model):
+    expected, video = golden.tensors("out_video"), eval_model.video
+    seen = 0
+    for name in golden.tensors("inputs"):
+        found = re.fullmatch(r"video(_.*)?_u8", name)
+        if found is None:
+            continue
+        suffix = found[1] or ""
+        seen += 1
+        swin = video.swin(video.normalised(golden.clip(name))).permute(0, 4, 1, 2, 3)
+        features(golden, swin, expected[f"swin{suffix}"])
+        if f"feat_img{suffix}" in expected:
+            features(golden, video(golden.clip(name)), expected[f"feat_img{suffix}"])
+    assert seen
+    index = eval_model.video.swin.blocks()[0].attn.relative_position_index
+    assert torch.equal(index, expected["relative_position_index"].long())
+
+
+def test_stages_of_the_video_branch(golden, eval_model):
+    expected, swin = golden.tensors("out_video"), eval_model.video.swin
+    state = swin.patch_embed(eval_model.video.normalised(golden.clip()[:1]))
+    features(golden, state.permute(0, 4, 1, 2, 3), expected["swin_patch_embed"])
+    for place, stage in enumerate(swin.features):
+        state = stage(state)
+        if place % 2 or place == len(swin.features) - 1:  # after patch merging, and after the last stage
+            features(golden, state.permute(0, 4, 1, 2, 3), expected[f"swin_layer{place // 2}"])
+
+
+def test_text_and_cross_modal_outputs(golden, eval_model):
+    expected, inputs = golden.tensors("out_cross"), golden.tensors("inputs")
+    ids = inputs["txt"]
+    assert torch.equal((ids != 0).long(), inputs["mask"])
+    video, text = eval_model.encode_video(golden.clip()), eval_model.embed_text(ids)
+    features(golden, text, expected["feat_txt"])
+    states, length = eval_model.join(video, text, ids), video.shape[1]
+    features(golden, states, expected["cross"])
+    features(golden, eval_model.vtm(states[:, length])[:, 0], expected["vtm_raw"])
+    features(golden, eval_model.mtm(states[:, length:]), expected["mtm_logits_unmasked"])
+    features(golden, eval_model.attention_received(video, text, ids), expected["att_received"])
+    probabilities = list(eval_model.cross.attention(torch.cat([video, text], 1), visible(video, ids)))
+    for name, tensor in expected.items():
+        if found := re.fullmatch(r"attn_layer(\d+)_sample(\d+)", name):
+            features(golden, probabilities[int(found[1])][int(found[2])], tensor)
+
+
+def test_pretraining_objective_with_both_mask_kinds(golden, eval_model):
+    case, scalars = golden.tensors("case_pretrain"), golden.json("losses.json")
+    batch, masks = golden.batch(), masks_of(case)
+    assert torch.equal(code_targets(batch.codes, masks.cells), case["ans_mvm"])
+    losses = pretraining_losses(eval_model, batch, masks, case["neg"])
+    losses_close(golden, losses, scalars["pretrain"])
+    close(golden, sum(losses.values()), scalars["pretrain"]["sum"], 2e-5)
+    video = eval_model.encode_video(black_out(batch.frames, masks.cells, eval_model.config.cell))
+    text = eval_model.embed_text(masks.ids)
+    states, length = eval_model.join(video, text, masks.ids), video.shape[1]
+    features(golden, eval_model.mtm(states[:, length:]), case["mtm_logits"])
+    features(golden, eval_model.mvm(states[:, :length]), case["mvm_logits"])
+    scores = matching_scores(eval_model, video, text, masks.ids, own=states[:, length], negatives=case["neg"])
+    features(golden, scores / golden.config["vtm_temperature"], case["vtm_logits"])
+    for sample, positions in scalars["pretrain_attended_positions"].items():
+        row = int(sample)
+        assert case["mask_kind"][row] == 1
+        found = masks_at(torch.tensor([positions]), batch.ids[row : row + 1], (1, *case["cells"].shape[1:]))
+        assert torch.equal(found.cells[0], case["cells"][row])
+        assert torch.equal(found.ids[0], case["m_txt"][row])
+        assert torch.equal(found.text_targets[0], case["ans_mtm"][row])
+
+
+def test_original_retrieval_and_its_evaluation(golden, eval_model):
+    case, scalars = golden.tensors("case_retrieval_original"), golden.json("losses.json")
+    batch = golden.batch()
+    nothing = Masks(batch.ids, torch.full_like(batch.ids, -1), torch.zeros_like(batch.codes, dtype=torch.bool))
+    passes = Passes(eval_model, batch, nothing, settings_of(golden))
+    scores, right = passes.matching_scores()
+    logits = scores / golden.config["vtm_temperature"]
+    features(golden, logits, case["logits"])
+    expected = scalars["retrieval_original"]
+    close(golden, cross_entropy(logits, right), expected["loss"], 2e-5)
+    assert float((logits.argmax(1) == right).double().mean()) == pytest.approx(expected["acc"])
+    scores = score_pairs(eval_model, eval_model.encode_video(batch.frames), batch.ids, pairs_per_pass=3)
+    features(golden, scores, case["eval_scores"])
+    order = scores.sort(dim=1, descending=True, stable=True).indices
+    ranks = 1 + (order == torch.arange(len(scores))[:, None]).long().argmax(1)
+    expected = scalars["retrieval_eval"]
+    assert ranks.tolist() == expected["ranks"]
+    for depth in (1, 5, 10):
+        assert float((ranks <= depth).double().mean()) == pytest.approx(expected[f"r{depth}"])
+    assert int(ranks.double().quantile(0.5)) == expected["median"]
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_meltr_losses_and_logits(golden, name):
+    case, scalars = golden.tensors(f"case_{name}"), golden.json("losses.json")
+    answers = "ans_oe" if name == "meltr_qaoe" else None
+    model, batch, masks = golden.model(qa=answers is not None).eval(), golden.batch(answer=answers), masks_of(case)
+    settings = settings_of(golden, clip="masked")
+    assert torch.equal(code_targets(batch.codes, masks.cells), case["ans_mvm"])
+    with torch.no_grad():
+        losses_close(golden, task_losses(model, batch, masks, wanted=CASES[name], settings=settings), scalars[name])
+        passes = Passes(model, batch, masks, settings)
+        features(golden, passes.matching_scores()[0] / settings.temperature, case["vtm_logits"])
+        length = batch.ids.shape[1]
+        features(golden, model.mtm(passes.masked_states[:, -length:]), case["mtm_logits"])
+        features(golden, model.mvm(passes.masked_states[:, :-length]), case["mvm_logits"])
+        if answers:
+            frames = black_out(batch.frames, masks.cells, model.config.cell)
+            features(golden, answer_logits(model, frames, batch.ids), case["oe_logits"])
+            passes.answer()
+            features(golden, passes.matching_scores()[0] / settings.temperature, case["vtm_logits"])
+
+
+def test_original_question_answering(golden, eval_qa_model):
+    case, scalars = golden.tensors("case_qa_original"), golden.json("losses.json")
+    batch, choices = golden.batch(answer="ans_oe"), golden.choices()
+    logits = answer_logits(eval_qa_model, batch.frames, batch.ids)
+    features(golden, logits, case["oe_logits"])
+    close(golden, cross_entropy(logits, batch.answer), scalars["qaoe_original"]["loss"], 2e-5)
+    assert float((logits.argmax(1) == batch.answer).double().mean()) == pytest.approx(scalars["qaoe_original"]["acc"])
+    logits = choice_logits(eval_qa_model, choices.frames, choices.ids, pairs_per_pass=3)
+    features(golden, logits, case["mc_logits"])
+    close(golden, cross_entropy(logits, choices.answer), scalars["qamc_original"]["loss"], 2e-5)
+    assert float((logits.argmax(1) == choices.answer).double().mean()) == pytest.approx(scalars["qamc_original"]["acc"])
+
+
+def test_released_multiple_choice_with_its_defects(golden, eval_qa_model):
+    case, scalars = golden.tensors("case_meltr_qamc"), golden.json("losses.json")["meltr_qamc"]
+    batch, model = golden.choices(), eval_qa_model
+    ids, targets = mask_choices(batch.ids, case["column_mask"])
+    assert torch.equal(ids, case["m_txt"])
+    assert torch.equal(targets, case["ans_mtm"])
+    assert torch.equal(code_targets(batch.codes, case["cells"]), case["ans_mvm"])
+    masks = Masks(ids, targets, case["cells"])
+    settings = settings_of(golden, clip="masked", released_choice=True)
+    losses = task_losses(model, batch, masks, wanted=("answer", "vtm", "mtm", "mvm"), settings=settings)
+    losses_close(golden, losses, {**scalars, "answer": scalars["mc"]})
+    passes, length = Passes(model, batch, masks, settings), ids.shape[-1]
+    features(golden, passes.matching_scores()[0] / settings.temperature, case["vtm_logits"])
+    features(golden, model.mtm(passes.masked_states[:, -length:]), case["mtm_logits"])
+    right = passes.masked_states[batch.own_rows]
+    features(golden, model.mvm(right[:, :-length]), case["mvm_logits_answer"])
+    frames = black_out(batch.frames, masks.cells, model.config.cell)
+    features(golden, choice_logits(model, frames, batch.ids), case["mc_logits"])
