@@ -1,0 +1,74 @@
+"""Find the files of videos and images: folders are listed once, no file is asked for by name."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+
+SUFFIXES = (".mp4", ".avi", ".webm", ".mkv", ".mov", ".gif")
+"""Endings that count as videos, the preferred one first where a video is there twice."""
+
+
+def index_by_stem(root: Path, folders: Iterable[str]) -> dict[str, Path]:
+    """Return name without ending -> file, for all videos in `folders` below `root`.
+
+    Where a name is there more than once, the earlier folder wins, then the earlier of `SUFFIXES`, then the path that
+    sorts first.
+
+    Args:
+        root: Folder of the data set.
+        folders: Folders below it, searched at any depth; ``.``: the root itself, without its subfolders. Those that do
+            not exist are skipped.
+    """
+    found: dict[str, Path] = {}
+    for folder in folders:
+        best: dict[str, tuple[int, Path]] = {}
+        for path in _files(root / folder, deep=folder != "."):
+            stem, suffix = os.path.splitext(path.name)
+            if suffix.lower() in SUFFIXES:
+                rank = (SUFFIXES.index(suffix.lower()), path)
+                best[stem] = min(best.get(stem, rank), rank)
+        found.update({stem: path for stem, (_, path) in best.items() if stem not in found})
+    return found
+
+
+def _files(folder: Path, *, deep: bool) -> Iterator[Path]:
+    for parent, subfolders, names in os.walk(folder, followlinks=True):
+        subfolders[:] = [name for name in subfolders if deep and not name.startswith(".")]
+        yield from (Path(parent, name) for name in names if not name.startswith("."))
+
+
+def match_stems(
+    keys: Iterable[str], index: Mapping[str, Path], stems: Mapping[str, tuple[str, ...]]
+) -> dict[str, Path]:
+    """Return key -> file for the keys that have one.
+
+    Args:
+        keys: Names of videos.
+        index: What `index_by_stem` returned.
+        stems: Key -> names that its file may have; a key that is not in it has its own name.
+    """
+    found = {}
+    for key in keys:
+        path = next((index[stem] for stem in stems.get(key, (key,)) if stem in index), None)
+        if path is not None:
+            found[key] = path
+    return found
+
+
+def existing(paths: Mapping[str, Path]) -> dict[str, Path]:
+    """Return those of `paths` (key -> path) that are files, listing every folder once."""
+    listed: dict[Path, frozenset[str]] = {}
+    for path in paths.values():
+        if path.parent not in listed:
+            listed[path.parent] = _names(path.parent)
+    return {key: path for key, path in paths.items() if path.name in listed[path.parent]}
+
+
+def _names(folder: Path) -> frozenset[str]:
+    try:
+        with os.scandir(folder) as entries:
+            return frozenset(entry.name for entry in entries if entry.is_file())
+    except OSError:
+        return frozenset()

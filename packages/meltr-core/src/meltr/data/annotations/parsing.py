@@ -1,0 +1,117 @@
+"""Read JSON, JSON lines, CSV and lists; what is malformed is named with file and line."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from meltr.errors import UserError
+
+AGAIN = "Get the file again from its official source."
+
+
+def malformed(where: Path | str, problem: str, hint: str = AGAIN) -> UserError:
+    """Return the error for a file that is there but not what it should be.
+
+    Args:
+        where: The file, with the line or record if that is known.
+        problem: What is wrong, with the value that was found.
+        hint: What to do.
+    """
+    return UserError(f"{where}: {problem}", hint)
+
+
+def read_text(path: Path) -> str:
+    """Return the content of a UTF-8 file, without a byte order mark; UserError if it cannot be read."""
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise malformed(path, f"not UTF-8 text: {error.reason} at byte {error.start:,}.")
+    except OSError as error:
+        raise UserError(f"Cannot read {path}: {error.strerror or error}.", "Check the path and its permissions.")
+
+
+def read_json(path: Path) -> Any:
+    """Return the content of a JSON file; UserError with the line if it is malformed."""
+    text = read_text(path)
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as error:
+        raise malformed(f"{path}, line {error.lineno}", f"not valid JSON: {error.msg} (column {error.colno}).")
+
+
+def read_json_lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Yield (line number, object) for every line that is not blank; UserError if one is not a JSON object."""
+    for number, line in enumerate(read_text(path).split("\n"), 1):
+        if not line.strip():
+            continue
+        where = f"{path}, line {number}"
+        try:
+            value = json.loads(line)
+        except json.JSONDecodeError as error:
+            raise malformed(
+                where, f"not valid JSON: {error.msg} (column {error.colno}).", "Every line is one JSON object."
+            )
+        if not isinstance(value, dict):
+            raise malformed(where, f"{type(value).__name__} instead of an object.", "Every line is one JSON object.")
+        yield number, value
+
+
+def read_table(path: Path, columns: Sequence[str], *, delimiter: str = ",") -> Iterator[tuple[int, dict[str, str]]]:
+    """Yield (line number, row) of a CSV file with a header.
+
+    Args:
+        path: The file.
+        columns: Columns that are needed, in any order; others are kept too.
+        delimiter: Between the fields.
+
+    Raises:
+        UserError: If a column is missing, or a row has too many or too few fields.
+    """
+    reader = csv.reader(io.StringIO(read_text(path), newline=""), delimiter=delimiter)
+    try:
+        header = [name.strip() for name in next(reader, [])]
+        absent = [name for name in columns if name not in header]
+        if absent:
+            found = ", ".join(header[:12]) or "nothing: the file is empty"
+            raise malformed(f"{path}, line 1", f"no column {', '.join(absent)}; the header has {found}.")
+        for row in reader:
+            if not row:
+                continue
+            if len(row) != len(header):
+                raise malformed(f"{path}, line {reader.line_num}", f"{len(row)} fields instead of {len(header)}.")
+            yield reader.line_num, dict(zip(header, row, strict=True))
+    except csv.Error as error:
+        raise malformed(f"{path}, line {reader.line_num}", f"not valid CSV: {error}.")
+
+
+def read_list(path: Path) -> list[str]:
+    """Return the lines of a file, stripped, without blank ones."""
+    return [line.strip() for line in read_text(path).split("\n") if line.strip()]
+
+
+def records(content: Any, where: Path | str) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """Yield (where it is, record) of a JSON list of objects; UserError if it is anything else."""
+    if not isinstance(content, list):
+        raise malformed(where, f"{type(content).__name__} instead of a list of records.")
+    for number, record in enumerate(content, 1):
+        place = f"{where}, record {number}"
+        if not isinstance(record, dict):
+            raise malformed(place, f"{type(record).__name__} instead of an object.")
+        yield place, record
+
+
+def text_of(record: Mapping[str, Any], name: str, where: str) -> str:
+    """Return a field that must be text or a whole number, as text without spaces around it; UserError otherwise."""
+    value = record.get(name)
+    if isinstance(value, str) and value.strip():
+        return value.strip()
+    if isinstance(value, int) and not isinstance(value, bool):
+        return str(value)
+    if name not in record:
+        raise malformed(where, f"no {name!r}; it has {', '.join(map(str, list(record)[:12])) or 'nothing'}.")
+    raise malformed(where, f"{name!r} is {value!r:.60}, not text.")
