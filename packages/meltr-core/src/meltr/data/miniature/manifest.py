@@ -1,0 +1,34 @@
+"""The layout of own data: ``manifest.jsonl``, here with what every task needs in each line."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from meltr.data.miniature.language import LABELS, captions, kinds, question
+from meltr.data.miniature.layouts import ONE_MOVEMENT, Layout, Splits, numbered
+from meltr.data.miniature.scenes import Scene
+from meltr.files import write_lines
+
+CAPTIONS, QUESTIONS = 3, 3
+"""Captions of a clip; questions about it, each of another kind."""
+
+
+def annotate(folder: Path, splits: Splits, rng: np.random.Generator) -> dict[Path, Scene]:
+    """Write a line a question; each also has the captions and the label of its clip."""
+    lines: list[dict[str, Any]] = []
+    clips = {}
+    for split, number, scene in numbered(splits):
+        video = f"clips/{number:04d}.mp4"
+        clips[folder / video] = scene
+        about = {"captions": captions(scene, CAPTIONS, rng), "label": LABELS[scene.movements[0].name]}
+        for kind in rng.permutation(kinds(scene))[:QUESTIONS]:
+            asked = question(scene, str(kind), rng)
+            lines.append({"split": split, "video": video, "question": asked.text, "answer": asked.answer, **about})
+    write_lines(folder / "manifest.jsonl", lines)
+    return clips
+
+
+LAYOUT = Layout(ONE_MOVEMENT, ("train", "validation", "test"), annotate)

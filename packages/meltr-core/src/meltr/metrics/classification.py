@@ -1,0 +1,61 @@
+"""Accuracy: the right class among the best k, for all examples and for each class."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+from meltr.metrics.ranking import Ties, checked, ranks
+
+
+def hits(scores: npt.ArrayLike, labels: npt.ArrayLike, *, k: int = 1, ties: Ties = "stable") -> npt.NDArray[np.bool_]:
+    """Return for each example whether its class is among the k best.
+
+    Args:
+        scores: Shape (N, classes), the higher the better.
+        labels: Shape (N,): the right class; -1: none of the classes, which is never a hit.
+        k: How many guesses count. More than there are classes: all.
+        ties: What classes with the same score do, see `meltr.metrics.ranking.Ties`; ``stable`` prefers the lower index,
+            as argmax does.
+
+    Returns:
+        Shape (N,).
+
+    Raises:
+        MeltrError: If a score is NaN.
+        ValueError: If the shapes do not fit, a label is out of range, `k` is below 1, or `ties` is ``positions``.
+    """
+    if k < 1:
+        raise ValueError(f"k={k}: at least one guess must count")
+    if ties == "positions":
+        raise ValueError("ties='positions' gives several ranks an example: choose another")
+    matrix, right = checked(scores), np.asarray(labels)
+    known = right != -1
+    found = np.zeros(len(right), dtype=np.bool_)
+    found[known] = ranks(matrix[known], right[known], ties=ties) <= k if known.any() else False
+    return found
+
+
+def topk_accuracy(
+    scores: npt.ArrayLike, labels: npt.ArrayLike, *, ks: Sequence[int] = (1, 5), ties: Ties = "stable"
+) -> dict[str, float]:
+    """Return ``top1``, ``top5`` (for each of `ks`) in percent; arguments and errors as for `hits`."""
+    return {f"top{k}": 100 * float(hits(scores, labels, k=k, ties=ties).mean()) for k in ks}
+
+
+def per_class_accuracy(
+    scores: npt.ArrayLike, labels: npt.ArrayLike, *, k: int = 1, ties: Ties = "stable"
+) -> npt.NDArray[np.float64]:
+    """Return the accuracy of each class in percent, shape (classes,); NaN for a class without examples.
+
+    Its mean without the NaN is the class-balanced accuracy. Arguments and errors as for `hits`.
+    """
+    found, right = hits(scores, labels, k=k, ties=ties), np.asarray(labels)
+    known = right != -1
+    classes = np.asarray(scores).shape[1]
+    count = np.bincount(right[known], minlength=classes)
+    hit = np.bincount(right[known], weights=found[known], minlength=classes)
+    with np.errstate(invalid="ignore"):
+        return 100 * hit / np.where(count > 0, count, np.nan)

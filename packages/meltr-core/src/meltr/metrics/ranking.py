@@ -1,0 +1,86 @@
+"""Where the right candidate stands among all: the rank of a score in its row, with a defined answer to ties and NaN."""
+
+from __future__ import annotations
+
+from typing import Literal, get_args
+
+import numpy as np
+import numpy.typing as npt
+
+from meltr.errors import MeltrError
+
+Ties = Literal["stable", "optimistic", "average", "pessimistic", "positions"]
+"""What a candidate with the same score as the right one does.
+
+| value | the right candidate stands |
+| --- | --- |
+| ``stable`` | after those with the same score that are before it in the row, as a stable descending sort has it |
+| ``optimistic`` | before all of them |
+| ``average`` | in the middle of them |
+| ``pessimistic`` | after all of them |
+| ``positions`` | at every one of their positions: a row with n candidates of this score gives n ranks |
+
+Scores that are all alike (a collapsed model) give perfect ranks with ``optimistic``, and with ``stable`` the ranks of
+the order in the file. ``positions`` is what a look-up of the score in the sorted row gives, as public evaluation code
+for 1k-A has it.
+"""
+
+Scores = npt.NDArray[np.floating]
+Ranks = npt.NDArray[np.float64]
+
+
+def ranks(scores: npt.ArrayLike, right: npt.ArrayLike, *, ties: Ties = "stable") -> Ranks:
+    """Return the rank of the right candidate of each row, 1 for the best.
+
+    Args:
+        scores: Shape (N, M): N rows of M candidates, the higher the better.
+        right: Shape (N,): the index of the right candidate.
+        ties: See `Ties`.
+
+    Returns:
+        Shape (N,); with ``ties="positions"`` as many as there are positions, those of a row together.
+
+    Raises:
+        MeltrError: If a score is NaN.
+        ValueError: If the shapes do not fit, an index is out of range, or `ties` is unknown.
+    """
+    matrix = checked(scores)
+    index = np.asarray(right)
+    if index.shape != matrix.shape[:1] or not np.issubdtype(index.dtype, np.integer):
+        raise ValueError(f"right has shape {index.shape} and type {index.dtype}, not {matrix.shape[:1]} integers")
+    if index.size and not 0 <= index.min() <= index.max() < matrix.shape[1]:
+        raise ValueError(f"right lies in {index.min()}..{index.max()}, but there are {matrix.shape[1]} candidates")
+    own = matrix[np.arange(len(matrix)), index][:, None]
+    better = (matrix > own).sum(axis=1)
+    equal = matrix == own
+    others = equal.sum(axis=1) - 1
+    if ties == "positions":
+        spread = [np.arange(low, low + more + 1) for low, more in zip(better, others, strict=True)]
+        return 1.0 + np.concatenate([np.empty(0), *spread])
+    if ties not in get_args(Ties):
+        raise ValueError(f"ties={ties!r}: choose one of {', '.join(get_args(Ties))}")
+    before = (equal & (np.arange(matrix.shape[1]) < index[:, None])).sum(axis=1)
+    passed = {"stable": before, "optimistic": 0 * others, "average": others / 2, "pessimistic": others}
+    found: Ranks = 1.0 + better + passed[ties]
+    return found
+
+
+def checked(scores: npt.ArrayLike) -> Scores:
+    """Return `scores` as a matrix of floating-point numbers.
+
+    Raises:
+        MeltrError: If a score is NaN.
+        ValueError: If it is no matrix with at least one row and column.
+    """
+    matrix = np.asarray(scores)
+    if matrix.ndim != 2 or not matrix.size:
+        raise ValueError(f"scores has shape {matrix.shape}, not (rows, candidates)")
+    if not np.issubdtype(matrix.dtype, np.floating):
+        matrix = matrix.astype(np.float64)
+    missing = int(np.isnan(matrix).sum())
+    if missing:
+        raise MeltrError(
+            f"{missing:,} of {matrix.size:,} scores are NaN: there is no rank among them.",
+            "The model has diverged: lower --lr, or evaluate in float32.",
+        )
+    return matrix
