@@ -165,6 +165,7 @@ DOCUMENTED = {
     # Cycle of three steps with one outer step, three losses: evaluations with graph, without, dual; backwards of
     # any kind, of second order (docs/method.md, "Four ways to compute g").
     "forward": (3, 0, 1, 4, 0),
+    "one_sided": (3, 1, 0, 4, 0),
     "difference": (3, 2, 0, 4, 0),
     "per_task": (3, 0, 0, 5, 0),
     "double_backward": (3, 0, 0, 6, 2),

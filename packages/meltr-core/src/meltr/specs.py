@@ -277,7 +277,7 @@ class BilevelSpec(Info):
     hessian: Literal["difference", "double_backward"] = "difference"
     scope: Literal["full", "last_block", "heads"] = "full"
     outer_fraction: float = Field(1.0, gt=0, le=1)
-    estimator: Literal["auto", "forward", "difference", "per_task", "double_backward"] = "auto"
+    estimator: Literal["auto", "one_sided", "forward", "difference", "per_task", "double_backward"] = "auto"
     outer_batch: Literal["shared", "replay", "held_out"] = "shared"
     gamma: float = Field(0.1, ge=0)
     direct_term: bool = False
@@ -304,6 +304,7 @@ class DataSpec(Info):
         eval_limit: Evaluate on at most this many examples; None: all.
         split_seed: Seed of the cuts, so that every training seed sees the same splits.
         download: Fetch the official files if they are missing.
+        allow_missing: Leave out examples whose video or image is not there, instead of refusing.
     """
 
     validation: float = Field(0.1, ge=0)
@@ -312,6 +313,7 @@ class DataSpec(Info):
     eval_limit: int | None = Field(None, ge=1)
     split_seed: int = 0
     download: bool = False
+    allow_missing: bool = False
 
 
 class RunSpec(Info):

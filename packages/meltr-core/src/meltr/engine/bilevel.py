@@ -30,10 +30,13 @@ from meltr.hypergradients.problem import ROWS_KEPT, OuterProblem, SchemeOptions
 from meltr.hypergradients.products import Estimator, estimator
 from meltr.hypergradients.products.auto import choose, rows_pay
 from meltr.hypergradients.products.difference import CentralDifference
+from meltr.hypergradients.products.one_sided import OneSidedDifference
 from meltr.hypergradients.schemes import scheme
 from meltr.hypergradients.scope import Kind, Scope, find_scope
 from meltr.hypergradients.sharing import Compute, Sharing
 from meltr.hypergradients.vectors import Direction, accumulate
+
+_WITH_STATE = (CentralDifference, OneSidedDifference)
 
 
 class Bilevel:
@@ -52,7 +55,7 @@ class Bilevel:
         gamma: Weight of the regulariser |m(l) - sum(l)| in the primary objective (eq. 6).
         scheme_name: Which direction q (see `meltr.hypergradients.schemes`).
         scheme_options: Numbers of the scheme.
-        estimator_name: How g = J q is computed: ``auto``, ``forward``, ``difference``, ``per_task``,
+        estimator_name: How g = J q is computed: ``auto``, ``one_sided``, ``forward``, ``difference``, ``per_task``,
             ``double_backward``.
         direct_term: Add the regulariser's own derivative by phi.
         outer_clip_norm: Clip phi's gradient to this norm.
@@ -118,7 +121,9 @@ class Bilevel:
                 "Use --set parallel=ddp.",
             )
         self._scheme = scheme(scheme_name)
-        self._estimator: Estimator | None = None if estimator_name == "auto" else estimator(estimator_name)
+        self._automatic = estimator_name == "auto"
+        self._estimator: Estimator | None = None if self._automatic else estimator(estimator_name)
+        self._unreliable = False
         self._scope_kind, self._blocks = scope, blocks
         self._scope: Scope | None = None
         self._scope_known = scope == "full"
@@ -204,14 +209,13 @@ class Bilevel:
 
     def state_dict(self) -> dict[str, Any]:
         """Return counters, the estimator chosen and its step size; weights and optimisers are the caller's."""
-        step = self._estimator.step if isinstance(self._estimator, CentralDifference) else None
-        calls = self._estimator._calls if isinstance(self._estimator, CentralDifference) else 0
+        steps = self._estimator.state_dict() if isinstance(self._estimator, _WITH_STATE) else None
         return {
             "steps": self.steps,
             "outer_steps": self.outer_steps,
             "estimator": self.estimator_name if self._estimator is not None else None,
-            "difference_step": step,
-            "difference_calls": calls,
+            "estimator_state": steps,
+            "unreliable": self._unreliable,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -220,8 +224,9 @@ class Bilevel:
         if state["estimator"] is not None:
             self.estimator_name = state["estimator"]
             self._estimator = estimator(self.estimator_name)
-        if isinstance(self._estimator, CentralDifference):
-            self._estimator.step, self._estimator._calls = state["difference_step"], int(state["difference_calls"])
+        self._unreliable = bool(state["unreliable"])
+        if isinstance(self._estimator, _WITH_STATE):
+            self._estimator.load_state_dict(state["estimator_state"])
 
     def _function(self, compute: Compute, *, outer: bool) -> LossFunction:
         """Return the loss function of a batch; one that an outer step sees can be evaluated again."""
@@ -293,11 +298,17 @@ class Bilevel:
     def _products(self, problem: OuterProblem, direction: Direction) -> Tensor:
         if all(part is None for part in direction):
             return torch.zeros(problem.size, dtype=torch.float64, device=problem.auxiliary.values.device)
-        if self._estimator is not None:
-            return self._estimator(problem, direction)
-        name, reason, products = choose(problem, direction)
-        self.estimator_name, self._estimator = name, estimator(name)
-        self._log(f"estimator: {name} ({reason})")
+        if self._estimator is None:
+            name, reason, ready, products = choose(problem, direction, differences=not self._unreliable)
+            self.estimator_name, self._estimator = name, ready or estimator(name)
+            self._log(f"estimator: {name} ({reason})")
+            return products
+        products = self._estimator(problem, direction)
+        if self._automatic and isinstance(self._estimator, OneSidedDifference) and not self._estimator.reliable:
+            self._log(
+                f"estimator: one_sided is {self._estimator.error:.1%} off by now; the next outer step chooses anew"
+            )
+            self.estimator_name, self._estimator, self._unreliable = "auto", None, True
         return products
 
     def _apply(self, gradients: Sequence[Tensor | None], products: Tensor) -> OuterResult:

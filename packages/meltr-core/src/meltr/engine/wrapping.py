@@ -86,7 +86,7 @@ def _check_sharded(spec: RunSpec) -> None:
     if bilevel.estimator in ("forward", "double_backward"):
         raise UserError(
             f"estimator={bilevel.estimator} cannot reach sharded weights.",
-            "Use --set estimator=auto (difference, or per_task under bf16).",
+            "Use --set estimator=auto (one_sided in float32, else per_task).",
         )
     if train.precision == "fp16":
         raise UserError("precision=fp16 does not go with parallel=fsdp.", "Use --set precision=bf16.")

@@ -184,9 +184,11 @@ class OuterProblem:
                 f"Use --set {instead}, or keep the weights in float32 under autocast (Bilevel(autocast=torch.{kind})).",
             )
 
-    def displaced(self, direction: Direction) -> AbstractContextManager[Callable[[float], None]]:
+    def displaced(
+        self, direction: Direction, *, overwrite: bool = False
+    ) -> AbstractContextManager[Callable[[float], None]]:
         """Return a context in which the weights can be moved along `direction` (see `vectors.displaced`)."""
-        return displaced(self.parameters, direction, self.auxiliary.setup.sharing.moved)
+        return displaced(self.parameters, direction, self.auxiliary.setup.sharing.moved, overwrite=overwrite)
 
     def dot(self, one: Direction, other: Direction) -> Tensor:
         """Return the inner product of two directions, float64, shape ()."""

@@ -51,30 +51,50 @@ def local(tensor: Tensor) -> Tensor:
 
 @contextmanager
 def displaced(
-    parameters: Sequence[Tensor], direction: Direction, moved: Callable[[], None] = lambda: None
+    parameters: Sequence[Tensor],
+    direction: Direction,
+    moved: Callable[[], None] = lambda: None,
+    *,
+    overwrite: bool = False,
 ) -> Iterator[Callable[[float], None]]:
     """Move the weights along a direction, in place; afterwards they are back bit by bit, also when something fails.
 
-    Yields a function of e that puts the weights at w + e * direction. Nobody sees the move but who evaluates inside:
-    autograd's version counters stay, so that a graph made before can still be differentiated.
+    Yields a function of e, not 0, that puts the weights at w + e * direction. Nobody sees the move but who evaluates
+    inside: autograd's version counters stay, so that a graph made before can still be differentiated.
 
-    Extra memory: a copy of the parameters that move.
+    The displaced weights and w change places with the direction: while the weights are away, its memory holds w, and
+    w + e' * direction is found from w + e * direction by extending the way from w. Of several e the largest first: the
+    rounding of w + e * direction is then the smallest in proportion.
+
+    Extra memory: a copy of the direction; nothing with `overwrite`.
 
     Args:
         parameters: The weights w.
         direction: One entry a parameter.
         moved: Called after every move (to throw away gathered copies of sharded weights).
+        overwrite: Leave anything in the memory of `direction`, instead of copying it.
     """
-    pairs = [(local(p), local(q).to(p.dtype)) for p, q in zip(parameters, direction, strict=True) if q is not None]
-    weights = [p.detach() for p, _ in pairs]
-    tangents = [q for _, q in pairs]
-    saved = [p.clone() for p in weights]
+    pairs = [(local(p).detach(), local(q)) for p, q in zip(parameters, direction, strict=True) if q is not None]
+    weights = [p for p, _ in pairs]
+    other = _writable(pairs) if overwrite else [torch.empty_like(p).copy_(q) for p, q in pairs]
+    at = 0.0
 
+    @torch.no_grad()
     def move(e: float) -> None:
-        if weights:
-            with torch.no_grad():
-                torch._foreach_copy_(weights, saved)
-                torch._foreach_add_(weights, tangents, alpha=e)
+        nonlocal at
+        if e == 0:
+            raise ValueError("a displacement of 0 forgets the direction")
+        if at == 0:
+            at = e
+            for weight, q in zip(weights, other, strict=True):
+                away = torch.add(weight, q, alpha=e)
+                q.copy_(weight)
+                weight.copy_(away)
+        elif weights:
+            torch._foreach_sub_(weights, other)
+            torch._foreach_mul_(weights, e / at)
+            torch._foreach_add_(weights, other)
+            at = e
         torch.clear_autocast_cache()  # an autocast context around the training step keeps copies of the weights
         moved()
 
@@ -82,7 +102,19 @@ def displaced(
         try:
             yield move
         finally:
-            if weights:
-                torch._foreach_copy_(weights, saved)
+            if weights and at != 0:
+                with torch.no_grad():
+                    torch._foreach_copy_(weights, other)
             torch.clear_autocast_cache()
             moved()
+
+
+def _writable(pairs: Sequence[tuple[Tensor, Tensor]]) -> list[Tensor]:
+    """Return each q as a tensor like its p; a copy only where its memory is not its own (gradients may be expanded)."""
+    owners: set[int] = set()
+    own = []
+    for p, q in pairs:
+        alone = q.dtype == p.dtype and q.stride() == p.stride() and q.untyped_storage().data_ptr() not in owners
+        owners.add(q.untyped_storage().data_ptr())
+        own.append(q if alone else torch.empty_like(p).copy_(q))
+    return own

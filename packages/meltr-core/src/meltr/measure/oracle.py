@@ -12,7 +12,10 @@ from meltr.measure.problem import Found, Problem
 from meltr.measure.variants import ORACLE
 
 TOLERANCES = {"fp32": (1e-3, 1e-2)}
-"""Precision -> relative error allowed: of exact estimators, of the central difference."""
+"""Precision -> relative error allowed: of exact estimators, of `DIFFERENCES`."""
+
+DIFFERENCES = ("one_sided", "difference")
+"""Estimators that go a finite step."""
 
 EXACT = (ORACLE, "per_task")
 """Estimators that are exact wherever they work; one of them is the oracle."""

@@ -205,6 +205,7 @@ class Stepper:
             blocks=prepared.blocks,
         )
         self._combiner_start = Snapshot(list(self.combiner.state_dict(keep_vars=True).values()))
+        self._settled = spec.bilevel.estimator in ("forward", "per_task", "double_backward")
 
     def _new_combiner(self) -> Combiner:
         """Build the combiner; those of all variants that build the same start with the same values."""
@@ -254,7 +255,18 @@ class Stepper:
         self.steps(1)
 
     def find(self) -> Found:
-        """Take one training step with an outer step from the common start, the combiner's included."""
+        """Return what an outer step from the common start, the combiner's included, finds.
+
+        The first time there is one before it, in which ``auto`` makes its choice and differences look for their step
+        size: what counts is what they find afterwards.
+        """
+        first = [] if self._settled else self._from_start().messages
+        self._settled = True
+        found = self._from_start()
+        return dataclasses.replace(found, messages=(*first, *found.messages))
+
+    def _from_start(self) -> Found:
+        """Take one training step with an outer step from the common start."""
         assert self.trainer.outer is not None
         self._combiner_start.restore()
         self.trainer.outer.state.clear()

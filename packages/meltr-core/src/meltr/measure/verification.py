@@ -12,7 +12,7 @@ from torch import Tensor
 
 from meltr.engine.folder import versions
 from meltr.measure.agreement import Agreement, agreement, cause
-from meltr.measure.oracle import EXACT, SHARED, TOLERANCES, Oracle, choose_oracle
+from meltr.measure.oracle import DIFFERENCES, EXACT, SHARED, TOLERANCES, Oracle, choose_oracle
 from meltr.measure.problem import Found, Problem, Stepper
 from meltr.measure.replays import Check, Traces, check_replay
 from meltr.measure.timing import Timing, interleaved
@@ -198,7 +198,7 @@ def _estimator_row(
         found.estimator,
         cause=" ".join(found.messages),
         agreement=agreement(found.products, oracle.found.products),
-        tolerance=tolerance or low[found.estimator == "difference"],
+        tolerance=tolerance or low[found.estimator in DIFFERENCES],
         finite=_finite(found),
         repeatable=torch.equal(found.products, again.products),
         traces=(*([] if found.weights_kept else ["weights"]), *left),

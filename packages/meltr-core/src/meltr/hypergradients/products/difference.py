@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,9 +20,9 @@ LADDER = tuple(10.0 ** (-exponent / 2) for exponent in range(2, 11))
 class CentralDifference:
     """g_t = (l_t(w + e q) - l_t(w - e q)) / (2 e): works with every kernel, compiled or not.
 
-    Cost: two forwards without a graph. Extra memory: a copy of the parameters, which puts them back bit-exactly.
-    Error: O(e^2) plus the losses' rounding error over e; forwards run in float32 (autocast is switched off) and the
-    subtraction in float64.
+    Cost: two forwards without a graph. Extra memory: a copy of q, while which the weights are put back bit-exactly from
+    where q was; nothing with `overwrite`. Error: O(e^2) plus the losses' rounding error over e; forwards run in float32
+    (autocast is switched off) and the subtraction in float64.
 
     No fixed step suits every model (its curvature sets the best one), so the step is chosen: on the first call the
     whole ladder is evaluated, later every `recheck` calls the neighbours of the current step, and the step whose value
@@ -28,14 +30,15 @@ class CentralDifference:
 
     Args:
         recheck: Calls between two checks of the step size.
+        overwrite: The caller does not need the direction any more.
 
     Attributes:
         step: The length ||e q|| in use; None before the first call.
         disagreement: Relative difference of the values at two neighbouring steps at the last check: an error estimate.
     """
 
-    def __init__(self, recheck: int = 50) -> None:
-        self.recheck = recheck
+    def __init__(self, recheck: int = 50, *, overwrite: bool = False) -> None:
+        self.recheck, self.overwrite = recheck, overwrite
         self.step: float | None = None
         self.disagreement = float("nan")
         self._calls = 0
@@ -48,18 +51,32 @@ class CentralDifference:
         """
         problem.require_precision("estimator=difference", "estimator=per_task")
         length = problem.norm(direction)
-        if length == 0.0 or length != length or length == float("inf"):
-            return torch.full(
-                (problem.size,), length * 0.0, dtype=torch.float64, device=problem.auxiliary.values.device
-            )
+        if not usable(length):
+            return undefined(problem, length)
         check = self.step is None or self._calls % self.recheck == 0
         self._calls += 1
         if not check:
             assert self.step is not None
-            return central_difference(problem, direction, [self.step / length])[0]
+            return self._differences(problem, direction, [self.step / length])[0]
         around = LADDER if self.step is None else neighbours(self.step)
-        values = central_difference(problem, direction, [step / length for step in around])
+        values = self._differences(problem, direction, [step / length for step in around])
         return self._choose(around, values)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the step and the number of calls, for a run that is resumed."""
+        return {"step": self.step, "calls": self._calls}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue where `state_dict` was taken."""
+        self.step, self._calls = state["step"], int(state["calls"])
+
+    def _differences(self, problem: OuterProblem, direction: Direction, steps: Sequence[float]) -> Tensor:
+        """Return central differences for each e of `steps`, largest first, shape (len(steps), T+1), float64."""
+        signed = [e for step in steps for e in (step, -step)]
+        sides = losses_along(problem, direction, signed, overwrite=self.overwrite).unflatten(0, (len(steps), 2))
+        distances = torch.tensor(steps, dtype=torch.float64, device=sides.device)
+        differences: Tensor = (sides[:, 0] - sides[:, 1]) / (2 * distances[:, None])
+        return differences
 
     def _choose(self, steps: Sequence[float], values: Tensor) -> Tensor:
         sizes = values[1:].norm(dim=1)
@@ -80,6 +97,16 @@ class CentralDifference:
         return values[best + 1]
 
 
+def usable(length: float) -> bool:
+    """Tell whether a direction of this length can be gone along."""
+    return math.isfinite(length) and length > 0
+
+
+def undefined(problem: OuterProblem, length: float) -> Tensor:
+    """Return g for a direction that is not `usable`: zeros for one of length 0, else not a number."""
+    return torch.full((problem.size,), length * 0.0, dtype=torch.float64, device=problem.auxiliary.values.device)
+
+
 def neighbours(step: float) -> tuple[float, ...]:
     """Return the steps of the ladder around `step`, largest first."""
     at = min(range(len(LADDER)), key=lambda i: abs(LADDER[i] - step))
@@ -87,17 +114,22 @@ def neighbours(step: float) -> tuple[float, ...]:
 
 
 @torch.no_grad()
-def central_difference(problem: OuterProblem, direction: Direction, steps: Sequence[float]) -> Tensor:
-    """Return central differences for each e of `steps`, shape (len(steps), T+1), float64.
+def losses_along(
+    problem: OuterProblem, direction: Direction, distances: Sequence[float], *, overwrite: bool = False
+) -> Tensor:
+    """Return l(w + e q) for each e of `distances`, in float32 forwards, shape (len(distances), T+1), float64.
 
-    The parameters are perturbed in place and put back from a saved copy, also when a forward fails.
+    The parameters are moved in place and put back bit by bit, also when a forward fails.
+
+    Args:
+        problem: The outer problem.
+        direction: q.
+        distances: Values of e, not 0, the largest first (see `vectors.displaced`).
+        overwrite: Leave anything in the memory of `direction`.
     """
     rows = []
-    with problem.displaced(direction) as move:
-        for step in steps:
-            sides = []
-            for signed in (step, -step):
-                move(signed)
-                sides.append(problem.auxiliary.again(full_precision=True).double())
-            rows.append((sides[0] - sides[1]) / (2 * step))
+    with problem.displaced(direction, overwrite=overwrite) as move:
+        for e in distances:
+            move(e)
+            rows.append(problem.auxiliary.again(full_precision=True).double())
     return torch.stack(rows)
