@@ -72,6 +72,12 @@ BatchSize = Annotated[int | None, typer.Option(help="Examples a step.", rich_hel
 Lr = Annotated[float | None, typer.Option(help="Peak learning rate of the backbone.", rich_help_panel=_SETTINGS)]
 DataRoot = Annotated[Path | None, typer.Option(help="Folder of the data set.", rich_help_panel=_DATA)]
 Download = Annotated[bool, typer.Option("--download", help="Fetch missing data files.", rich_help_panel=_DATA)]
+AllowMissing = Annotated[
+    bool,
+    typer.Option(
+        "--allow-missing", help="Leave out examples whose video or image is not there.", rich_help_panel=_DATA
+    ),
+]
 Sample = Annotated[bool, typer.Option("--sample", help="Use the data set's miniature instead.", rich_help_panel=_DATA)]
 Device = Annotated[str | None, typer.Option(help="auto, cpu, cuda, cuda:0, mps.", rich_help_panel=_DATA)]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON and nothing else.")]
@@ -96,6 +102,7 @@ class Selection:
     lr: float | None = None
     data_root: Path | None = None
     download: bool = False
+    allow_missing: bool = False
     sample: bool = False
     device: str | None = None
 
@@ -132,6 +139,7 @@ class Selection:
             "data_root": str(self.data_root) if self.data_root else None,
             "sample": self.sample or None,
             "data.download": self.download or None,
+            "data.allow_missing": self.allow_missing or None,
             "train.epochs": self.epochs,
             "train.batch_size": self.batch_size,
             "train.lr": self.lr,

@@ -109,7 +109,9 @@ def bench(
     from meltr.measure.cases import registry_with_cases
 
     one_process()
-    selection = Selection.of({**dict.fromkeys(("fidelity", "epochs", "lr")), "download": False, **locals()})
+    selection = Selection.of(
+        {**dict.fromkeys(("fidelity", "epochs", "lr")), "download": False, "allow_missing": False, **locals()}
+    )
     registry = registry_with_cases(selection.plugin_files())
     if list_cases:
         return _list(registry)

@@ -39,6 +39,7 @@ def show(
     lr: opt.Lr = None,
     data_root: opt.DataRoot = None,
     download: opt.Download = False,
+    allow_missing: opt.AllowMissing = False,
     sample: opt.Sample = False,
     device: opt.Device = None,
     as_json: opt.AsJson = False,

@@ -68,6 +68,7 @@ def run(
     lr: opt.Lr = None,
     data_root: opt.DataRoot = None,
     download: opt.Download = False,
+    allow_missing: opt.AllowMissing = False,
     sample: opt.Sample = False,
     device: opt.Device = None,
     output_dir: OutputDir = Path("runs"),

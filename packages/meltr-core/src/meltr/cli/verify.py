@@ -52,6 +52,7 @@ def verify(
     lr: opt.Lr = None,
     data_root: opt.DataRoot = None,
     download: opt.Download = False,
+    allow_missing: opt.AllowMissing = False,
     sample: opt.Sample = False,
     device: opt.Device = None,
     tolerance: Tolerance = None,
