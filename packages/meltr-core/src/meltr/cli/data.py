@@ -1,0 +1,44 @@
+"""``meltr data``: the group of commands about data. Each command is a module of its own."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+from collections.abc import Callable
+from typing import Any
+
+import typer
+
+from meltr.errors import PluginError
+
+COMMANDS = ("data_check", "data_cache")
+"""Modules of `meltr.cli`, in the order of ``meltr data --help``."""
+
+NAME = "data"
+
+
+def register(app: typer.Typer) -> None:
+    """Add the group to `app`."""
+    group = typer.Typer(name=NAME, help="Check data sets, and prepare them.", no_args_is_help=True)
+    for name in COMMANDS:
+        if importlib.util.find_spec(f"meltr.cli.{name}"):
+            importlib.import_module(f"meltr.cli.{name}").register(group)
+    app.add_typer(group, name=NAME)
+
+
+def add_command(app: typer.Typer, name: str, command: Callable[..., Any]) -> None:
+    """Add a command to the group: for the hook ``register_commands`` of a plugin.
+
+    Args:
+        app: What the hook was given.
+        name: What the user writes after ``meltr data``.
+        command: The function.
+
+    Raises:
+        PluginError: If there is a command of that name.
+    """
+    group = next(each.typer_instance for each in app.registered_groups if each.name == NAME)
+    assert group is not None
+    if name in [each.name for each in group.registered_commands]:
+        raise PluginError(f"there is a command `meltr {NAME} {name}` already")
+    group.command(name)(command)
