@@ -33,6 +33,7 @@ def test_without_data_root(tmp_path):
     assert "--data-root was not given" in error.message
     assert "train_qa.json" in error.hint
     assert "does not exist" in refused("msvd", "qa", tmp_path / "nowhere").message
+    assert "is a file, not a folder" in refused("msvd", "qa", write_msvd(tmp_path) / "train_qa.json").message
 
 
 def test_unknown_data_set_and_task(tmp_path):

@@ -74,11 +74,20 @@ def _report(found: Survey) -> str:
     if found.complete:
         parts.append("Everything is there.")
     else:
-        parts.append(found.layout.places(found.root))
-        if found.readable and any(each.usable for each in found.splits if each.name == "train"):
-            parts.append("Add --allow-missing to go on with what is there.")
-        parts.append("Add --sample to go on without any files.")
+        parts += _what_to_do(found)
     return "\n".join(parts)
+
+
+def _what_to_do(found: Survey) -> list[str]:
+    lines = []
+    if not found.readable or any(not each.items for each in found.splits):
+        lines.append(found.layout.places(found.root))
+    elif found.missing:
+        lines.append(found.layout.media_place(found.root))
+    if found.readable and any(each.usable for each in found.splits if each.name == "train"):
+        lines.append("meltr run goes on with what is there if you add --allow-missing,")
+        return [*lines, "and with a miniature instead of any files if you add --sample."]
+    return [*lines, "meltr run makes a miniature instead if you add --sample."]
 
 
 def _files(found: Survey) -> str:

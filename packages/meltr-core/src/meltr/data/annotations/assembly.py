@@ -97,12 +97,11 @@ def _check_not_empty(draft: Draft, layout: Layout, root: Path) -> None:
 
 def _missing_error(layout: Layout, root: Path, missing: Sequence[str], *, named: int) -> UserError:
     message = f"{layout.dataset}: {len(missing):,} of {named:,} videos that the annotations name are not in {root}: "
-    if len(missing) == named:
-        return UserError(f"{message}{first(missing)}", layout.advice(root))
-    return UserError(
-        f"{message}{first(missing)}",
-        "Go on without them: --allow-missing (their examples are left out, also of the test).\n" + layout.advice(root),
-    )
+    lines = [layout.media_place(root)]
+    if len(missing) < named:
+        lines.append("Go on without them: --allow-missing (their examples are left out, of the test too).")
+    lines.append("Without any files: --sample.")
+    return UserError(message + first(missing), "\n".join(lines))
 
 
 def _without(

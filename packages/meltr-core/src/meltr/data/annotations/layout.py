@@ -86,9 +86,9 @@ class Layout:
         return "\n".join(f"{name.ljust(width)}  {holds}" for name, holds in rows)
 
     def find(self, root: Path) -> dict[str, Path]:
-        """Return role -> path of the annotation files that are below `root` (or that `root` is, if it is a file)."""
+        """Return role -> path of the annotation files that are below `root` (or of the only one, if `root` is a file)."""
         if root.is_file():
-            return {each.role: root for each in self.files if root.suffix == Path(each.names[0]).suffix}
+            return {self.files[0].role: root}
         return {each.role: path for each in self.files if (path := self._path(root, each)) is not None}
 
     def _path(self, root: Path, file: AnnotationFile) -> Path | None:
@@ -101,6 +101,13 @@ class Layout:
         lines = [f"These belong in {where}:", *(f"  {line}" for line in self.text().splitlines())]
         return "\n".join([*lines, f"Get them from {self.homepage}"] if self.homepage else lines)
 
+    def media_place(self, root: Path) -> str:
+        """Return where missing videos belong."""
+        if self.media is None:
+            return "The annotations say where each file is, relative to themselves."
+        place = f"They belong in {root / self.media.folders[0]}, as {self.media.example}."
+        return f"{place} Get them from {self.homepage}" if self.homepage else place
+
     def advice(self, root: Path | None = None) -> str:
         """Return what to do when something is missing: which file goes where, how to check it, and the way without."""
         check = f"meltr data check --dataset {self.dataset} --data-root {root if root is not None else 'DIR'}"
@@ -108,11 +115,13 @@ class Layout:
 
 
 def require_root(layout: Layout, root: Path | None) -> Path:
-    """Return `root`; UserError if it was not given or is not there."""
+    """Return `root`; UserError if it was not given, is not there, or is one of several files."""
     if root is None:
         raise UserError(f"{layout.dataset} needs its files, and --data-root was not given.", layout.advice())
     if not root.exists():
         raise UserError(f"{layout.dataset}: {root} does not exist.", layout.advice(root))
+    if root.is_file() and len(layout.files) > 1:
+        raise UserError(f"{layout.dataset}: {root} is a file, not a folder.", layout.advice(root.parent))
     return root
 
 
