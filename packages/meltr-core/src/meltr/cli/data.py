@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import importlib
-import importlib.util
 from collections.abc import Callable
 from typing import Any
 
 import typer
 
+from meltr.cli.data_cache import cache
+from meltr.cli.data_check import check
 from meltr.errors import PluginError
-
-COMMANDS = ("data_check", "data_cache")
-"""Modules of `meltr.cli`, in the order of ``meltr data --help``."""
 
 NAME = "data"
 
@@ -20,14 +17,13 @@ NAME = "data"
 def register(app: typer.Typer) -> None:
     """Add the group to `app`."""
     group = typer.Typer(name=NAME, help="Check data sets, and prepare them.", no_args_is_help=True)
-    for name in COMMANDS:
-        if importlib.util.find_spec(f"meltr.cli.{name}"):
-            importlib.import_module(f"meltr.cli.{name}").register(group)
     app.add_typer(group, name=NAME)
+    add_command(app, "check", check)
+    add_command(app, "cache", cache)
 
 
 def add_command(app: typer.Typer, name: str, command: Callable[..., Any]) -> None:
-    """Add a command to the group: for the hook ``register_commands`` of a plugin.
+    """Add a command to the group; plugins call it in their hook ``register_commands``.
 
     Args:
         app: What the hook was given.

@@ -33,7 +33,8 @@ def shrink_short_side(picture: Picture, size: int | None) -> Picture:
 def pad_to_square(picture: Picture) -> Picture:
     """Add floor((long - short) / 2) black pixels at both ends of the shorter side.
 
-    With an odd difference the result is one pixel off square, as in the public repository tsujuifu/pytorch_violet.
+    With an odd difference the result is one pixel off square, as in the code published with Fu et al., arXiv
+    2111.12681.
     """
     height, width = picture.shape[:2]
     vertical, horizontal = max(0, width - height) // 2, max(0, height - width) // 2

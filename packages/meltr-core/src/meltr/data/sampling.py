@@ -22,7 +22,7 @@ Sampler = Callable[[int, int], Indices]
 def centres(total: int, count: int) -> Indices:
     """Return floor((i + 1) total / (count + 1)) for i = 0 ... count - 1: even, with a margin at both ends.
 
-    The rule of the frame extraction in the public repository tsujuifu/pytorch_violet.
+    The rule of the frame extraction published with Fu et al., arXiv 2111.12681.
 
     Raises:
         ValueError: If `total` or `count` is below one, as in every sampler.

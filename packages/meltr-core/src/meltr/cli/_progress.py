@@ -1,0 +1,81 @@
+"""How far a long count has come: a bar on a terminal, plain lines in a log or a pipe."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import IO, TYPE_CHECKING
+
+from meltr.observers.text import duration
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.live import Live
+
+
+class Counter:
+    """Shows a count on standard error while it is used as a context manager.
+
+    Args:
+        noun: What is counted, in the plural.
+        quiet: Show nothing.
+        stream: Where to write; None: standard error.
+        interval: Seconds between two plain lines.
+        clock: Returns the time in seconds.
+    """
+
+    def __init__(
+        self,
+        noun: str,
+        *,
+        quiet: bool = False,
+        stream: IO[str] | None = None,
+        interval: float = 5.0,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._noun, self._quiet, self._interval, self._clock = noun, quiet, interval, clock
+        self._stream = stream
+        self._console: Console | None = None
+        self._live: Live | None = None
+        self._first: tuple[float, int] | None = None
+        self._last = float("-inf")
+
+    def __enter__(self) -> Counter:
+        if not self._quiet:
+            from rich.console import Console
+            from rich.live import Live
+
+            self._console = Console(file=self._stream, stderr=self._stream is None, highlight=False, soft_wrap=True)
+            if self._console.is_terminal and not self._console.is_dumb_terminal:
+                self._live = Live("", console=self._console, refresh_per_second=4, transient=True)
+                self._live.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if self._live is not None:
+            self._live.stop()
+
+    def __call__(self, done: int, total: int, failed: int = 0) -> None:
+        """Show that `done` of `total` are done, `failed` of them without success."""
+        if self._console is None:
+            return
+        now = self._clock()
+        if self._first is None:
+            self._first = (now, done)
+        line = self._line(now, done, total, failed)
+        if self._live is not None:
+            self._live.update(line)
+        elif now - self._last >= self._interval or done == total:
+            self._last = now
+            self._console.print(line, markup=False)
+
+    def _line(self, now: float, done: int, total: int, failed: int) -> str:
+        assert self._first is not None
+        start, before = self._first
+        parts = [f"{self._noun} {done:,}/{total:,} ({100 * done // max(total, 1)}%)"]
+        if failed:
+            parts.append(f"{failed:,} failed")
+        if done > before and now > start:
+            rate = (done - before) / (now - start)
+            parts += [f"{rate:,.1f} a second", f"ETA {duration((total - done) / rate)}"]
+        return "  ".join(parts)

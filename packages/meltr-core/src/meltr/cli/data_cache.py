@@ -1,0 +1,143 @@
+"""``meltr data cache``: decode the videos of a data set once."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from meltr.cli._options import AsJson
+from meltr.cli._output import print_json, remark
+from meltr.cli._progress import Counter
+from meltr.errors import UserError
+
+if TYPE_CHECKING:
+    from meltr.data.frame_cache import CacheReport, CacheSettings
+
+_FRAMES = "Frames"
+
+Dataset = Annotated[str, typer.Option(help="Data set; meltr list datasets shows them.")]
+Task = Annotated[str | None, typer.Option(help="Only the videos of this task; default: of all its tasks.")]
+Root = Annotated[Path | None, typer.Option(help="Folder of the data set.")]
+Sample = Annotated[bool, typer.Option("--sample", help="Use the data set's miniature instead.")]
+Out = Annotated[Path, typer.Option(help="Folder of the cache; it is added to if it is there.")]
+Count = Annotated[
+    int,
+    typer.Option("--frames", min=1, help="Frames a video; may be more than a model takes.", rich_help_panel=_FRAMES),
+]
+Chosen = Annotated[
+    str, typer.Option(help="Which frames: 'centres' or 'middles' of equal segments.", rich_help_panel=_FRAMES)
+]
+Size = Annotated[
+    int,
+    typer.Option(
+        min=0, help="Pixels of the shorter side; 0: as in the video. Never enlarged.", rich_help_panel=_FRAMES
+    ),
+]
+Quality = Annotated[int, typer.Option(min=1, max=95, help="Of the JPEG files.", rich_help_panel=_FRAMES)]
+Raw = Annotated[bool, typer.Option("--raw", help="Pixels without loss, not JPEG.", rich_help_panel=_FRAMES)]
+Workers = Annotated[int | None, typer.Option(min=0, help="Processes that decode; default: one a core, up to 8.")]
+AllowMissing = Annotated[bool, typer.Option("--allow-missing", help="Go on if files are not there.")]
+Quiet = Annotated[bool, typer.Option("--quiet", help="Show no progress.")]
+
+
+def cache(
+    *,
+    dataset: Dataset,
+    out: Out,
+    task: Task = None,
+    data_root: Root = None,
+    sample: Sample = False,
+    frames: Count = 5,
+    sampler: Chosen = "centres",
+    size: Size = 224,
+    quality: Quality = 90,
+    raw: Raw = False,
+    workers: Workers = None,
+    allow_missing: AllowMissing = False,
+    quiet: Quiet = False,
+    as_json: AsJson = False,
+) -> None:
+    """Decode every video once, so that training never waits for a decoder.
+
+    A killed command goes on where it stopped when it is given again. Files that cannot be decoded are listed in
+    failed.jsonl and tried again by the next call.
+    """
+    from meltr.data.frame_cache import CacheSettings, fill_cache
+    from meltr.data.processes import available_cores
+
+    quiet = quiet or as_json
+    settings = CacheSettings(frames=frames, sampler=sampler, size=size or None, quality=None if raw else quality)
+    if sample:
+        data_root = _miniature(dataset, data_root, quiet=quiet)
+    media = _media(dataset, task, data_root, allow_missing=allow_missing)
+    processes = min(8, available_cores()) if workers is None else workers
+    with Counter("videos", quiet=quiet) as progress:
+        report = fill_cache(media, out, settings, workers=processes, progress=progress)
+    _show(report, out, settings, as_json=as_json)
+
+
+def _miniature(dataset: str, data_root: Path | None, *, quiet: bool) -> Path:
+    """Return the folder of the data set's miniature."""
+    from meltr.data import miniature
+
+    if data_root is not None:
+        raise UserError("--sample makes its own data, but --data-root was given too", "Leave one of them out.")
+    with Counter("clips of the miniature", quiet=quiet) as progress:
+        return miniature.cached(dataset, progress=progress)
+
+
+def _media(dataset: str, task: str | None, root: Path | None, *, allow_missing: bool) -> Mapping[str, Path]:
+    """Return key -> file of all that the annotations name; several tasks may share files.
+
+    Raises:
+        UserError: If the annotations cannot be read, or files are missing and `allow_missing` is not given.
+    """
+    from meltr.data import annotations
+
+    media: dict[str, Path] = {}
+    for name in _readable(dataset, root) if task is None else [task]:
+        corpus = annotations.read(dataset, name, root, allow_missing=allow_missing)
+        media.update(corpus.media)
+        for note in corpus.notes:
+            remark(note)
+    return media
+
+
+def _readable(dataset: str, root: Path | None) -> Sequence[str]:
+    """Return the tasks that the annotations are for; the user's own may be for some only."""
+    from meltr.data import annotations
+
+    tasks = annotations.layout(dataset).tasks
+    if len(tasks) == 1:
+        return tasks
+    errors: dict[str, UserError] = {}
+    for name in tasks:
+        try:
+            annotations.read(dataset, name, root, allow_missing=True)
+        except UserError as error:
+            errors[name] = error
+    if len(errors) < len(tasks):
+        return [name for name in tasks if name not in errors]
+    causes = "".join(f"\n  {name}: {error.message}" for name, error in errors.items())
+    raise UserError(f"{dataset} cannot be read for any task:{causes}", "Say with --task which one it is for.")
+
+
+def _show(report: CacheReport, out: Path, settings: CacheSettings, *, as_json: bool) -> None:
+    """Print what the cache holds and what went wrong."""
+    from meltr.data.frame_cache.layout import FAILED, named
+
+    if report.failed:
+        remark(
+            f"warning: {len(report.failed):,} of {report.total:,} files cannot be decoded and are left out: "
+            f"{named(sorted(report.failed))}; {out / FAILED} says why"
+        )
+    if as_json:
+        print_json({"cache": out, "settings": asdict(settings), **report._asdict()})
+        return
+    size = sum(file.stat().st_size for file in out.glob("shard-*"))
+    held = report.total - len(report.failed)
+    typer.echo(f"{out}: {held:,} videos ({report.added:,} new), {settings.text()}, {size / 2**20:,.1f} MiB")

@@ -1,0 +1,224 @@
+"""``meltr data cache``, the group it stands in, and the counter that it shows."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import io
+import json
+
+import numpy as np
+import pytest
+from typer.testing import CliRunner
+
+from meltr.cli._progress import Counter
+from meltr.cli.app import build_app
+from meltr.data import miniature
+from meltr.data.frame_cache import CachedFrames
+from meltr.plugins import discover
+from video_files import numbers_of, picture, write_video
+
+pytest.importorskip("av")
+Image = pytest.importorskip("PIL.Image")
+
+
+@pytest.fixture(autouse=True)
+def _no_plugins(monkeypatch):
+    monkeypatch.setattr(importlib.metadata, "entry_points", lambda group: [])
+
+
+def call(*words: object):
+    return CliRunner().invoke(build_app(discover()), [str(word) for word in words])
+
+
+@pytest.fixture
+def root(tmp_path):
+    """A data set of the user's own: videos and an image, for questions and for classes, not for captions."""
+    folder = tmp_path / "data"
+    folder.mkdir()
+    for number, name in enumerate("abc"):
+        write_video(folder / f"{name}.mp4", 24, first=100 * number)
+    Image.fromarray(picture(7)).save(folder / "d.png")
+    asked = {"question": "which?", "answer": "this"}
+    rows = [
+        {"split": "train", "video": "a.mp4", "label": "x", **asked},
+        {"split": "test", "video": "b.mp4", "label": "x", **asked},
+        {"split": "train", "video": "c.mp4", "label": "y", **asked},
+        {"split": "test", "image": "d.png", "label": "y", **asked},
+    ]
+    write_manifest(folder, rows)
+    return folder
+
+
+def write_manifest(folder, rows) -> None:
+    (folder / "manifest.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def cache(root, out, *options: object):
+    return call("data", "cache", "--dataset", "manifest", "--data-root", root, "--out", out, "--workers", 0, *options)
+
+
+def numbers_in(out) -> dict[str, list[int]]:
+    frames = CachedFrames(out)
+    return {key: numbers_of(frames.frames(key)) for key in ("a.mp4", "b.mp4", "c.mp4", "d.png") if key in frames}
+
+
+def test_the_files_of_all_tasks_are_decoded_once(root, tmp_path):
+    out = tmp_path / "cache"
+    result = cache(root, out, "--frames", 2, "--size", 0)
+    assert result.exit_code == 0, result.output
+    assert numbers_in(out) == {"a.mp4": [8, 16], "b.mp4": [108, 116], "c.mp4": [208, 216], "d.png": [7, 7]}
+    assert result.stdout.startswith(
+        f"{out}: 4 videos (4 new), 2 frames a video (centres), original size, JPEG quality 90"
+    )
+    assert "videos 4/4 (100%)" in result.stderr
+    again = cache(root, out, "--frames", 2, "--size", 0)
+    assert f"{out}: 4 videos (0 new)" in again.stdout
+
+
+def test_one_task_and_every_option(root, tmp_path):
+    out = tmp_path / "cache"
+    options = ["--task", "action", "--frames", 3, "--sampler", "middles", "--size", 24, "--raw"]
+    result = cache(root, out, *options, "--json")
+    assert result.exit_code == 0, result.output
+    assert result.stderr == ""
+    assert json.loads(result.stdout) == {
+        "cache": str(out),
+        "settings": {"frames": 3, "sampler": "middles", "size": 24, "quality": None},
+        "total": 4,
+        "added": 4,
+        "failed": {},
+    }
+    assert numbers_in(out) == {
+        "a.mp4": [3, 11, 19],
+        "b.mp4": [103, 111, 119],
+        "c.mp4": [203, 211, 219],
+        "d.png": [7, 7, 7],
+    }
+    expected = np.asarray(Image.fromarray(picture(7)).resize((40, 24), Image.Resampling.BILINEAR))
+    np.testing.assert_array_equal(CachedFrames(out).frames("d.png")[0], expected)
+
+
+def test_broken_files_are_named_and_do_not_stop_the_others(root, tmp_path):
+    (root / "b.mp4").write_text("<html>")
+    out = tmp_path / "cache"
+    result = cache(root, out, "--quiet")
+    assert result.exit_code == 0
+    assert f"{out}: 3 videos (3 new)" in result.stdout
+    assert f"warning: 1 of 4 files cannot be decoded and are left out: b.mp4; {out / 'failed.jsonl'}" in result.stderr
+    assert json.loads((out / "failed.jsonl").read_text())["key"] == "b.mp4"
+
+
+@pytest.mark.parametrize("options", [[], ["--task", "action"]])
+def test_missing_files_are_an_error_unless_allowed(root, tmp_path, options):
+    (root / "c.mp4").unlink()
+    out = tmp_path / "cache"
+    result = cache(root, out, *options)
+    assert result.exit_code == 2
+    assert "c.mp4" in result.stderr
+    assert not out.exists()
+    allowed = cache(root, out, *options, "--allow-missing")
+    assert (allowed.exit_code, list(numbers_in(out))) == (0, ["a.mp4", "b.mp4", "d.png"])
+
+
+def test_annotations_for_no_task_say_what_each_lacks(root, tmp_path):
+    write_manifest(root, [{"split": "train", "video": "a.mp4"}])
+    result = cache(root, tmp_path / "cache")
+    assert result.exit_code == 2
+    for lacking in ("'captions'", "'question'", "'label'", "--task"):
+        assert lacking in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--sampler", "random"], "sampler 'random' cannot fill a cache"),
+        (["--task", "retrieve"], "no annotations for task 'retrieve'"),
+        (["--sample"], "--sample makes its own data, but --data-root was given too"),
+        (["--frames", 0], "greater than or equal to 1"),
+    ],
+)
+def test_mistakes_are_answered_before_anything_is_decoded(root, tmp_path, options, message):
+    result = cache(root, tmp_path / "cache", *options)
+    assert result.exit_code == 2
+    assert message in result.stderr
+    assert not (tmp_path / "cache").exists()
+
+
+def test_an_unknown_data_set_is_answered_with_the_known_ones(tmp_path):
+    result = call("data", "cache", "--dataset", "msdv", "--out", tmp_path / "cache")
+    assert result.exit_code == 2
+    assert "Did you mean 'msvd'?" in result.stderr
+
+
+def test_the_miniature_is_cached_in_processes(tmp_path, monkeypatch):
+    monkeypatch.setenv("MELTR_CACHE", str(tmp_path / "miniatures"))
+    monkeypatch.setattr(miniature, "SIZES", {"train": 3, "validation": 2, "test": 2})
+    out = tmp_path / "cache"
+    words = ["data", "cache", "--dataset", "msvd", "--sample", "--out", out, "--workers", 1, "--frames", 4, "--json"]
+    result = call(*words)
+    assert result.exit_code == 0, result.output
+    assert json.loads(result.stdout)["added"] == len(CachedFrames(out)) == 7
+
+
+PLUGIN = """
+import typer
+from meltr import hookimpl
+from meltr.cli.data import add_command
+
+def greet():
+    "Say hello."
+    typer.echo("hello")
+
+@hookimpl
+def register_commands(app):
+    add_command(app, "NAME", greet)
+"""
+
+
+def test_plugins_add_commands_to_the_group(tmp_path):
+    file = tmp_path / "greeting.py"
+    file.write_text(PLUGIN.replace("NAME", "greet"))
+    app = build_app(discover([file]))
+    assert CliRunner().invoke(app, ["data", "greet"]).stdout == "hello\n"
+
+
+def test_a_plugin_cannot_take_the_name_of_a_command(tmp_path):
+    file = tmp_path / "greeting.py"
+    file.write_text(PLUGIN.replace("NAME", "cache"))
+    registry = discover([file])
+    app = build_app(registry)
+    assert "there is a command `meltr data cache` already" in registry.broken[0].cause
+    assert "--sampler" in CliRunner().invoke(app, ["data", "cache", "--help"]).stdout
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def test_a_counter_writes_a_line_every_few_seconds():
+    stream, times = io.StringIO(), iter([0.0, 1.0, 4.0, 5.0, 6.0])
+    with Counter("videos", stream=stream, clock=lambda: next(times)) as counter:
+        for done, failed in ((1000, 0), (1010, 0), (1040, 1), (1050, 1), (2000, 1)):
+            counter(done, 2000, failed)
+    assert stream.getvalue().splitlines() == [
+        "videos 1,000/2,000 (50%)",
+        "videos 1,050/2,000 (52%)  1 failed  10.0 a second  ETA 1:35",
+        "videos 2,000/2,000 (100%)  1 failed  166.7 a second  ETA 0:00",
+    ]
+
+
+def test_a_counter_draws_on_a_terminal_and_clears_its_line(monkeypatch):
+    monkeypatch.setenv("TERM", "xterm")
+    stream = Terminal()
+    with Counter("videos", stream=stream) as counter:
+        counter(1, 2)
+    assert "videos 1/2 (50%)" in stream.getvalue()
+    assert stream.getvalue().endswith("\x1b[2K")
+
+
+def test_a_quiet_counter_is_silent():
+    stream = io.StringIO()
+    with Counter("videos", quiet=True, stream=stream) as counter:
+        counter(2, 2)
+    assert stream.getvalue() == ""
