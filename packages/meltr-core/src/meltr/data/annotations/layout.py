@@ -86,7 +86,7 @@ class Layout:
         return "\n".join(f"{name.ljust(width)}  {holds}" for name, holds in rows)
 
     def find(self, root: Path) -> dict[str, Path]:
-        """Return role -> path of the annotation files that are below `root` (or of the only one, if `root` is a file)."""
+        """Return role -> path of the annotation files below `root`, or of the only one, if `root` is a file."""
         if root.is_file():
             return {self.files[0].role: root}
         return {each.role: path for each in self.files if (path := self._path(root, each)) is not None}
