@@ -27,7 +27,7 @@ def _one_thread() -> None:
 
 
 def golden_folders() -> list[Path]:
-    """Every golden set: folders with a config.json below MELTR_GOLDENS, or those of the package and beside the project."""
+    """Every folder with a config.json below MELTR_GOLDENS; default: those of the package and beside the project."""
     named = os.environ.get("MELTR_GOLDENS")
     roots = [Path(named)] if named else [HERE.parent / "goldens", SHARED / "reference" / "violet"]
     return sorted({file.parent for root in roots for file in root.rglob("config.json")})

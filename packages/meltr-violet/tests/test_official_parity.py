@@ -11,10 +11,13 @@ import re
 import pytest
 import torch
 
+from meltr import Bilevel, LossTransformer
+from meltr.hypergradients.outer_gradient import outer_gradient
 from meltr_violet.losses import LossSettings, cross_entropy, task_losses
 from meltr_violet.losses import _Passes as Passes
 from meltr_violet.masking import Masks, black_out, code_targets, masks_at
 from meltr_violet.model import visible
+from meltr_violet.official import TIED_BIAS, to_official
 from meltr_violet.pretraining import matching_scores, pretraining_losses
 from meltr_violet.released import mask_choices
 from meltr_violet.scoring import answer_logits, choice_logits, score_pairs
@@ -25,7 +28,9 @@ CASES = {"meltr_retrieval": ("vtm", "mtm", "mvm"), "meltr_qaoe": ("answer", "vtm
 
 def close(golden, found, expected, float32: float) -> None:
     tolerance = PRECISE if golden.dtype == torch.float64 else float32
-    torch.testing.assert_close(found.to(golden.dtype), torch.as_tensor(expected, dtype=golden.dtype), atol=tolerance, rtol=0)
+    torch.testing.assert_close(
+        found.to(golden.dtype), torch.as_tensor(expected, dtype=golden.dtype), atol=tolerance, rtol=0
+    )
 
 
 def features(golden, found, expected) -> None:
@@ -203,3 +208,109 @@ def test_released_multiple_choice_with_its_defects(golden, eval_qa_model):
     features(golden, model.mvm(right[:, :-length]), case["mvm_logits_answer"])
     frames = black_out(batch.frames, masks.cells, model.config.cell)
     features(golden, choice_logits(model, frames, batch.ids), case["mc_logits"])
+
+
+def sub(tensors, prefix):
+    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+
+
+def loss_transformer(golden, task: str) -> LossTransformer:
+    weights = sub(golden.tensors("weights_meltr"), f"{task}.")
+    return LossTransformer.from_state_dict(weights, heads=golden.config["meltr"]["nhead"]).to(golden.dtype)
+
+
+def retrieval_losses(golden, model, rows, wanted=CASES["meltr_retrieval"]) -> dict:
+    case = golden.tensors("case_meltr_retrieval")
+    masks = Masks(case["m_txt"][rows], case["ans_mtm"][rows], case["cells"][rows])
+    return task_losses(model, golden.batch(rows), masks, wanted=wanted, settings=settings_of(golden, clip="masked"))
+
+
+def within(golden, found, expected, float32: float) -> None:
+    """Every element to a part of the largest one."""
+    part = PRECISE if golden.dtype == torch.float64 else float32
+    torch.testing.assert_close(found.to(expected), expected, atol=part * float(expected.abs().max()), rtol=0)
+
+
+def test_combined_losses(golden):
+    case, scalars = golden.tensors("case_meltr"), golden.json("losses.json")
+    for task in ("retrieval", "qa"):
+        m = loss_transformer(golden, task)
+        found = torch.stack([m(row) for row in case[f"probe_{task}_losses"]])
+        features(golden, found, case[f"probe_{task}_out"])
+    for name, order in (("retrieval", "vtm mtm mvm"), ("qaoe", "oe vtm mtm mvm"), ("qamc", "mc vtm mtm mvm")):
+        losses = torch.tensor([scalars[f"meltr_{name}"][loss] for loss in order.split()], dtype=golden.dtype)
+        m = loss_transformer(golden, "retrieval" if name == "retrieval" else "qa")
+        close(golden, m(losses), scalars[f"meltr_combined_{name}"], 2e-5)
+
+
+def test_inner_step(golden):
+    expected, norms = golden.json("losses.json")["inner_step"], golden.json("grad_norms_inner_step.json")
+    model, m = golden.model(), loss_transformer(golden, "retrieval")
+    optimizer = torch.optim.AdamW(
+        model.parameters(), expected["lr"], betas=tuple(expected["betas"]), weight_decay=expected["weight_decay"]
+    )
+    meltr = Bilevel(model, m, None)
+    result = meltr.backward(lambda: retrieval_losses(golden, model, expected["batch"]))
+    close(golden, result.losses, expected["losses_before"], 2e-5)
+    close(golden, result.combined, expected["meltr_before"], 2e-5)
+    found = {to_official(name): parameter.grad.norm() for name, parameter in model.named_parameters()}
+    found[TIED_BIAS] = found.pop("fc_mtm.predictions.decoder.bias")
+    assert found.keys() == norms.keys()
+    relative = PRECISE if golden.dtype == torch.float64 else 1e-4
+    zero = torch.finfo(golden.dtype).eps * expected["total_grad_norm"]  # key biases have no gradient but rounding
+    for name, norm in norms.items():
+        assert float(found[name]) == pytest.approx(norm, rel=relative, abs=zero), name
+    assert float(torch.stack(list(found.values())).norm()) == pytest.approx(expected["total_grad_norm"], rel=relative)
+    optimizer.step()
+    with torch.no_grad():
+        losses = torch.stack(list(retrieval_losses(golden, model, expected["batch"]).values()))
+        close(golden, losses, expected["losses_after"], 1e-4)
+        close(golden, m(losses), expected["meltr_after"], 1e-4)
+
+
+@pytest.mark.parametrize("estimator", ["per_task", "forward", "double_backward"])
+def test_meta_step(golden, estimator):
+    expected, case = golden.json("losses.json")["meta_step"], golden.tensors("case_meltr")
+    model, m = golden.model(), loss_transformer(golden, "retrieval")
+    before = {name: parameter.detach().clone() for name, parameter in m.named_parameters()}
+    optimizer = torch.optim.AdamW(
+        m.parameters(), expected["lr"], betas=tuple(expected["betas"]), weight_decay=expected["weight_decay"]
+    )
+    meltr = Bilevel(
+        model, m, optimizer, gamma=expected["gamma"], estimator_name=estimator, outer_clip_norm=expected["max_norm"]
+    )
+    seen: list[torch.Tensor] = []
+
+    def note(losses):
+        seen.append(torch.stack([loss.detach() for loss in losses.values()]))
+        return losses
+
+    result = meltr.outer_step(
+        lambda: note(retrieval_losses(golden, model, expected["batch_val"], ("vtm",))),
+        lambda: note(retrieval_losses(golden, model, expected["batch_train"])),
+    )
+    primary, train = seen[0][0], seen[1]
+    close(golden, primary, expected["primary_val"], 2e-5)
+    close(golden, train, expected["train_losses"], 2e-5)
+    original = loss_transformer(golden, "retrieval")
+    close(golden, original(train), expected["meltr_out"], 2e-5)
+    objective = primary + expected["gamma"] * (train.sum() - original(train)).abs()
+    close(golden, objective, expected["meta_val"], 2e-5)
+    within(golden, result.products, torch.tensor(expected["c"], dtype=torch.float64), 5e-4)
+    relative = PRECISE if golden.dtype == torch.float64 else 1e-4
+    assert float(result.gradient_norm) == pytest.approx(expected["grad_norm_before_clip"], rel=relative)
+    hypergradients = sub(case, "hypergrad.")
+    gradients = outer_gradient(original, train, result.products)
+    for (name, _), gradient in zip(original.named_parameters(), gradients, strict=True):
+        if name in hypergradients:
+            within(golden, gradient, hypergradients[name], 5e-4)
+        else:
+            assert gradient is None, name
+    for name, parameter in m.named_parameters():
+        if name not in hypergradients:
+            assert torch.equal(parameter, before[name]), name
+            continue
+        clear = hypergradients[name].abs() > 1e-3
+        expected_values = case[f"phi_after.{name}"][clear]
+        torch.testing.assert_close(parameter.detach()[clear], expected_values, atol=2e-6, rtol=0)
+    close(golden, m(train), expected["meltr_out_after"], 1e-4)

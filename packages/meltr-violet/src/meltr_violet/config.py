@@ -74,8 +74,8 @@ class ModelConfig:
     def __post_init__(self) -> None:
         if len(self.swin_depths) != len(self.swin_heads) or not self.swin_depths:
             raise ValueError(f"swin_depths={self.swin_depths} and swin_heads={self.swin_heads} differ in length")
-        if self.width != self.swin_width * 2 ** (len(self.swin_depths) - 1):
-            last = self.swin_width * 2 ** (len(self.swin_depths) - 1)
+        last = self.swin_width << (len(self.swin_depths) - 1)
+        if self.width != last:
             raise ValueError(f"width={self.width} must be {last}, the width of Swin's last stage")
         if self.width % self.heads:
             raise ValueError(f"width={self.width} is not a multiple of heads={self.heads}")
@@ -83,7 +83,7 @@ class ModelConfig:
     @property
     def cell(self) -> int:
         """Pixels on a side of the square that one video token stands for: 32 with four stages."""
-        return self.patch[1] * 2 ** (len(self.swin_depths) - 1)
+        return self.patch[1] << (len(self.swin_depths) - 1)
 
     def grid(self, height: int, width: int) -> tuple[int, int]:
         """Return the rows and columns of cells of a picture of `height` x `width` pixels."""

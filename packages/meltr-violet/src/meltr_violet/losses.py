@@ -1,8 +1,8 @@
 """The losses of a batch: matching, masked text, masked video, and answering, with shared encoder passes.
 
 `answer` is the cross-entropy of the right class or choice, `vtm` of the right text of each clip among all texts of the
-batch, `mtm` of masked tokens, `mvm` of the visual codes of masked cells (Fu et al. 2021, section 3.3; MELTR's loss lists
-are in its appendix A.1 and H). One clip is encoded once however many losses and pairs read it.
+batch, `mtm` of masked tokens, `mvm` of the visual codes of masked cells (Fu et al. 2021, section 3.3; which task has
+which: Ko et al. 2023, appendices A.1 and H). A clip is encoded once however many losses and pairs read it.
 """
 
 from __future__ import annotations
@@ -202,8 +202,8 @@ class _Passes:
         states = self._pairs(self.text, batch.rows, batch.clip_of_row, rows)
         self.own_states = states if batch.ids.dim() == 2 else states[batch.own_rows]
         if batch.ids.dim() == 2:
-            return cross_entropy(head(self.model, "answer")(states), batch.answer)
-        return cross_entropy(head(self.model, "choice")(states).view(batch.ids.shape[:2]), batch.answer)
+            return cross_entropy(head(self.model, "answer", states), batch.answer)
+        return cross_entropy(head(self.model, "choice", states).view(batch.ids.shape[:2]), batch.answer)
 
     def matching(self) -> Tensor:
         """Return the loss of finding each clip's text among those of the batch."""
@@ -235,7 +235,7 @@ class _Passes:
     def masked_text(self) -> Tensor:
         """Return the loss of the masked tokens."""
         length = self.masks.ids.shape[-1]
-        return cross_entropy(head(self.model, "mtm")(self.masked_states[:, -length:]), self.masks.text_targets)
+        return cross_entropy(head(self.model, "mtm", self.masked_states[:, -length:]), self.masks.text_targets)
 
     def masked_video(self) -> Tensor:
         """Return the loss of the codes of masked cells."""
@@ -246,7 +246,7 @@ class _Passes:
             states = states[self.batch.own_rows]
         length = self.masks.ids.shape[-1]
         targets = code_targets(self.batch.codes, self.masks.cells)
-        return cross_entropy(head(self.model, "mvm")(states[:, :-length]), targets)
+        return cross_entropy(head(self.model, "mvm", states[:, :-length]), targets)
 
     def _pairs(self, text: Tensor, ids: Tensor, clips: Tensor, texts: Tensor) -> Tensor:
         return pooled_pairs(
@@ -254,4 +254,4 @@ class _Passes:
         )
 
     def _scores(self, states: Tensor) -> Tensor:
-        return head(self.model, "vtm")(states)[:, 0]
+        return head(self.model, "vtm", states)[:, 0]

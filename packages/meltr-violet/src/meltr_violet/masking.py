@@ -58,7 +58,7 @@ def draw_tokens(
     """Choose each normal token with a probability, under the condition that a text gets at least one.
 
     The original draws a text again until a token is chosen, for ever if there is nothing to choose. The same
-    distribution without repetition: the first chosen token is geometric, cut off at the number of tokens; the later ones
+    distribution without repetition: the first chosen token is geometric, cut off at the number of tokens; later ones
     are independent. A text without a normal token gets none.
 
     Args:
@@ -100,8 +100,9 @@ def draw_cells(
 ) -> Tensor:
     """Mask the union of T blocks in each clip (blockwise masking).
 
-    A block spans t frames, t uniform in 1 ... T - 1 (1 if T = 1), and rows and columns uniform in 1 ... floor(2 h / 3) - 1
-    (at least 1, for grids below 3 x 3, which the original cannot take); its place is uniform among those where it fits.
+    A block spans t frames, t uniform in 1 ... T - 1 (1 if T = 1), and rows uniform in 1 ... floor(2 h / 3) - 1, columns
+    likewise (at least 1, for grids below 3 x 3, which the original cannot take); its place is uniform among those where
+    it fits.
 
     Args:
         size: (B, T, h, w).

@@ -30,6 +30,12 @@ class Violet(nn.Module):
         ValueError: If a head is unknown, or ``answer`` is asked for without classes.
     """
 
+    vtm: nn.Sequential | None
+    mtm: MaskedTextHead | None
+    mvm: nn.Sequential | None
+    answer: nn.Sequential | None
+    choice: nn.Sequential | None
+
     def __init__(
         self,
         config: ModelConfig,
@@ -59,7 +65,7 @@ class Violet(nn.Module):
 
     def _initialise(self) -> None:
         """Initialise the BERT parts as BERT does, the masked text decoder with the word embeddings."""
-        parts = [self.text, self.cross] + ([] if self.mtm is None else [self.mtm])
+        parts: list[nn.Module] = [self.text, self.cross, *([] if self.mtm is None else [self.mtm])]
         for module in (module for part in parts for module in part.modules()):
             if isinstance(module, nn.Linear | nn.Embedding):
                 nn.init.normal_(module.weight, std=SPREAD)

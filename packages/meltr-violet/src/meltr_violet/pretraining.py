@@ -75,9 +75,9 @@ def pretraining_losses(model: Violet, batch: Batch, masks: Masks, negatives: Ten
     text = model.embed_text(masks.ids)
     states = model.join(video, text, masks.ids)
     length = video.shape[1]
-    losses = {"mtm": cross_entropy(head(model, "mtm")(states[:, length:]), masks.text_targets)}
+    losses = {"mtm": cross_entropy(head(model, "mtm", states[:, length:]), masks.text_targets)}
     if batch.codes is not None:
-        losses["mvm"] = cross_entropy(head(model, "mvm")(states[:, :length]), code_targets(batch.codes, masks.cells))
+        losses["mvm"] = cross_entropy(head(model, "mvm", states[:, :length]), code_targets(batch.codes, masks.cells))
     scores = matching_scores(model, video, text, masks.ids, own=states[:, length], negatives=negatives)
     first = torch.zeros(len(video), dtype=torch.int64, device=video.device)
     losses["vtm"] = cross_entropy(scores / TEMPERATURE, first)
@@ -99,5 +99,5 @@ def matching_scores(
     """
     clips = torch.arange(len(video), device=negatives.device)[:, None].expand_as(negatives)
     states = pooled_pairs(model, video, text, ids, clips=clips.flatten(), texts=negatives.flatten())
-    wrong = head(model, "vtm")(states).view(negatives.shape)
-    return torch.cat([head(model, "vtm")(own), wrong], 1)
+    wrong = head(model, "vtm", states).view(negatives.shape)
+    return torch.cat([head(model, "vtm", own), wrong], 1)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from meltr_violet.model import Violet
 
@@ -67,9 +67,15 @@ def score_pairs(model: Violet, video: Tensor, ids: Tensor, *, pairs_per_pass: in
     text = model.embed_text(ids.to(device))
     clips, texts = all_pairs(len(video), len(ids), video.device)
     states = pooled_pairs(
-        model, video, text.to(video.device), ids.to(video.device), clips=clips, texts=texts, pairs_per_pass=pairs_per_pass
+        model,
+        video,
+        text.to(video.device),
+        ids.to(video.device),
+        clips=clips,
+        texts=texts,
+        pairs_per_pass=pairs_per_pass,
     )
-    return head(model, "vtm")(states).view(len(video), len(ids)).sigmoid().T
+    return head(model, "vtm", states).view(len(video), len(ids)).sigmoid().T
 
 
 def answer_logits(model: Violet, frames: Tensor, ids: Tensor) -> Tensor:
@@ -81,8 +87,7 @@ def answer_logits(model: Violet, frames: Tensor, ids: Tensor) -> Tensor:
         ids: Questions, (B, X).
     """
     states = model.pooled(model.encode_video(frames), model.embed_text(ids), ids)
-    logits: Tensor = head(model, "answer")(states)
-    return logits
+    return head(model, "answer", states)
 
 
 def choice_logits(model: Violet, frames: Tensor, ids: Tensor, *, pairs_per_pass: int | None = None) -> Tensor:
@@ -106,16 +111,17 @@ def choice_logits(model: Violet, frames: Tensor, ids: Tensor, *, pairs_per_pass:
         texts=rows,
         pairs_per_pass=pairs_per_pass,
     )
-    return head(model, "choice")(states).view(batch, choices)
+    return head(model, "choice", states).view(batch, choices)
 
 
-def head(model: Violet, name: str) -> nn.Module:
-    """Return a head of the model.
+def head(model: Violet, name: str, states: Tensor) -> Tensor:
+    """Apply a head of the model to states (..., D).
 
     Raises:
         ValueError: If the model was built without it.
     """
     found = getattr(model, name)
-    if not isinstance(found, nn.Module):
+    if found is None:
         raise ValueError(f"this model was built without the head {name!r}")
-    return found
+    outputs: Tensor = found(states)
+    return outputs

@@ -33,11 +33,15 @@ def bert_config(config: ModelConfig) -> BertConfig:
     return made
 
 
-class TextEmbedding(BertEmbeddings):  # type: ignore[misc]
+class TextEmbedding(BertEmbeddings):
     """Word, position and token type 0 embeddings, LayerNorm, dropout: ids (B, X) to (B, X, D)."""
 
     def __init__(self, config: ModelConfig) -> None:
-        super().__init__(bert_config(config))
+        super().__init__(bert_config(config))  # type: ignore[no-untyped-call]
+
+
+def _layer(config: BertConfig, number: int) -> BertLayer:
+    return BertLayer(config, layer_idx=number)  # type: ignore[no-untyped-call]
 
 
 class CrossEncoder(nn.Module):
@@ -50,7 +54,7 @@ class CrossEncoder(nn.Module):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.bert_config = bert_config(config)
-        self.layer = nn.ModuleList(BertLayer(self.bert_config, layer_idx=i) for i in range(config.layers))
+        self.layer = nn.ModuleList(_layer(self.bert_config, i) for i in range(config.layers))
 
     def forward(self, tokens: Tensor, visible: Tensor) -> Tensor:
         """Map tokens to states of the same shape.
@@ -76,9 +80,11 @@ class CrossEncoder(nn.Module):
         with self._eager():
             mask = self._key_mask(tokens, visible)
             for layer in self.layer:
+                assert isinstance(layer, BertLayer)
                 context, probabilities = layer.attention.self(tokens, mask)
                 yield probabilities
-                tokens = layer.feed_forward_chunk(layer.attention.output(context, tokens))
+                attended = layer.attention.output(context, tokens)
+                tokens = layer.feed_forward_chunk(attended)  # type: ignore[no-untyped-call]
 
     def _key_mask(self, tokens: Tensor, visible: Tensor) -> Tensor:
         """Return the mask that the attention kernel wants, (B, 1, 1, L): boolean, or to be added to the logits."""

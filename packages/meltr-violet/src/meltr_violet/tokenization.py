@@ -1,0 +1,161 @@
+"""Texts to token ids: WordPiece with the vocabulary of bert-base-uncased, or a small one made on the spot."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from meltr.errors import UserError
+from meltr.files import write_text
+from meltr_violet.config import CLS, MASK, PAD, SEP
+
+UNK = 100
+SPECIAL = {"[PAD]": PAD, "[UNK]": UNK, "[CLS]": CLS, "[SEP]": SEP, "[MASK]": MASK}
+"""Special tokens and the lines (from 0) on which bert-base-uncased has them."""
+
+REPOSITORIES = ("google-bert/bert-base-uncased", "bert-base-uncased")
+"""Where the vocabulary is looked for in the hub's cache."""
+
+ChoiceFormat = Literal["prompt", "plain", "released"]
+
+
+class Tokenizer:
+    """Lower-case WordPiece: [CLS] ... [SEP], cut and padded with [PAD] to one length.
+
+    Args:
+        vocabulary: File with one token a line; None: vocab.txt of bert-base-uncased from the hub's cache.
+        length: X, tokens of every text.
+
+    Raises:
+        UserError: If there is no vocabulary, or it is not one for this model.
+        ValueError: If `length` has no room for a token.
+    """
+
+    def __init__(self, vocabulary: Path | None = None, *, length: int = 25) -> None:
+        from transformers import BertTokenizerFast  # type: ignore[attr-defined]
+
+        if length < 3:
+            raise ValueError(f"length={length}: [CLS], a token and [SEP] need three")
+        self.file = vocabulary if vocabulary is not None else cached_vocabulary()
+        self.length = length
+        tokens = read_vocabulary(self.file)
+        self.size = max(tokens.values()) + 1
+        self._tokenizer = BertTokenizerFast(vocab=tokens, do_lower_case=True)
+
+    def encode(self, texts: Sequence[str]) -> Tensor:
+        """Return token ids, (N, X), int64; longer texts are cut at the end.
+
+        Args:
+            texts: N texts.
+        """
+        return self._pack([self._pieces(text) for text in texts])
+
+    def encode_choices(self, question: str, choices: Sequence[str], *, style: ChoiceFormat = "prompt") -> Tensor:
+        """Return token ids of a question with each of its choices, (O, X).
+
+        ``plain``: question and choice (the original VIOLET). ``prompt``: question, ``Options:`` and all choices,
+        ``Answer:`` and the choice; what is too long loses the end of question and options, never the answer, so that
+        choices stay different. ``released`` (MELTR's code): the same without a space before ``Options:`` and
+        ``Answer:``, which WordPiece glues to the word before, and cut at the end, where the answer is.
+
+        Args:
+            question: The question.
+            choices: O choices.
+            style: How they are put together.
+        """
+        if style == "plain":
+            return self.encode([f"{question} {choice}" for choice in choices])
+        listed = " ".join(choices)
+        if style == "released":
+            return self.encode([f"{question}Options: {listed}Answer: {choice}" for choice in choices])
+        before = self._pieces(f"{question} Options: {listed}")
+        answers = [self._pieces(f"Answer: {choice}")[: self.length - 2] for choice in choices]
+        return self._pack([before[: self.length - 2 - len(answer)] + answer for answer in answers])
+
+    def count(self, text: str) -> int:
+        """Return the tokens that `text` needs, [CLS] and [SEP] included: more than X are cut."""
+        return len(self._pieces(text)) + 2
+
+    def _pieces(self, text: str) -> list[int]:
+        ids: list[int] = self._tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+        return ids
+
+    def _pack(self, rows: Iterable[Sequence[int]]) -> Tensor:
+        packed = [[CLS, *row[: self.length - 2], SEP] for row in rows]
+        return torch.tensor([row + [PAD] * (self.length - len(row)) for row in packed]).reshape(-1, self.length)
+
+
+def read_vocabulary(file: Path) -> dict[str, int]:
+    """Return token -> id of a file with one token a line.
+
+    Raises:
+        UserError: If it cannot be read, or the special tokens are not on the lines where bert-base-uncased has them.
+    """
+    try:
+        lines = file.read_text(encoding="utf-8").split("\n")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(
+            f"The vocabulary {file} cannot be read: {error.__class__.__name__}.",
+            "Give vocab.txt of bert-base-uncased: text, one token a line.",
+        ) from error
+    tokens = {token.rstrip("\r"): number for number, token in enumerate(lines) if token.rstrip("\r")}
+    wrong = [
+        f"{token} is {tokens.get(token, 'absent')}, not {number}"
+        for token, number in SPECIAL.items()
+        if tokens.get(token) != number
+    ]
+    if wrong:
+        raise UserError(
+            f"{file} is no vocabulary for this model: {wrong[0]} ({len(tokens):,} tokens).",
+            "Give vocab.txt of bert-base-uncased, whose special tokens are on lines 1 and 101 to 104.",
+        )
+    return tokens
+
+
+def cached_vocabulary() -> Path:
+    """Return vocab.txt of bert-base-uncased from the hub's cache, without using a network.
+
+    Raises:
+        UserError: If it is not there.
+    """
+    from huggingface_hub import try_to_load_from_cache
+
+    for repository in REPOSITORIES:
+        found = try_to_load_from_cache(repository, "vocab.txt")
+        if isinstance(found, str):
+            return Path(found)
+    raise UserError(
+        "There is no vocabulary: none was given, and the Hugging Face cache has no bert-base-uncased.",
+        "Give the file with --set options.vocabulary=FILE (vocab.txt of bert-base-uncased), or fetch it once on a "
+        f"machine with a network: hf download {REPOSITORIES[0]} vocab.txt",
+    )
+
+
+def write_vocabulary(file: Path, texts: Iterable[str]) -> int:
+    """Write a small vocabulary with every word of `texts`, the special tokens on their usual lines, and all letters.
+
+    Other words are spelt in letters, so that none is unknown.
+
+    Args:
+        file: Where.
+        texts: Texts whose words are to be whole tokens.
+
+    Returns:
+        Number of tokens.
+    """
+    from tokenizers.normalizers import BertNormalizer
+    from tokenizers.pre_tokenizers import BertPreTokenizer
+
+    normalise, split = BertNormalizer(lowercase=True).normalize_str, BertPreTokenizer().pre_tokenize_str
+    words = {word for text in texts for word, _ in split(normalise(text))}
+    letters = {letter for word in words for letter in word} | set("abcdefghijklmnopqrstuvwxyz0123456789")
+    lines = [f"[unused{number}]" for number in range(MASK + 1)]
+    for token, number in SPECIAL.items():
+        lines[number] = token
+    lines += sorted(words | letters) + sorted(f"##{letter}" for letter in letters)
+    write_text(file, "\n".join(lines) + "\n")
+    return len(lines)
