@@ -191,6 +191,15 @@ def test_missing_files_and_folders_are_named(tmp_path):
         decode(tmp_path, everything)
 
 
+def test_an_unknown_codec_is_refused(tmp_path):
+    file = write_video(tmp_path / "a.avi", 3, codec="mpeg4")
+    content = file.read_bytes()
+    assert content.count(b"FMP4") == 2
+    file.write_bytes(content.replace(b"FMP4", b"ZZZZ"))
+    with pytest.raises(MediaError, match="has a codec that PyAV cannot decode"):
+        decode(file, everything)
+
+
 def test_sound_alone_has_no_pictures(tmp_path):
     file = tmp_path / "a.wav"
     with av.open(str(file), "w") as output:

@@ -143,6 +143,9 @@ def _open(path: Path) -> Any:
     if not container.streams.video:
         container.close()
         raise MediaError(f"{path} has no pictures: it holds no video stream.", "Is it a sound file?")
+    if container.streams.video[0].codec_context is None:
+        container.close()
+        raise MediaError(f"{path} has a codec that PyAV cannot decode.", "Convert it, for example to H.264 in MP4.")
     return container
 
 
