@@ -9,6 +9,7 @@ import typer
 
 from meltr.cli.data_cache import cache
 from meltr.cli.data_check import check
+from meltr.cli.data_sample import sample
 from meltr.errors import PluginError
 
 NAME = "data"
@@ -20,6 +21,7 @@ def register(app: typer.Typer) -> None:
     app.add_typer(group, name=NAME)
     add_command(app, "check", check)
     add_command(app, "cache", cache)
+    add_command(app, "sample", sample)
 
 
 def add_command(app: typer.Typer, name: str, command: Callable[..., Any]) -> None:

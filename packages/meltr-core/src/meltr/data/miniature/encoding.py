@@ -1,4 +1,4 @@
-"""Pictures to files: H.264 or MPEG-4 with PyAV, GIF with Pillow. Both are imported when they are needed."""
+"""Pictures to files: H.264 or MPEG-4 with PyAV, GIF with Pillow. Both are imported on first use."""
 
 from __future__ import annotations
 
@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from meltr.data.frames import Frames
+from meltr.data.media import require
 from meltr.data.miniature.rendering import render
 from meltr.data.miniature.scenes import Scene
-from meltr.errors import UserError
+from meltr.data.processes import available_cores
 
 RATE = 8
 """Frames a second."""
@@ -35,7 +36,7 @@ def write_clips(clips: Mapping[Path, Scene], progress: Progress | None = None) -
     """
     for folder in {path.parent for path in clips}:
         folder.mkdir(parents=True, exist_ok=True)
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
+    with ThreadPoolExecutor(available_cores()) as pool:
         for done, _ in enumerate(pool.map(_write, clips, clips.values()), start=1):
             if progress is not None:
                 progress(done, len(clips))
@@ -47,8 +48,8 @@ def _write(path: Path, scene: Scene) -> None:
 
 
 def _video(path: Path, frames: Frames) -> None:
-    av: Any = _needed("av", "PyAV")
-    codec, options = ("mpeg4", {"qmin": "2", "qmax": "6"})
+    av: Any = require("av")
+    codec, options = "mpeg4", {"qmin": "2", "qmax": "6"}
     if path.suffix != ".avi" and "libx264" in av.codecs_available:
         codec, options = "libx264", {"preset": "veryfast", "crf": "20"}
     with av.open(os.fspath(path), "w") as container:
@@ -63,18 +64,9 @@ def _video(path: Path, frames: Frames) -> None:
 
 
 def _gif(path: Path, frames: Frames) -> None:
-    image: Any = _needed("PIL.Image", "Pillow")
+    image: Any = require("PIL.Image")
     count, height, width = frames.shape[:3]
     # One palette for the whole clip: what stands still then stays the same, and is written once.
     column = image.fromarray(frames.reshape(count * height, width, 3)).quantize(COLOURS, dither=image.Dither.NONE)
     first, *others = [column.crop((0, top, width, top + height)) for top in range(0, count * height, height)]
     first.save(path, save_all=True, append_images=others, duration=1000 // RATE, loop=0, optimize=False)
-
-
-def _needed(module: str, name: str) -> Any:
-    try:
-        return __import__(module, fromlist=["_"])
-    except ImportError as error:
-        raise UserError(
-            f"a miniature needs {name}: {error}", "Install it with: pip install 'meltr-core[video]'"
-        ) from error

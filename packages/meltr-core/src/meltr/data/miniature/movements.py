@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 import numpy.typing as npt
@@ -95,7 +96,7 @@ PHASES = (*STRAIGHT, "grow", "shrink")
 """Movements of which two make a clip."""
 
 REPEATED = ("hop", "sway", "swell", "blink", "circle", "stretch")
-"""Movements that come back; two or four times can be told apart in three, four and five even samples of a clip."""
+"""Movements that come back: done two or four times, each shows in three, four and five even samples of a clip."""
 
 
 def track(movements: Sequence[Movement], frames: int) -> Track:

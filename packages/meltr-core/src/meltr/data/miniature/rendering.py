@@ -14,10 +14,10 @@ from meltr.data.miniature.scenes import Scene, Thing
 HEIGHT, WIDTH = 72, 96
 """Size of the pictures."""
 
-RADIUS = (0.15, 0.18)
+RADIUS = (0.18, 0.21)
 """Smallest and largest radius of the shape that moves, in heights of the picture, before it grows or shrinks."""
 
-STILL_RADIUS = 0.1
+STILL_RADIUS = 0.09
 """Radius of a shape that stands still."""
 
 RGB: Mapping[str, tuple[int, int, int]] = {
