@@ -115,7 +115,7 @@ def _train(
 ) -> tuple[list[Tensor], dict[str, list[Tensor]], dict[str, str]]:
     """Train with exact outer steps; return g of each, g of every approximation there, and what is worth saying."""
     data = dataclasses.replace(problem.prepared.data, validation=None, test=None)
-    exact = problem.stepper(variants[EXACT].settings, data=data)
+    exact = problem.stepper({**variants[EXACT].settings, "bilevel.estimator": "per_task"}, data=data)
     exact.at_outer_step()
     probes, remarks = _probes(problem, variants, exact)
     truth: list[Tensor] = []

@@ -20,7 +20,7 @@ ORACLE = "double_backward"
 
 
 EXACT = "exact"
-"""The variant that is trained: the run as it is."""
+"""The variant that is trained: the run as it is, but for g, which is then computed by one backward per task."""
 
 FRACTIONS = (0.5, 0.25)
 """Parts of the batch that the outer step may see."""
@@ -116,6 +116,7 @@ def all_approximations(spec: RunSpec) -> dict[str, Variant]:
             cheaper.append((scope, f"g over the parameters of scope {scope}", {"bilevel.scope": scope}))
     for part in FRACTIONS:
         cheaper.append((f"batch/{1 / part:.0f}", f"g on {part:.0%} of the batch", {"bilevel.outer_fraction": part}))
+    cheaper.append(("one_sided", "g by one-sided differences", {"bilevel.estimator": "one_sided"}))
     cheaper.append(("difference", "g by central differences", {"bilevel.estimator": "difference"}))
     if spec.train.precision != "bf16":
         cheaper.append(("bf16", "training and g under bf16 autocast", {"train.precision": "bf16"}))
