@@ -27,10 +27,10 @@ def _one_thread() -> None:
 
 
 def golden_folders() -> list[Path]:
-    """Every folder with a config.json below MELTR_GOLDENS; default: those of the package and beside the project."""
-    named = os.environ.get("MELTR_GOLDENS")
-    roots = [Path(named)] if named else [HERE.parent / "goldens", SHARED / "reference" / "violet"]
-    return sorted({file.parent for root in roots for file in root.rglob("config.json")})
+    """Every folder with a config.json below MELTR_GOLDENS; default: the set beside the project, or the part here."""
+    beside = SHARED / "reference" / "violet"
+    root = Path(os.environ.get("MELTR_GOLDENS", beside if beside.is_dir() else HERE.parent / "goldens"))
+    return sorted(file.parent for file in root.rglob("config.json"))
 
 
 class Goldens:

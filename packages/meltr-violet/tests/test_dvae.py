@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import sys
 import types
+import warnings
 from collections import OrderedDict
 
 import pytest
@@ -93,10 +94,9 @@ def by_hand(state: dict, pictures: torch.Tensor) -> torch.Tensor:
     return conv(x.relu(), "blocks.output.conv")
 
 
-@pytest.mark.parametrize("container", ["zip", "legacy"])
-def test_a_pickled_encoder_is_read_without_its_classes(dall_e, tmp_path, monkeypatch, container):
+def test_a_pickled_encoder_is_read_without_its_classes(dall_e, tmp_path, monkeypatch):
     module, file = published(dall_e), tmp_path / "encoder.pkl"
-    torch.save(module, file, _use_new_zipfile_serialization=container == "zip")
+    torch.save(module, file)
     state, pictures = module.state_dict(), torch.rand(2, 3, 56, 40)
     for name in ("dall_e", "dall_e.encoder", "dall_e.utils"):
         monkeypatch.delitem(sys.modules, name)
@@ -150,8 +150,12 @@ def test_other_files_are_refused(dall_e, tmp_path):
     torch.save({"a.w": torch.zeros(2)}, tmp_path / "other.pkl")
     torch.save(published(dall_e).blocks.group_1, tmp_path / "part.pkl")
     (tmp_path / "text.pkl").write_text("hello")
-    for name in ("absent.pkl", "other.pkl", "part.pkl", "text.pkl"):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch looks for the source of the made-up classes
+        torch.save(published(dall_e), tmp_path / "old.pkl", _use_new_zipfile_serialization=False)
+    for name in ("absent.pkl", "other.pkl", "part.pkl", "text.pkl", "old.pkl"):
         with pytest.raises(UserError) as caught:
             load_code_encoder(tmp_path / name)
         assert name in caught.value.message
         assert "encoder.pkl" in caught.value.hint
+        assert "weights_only" not in caught.value.message

@@ -112,6 +112,23 @@ def test_released_choices_differ_from_repaired_ones(model, tiny_batch):
         )
 
 
+def test_classes_of_clips_without_a_text(model, tiny_batch):
+    """Action recognition: the text is [CLS] [SEP], which nothing can be masked in."""
+    batch = tiny_batch()
+    batch = replace(batch, ids=torch.tensor([[101, 102, 0, 0]] * 3))
+    masks = masks_for(batch)
+    assert torch.equal(masks.ids, batch.ids)
+    with torch.no_grad():
+        found = task_losses(model, batch, masks, wanted=("classification", "mvm"))
+        expected = F.cross_entropy(answer_logits(model, batch.frames, batch.ids), batch.answer)
+        torch.testing.assert_close(found["classification"], expected)
+        frames = black_out(batch.frames, masks.cells, TINY.cell)
+        targets = torch.where(masks.cells, batch.codes, -1).flatten(2)
+        states = model(frames, batch.ids)[:, :-4].unflatten(1, (2, 10))[:, :, 1:]
+        logits = model.mvm(states)[targets >= 0]
+        torch.testing.assert_close(found["mvm"], F.cross_entropy(logits, targets[targets >= 0]))
+
+
 @pytest.mark.parametrize("choices", [0, 4])
 @pytest.mark.parametrize("pairs", [1, 2, 5, 100])
 def test_pairs_in_passes_give_the_same_losses_and_gradients(model, tiny_batch, pairs, choices):

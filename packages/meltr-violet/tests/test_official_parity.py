@@ -115,7 +115,8 @@ def test_pretraining_objective_with_both_mask_kinds(golden, eval_model):
     case, scalars = golden.tensors("case_pretrain"), golden.json("losses.json")
     batch, masks = golden.batch(), masks_of(case)
     assert torch.equal(code_targets(batch.codes, masks.cells), case["ans_mvm"])
-    losses = pretraining_losses(eval_model, batch, masks, case["neg"])
+    temperature = golden.config["vtm_temperature"]
+    losses = pretraining_losses(eval_model, batch, masks, case["neg"], temperature=temperature)
     losses_close(golden, losses, scalars["pretrain"])
     close(golden, sum(losses.values()), scalars["pretrain"]["sum"], 2e-5)
     video = eval_model.encode_video(black_out(batch.frames, masks.cells, eval_model.config.cell))
@@ -124,7 +125,7 @@ def test_pretraining_objective_with_both_mask_kinds(golden, eval_model):
     features(golden, eval_model.mtm(states[:, length:]), case["mtm_logits"])
     features(golden, eval_model.mvm(states[:, :length]), case["mvm_logits"])
     scores = matching_scores(eval_model, video, text, masks.ids, own=states[:, length], negatives=case["neg"])
-    features(golden, scores / golden.config["vtm_temperature"], case["vtm_logits"])
+    features(golden, scores / temperature, case["vtm_logits"])
     for sample, positions in scalars["pretrain_attended_positions"].items():
         row = int(sample)
         assert case["mask_kind"][row] == 1

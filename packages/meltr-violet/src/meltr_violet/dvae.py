@@ -168,11 +168,14 @@ def _read(path: Path) -> Mapping[str, Tensor]:
 
 
 def _cause(error: Exception) -> str:
+    """Return what the reader objects to, without its advice to run the file's code."""
     text = str(error)
-    found = re.search(r"Unsupported (?:global: GLOBAL|class) ([\w.]+)", text)
-    if found:
+    if found := re.search(r"Unsupported (?:global: GLOBAL|class) ([\w.]+)", text):
         return f"it asks for {found[1]}"
-    return f"{type(error).__name__}: {text.strip().splitlines()[0] if text.strip() else 'no details'}"
+    if "persistent_load" in text:
+        return "it is a module in torch's container of before version 1.6"
+    found = re.search(r"WeightsUnpickler error: *\s*(.+)", text)
+    return found[1] if found else f"{type(error).__name__}: {(text.strip() or 'no details').splitlines()[0]}"
 
 
 def _tensors(record: _Record, prefix: str) -> Iterator[tuple[str, Tensor]]:

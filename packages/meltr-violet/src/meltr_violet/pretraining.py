@@ -62,7 +62,9 @@ def draw_negatives(size: int, *, device: torch.device | str = "cpu", generator: 
     return torch.multinomial(weights, count, generator=generator).to(device)
 
 
-def pretraining_losses(model: Violet, batch: Batch, masks: Masks, negatives: Tensor) -> dict[str, Tensor]:
+def pretraining_losses(
+    model: Violet, batch: Batch, masks: Masks, negatives: Tensor, *, temperature: float = TEMPERATURE
+) -> dict[str, Tensor]:
     """Return ``mtm``, ``mvm`` (if the batch has codes) and ``vtm``, all on masked clips and masked texts.
 
     Args:
@@ -70,6 +72,7 @@ def pretraining_losses(model: Violet, batch: Batch, masks: Masks, negatives: Ten
         batch: The batch.
         masks: What is masked in it.
         negatives: Numbers of the wrong texts of each clip, (B, C), as from `draw_negatives`.
+        temperature: Of matching.
     """
     video = model.encode_video(black_out(batch.frames, masks.cells, model.config.cell))
     text = model.embed_text(masks.ids)
@@ -80,7 +83,7 @@ def pretraining_losses(model: Violet, batch: Batch, masks: Masks, negatives: Ten
         losses["mvm"] = cross_entropy(head(model, "mvm", states[:, :length]), code_targets(batch.codes, masks.cells))
     scores = matching_scores(model, video, text, masks.ids, own=states[:, length], negatives=negatives)
     first = torch.zeros(len(video), dtype=torch.int64, device=video.device)
-    losses["vtm"] = cross_entropy(scores / TEMPERATURE, first)
+    losses["vtm"] = cross_entropy(scores / temperature, first)
     return losses
 
 
