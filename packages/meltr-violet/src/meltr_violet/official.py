@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
 
 _STAGE = re.compile(r"layers\.(\d+)\.(blocks|downsample)\.")
 _TRUNK = (
@@ -77,8 +76,3 @@ def _swin_to_official(rest: str) -> str:
     if odd:
         return f"swin.layers.{stage}.downsample.{after}"
     return f"swin.layers.{stage}.blocks.{after.replace('mlp.0.', 'mlp.fc1.').replace('mlp.3.', 'mlp.fc2.')}"
-
-
-def looks_official(keys: Iterable[str]) -> bool:
-    """Tell whether some of the keys are those of an official checkpoint."""
-    return any(from_official(key) is not None for key in keys)
