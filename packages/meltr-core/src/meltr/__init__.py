@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from meltr.context import BatchSource as BatchSource
     from meltr.context import Data as Data
     from meltr.context import Evaluation as Evaluation
+    from meltr.context import Prediction as Prediction
+    from meltr.context import PredictRequest as PredictRequest
     from meltr.context import RunContext as RunContext
     from meltr.context import StepRecord as StepRecord
     from meltr.engine.bilevel import Bilevel as Bilevel
@@ -44,7 +46,10 @@ _HOME = {
     **dict.fromkeys(("Combiner", "GradientCombiner", "SelfTrained", "sensitivities"), "meltr.combiners.base"),
     "LossTransformer": "meltr.combiners.loss_transformer",
     "LinearCombiner": "meltr.combiners.linear",
-    **dict.fromkeys(("BatchSource", "Data", "Evaluation", "RunContext", "StepRecord"), "meltr.context"),
+    **dict.fromkeys(
+        ("BatchSource", "Data", "Evaluation", "PredictRequest", "Prediction", "RunContext", "StepRecord"),
+        "meltr.context",
+    ),
     **dict.fromkeys(("MeltrError", "NonFiniteLossError", "PluginError", "UserError"), "meltr.errors"),
     "hookimpl": "meltr.hookspecs",
     **dict.fromkeys(

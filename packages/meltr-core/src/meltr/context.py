@@ -140,3 +140,36 @@ class StepRecord:
     eta_seconds: float
     gradient_products: Mapping[str, float] | None = None
     outer_gradient_norm: float | None = None
+
+
+@dataclass(frozen=True)
+class PredictRequest:
+    """What a user asks of a trained run: ``meltr predict``.
+
+    Args:
+        media: Videos and images, as files that exist; those of a folder can be decoded too.
+        question: About each of `media`.
+        choices: Answers to choose from.
+        search: Text to rank `media` by.
+        top: How many answers (for each of `media`) or found files are wanted; at least one.
+    """
+
+    media: tuple[Path, ...] = ()
+    question: str | None = None
+    choices: tuple[str, ...] = ()
+    search: str | None = None
+    top: int = 5
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What `predict` returns.
+
+    Args:
+        rows: JSON-able rows, best first: ``{"answer": ..., "probability": ...}``. A row about a file has its path under
+            ``video`` or ``image``. Of several files, the rows of one stand together, unless they are ranked.
+        what: What the rows are, in a few words.
+    """
+
+    rows: tuple[Mapping[str, Any], ...]
+    what: str = ""

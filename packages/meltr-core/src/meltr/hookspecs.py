@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     import torch
     import typer
 
-    from meltr.context import Data, Evaluation, RunContext, StepRecord
+    from meltr.context import Data, Evaluation, Prediction, PredictRequest, RunContext, StepRecord
     from meltr.specs import BackboneInfo, CombinerInfo, DatasetInfo, TaskInfo
 
 PROJECT = "meltr"
@@ -107,6 +107,18 @@ class AdapterSpecs:
     @hookspec(firstresult=True)
     def evaluate(self, model: torch.nn.Module, data: Any, context: RunContext) -> Evaluation:
         """Evaluate `model` (already in eval mode, no grad) on one split of `Data`."""
+        raise AssertionError("specification only")
+
+    @hookspec(firstresult=True)
+    def predict(self, model: torch.nn.Module, request: PredictRequest, context: RunContext) -> Prediction:
+        """Answer what a user asks of a trained run (`model` already in eval mode, no grad). Optional.
+
+        The data set is not there: `build_data` was not called, and `build_model` got a `Data` that holds only the
+        ``meta`` and ``left_out`` of training. ``context.run_dir`` is the folder of the run.
+
+        Raises:
+            meltr.UserError: If the task has no use for what was given, lacks something, or a file cannot be read.
+        """
         raise AssertionError("specification only")
 
 

@@ -26,6 +26,7 @@ class RunFolder:
         self.path = path
         self.spec = path / "run.yaml"
         self.environment = path / "environment.json"
+        self.data = path / "data.json"
         self.metrics = path / "metrics.jsonl"
         self.results = path / "results.json"
         self.checkpoints = path / "checkpoints"

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +13,11 @@ import torch
 from torch import Tensor, nn
 
 from meltr.blocks import find_blocks
-from meltr.context import BatchSource, Data, Evaluation, RunContext, StepRecord
+from meltr.context import BatchSource, Data, Evaluation, Prediction, PredictRequest, RunContext, StepRecord
 from meltr.engine.batches import slice_batch
 from meltr.engine.optim import autocast_dtype, parameter_groups
 from meltr.errors import MeltrError, PluginError
+from meltr.files import encode
 
 
 class Hooks:
@@ -116,14 +118,8 @@ class Hooks:
 
     def evaluate(self, model: nn.Module, data: Any, context: RunContext) -> Evaluation:
         """Call `evaluate` in eval mode without gradients; check that the task's metrics are there."""
-        dtype = autocast_dtype(context.spec.train.precision)
-        was_training = model.training
-        model.eval()
-        try:
-            with torch.no_grad(), torch.autocast(context.device.type, dtype, enabled=dtype is not None):
-                result = self._hook.evaluate(model=model, data=data, context=context)
-        finally:
-            model.train(was_training)
+        with _inference(model, context):
+            result = self._hook.evaluate(model=model, data=data, context=context)
         if not isinstance(result, Evaluation):
             raise self._error("evaluate", f"returned {type(result).__name__}, expected meltr.Evaluation")
         missing = [name for name in context.task.metrics if name not in result.metrics]
@@ -132,6 +128,28 @@ class Hooks:
         bad = {n: v for n, v in result.metrics.items() if not isinstance(v, (int, float)) or isinstance(v, bool)}
         if bad:
             raise self._error("evaluate", f"metrics must be plain numbers, got {bad}")
+        return result
+
+    @property
+    def predicts(self) -> bool:
+        """Whether the adapter has the optional `predict`."""
+        return bool(self._hook.predict.get_hookimpls())
+
+    def predict(self, model: nn.Module, request: PredictRequest, context: RunContext) -> Prediction:
+        """Call `predict` in eval mode without gradients; check the rows that it returns."""
+        with _inference(model, context):
+            result = self._hook.predict(model=model, request=request, context=context)
+        if not isinstance(result, Prediction):
+            raise self._error("predict", f"returned {type(result).__name__}, expected meltr.Prediction")
+        if not result.rows:
+            raise self._error("predict", "returned no rows")
+        for row in result.rows:
+            if not isinstance(row, Mapping):
+                raise self._error("predict", f"a row is a {type(row).__name__}, expected a mapping of names to values")
+            try:
+                encode(row)
+            except (TypeError, ValueError) as error:
+                raise self._error("predict", f"a row cannot be written as JSON: {error}") from error
         return result
 
     def run_start(self, context: RunContext, data: Data) -> None:
@@ -160,6 +178,19 @@ class Hooks:
 
     def _error(self, hook: str, problem: str) -> MeltrError:
         return PluginError(f"Plugin {self.plugin!r}, hook {hook}: {problem}.")
+
+
+@contextlib.contextmanager
+def _inference(model: nn.Module, context: RunContext) -> Iterator[None]:
+    """Put `model` into eval mode, without gradients, under the run's precision."""
+    dtype = autocast_dtype(context.spec.train.precision)
+    was_training = model.training
+    model.eval()
+    try:
+        with torch.no_grad(), torch.autocast(context.device.type, dtype, enabled=dtype is not None):
+            yield
+    finally:
+        model.train(was_training)
 
 
 def better(value: float, best: float | None, higher_is_better: bool) -> bool:

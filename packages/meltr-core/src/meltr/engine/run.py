@@ -105,30 +105,12 @@ def prepare(
     ranks: Ranks | None = None,
 ) -> Prepared:
     """Build data, model and combiner, each from its own seed, so that runs with other combiners start alike."""
-    from meltr.plugins import load_object, run_manager
+    from meltr.plugins import load_object
 
-    backbone = registry.backbone(spec.backbone)
-    task = registry.task(spec.task)
-    combiner_info = registry.combiner(spec.combiner)
-    options = None if backbone.options is None else load_object(backbone.options)(**spec.options)
     ranks = ranks or Ranks.single(resolve_device(spec.device))
-    device = ranks.device
-    losses = spec.losses[:1] if combiner_info.primary_only else spec.losses
-    generator = torch.Generator(device) if device.type in ("cpu", "cuda") else None
     logs = [] if run_dir is None or not ranks.is_first else [LogObserver()]
-    hooks = Hooks(run_manager(registry, backbone, [*observers, *logs]), spec.backbone)
-    context = RunContext(
-        spec=spec,
-        task=task,
-        options=options,
-        device=device,
-        losses=losses,
-        generator=generator,
-        run_dir=run_dir,
-        rank=ranks.rank,
-        world_size=ranks.size,
-    )
-    use_tf32(spec.train.tf32)
+    hooks, context = open_run(spec, registry, [*observers, *logs], run_dir=run_dir, ranks=ranks)
+    combiner_info, device, generator = registry.combiner(spec.combiner), context.device, context.generator
     seed_everything(derive(spec.seed, "data"), generator)
     data = hooks.build_data(context)
     seed_everything(derive(spec.seed, "model"), generator)
@@ -144,6 +126,29 @@ def prepare(
         raise PluginError(f"{where} has learned={combiner.learned}, but was registered with {combiner_info.learned}.")
     plugin = registry.owner("backbone", spec.backbone)
     return Prepared(hooks, context, data, model, combiner.to(device), plugin, ranks, sharing, blocks)
+
+
+def open_run(
+    spec: RunSpec, registry: Registry, observers: Sequence[object] = (), *, run_dir: Path | None, ranks: Ranks
+) -> tuple[Hooks, RunContext]:
+    """Load the adapter of a run; return its hooks and what they are told."""
+    from meltr.plugins import load_object, run_manager
+
+    backbone = registry.backbone(spec.backbone)
+    hooks = Hooks(run_manager(registry, backbone, observers), spec.backbone)
+    use_tf32(spec.train.tf32)
+    context = RunContext(
+        spec=spec,
+        task=registry.task(spec.task),
+        options=None if backbone.options is None else load_object(backbone.options)(**spec.options),
+        device=ranks.device,
+        losses=spec.losses[:1] if registry.combiner(spec.combiner).primary_only else spec.losses,
+        generator=torch.Generator(ranks.device) if ranks.device.type in ("cpu", "cuda") else None,
+        run_dir=run_dir,
+        rank=ranks.rank,
+        world_size=ranks.size,
+    )
+    return hooks, context
 
 
 def _train(prepared: Prepared, folder: RunFolder, *, resume: bool) -> dict[str, Any]:
@@ -168,6 +173,7 @@ def _train(prepared: Prepared, folder: RunFolder, *, resume: bool) -> dict[str, 
     with _metrics(folder, trainer.step if resume else None) if first else contextlib.nullcontext() as metrics:
         trainer.metrics = metrics
         if first:
+            write_json(folder.data, {"meta": prepared.data.meta})
             hooks.run_start(context, prepared.data)
         if resume and first:
             hooks.message(context, f"resumed at step {trainer.step} of {trainer.total_steps}")
