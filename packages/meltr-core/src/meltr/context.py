@@ -49,7 +49,9 @@ class Data:
         validation: Handed to `evaluate` to choose the best checkpoint; opaque to core.
         test: Handed to `evaluate` once at the end; opaque to core. None if the data set has no public test split.
         held_out: Batches for ``outer_batch=held_out``; None unless it was asked for.
-        meta: JSON-able facts: class count, split sizes, what was left out. Shown at the start, saved with the results.
+        meta: JSON-able facts: class count, split sizes. Shown at the start, saved with the results.
+        left_out: Losses that these data cannot serve -> why. The run goes on without them, and says so.
+        notes: Lines worth showing once: what the reader found odd or left out.
     """
 
     train: BatchSource
@@ -57,6 +59,8 @@ class Data:
     test: Any = None
     held_out: BatchSource | None = None
     meta: Mapping[str, Any] = field(default_factory=dict)
+    left_out: Mapping[str, str] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -68,12 +72,23 @@ class Evaluation:
         count: Examples evaluated.
         details: JSON-able extras (per-class accuracy, a confusion matrix), saved beside the results.
         predictions: JSON-able rows, written to ``predictions/<split>.jsonl``.
+        baselines: Trivial answer ("question without the video") -> its metrics, printed beside the result.
     """
 
     metrics: Mapping[str, float]
     count: int
     details: Mapping[str, Any] = field(default_factory=dict)
     predictions: tuple[Mapping[str, Any], ...] = ()
+    baselines: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+
+    def summary(self) -> dict[str, Any]:
+        """Return what stands in results.json."""
+        return {
+            "metrics": dict(self.metrics),
+            "count": self.count,
+            "details": dict(self.details),
+            "baselines": {name: dict(metrics) for name, metrics in self.baselines.items()},
+        }
 
 
 @dataclass(frozen=True)

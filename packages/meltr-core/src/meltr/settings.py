@@ -82,7 +82,8 @@ def resolve(
         _Layer(dict(_split_set(text) for text in sets), loose=False),
     ]
     info, spec_task, spec_dataset = _select(registry, layers)
-    recipe = _find_preset(info, _pick("preset", layers), spec_task, spec_dataset)
+    sample = _pick("sample", layers) in _TRUE
+    recipe = _find_preset(info, _pick("preset", layers) or _default_preset(info, spec_task, spec_dataset, sample))
     preset_layer = _layer(_flatten(recipe.settings), f"preset {recipe.name}") if recipe else _layer({}, "")
     chosen_by = [preset_layer, *layers]
     combiner = registry.combiner(_pick("combiner", chosen_by) or "meltr")
@@ -208,10 +209,20 @@ def _select(registry: Registry, layers: Sequence[_Layer]) -> tuple[BackboneInfo,
     return info, task, dataset
 
 
-def _find_preset(info: BackboneInfo, name: str | None, task: str, dataset: str) -> PresetInfo | None:
+_TRUE = ("True", "true", "yes", "on", "1")
+
+
+def _default_preset(info: BackboneInfo, task: str, dataset: str, sample: bool) -> str | None:
+    """Return the name of the preset used when none is asked for."""
+    for names in ([info.sample_presets] if sample else []) + [info.default_presets]:
+        for key in (f"{task}/{dataset}", dataset, task):
+            if key in names:
+                return names[key]
+    return None
+
+
+def _find_preset(info: BackboneInfo, name: str | None) -> PresetInfo | None:
     presets = {preset.name: preset for preset in info.presets}
-    if name is None:
-        name = info.default_presets.get(f"{task}/{dataset}", info.default_presets.get(dataset))
     if name is None or (name == "none" and name not in presets):
         return None
     if name not in presets:

@@ -124,7 +124,9 @@ class BackboneInfo(Info):
             The module must not import torch.
         presets: Recipes.
         released: Dotted setting -> value that ``--fidelity released`` adds for this backbone.
-        default_presets: ``"task/dataset"`` or ``"dataset"`` -> name of the preset used when none is asked for.
+        default_presets: ``"task/dataset"``, ``"dataset"`` or ``"task"`` -> name of the preset used when none is asked
+            for.
+        sample_presets: The same for ``--sample``; where there is none, `default_presets`.
         benchmarks: Cases for ``meltr bench``.
         plugin_api: The `PLUGIN_API` it was written for.
     """
@@ -137,6 +139,7 @@ class BackboneInfo(Info):
     presets: tuple[PresetInfo, ...] = ()
     released: dict[str, Any] = {}
     default_presets: dict[str, str] = {}
+    sample_presets: dict[str, str] = {}
     benchmarks: tuple[BenchmarkInfo, ...] = ()
     plugin_api: int = PLUGIN_API
 

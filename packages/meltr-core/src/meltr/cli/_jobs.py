@@ -240,7 +240,10 @@ def summary(results: Mapping[str, Any], folder: Path | None) -> str:
         return f"{where}seeds {', '.join(map(str, results['seeds']))}\n{table(rows)}"
     parts = []
     for split in ("test", "validation"):
-        value = ((results.get(split) or {}).get("metrics") or {}).get(metric)
+        found = results.get(split) or {}
+        value = (found.get("metrics") or {}).get(metric)
         if value is not None:
-            parts.append(f"{split} {metric} = {value:.4g}")
+            baselines = (found.get("baselines") or {}).items()
+            beside = [f"{name}: {each[metric]:.4g}" for name, each in baselines if metric in each]
+            parts.append(f"{split} {metric} = {value:.4g}" + (f" ({', '.join(beside)})" if beside else ""))
     return where + (", ".join(parts) or "nothing was evaluated")

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -113,12 +114,13 @@ def prepare(
     combiner_info, device, generator = registry.combiner(spec.combiner), context.device, context.generator
     seed_everything(derive(spec.seed, "data"), generator)
     data = hooks.build_data(context)
+    context = _without(data.left_out, context)
     seed_everything(derive(spec.seed, "model"), generator)
     model = hooks.build_model(context, data).to(device)
     blocks = hooks.blocks(model)
     model, sharing = wrap(model, spec, ranks, blocks)
     seed_everything(derive(spec.seed, "combiner"), generator)
-    combiner = load_object(combiner_info.factory)(losses, **spec.combiner_options)
+    combiner = load_object(combiner_info.factory)(context.losses, **spec.combiner_options)
     where = f"Combiner {spec.combiner!r} ({combiner_info.factory})"
     if not isinstance(combiner, Combiner):
         raise PluginError(f"{where} returned {type(combiner).__name__}, expected a meltr.Combiner.")
@@ -126,6 +128,29 @@ def prepare(
         raise PluginError(f"{where} has learned={combiner.learned}, but was registered with {combiner_info.learned}.")
     plugin = registry.owner("backbone", spec.backbone)
     return Prepared(hooks, context, data, model, combiner.to(device), plugin, ranks, sharing, blocks)
+
+
+def _without(left_out: Mapping[str, str], context: RunContext) -> RunContext:
+    """Return the context without the losses that the data cannot serve.
+
+    Raises:
+        UserError: If the primary loss is among them, or the combiner is left with nothing to combine.
+    """
+    spec = context.spec
+    gone = [name for name in spec.losses if name in left_out]
+    if not gone:
+        return context
+    reasons = "; ".join(f"{name}: {left_out[name]}" for name in gone)
+    kept = tuple(name for name in spec.losses if name not in left_out)
+    if spec.losses[0] in gone:
+        raise UserError(f"The primary loss cannot be computed from these data ({reasons}).", "Choose another data set.")
+    if len(kept) == 1 and len(context.losses) > 1 and spec.combiner != "sum":
+        raise UserError(
+            f"Only the primary loss {kept[0]!r} is left, and {spec.combiner!r} combines several ({reasons}).",
+            "Provide what is missing, or train on the primary loss alone: --combiner primary.",
+        )
+    cut = spec.model_copy(update={"losses": kept})
+    return dataclasses.replace(context, spec=cut, losses=tuple(n for n in context.losses if n not in left_out))
 
 
 def open_run(
@@ -173,8 +198,11 @@ def _train(prepared: Prepared, folder: RunFolder, *, resume: bool) -> dict[str, 
     with _metrics(folder, trainer.step if resume else None) if first else contextlib.nullcontext() as metrics:
         trainer.metrics = metrics
         if first:
-            write_json(folder.data, {"meta": prepared.data.meta})
+            write_json(folder.data, {"meta": prepared.data.meta, "left_out": prepared.data.left_out})
             hooks.run_start(context, prepared.data)
+            left_out = [f"without the loss {name}: {why}" for name, why in prepared.data.left_out.items()]
+            for line in (*prepared.data.notes, *left_out):
+                hooks.message(context, line)
         if resume and first:
             hooks.message(context, f"resumed at step {trainer.step} of {trainer.total_steps}")
         trainer.fit()
@@ -205,7 +233,7 @@ def _finish(
     if prepared.data.test is not None:
         evaluation = trainer.evaluate(prepared.data.test)
         trainer.record_evaluation("test", evaluation)
-        test = {"metrics": dict(evaluation.metrics), "count": evaluation.count, "details": dict(evaluation.details)}
+        test = evaluation.summary()
         if evaluation.predictions and prepared.ranks.is_first:
             write_lines(folder.predictions / "test.jsonl", evaluation.predictions)
     return {
@@ -274,9 +302,7 @@ def evaluate_run(
         "split": split,
         "checkpoint": path.name,
         "metric": prepared.context.task.metrics[0],
-        "metrics": dict(evaluation.metrics),
-        "count": evaluation.count,
-        "details": dict(evaluation.details),
+        **evaluation.summary(),
     }
     write_json(folder.path / f"evaluation-{split}.json", results)
     if evaluation.predictions:

@@ -300,7 +300,8 @@ class Trainer:
         improved = better(value, self.best, self.context.task.higher_is_better)
         if improved:
             self.best, self.best_step = value, self.step
-            self.best_evaluation = {"metrics": dict(evaluation.metrics), "count": evaluation.count, "step": self.step}
+            self.best_evaluation = {**evaluation.summary(), "step": self.step}
+            del self.best_evaluation["details"]
         self._save(best=improved)
 
     def evaluate(self, split: Any) -> Evaluation:

@@ -91,7 +91,7 @@ class Problem:
         self.watch = _Watch()
         self.prepared = prepared = prepare(self.spec, registry, [self.watch])
         self.hooks, self.model = CountedHooks(prepared.hooks), prepared.model
-        self.context = prepared.context
+        self.context, self.spec = prepared.context, prepared.context.spec
         self.device = self.context.device
         data = prepared.data
         self.batches = FixedBatches.of(data.train, self.device)

@@ -186,7 +186,9 @@ def results_table(results: Mapping[str, Any]) -> Table:
         table.add_column(name, justify="right", style="bold" if name == primary else None)
     table.add_column("examples", justify="right")
     for split in splits:
-        values = results[split]["metrics"]
-        cells = [text.metrics_text({"": values[name]}).strip() if name in values else "" for name in ordered]
-        table.add_row(split, *cells, f"{results[split]['count']:,}")
+        found = results[split]
+        rows = {split: found["metrics"], **{f"  {name}": each for name, each in (found.get("baselines") or {}).items()}}
+        for label, values in rows.items():
+            cells = [text.metrics_text({"": values[name]}).strip() if name in values else "" for name in ordered]
+            table.add_row(label, *cells, f"{found['count']:,}" if label == split else "")
     return table

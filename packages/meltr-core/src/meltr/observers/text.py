@@ -99,16 +99,18 @@ def metrics_text(metrics: Mapping[str, Any]) -> str:
 
 def evaluation_line(split: str, step: int, evaluation: Evaluation) -> str:
     """Return an evaluation in one line."""
-    return f"step {step}  {split}  {metrics_text(evaluation.metrics)}  ({evaluation.count:,} examples)"
+    line = f"step {step}  {split}  {metrics_text(evaluation.metrics)}  ({evaluation.count:,} examples)"
+    return "; ".join([line, *(f"{name}: {metrics_text(each)}" for name, each in evaluation.baselines.items())])
 
 
 def results_lines(results: Mapping[str, Any]) -> list[str]:
     """Return a line with the metrics of each split and one with the cost."""
-    lines = [
-        f"result  {split}  {metrics_text(results[split]['metrics'])}"
-        for split in ("validation", "test")
-        if results.get(split)
-    ]
+    lines = []
+    for split in ("validation", "test"):
+        if results.get(split):
+            lines.append(f"result  {split}  {metrics_text(results[split]['metrics'])}")
+            for name, metrics in (results[split].get("baselines") or {}).items():
+                lines.append(f"result  {split}, {name}  {metrics_text(metrics)}")
     return [*lines, f"result  {cost_text(results)}"]
 
 
