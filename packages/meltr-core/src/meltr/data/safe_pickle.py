@@ -9,9 +9,12 @@ from __future__ import annotations
 
 import io
 import math
+import mmap
 import pickle
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
-from typing import Any, Literal, NoReturn
+from typing import Any, ClassVar, Literal, NoReturn
 
 import numpy as np
 
@@ -191,22 +194,89 @@ def load_pickle(path: Path, *, encoding: Literal["latin1", "bytes", "ASCII", "ut
         UserError: If the file cannot be read, is truncated or corrupt, or names anything but the above. The message
             names the file and the forbidden global; nothing of it has been imported or called.
     """
-    try:
+
+    def read() -> Any:
         content = path.read_bytes()
-    except OSError as error:
-        raise UserError(f"Cannot read {path}: {error.strerror or error}.", "Check the path and its permissions.")
-    try:
         if not content.endswith(pickle.STOP):
             raise EOFError("it does not end as a pickle does")
         return _finish(_Unpickler(io.BytesIO(content), encoding=encoding).load(), {})
+
+    return _explained(path, read)
+
+
+def index_pickle(path: Path, *, shortest: int = 256) -> Any:
+    """Return what `load_pickle` does, but of long texts only where they lie: a file of gigabytes is hardly read.
+
+    Args:
+        path: The file. It may not hold arrays of `shortest` bytes or more.
+        shortest: Bytes from which a text counts as long.
+
+    Returns:
+        As `load_pickle`, with a ``slice`` of the file's bytes in place of each long text (there in UTF-8) and of long
+        bytes. What Python 2 or protocol 0 wrote is returned as it is.
+
+    Raises:
+        UserError: As `load_pickle`.
+    """
+
+    def read() -> Any:
+        with path.open("rb") as stream, mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as content:
+            if content[-1:] != pickle.STOP:
+                raise EOFError("it does not end as a pickle does")
+            return _finish(_Indexer(content, shortest).load(), {})
+
+    return _explained(path, read)
+
+
+class _Indexer(_Unpickler):
+    """Steps over long texts and remembers where they lie."""
+
+    read: Callable[[int], bytes]
+    append: Callable[[Any], None]
+    dispatch: ClassVar[dict[int, Callable[[Any], None]]] = dict(pickle._Unpickler.dispatch)
+
+    def __init__(self, content: mmap.mmap, shortest: int) -> None:
+        super().__init__(content)
+        self._content, self._shortest = content, shortest
+
+    def _take(self, width: int, *, text: bool) -> None:
+        size = int.from_bytes(self.read(width), "little")
+        start = self._content.tell()
+        if start + size > len(self._content):
+            raise EOFError(f"{size:,} bytes are announced at byte {start:,}")
+        if size >= self._shortest:
+            self._content.seek(size, io.SEEK_CUR)
+            self.append(slice(start, start + size))
+        else:
+            raw = self.read(size)
+            self.append(str(raw, "utf-8", "surrogatepass") if text else raw)
+
+    def _pass_frame(self) -> None:
+        """Frames only tell how much to read ahead; without, all reading goes to the file itself."""
+        self.read(8)
+
+    dispatch[pickle.FRAME[0]] = _pass_frame
+    dispatch[pickle.BINUNICODE[0]] = partial(_take, width=4, text=True)
+    dispatch[pickle.BINUNICODE8[0]] = partial(_take, width=8, text=True)
+    dispatch[pickle.BINBYTES[0]] = partial(_take, width=4, text=False)
+    dispatch[pickle.BINBYTES8[0]] = partial(_take, width=8, text=False)
+
+
+def _explained(path: Path, read: Callable[[], Any]) -> Any:
+    """Return what `read` does; UserError that names the file if it cannot."""
+    try:
+        return read()
     except _ForbiddenError as error:
         raise UserError(
             f"{path} was refused: it asks for {error}, which is neither a plain value nor a numpy array, "
             "and loading it could run code.",
             "Nothing of it was run. Get the file again from its official source.",
         )
+    except OSError as error:
+        raise UserError(f"Cannot read {path}: {error.strerror or error}.", "Check the path and its permissions.")
     except Exception as error:  # a hostile file can make the unpickler raise anything
+        size = path.stat().st_size
         raise UserError(
-            f"{path} is truncated or corrupt ({len(content):,} bytes): {type(error).__name__}: {error}.",
+            f"{path} is truncated or corrupt ({size:,} bytes): {type(error).__name__}: {error}.",
             "Delete it and get it again from its official source.",
         )

@@ -1,0 +1,82 @@
+"""Pickles with long texts, of which only the places are read."""
+
+from __future__ import annotations
+
+import pickle
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from meltr.data.safe_pickle import index_pickle, load_pickle
+from meltr.errors import UserError
+
+TEXT = st.text(max_size=40) | st.binary(max_size=40)
+CONTENT = st.dictionaries(st.text(max_size=12), st.lists(TEXT, max_size=4), max_size=6)
+
+
+def looked_up(value: Any, raw: bytes, like: Any) -> Any:
+    """`value` with its slices replaced by the bytes they name, as text where `like` has text."""
+    if isinstance(value, slice):
+        return raw[value].decode("utf-8", "surrogatepass") if isinstance(like, str) else raw[value]
+    if isinstance(value, list):
+        return [looked_up(*each) for each in zip(value, [raw] * len(value), like, strict=True)]
+    if isinstance(value, dict):
+        return {key: looked_up(item, raw, like[key]) for key, item in value.items()}
+    return value
+
+
+@settings(max_examples=80, deadline=None)
+@given(
+    content=CONTENT, protocol=st.integers(3, pickle.HIGHEST_PROTOCOL), shortest=st.integers(30, 60), big=st.booleans()
+)
+def test_the_slices_are_the_long_texts(tmp_path_factory, content, protocol, shortest, big) -> None:
+    if big:
+        content = {**content, "big": ["x" * 70_000, b"y" * 70_000, "x" * 70_000]}  # outside of the pickle's frames
+    file = tmp_path_factory.mktemp("index") / "file"
+    file.write_bytes(pickle.dumps(content, protocol=protocol))
+    found = index_pickle(file, shortest=shortest)
+    assert looked_up(found, file.read_bytes(), content) == content == load_pickle(file)
+    kept = [each for value in found.values() for each in value if not isinstance(each, slice)]
+    # Texts below 256 bytes have an opcode of their own from protocol 4 on, and bytes from 3 on.
+    assert all(len(each) < 256 for each in kept)
+    if big:
+        assert all(isinstance(each, slice) for each in found["big"])
+
+
+def test_texts_just_long_enough(tmp_path: Path) -> None:
+    file = tmp_path / "file"
+    file.write_bytes(pickle.dumps(["a" * 299, "a" * 300, "ä" * 150]))
+    short, long, wide = index_pickle(file, shortest=300)
+    assert short == "a" * 299
+    assert file.read_bytes()[long] == b"a" * 300
+    assert file.read_bytes()[wide].decode() == "ä" * 150
+
+
+def test_nothing_forbidden_is_run(tmp_path: Path) -> None:
+    class Evil:
+        def __reduce__(self) -> tuple[Any, ...]:
+            return Path.touch, (tmp_path / "touched",)
+
+    file = tmp_path / "evil.pkl"
+    file.write_bytes(pickle.dumps({"a": ["x" * 500], "b": Evil()}))
+    with pytest.raises(UserError, match=r"evil\.pkl was refused: it asks for"):
+        index_pickle(file)
+    assert not (tmp_path / "touched").exists()
+
+
+def test_broken_files_are_named(tmp_path: Path) -> None:
+    whole = pickle.dumps({"a": ["x" * 1000]})
+    file = tmp_path / "cut.pkl"
+    for content in (b"", whole[:500], whole[:500] + pickle.STOP, whole[:-1], b"<html>no pickle</html>."):
+        file.write_bytes(content)
+        with pytest.raises(UserError, match=r"cut\.pkl is truncated or corrupt"):
+            index_pickle(file)
+    with pytest.raises(UserError, match=r"Cannot read .*absent"):
+        index_pickle(tmp_path / "absent")
+    file.write_bytes(pickle.dumps({"a": np.zeros(1000)}))
+    with pytest.raises(UserError, match=r"cut\.pkl"):
+        index_pickle(file)
