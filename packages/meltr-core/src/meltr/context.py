@@ -51,7 +51,6 @@ class Data:
         held_out: Batches for ``outer_batch=held_out``; None unless it was asked for.
         meta: JSON-able facts: class count, split sizes. Shown at the start, saved with the results.
         left_out: Losses that these data cannot serve -> why. The run goes on without them, and says so.
-        notes: Lines worth showing once: what the reader found odd or left out.
     """
 
     train: BatchSource
@@ -60,7 +59,6 @@ class Data:
     held_out: BatchSource | None = None
     meta: Mapping[str, Any] = field(default_factory=dict)
     left_out: Mapping[str, str] = field(default_factory=dict)
-    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -108,6 +106,8 @@ class RunContext:
         rank: Number of this process among those of the run. Only rank 0 writes files and speaks.
         world_size: How many processes share every batch: `build_data` gives each its own part (see
             `meltr.data.loader.LoaderBatches`).
+        notes: Lines worth showing the user: `build_data` and `build_model` append what they found odd, left out or
+            loaded, and core shows it once when the run starts.
     """
 
     spec: RunSpec
@@ -119,6 +119,7 @@ class RunContext:
     run_dir: Path | None = None
     rank: int = 0
     world_size: int = 1
+    notes: list[str] = field(default_factory=list)
 
     def with_losses(self, *losses: str) -> RunContext:
         """Return a copy that asks for `losses` only."""

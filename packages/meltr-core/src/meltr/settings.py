@@ -83,7 +83,9 @@ def resolve(
     ]
     info, spec_task, spec_dataset = _select(registry, layers)
     sample = _pick("sample", layers) in _TRUE
-    recipe = _find_preset(info, _pick("preset", layers) or _default_preset(info, spec_task, spec_dataset, sample))
+    released = _pick("fidelity", layers) == "released"
+    default = _default_preset(info, spec_task, spec_dataset, sample=sample, released=released)
+    recipe = _find_preset(info, _pick("preset", layers) or default)
     preset_layer = _layer(_flatten(recipe.settings), f"preset {recipe.name}") if recipe else _layer({}, "")
     chosen_by = [preset_layer, *layers]
     combiner = registry.combiner(_pick("combiner", chosen_by) or "meltr")
@@ -212,9 +214,10 @@ def _select(registry: Registry, layers: Sequence[_Layer]) -> tuple[BackboneInfo,
 _TRUE = ("True", "true", "yes", "on", "1")
 
 
-def _default_preset(info: BackboneInfo, task: str, dataset: str, sample: bool) -> str | None:
+def _default_preset(info: BackboneInfo, task: str, dataset: str, *, sample: bool, released: bool) -> str | None:
     """Return the name of the preset used when none is asked for."""
-    for names in ([info.sample_presets] if sample else []) + [info.default_presets]:
+    chosen = [info.sample_presets] * sample + [info.released_presets] * released + [info.default_presets]
+    for names in chosen:
         for key in (f"{task}/{dataset}", dataset, task):
             if key in names:
                 return names[key]

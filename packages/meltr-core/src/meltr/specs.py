@@ -127,6 +127,7 @@ class BackboneInfo(Info):
         default_presets: ``"task/dataset"``, ``"dataset"`` or ``"task"`` -> name of the preset used when none is asked
             for.
         sample_presets: The same for ``--sample``; where there is none, `default_presets`.
+        released_presets: The same for ``--fidelity released``; where there is none, `default_presets`.
         benchmarks: Cases for ``meltr bench``.
         plugin_api: The `PLUGIN_API` it was written for.
     """
@@ -140,6 +141,7 @@ class BackboneInfo(Info):
     released: dict[str, Any] = {}
     default_presets: dict[str, str] = {}
     sample_presets: dict[str, str] = {}
+    released_presets: dict[str, str] = {}
     benchmarks: tuple[BenchmarkInfo, ...] = ()
     plugin_api: int = PLUGIN_API
 

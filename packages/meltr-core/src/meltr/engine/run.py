@@ -201,7 +201,7 @@ def _train(prepared: Prepared, folder: RunFolder, *, resume: bool) -> dict[str, 
             write_json(folder.data, {"meta": prepared.data.meta, "left_out": prepared.data.left_out})
             hooks.run_start(context, prepared.data)
             left_out = [f"without the loss {name}: {why}" for name, why in prepared.data.left_out.items()]
-            for line in (*prepared.data.notes, *left_out):
+            for line in (*context.notes, *left_out):
                 hooks.message(context, line)
         if resume and first:
             hooks.message(context, f"resumed at step {trainer.step} of {trainer.total_steps}")
