@@ -14,6 +14,7 @@ from meltr.engine.wrapping import checkpoint_blocks
 from meltr_violet.config import TINY
 from meltr_violet.losses import LossSettings, draw_batch_masks, task_losses
 from meltr_violet.model import Violet
+from meltr_violet.video import VideoSwin
 
 LOSSES = ("answer", "vtm", "mtm", "mvm")
 NOISY = replace(TINY, dropout=0.1, stochastic_depth=0.2)
@@ -81,6 +82,27 @@ def test_eager_attention_equals_fused(tiny_batch):
     eager.load_state_dict(fused.state_dict())
     for one, other in zip(gradients_of(fused, batch), gradients_of(eager, batch), strict=True):
         torch.testing.assert_close(one, other, atol=1e-10, rtol=1e-8)
+
+
+@pytest.mark.parametrize(
+    ("frames", "height", "width"), [(1, 32, 64), (2, 96, 96), (3, 100, 36), (9, 64, 96), (17, 32, 32)]
+)
+def test_fused_windows_equal_those_of_torchvision(frames, height, width):
+    """Windows that shrink, are padded, or are shifted, in space and in time; outputs and gradients of all parameters."""
+    config = replace(TINY, swin_depths=(2, 2, 2, 2), window=(4, 3, 3))
+    fused, eager = VideoSwin(config).double(), VideoSwin(replace(config, attention="eager")).double()
+    torch.manual_seed(0)
+    with torch.no_grad():
+        for name, parameter in fused.named_parameters():
+            if name.endswith("table"):
+                parameter.normal_()
+    eager.load_state_dict(fused.state_dict())
+    clip, found = torch.randn(2, 3, frames, height, width, dtype=torch.float64), []
+    for swin in (fused, eager):
+        out = swin(clip)
+        found.append([out, *torch.autograd.grad(out.square().sum(), list(swin.parameters()))])
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(one, other, atol=1e-8, rtol=1e-7)
 
 
 def test_blocks_are_among_those_that_the_engine_finds():

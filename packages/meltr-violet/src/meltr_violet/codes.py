@@ -1,7 +1,8 @@
 """Visual codes of videos: the targets of masked video modelling, a number for each cell of each frame.
 
 They come from VIOLET's prepared ``*_vq.pkl`` (`PreparedCodes`), from what ``meltr data codes`` wrote
-(`meltr_violet.code_file.CodeFile`), or, in miniatures, from the pictures themselves (`FixedCodebook`). Imports no torch.
+(`meltr_violet.code_file.CodeFile`), or, in miniatures, from the pictures themselves (`FixedCodebook`). Imports no
+torch.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import numpy.typing as npt
 from meltr.data.annotations.parsing import malformed
 from meltr.data.frames import Frames
 from meltr.data.safe_pickle import load_pickle
+from meltr_violet.config import IGNORED
 
 Codes = npt.NDArray[np.int16]
 """Codes of one video, shape (T, h, w), 0 ... 8191 with OpenAI's encoder."""
@@ -24,10 +26,15 @@ Codes = npt.NDArray[np.int16]
 
 @runtime_checkable
 class CodeSource(Protocol):
-    """Codes by key. Implementations can be pickled, so that DataLoader workers may hold one."""
+    """Codes by key. Implementations can be pickled, so that DataLoader workers may hold one.
+
+    `shape` is that of the codes of every video, (T, h, w).
+    """
+
+    shape: tuple[int, int, int]
 
     def codes(self, key: str) -> Codes:
-        """Return the codes of `key`, (T, h, w), int16; the shape is the same for all keys.
+        """Return the codes of `key`, (T, h, w), int16.
 
         Raises:
             KeyError: If `key` is unknown.
@@ -37,6 +44,11 @@ class CodeSource(Protocol):
     def __contains__(self, key: object) -> bool:
         """Tell whether `key` has codes here."""
         ...
+
+
+def codes_or_ignored(source: CodeSource, key: str) -> Codes:
+    """Return the codes of `key`, or -1 everywhere, which no loss counts, if `source` has none."""
+    return source.codes(key) if key in source else np.full(source.shape, IGNORED, np.int16)
 
 
 class PreparedCodes:
@@ -141,4 +153,4 @@ class FixedCodebook:
         pixels = np.outer(lengths, lengths)[None, :, :, None]
         level = totals * self.levels // (256 * pixels)
         codes = (level[..., 0] * self.levels + level[..., 1]) * self.levels + level[..., 2]
-        return codes.astype(np.int16)
+        return np.asarray(codes, dtype=np.int16)

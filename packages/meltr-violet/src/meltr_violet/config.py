@@ -41,7 +41,8 @@ class ModelConfig:
         codes: Visual codes that masked visual modelling predicts.
         text_eps: LayerNorm epsilon of the text branch and the transformer.
         video_eps: LayerNorm epsilon of the video branch.
-        attention: ``fused`` (PyTorch's scaled dot product attention) or ``eager``, in the cross-modal transformer.
+        attention: In both branches: ``fused`` (PyTorch's scaled dot product attention), or ``eager`` (products and
+            softmax, as in the original).
 
     Raises:
         ValueError: If the sizes do not fit together.

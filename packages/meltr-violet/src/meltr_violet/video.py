@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torchvision.models.video.swin_transformer import SwinTransformer3d
+from torchvision.models.swin_transformer import SwinTransformerBlock
+from torchvision.models.video.swin_transformer import ShiftedWindowAttention3d, SwinTransformer3d
 
 from meltr_violet.config import ModelConfig
+from meltr_violet.windows import WindowAttention
 
 SPREAD = 0.02
 """Standard deviation of learned embeddings before training."""
@@ -41,6 +44,12 @@ class PatchEmbedding(nn.Module):
         return normalised
 
 
+def _block(
+    dim: int, heads: int, *, fused: bool, attn_layer: type[ShiftedWindowAttention3d], **settings: Any
+) -> SwinTransformerBlock:
+    return SwinTransformerBlock(dim, heads, attn_layer=WindowAttention if fused else attn_layer, **settings)
+
+
 class VideoSwin(nn.Module):
     """torchvision's `SwinTransformer3d` without pooling and classifier, and with the patch embedding above.
 
@@ -64,6 +73,7 @@ class VideoSwin(nn.Module):
             stochastic_depth_prob=config.stochastic_depth,
             num_classes=1,
             norm_layer=partial(nn.LayerNorm, eps=config.video_eps),
+            block=partial(_block, fused=config.attention == "fused"),
             patch_embed=lambda patch_size, embed_dim, norm_layer: PatchEmbedding(config.patch, embed_dim, norm_layer),
         )
         self.patch_embed: nn.Module = trunk.patch_embed

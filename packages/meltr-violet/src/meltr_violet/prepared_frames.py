@@ -1,0 +1,172 @@
+"""Frames of VIOLET's prepared files: JPEG in base64, in a pickle or a table, read where they lie. Imports no torch."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import io
+import mmap
+from collections.abc import Iterator
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from meltr.data.annotations.parsing import malformed, read_list
+from meltr.data.frames import Frames
+from meltr.data.media import require
+from meltr.data.safe_pickle import index_pickle
+from meltr.errors import UserError
+
+NAME_BYTES = 4096
+"""Longest name at the beginning of a line of a table."""
+
+Place = slice | tuple[Any, ...]
+"""Where a video lies in the file: its line, or each of its frames (a slice of bytes, or the text itself)."""
+
+
+class PreparedFrames:
+    """A `meltr.data.frames.FrameSource` on a prepared file of the public repository tsujuifu/pytorch_violet.
+
+    Either a pickled dict, name of the video -> list of JPEG files in base64; or a table with a line for each video, its
+    name and then the same texts, tab separated. Only where they lie is kept in memory. The object goes through pickle
+    and fork; the file is opened where it is first read.
+
+    Args:
+        path: The pickle (``img_msrvtt.pkl``) or the table (``img_msrvtt.tsv``).
+        lines: Byte at which each line of the table begins, a number a line; None: the file ``.lineidx`` beside the
+            table, or, if there is none, the whole table is looked through.
+
+    Raises:
+        UserError: If the file cannot be read or is no such file.
+    """
+
+    def __init__(self, path: Path, lines: Path | None = None) -> None:
+        self.path = path.resolve()
+        self._map: mmap.mmap | None = None
+        if path.suffix == ".tsv":
+            beside = path.with_suffix(".lineidx")
+            self._places = _lines(self._content(), path, lines or (beside if beside.is_file() else None))
+        else:
+            self._places = _pictures(path)
+        first = next(iter(self._places))
+        self.count = len(self._encoded(first))
+        for key, place in self._places.items():
+            if isinstance(place, tuple) and len(place) != self.count:
+                raise malformed(f"{path}, {key}", f"{len(place)} frames, but {self.count} of {first}.")
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Return what another process needs: all but the open file."""
+        return {**self.__dict__, "_map": None}
+
+    def __len__(self) -> int:
+        """Videos in the file."""
+        return len(self._places)
+
+    def __iter__(self) -> Iterator[str]:
+        """Go through the keys in the order of the file."""
+        return iter(self._places)
+
+    def __contains__(self, key: object) -> bool:
+        """Tell whether `key` has frames here."""
+        return key in self._places
+
+    def frames(self, key: str) -> Frames:
+        """Return the frames of `key`, (`count`, H, W, 3).
+
+        Raises:
+            KeyError: If `key` is unknown.
+            UserError: If a frame is damaged.
+        """
+        encoded = self._encoded(key)
+        if len(encoded) != self.count:
+            raise malformed(f"{self.path}, {key}", f"{len(encoded)} frames, but {self.count} of the others.")
+        frames = [self._picture(key, number, raw) for number, raw in enumerate(encoded)]
+        shapes = {frame.shape for frame in frames}
+        if len(shapes) > 1:
+            raise malformed(f"{self.path}, {key}", f"its frames differ in size: {sorted(shapes)}.")
+        return np.stack(frames)
+
+    def _picture(self, key: str, number: int, raw: bytes) -> npt.NDArray[np.uint8]:
+        image = require("PIL.Image")
+        try:
+            content = base64.b64decode(raw, validate=True)
+            with image.open(io.BytesIO(content), formats=("JPEG",)) as picture:
+                return np.asarray(picture.convert("RGB"))
+        except (binascii.Error, OSError, ValueError, SyntaxError) as error:
+            where = f"{self.path}, {key}, frame {number}"
+            raise malformed(where, f"no JPEG in base64: {type(error).__name__}: {error} ({len(raw):,} bytes).")
+
+    def _encoded(self, key: str) -> list[bytes]:
+        """Return the frames of `key` in base64."""
+        place, content = self._places[key], self._content()
+        if isinstance(place, slice):
+            return content[place].rstrip(b"\r\n").split(b"\t")[1:]
+        return [content[each] if isinstance(each, slice) else each.encode("ascii", "replace") for each in place]
+
+    def _content(self) -> mmap.mmap:
+        if self._map is None:
+            try:
+                with self.path.open("rb") as stream:
+                    self._map = mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)
+            except (OSError, ValueError) as error:  # ValueError: an empty file
+                reason = getattr(error, "strerror", None) or error
+                raise UserError(f"Cannot read {self.path}: {reason}.", "Check the path, or get the file again.")
+        return self._map
+
+
+def _pictures(path: Path) -> dict[str, Place]:
+    """Return name -> place of each frame, for a pickle."""
+    content = index_pickle(path)
+    if not isinstance(content, dict) or not content:
+        found = "an empty dict" if content == {} else type(content).__name__
+        raise malformed(path, f"it holds {found}, not frames by the name of the video.")
+    places: dict[str, Place] = {}
+    for key, frames in content.items():
+        if not isinstance(key, str):
+            raise malformed(path, f"the name of a video is {key!r:.60}, not text.")
+        if not isinstance(frames, (list, tuple)) or not frames:
+            raise malformed(f"{path}, {key}", f"{type(frames).__name__} instead of a list of frames.")
+        wrong = [each for each in frames if not isinstance(each, (str, slice))]
+        if wrong:
+            raise malformed(f"{path}, {key}", f"{type(wrong[0]).__name__} instead of a JPEG file in base64.")
+        places[key] = tuple(frames)
+    return places
+
+
+def _lines(content: mmap.mmap, path: Path, lines: Path | None) -> dict[str, Place]:
+    """Return name -> line, for a table."""
+    starts = list(_starts(content)) if lines is None else _listed(lines)
+    places: dict[str, Place] = {}
+    for number, (start, stop) in enumerate(pairwise([*starts, len(content)]), 1):
+        where = f"{path}, line {number}" if lines is None else f"{lines}, line {number}"
+        if not 0 <= start < stop or (start and content[start - 1 : start] != b"\n"):
+            raise malformed(where, f"no line of {path.name} begins at byte {start:,} ({len(content):,} bytes).")
+        tab = content.find(b"\t", start, min(stop, start + NAME_BYTES))
+        name = content[start:tab].decode("utf-8", "replace")
+        if tab <= start:
+            raise malformed(where, f"the line at byte {start:,} of {path.name} is not a name, a tab, and frames.")
+        if name in places:
+            raise malformed(where, f"{name} is there twice.")
+        places[name] = slice(start, stop)
+    if not places:
+        raise malformed(lines or path, "no lines.")
+    return places
+
+
+def _starts(content: mmap.mmap) -> Iterator[int]:
+    start = 0
+    while 0 <= start < len(content):
+        yield start
+        start = content.find(b"\n", start) + 1 or -1
+
+
+def _listed(lines: Path) -> list[int]:
+    starts = []
+    for number, word in enumerate(read_list(lines), 1):
+        if not word.isdecimal():
+            raise malformed(f"{lines}, line {number}", f"{word!r:.60} is not the number of a byte.")
+        starts.append(int(word))
+    return starts
