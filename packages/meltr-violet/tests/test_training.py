@@ -88,7 +88,7 @@ def test_eager_attention_equals_fused(tiny_batch):
     ("frames", "height", "width"), [(1, 32, 64), (2, 96, 96), (3, 100, 36), (9, 64, 96), (17, 32, 32)]
 )
 def test_fused_windows_equal_those_of_torchvision(frames, height, width):
-    """Windows that shrink, are padded, or are shifted, in space and in time; outputs and gradients of all parameters."""
+    """Windows that shrink, are padded or shifted, in space and time; outputs and gradients of all parameters."""
     config = replace(TINY, swin_depths=(2, 2, 2, 2), window=(4, 3, 3))
     fused, eager = VideoSwin(config).double(), VideoSwin(replace(config, attention="eager")).double()
     torch.manual_seed(0)
