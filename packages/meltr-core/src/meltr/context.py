@@ -177,13 +177,17 @@ class PredictRequest:
     top: int = 5
 
 
+FILE_KEYS = ("video", "image")
+"""Where a row of a prediction has the path of the file that it is about."""
+
+
 @dataclass(frozen=True)
 class Prediction:
     """What `predict` returns.
 
     Args:
         rows: JSON-able rows, best first: ``{"answer": ..., "probability": ...}``. A row about a file has its path under
-            ``video`` or ``image``. Of several files, the rows of one stand together, unless they are ranked.
+            one of `FILE_KEYS`. Of several files, the rows of one stand together, unless they are ranked.
         what: What the rows are, in a few words.
     """
 

@@ -106,6 +106,24 @@ def read_seeds(parent: Path) -> dict[str, Any] | None:
     return _read(parent / SEEDS)
 
 
+def started_runs(path: Path) -> list[Path]:
+    """Return the folder of a run, or those of several seeds that were started.
+
+    Raises:
+        UserError: If `path` holds no run that was started.
+    """
+    parent = read_seeds(path)
+    if parent is None:
+        if not (path / "run.yaml").is_file():
+            raise UserError(f"{path} is not the folder of a run: it has no run.yaml", "Give a folder below runs/.")
+        return [path]
+    found = [seed_folder(path, int(seed)) for seed in parent["seeds"]]
+    started = [folder for folder in found if (folder / "run.yaml").is_file()]
+    if not started:
+        raise UserError(f"no seed of {path} was started", f"Start them with: meltr run --resume {path}")
+    return started
+
+
 def _read(path: Path) -> dict[str, Any] | None:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))

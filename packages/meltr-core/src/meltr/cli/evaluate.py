@@ -41,7 +41,7 @@ def evaluate(
     if split not in SPLITS:
         raise UserError(f"there is no split {split!r}", did_you_mean(split, SPLITS))
     results = []
-    for folder in _runs(run):
+    for folder in folders.started_runs(run):
         registry = registry_for(ctx, plugin or load_spec(folder / "run.yaml").plugins)
         with contextlib.redirect_stdout(sys.stderr):
             result = evaluate_run(
@@ -59,20 +59,6 @@ def evaluate(
         rows = [[name, f"{m['mean']:.4g} ± {m['std']:.2g}"] for name, m in _together(results)["metrics"].items()]
         typer.echo(f"{run}: mean ± std of {len(results)} seeds")
         typer.echo(table(rows))
-
-
-def _runs(run: Path) -> list[Path]:
-    """Return the folders to evaluate; UserError if there is no run."""
-    parent = folders.read_seeds(run)
-    if parent is None:
-        if not (run / "run.yaml").is_file():
-            raise UserError(f"{run} is not the folder of a run: it has no run.yaml", "Give a folder below runs/.")
-        return [run]
-    found = [folders.seed_folder(run, int(seed)) for seed in parent["seeds"]]
-    started = [folder for folder in found if (folder / "run.yaml").is_file()]
-    if not started:
-        raise UserError(f"no seed of {run} was started", f"Start them with: meltr run --resume {run}")
-    return started
 
 
 def _together(results: list[dict[str, Any]]) -> Mapping[str, Any]:

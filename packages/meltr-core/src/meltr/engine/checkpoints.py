@@ -126,6 +126,10 @@ class Checkpoints:
             )
         return path.resolve()
 
+    def chosen(self, name: str) -> Path:
+        """Return what `resolve` does, and the last one for ``best`` where no validation split chose one."""
+        return self.resolve("last" if name == "best" and not (self.folder / "best").exists() else name)
+
     def describe_last(self) -> str:
         """Return the path of the last complete checkpoint, or that there is none."""
         try:

@@ -114,7 +114,7 @@ def prepare(
     combiner_info, device, generator = registry.combiner(spec.combiner), context.device, context.generator
     seed_everything(derive(spec.seed, "data"), generator)
     data = hooks.build_data(context)
-    context = _without(data.left_out, context)
+    context = without_losses(data.left_out, context)
     seed_everything(derive(spec.seed, "model"), generator)
     model = hooks.build_model(context, data).to(device)
     blocks = hooks.blocks(model)
@@ -130,7 +130,7 @@ def prepare(
     return Prepared(hooks, context, data, model, combiner.to(device), plugin, ranks, sharing, blocks)
 
 
-def _without(left_out: Mapping[str, str], context: RunContext) -> RunContext:
+def without_losses(left_out: Mapping[str, str], context: RunContext) -> RunContext:
     """Return the context without the losses that the data cannot serve.
 
     Raises:
@@ -227,8 +227,7 @@ def _finish(
 ) -> dict[str, Any]:
     """Test the best checkpoint and collect the results."""
     context, spec = prepared.context, prepared.context.spec
-    best = "best" if (folder.checkpoints / "best").exists() else "last"
-    load_backbone(checkpoints.resolve(best), prepared.model)
+    load_backbone(checkpoints.chosen("best"), prepared.model)
     test = None
     if prepared.data.test is not None:
         evaluation = trainer.evaluate(prepared.data.test)
@@ -288,9 +287,7 @@ def evaluate_run(
         changes["data_root"] = data_root
     spec = load_spec(folder.spec).model_copy(update=changes)
     checkpoints = Checkpoints(folder.checkpoints)
-    if checkpoint == "best" and not (folder.checkpoints / "best").exists():
-        checkpoint = "last"
-    path = checkpoints.resolve(checkpoint)
+    path = checkpoints.chosen(checkpoint)
     prepared = prepare(spec, registry)
     chosen = {"validation": prepared.data.validation, "test": prepared.data.test}.get(split)
     if chosen is None:
