@@ -6,8 +6,8 @@ and ``test``) and mlvlab/MELTR (captions as ``{"sentences": [...]}``, a file for
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from itertools import count
+from collections.abc import Callable, Mapping
+from itertools import count, takewhile
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,9 @@ OUTSIDE = "[outside the vocabulary]"
 SPLITS = {"train": "train", "validation": "val", "test": "test"}
 """Split -> its name in the files. ``val`` may be absent or empty."""
 
+Make = Callable[[Mapping[str, Any], int, str], Item]
+"""From a record, its number in the split, and where it stands, to an example."""
+
 
 def questions(path: Path) -> Draft:
     """Return open-ended questions: ``{"video", "question", "answer"}``, with the index of the answer in ``vocab``.
@@ -30,10 +33,10 @@ def questions(path: Path) -> Draft:
     Raises:
         UserError: If the file is malformed, or an answer is neither in the vocabulary nor -1.
     """
-    content = _splits(path)
+    content = _object(path)
     answers, notes = _vocabulary(path, content)
 
-    def item(record: Mapping[str, Any], number: int, where: str) -> Item:
+    def make(record: Mapping[str, Any], number: int, where: str) -> Item:
         index = _index(record, len(answers), where, least=-1)
         return Item(
             media=text_of(record, "video", where),
@@ -42,33 +45,119 @@ def questions(path: Path) -> Draft:
             answer=answers[index] if index >= 0 else OUTSIDE,
         )
 
-    splits = _items(path, content, item)
+    splits = _splits(path, content, make)
     return Draft(splits, answers, notes + outside_note(splits, answers))
 
 
 def choices(path: Path) -> Draft:
-    """Return multiple-choice questions: ``{"video", "question", "option_0", ..., "answer"}``.
+    """Return multiple-choice questions: ``{"video", "question", "option_0", "option_1", ..., "answer"}``.
 
     Raises:
-        UserError: If the file is malformed, or an answer is no number of a choice.
+        UserError: If the file is malformed, or an answer is not the number of a choice.
     """
 
-    def item(record: Mapping[str, Any], number: int, where: str) -> Item:
-        names = [name for index in count() if (name := f"option_{index}") in record or index < 2] if False else []
-        return Item(media="", id=str(number), choices=tuple(names))
+    def make(record: Mapping[str, Any], number: int, where: str) -> Item:
+        names = list(takewhile(record.__contains__, (f"option_{each}" for each in count())))
+        if len(names) < 2:
+            raise malformed(where, f"no option_0 and option_1; it has {', '.join(map(str, list(record)[:12]))}.")
+        options = tuple(_option(record, name, where) for name in names)
+        correct = _index(record, len(options), where)
+        return Item(
+            media=text_of(record, "video", where),
+            id=str(number),
+            question=text_of(record, "question", where),
+            answer=options[correct],
+            choices=options,
+            correct=correct,
+        )
 
-    return Draft(_items(path, _splits(path), item))
+    return Draft(_splits(path, _object(path), make))
 
 
 def captions(train: Path, test: Path) -> Draft:
     """Return videos with their captions.
 
-    A file is ``{"sentences": [{"video_id", "caption"}, ...]}``, or ``{"train": [{"video", "caption"}, ...], ...}``; the
-    two may be one file of the latter form, which then says what the validation split is.
+    A file is ``{"sentences": [{"video_id", "caption"}, ...]}``, or ``{"train": [{"video", "caption"}, ...], ...}``. The
+    two may be one file of the latter form; then its ``val`` is the validation split.
 
     Raises:
         UserError: If a file is malformed.
     """
-    files = {"train": train, "test": test} if train != test else dict.fromkeys(SPLITS, train)
-    splits = {split: _captions(path, split) for split, path in files.items()}
-    return Draft({split: items for split, items in splits.items() if items or split != "validation"})
+
+    def make(record: Mapping[str, Any], number: int, where: str) -> Item:
+        video = text_of(record, "video_id" if "video_id" in record else "video", where)
+        return Item(media=video, id=video, captions=(text_of(record, "caption", where),))
+
+    if train == test:
+        splits = _splits(train, _object(train), make)
+    else:
+        splits = {split: _of_split(path, split, make) for split, path in (("train", train), ("test", test))}
+    return Draft({split: one_item_a_medium(items) for split, items in splits.items()})
+
+
+def _object(path: Path) -> Mapping[str, Any]:
+    content = read_json(path)
+    if not isinstance(content, dict):
+        raise malformed(path, f"{type(content).__name__} instead of an object with the splits.")
+    return content
+
+
+def _of_split(path: Path, split: str, make: Make) -> tuple[Item, ...]:
+    content = _object(path)
+    name = "sentences" if "sentences" in content else SPLITS[split]
+    return _items(path, content, name, make)
+
+
+def _splits(path: Path, content: Mapping[str, Any], make: Make) -> dict[str, tuple[Item, ...]]:
+    splits = {
+        split: _items(path, content, name, make)
+        for split, name in SPLITS.items()
+        if split != "validation" or name in content
+    }
+    return {split: items for split, items in splits.items() if items or split != "validation"}
+
+
+def _items(path: Path, content: Mapping[str, Any], name: str, make: Make) -> tuple[Item, ...]:
+    if name not in content:
+        raise malformed(path, f"no list {name!r}; it has {', '.join(map(str, list(content)[:12])) or 'nothing'}.")
+    found = records(content[name], f"{path}, {name}")
+    return tuple(make(record, number, where) for number, (where, record) in enumerate(found))
+
+
+def _vocabulary(path: Path, content: Mapping[str, Any]) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Return the answers, and a note where the file does not name them."""
+    words = content.get("vocab")
+    if words is None:
+        return _numbered(path, content)
+    if not isinstance(words, list) or not words or not all(isinstance(word, str) for word in words):
+        raise malformed(f"{path}, vocab", f"{type(words).__name__} instead of a list of answers.")
+    if len(set(words)) < len(words):
+        twice = next(word for number, word in enumerate(words) if word in words[:number])
+        raise malformed(f"{path}, vocab", f"{twice!r:.60} is there twice.")
+    return tuple(words), ()
+
+
+def _numbered(path: Path, content: Mapping[str, Any]) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    largest = -1
+    for name in SPLITS.values():
+        for where, record in records(content.get(name, []), f"{path}, {name}"):
+            largest = max(largest, _index(record, None, where, least=-1))
+    answers = tuple(str(index) for index in range(largest + 1))
+    return answers, (f"{path.name} has no vocab: its {len(answers):,} answers are called by their number.",)
+
+
+def _index(record: Mapping[str, Any], size: int | None, where: str, *, least: int = 0) -> int:
+    """Return the field ``answer``, a whole number from `least` to below `size`."""
+    value = record.get("answer")
+    if isinstance(value, bool) or not isinstance(value, int) or value < least or (size is not None and value >= size):
+        most = "" if size is None else f" to {size - 1:,}"
+        raise malformed(where, f"'answer' is {value!r:.60}, not a whole number from {least}{most}.")
+    return value
+
+
+def _option(record: Mapping[str, Any], name: str, where: str) -> str:
+    """Return a choice, which may be empty."""
+    value = record[name]
+    if not isinstance(value, (str, int)):
+        raise malformed(where, f"{name!r} is {value!r:.60}, not text.")
+    return str(value).strip()

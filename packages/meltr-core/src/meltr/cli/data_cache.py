@@ -72,15 +72,15 @@ def cache(
     quiet = quiet or as_json
     settings = CacheSettings(frames=frames, sampler=sampler, size=size or None, quality=None if raw else quality)
     if sample:
-        data_root = _miniature(dataset, data_root, quiet=quiet)
-    media = _media(dataset, task, data_root, allow_missing=allow_missing)
+        data_root = miniature_folder(dataset, data_root, quiet=quiet)
+    media = media_of(dataset, task, data_root, allow_missing=allow_missing)
     processes = min(8, available_cores()) if workers is None else workers
     with Counter("videos", quiet=quiet) as progress:
         report = fill_cache(media, out, settings, workers=processes, progress=progress)
     _show(report, out, settings, as_json=as_json)
 
 
-def _miniature(dataset: str, data_root: Path | None, *, quiet: bool) -> Path:
+def miniature_folder(dataset: str, data_root: Path | None, *, quiet: bool) -> Path:
     """Return the folder of the data set's miniature."""
     from meltr.data import miniature
 
@@ -90,7 +90,7 @@ def _miniature(dataset: str, data_root: Path | None, *, quiet: bool) -> Path:
         return miniature.cached(dataset, progress=progress)
 
 
-def _media(dataset: str, task: str | None, root: Path | None, *, allow_missing: bool) -> Mapping[str, Path]:
+def media_of(dataset: str, task: str | None, root: Path | None, *, allow_missing: bool) -> Mapping[str, Path]:
     """Return key -> file of all that the annotations name; several tasks may share files.
 
     Raises:
