@@ -10,8 +10,6 @@ from meltr.data.media import decode
 from meltr.data.media_files import kind
 from toy_backbone import Toy, register_datasets  # noqa: F401
 
-RINGS = ("inner", "outer")
-
 
 @meltr.hookimpl
 def register_backbones():
@@ -29,21 +27,21 @@ class Asking(Toy):
     @meltr.hookimpl
     def build_data(self, context):
         data = super().build_data(context)
-        return meltr.Data(data.train, data.validation, data.test, data.held_out, meta={"rings": RINGS})
+        return meltr.Data(data.train, data.validation, data.test, data.held_out, meta={"rings": ("inner", "outer")})
 
     @meltr.hookimpl
-    def predict(self, model, request, context):
+    def predict(self, model, request, data, context):
         if request.question is not None:
             raise meltr.UserError("The toy answers no questions.", "Leave --question out.")
         points = torch.stack([point(path) for path in request.media])
         found = model.classify(model(points.to(context.device))).float().softmax(1)
         if request.search is not None:
-            ring = RINGS.index(request.search)
+            ring = data.meta["rings"].index(request.search)
             order = found[:, ring].argsort(descending=True)[: request.top].tolist()
             rows = [{kind(request.media[i]): request.media[i], "score": float(found[i, ring])} for i in order]
             return meltr.Prediction(tuple(rows), f"files on the {request.search} ring")
         rows = [
-            {kind(path): path, "ring": RINGS[i], "probability": float(each[i])}
+            {kind(path): path, "ring": data.meta["rings"][i], "probability": float(each[i])}
             for path, each in zip(request.media, found, strict=True)
             for i in each.argsort(descending=True)[: request.top].tolist()
         ]

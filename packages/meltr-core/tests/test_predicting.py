@@ -53,7 +53,7 @@ class Strange(Asking):
         return super().build_model()
 
     @meltr.hookimpl
-    def predict(self, model, request, context):
+    def predict(self, model, request, data, context):
         return RESULT
 """
 
@@ -126,7 +126,7 @@ def test_another_checkpoint_gives_another_answer(trained, asking, pictures, tmp_
 
 def test_the_data_set_is_never_read(run, asking, pictures, tmp_path):
     (run / "results.json").unlink()
-    guarded = load_run(run, registry=strange(tmp_path, result="Asking.predict(self, model, request, context)"))
+    guarded = load_run(run, registry=strange(tmp_path, result="Asking.predict(self, model, request, data, context)"))
     request = PredictRequest(pictures)
     assert guarded.predict(request) == load_run(run, registry=asking).predict(request)
 

@@ -106,6 +106,8 @@ class RunContext:
         rank: Number of this process among those of the run. Only rank 0 writes files and speaks.
         world_size: How many processes share every batch: `build_data` gives each its own part (see
             `meltr.data.loader.LoaderBatches`).
+        weights_follow: True if a checkpoint is loaded right after `build_model`, which then need not load pretrained
+            weights: their files may be gone.
         notes: Lines worth showing the user: `build_data` and `build_model` append what they found odd, left out or
             loaded, and core shows it once when the run starts.
     """
@@ -119,6 +121,7 @@ class RunContext:
     run_dir: Path | None = None
     rank: int = 0
     world_size: int = 1
+    weights_follow: bool = False
     notes: list[str] = field(default_factory=list)
 
     def with_losses(self, *losses: str) -> RunContext:

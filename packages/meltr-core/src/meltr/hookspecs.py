@@ -110,10 +110,10 @@ class AdapterSpecs:
         raise AssertionError("specification only")
 
     @hookspec(firstresult=True)
-    def predict(self, model: torch.nn.Module, request: PredictRequest, context: RunContext) -> Prediction:
+    def predict(self, model: torch.nn.Module, request: PredictRequest, data: Data, context: RunContext) -> Prediction:
         """Answer what a user asks of a trained run (`model` already in eval mode, no grad). Optional.
 
-        The data set is not there: `build_data` was not called, and `build_model` got a `Data` that holds only the
+        The data set is not there: `build_data` was not called, and `data`, which `build_model` got too, holds only the
         ``meta`` and ``left_out`` of training. ``context.run_dir`` is the folder of the run.
 
         Raises:

@@ -8,13 +8,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from meltr.context import Data, Evaluation, RunContext
+from meltr.context import Data, Evaluation, Prediction, PredictRequest, RunContext
 from meltr.hookspecs import hookimpl
 from meltr_vision.batches import EvalSplit
 from meltr_vision.building import build_classifier
 from meltr_vision.data import build_data
 from meltr_vision.losses import draw, task_losses
 from meltr_vision.model import Classifier
+from meltr_vision.predicting import classify
 
 
 class VisionAdapter:
@@ -28,8 +29,11 @@ class VisionAdapter:
     @hookimpl
     def build_model(self, context: RunContext, data: Data) -> nn.Module:
         """Return the classifier; the rotation head is there only if its loss is in use."""
+        options = context.options
+        if context.weights_follow:
+            options = options.model_copy(update={"pretrained": False, "weights_file": None})
         return build_classifier(
-            context.options,
+            options,
             classes=data.meta["num_classes"],
             channels=data.meta["channels"],
             image_size=data.meta["image_size"],
@@ -85,6 +89,11 @@ class VisionAdapter:
             details["per_class"] = _per_class(hit1, labels, data.names)
         rows = _rows(data, labels, predicted) if context.options.save_predictions else ()
         return Evaluation(metrics=metrics, count=len(labels), details=details, predictions=rows)
+
+    @hookimpl
+    def predict(self, model: Classifier, request: PredictRequest, data: Data, context: RunContext) -> Prediction:
+        """Return the most probable classes of every image."""
+        return classify(model, request, data.meta, batch_size=context.options.eval_batch_size, device=context.device)
 
 
 def _scores(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:

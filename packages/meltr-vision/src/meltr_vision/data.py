@@ -175,6 +175,7 @@ def _meta(read: Splits, pipeline: Pipeline, context: RunContext) -> dict[str, An
         "num_classes": len(read.train.names),
         "class_names": list(read.train.names),
         "image_size": pipeline.image_size,
+        "stored_size": int(read.train.images.shape[2]),
         "channels": int(read.train.images.shape[1]),
         "mean": list(pipeline.mean),
         "std": list(pipeline.std),

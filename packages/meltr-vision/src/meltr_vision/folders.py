@@ -88,17 +88,24 @@ def _check_memory(count: int, size: int) -> None:
         )
 
 
-def _square(file: Path, size: int) -> npt.NDArray[np.uint8] | str:
-    """Return one image as (3, size, size), or what is wrong with it."""
+def read_square(file: Path, size: int, *, channels: int = 3) -> npt.NDArray[np.uint8] | str:
+    """Return one image as (channels, size, size), or what is wrong with it.
+
+    Args:
+        file: The image; of a moving one, the first frame is taken.
+        size: Side in pixels that its shorter side is resized to; then the middle is cut out.
+        channels: 3: RGB; 1: grey.
+    """
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             with Image.open(file) as picture:
-                rgb = picture.convert("RGB")
-        wide, high = (size * side // min(rgb.size) for side in rgb.size)
+                whole = picture.convert("RGB" if channels == 3 else "L")
+        wide, high = (size * side // min(whole.size) for side in whole.size)
         left, top = round((wide - size) / 2), round((high - size) / 2)
-        resized = rgb if (wide, high) == rgb.size else rgb.resize((wide, high), Image.Resampling.BILINEAR)
-        return np.asarray(resized.crop((left, top, left + size, top + size))).transpose(2, 0, 1)
+        resized = whole if (wide, high) == whole.size else whole.resize((wide, high), Image.Resampling.BILINEAR)
+        square = np.asarray(resized.crop((left, top, left + size, top + size)))
+        return square.reshape(size, size, channels).transpose(2, 0, 1)
     except Exception as error:  # a broken image can make the decoder raise anything
         return f"{type(error).__name__}: {error}"
 
@@ -107,7 +114,7 @@ def _read(root: Path, files: Sequence[tuple[Path, int]], names: tuple[str, ...],
     images = np.empty((len(files), 3, size, size), dtype=np.uint8)
     broken = []
     with ThreadPoolExecutor() as pool:
-        for index, result in enumerate(pool.map(lambda entry: _square(entry[0], size), files)):
+        for index, result in enumerate(pool.map(lambda entry: read_square(entry[0], size), files)):
             if isinstance(result, str):
                 broken.append(f"{files[index][0].relative_to(root)} ({result})")
             else:

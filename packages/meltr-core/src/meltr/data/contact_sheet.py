@@ -27,7 +27,7 @@ COLUMNS, WIDTH, HEIGHT, MARGIN = 5, 240, 180, 16
 TEXT, LINE = 15, 20
 """Height of the letters and of a line, in pixels."""
 
-PAPER, BOX, INK, FAINT = "white", "#eeeeee", "#111111", "#666666"
+PAPER, BOX, FRAME, INK, FAINT = "white", "#eeeeee", "#cccccc", "#111111", "#666666"
 
 
 @dataclass(frozen=True)
@@ -96,7 +96,7 @@ def draw_sheet(tiles: Sequence[Tile], *, title: str = "") -> Image:
         x, y = MARGIN + number % columns * step_x, top + number // columns * step_y
         picture = image.fromarray(middle_frame(tile.path))
         picture = require("PIL.ImageOps").contain(picture, (WIDTH, HEIGHT))
-        pen.rectangle((x, y, x + WIDTH - 1, y + HEIGHT - 1), fill=BOX)
+        pen.rectangle((x - 1, y - 1, x + WIDTH, y + HEIGHT), fill=BOX, outline=FRAME)
         sheet.paste(picture, (x + (WIDTH - picture.width) // 2, y + (HEIGHT - picture.height) // 2))
         below = y + HEIGHT + MARGIN // 2
         pen.text((x, below), _fitted(tile.caption, font, WIDTH), fill=INK, font=font)

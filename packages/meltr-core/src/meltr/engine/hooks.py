@@ -135,10 +135,10 @@ class Hooks:
         """Whether the adapter has the optional `predict`."""
         return bool(self._hook.predict.get_hookimpls())
 
-    def predict(self, model: nn.Module, request: PredictRequest, context: RunContext) -> Prediction:
+    def predict(self, model: nn.Module, request: PredictRequest, data: Data, context: RunContext) -> Prediction:
         """Call `predict` in eval mode without gradients; check the rows that it returns."""
         with _inference(model, context):
-            result = self._hook.predict(model=model, request=request, context=context)
+            result = self._hook.predict(model=model, request=request, data=data, context=context)
         if not isinstance(result, Prediction):
             raise self._error("predict", f"returned {type(result).__name__}, expected meltr.Prediction")
         if not result.rows:

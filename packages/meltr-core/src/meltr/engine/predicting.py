@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -52,12 +53,14 @@ class TrainedRun:
     Args:
         hooks: Its adapter.
         context: What the adapter is told.
+        data: The facts of its data set, see `stored_data`.
         model: The backbone with the weights of `checkpoint`, on its device.
         checkpoint: Name of the checkpoint.
     """
 
     hooks: Hooks
     context: RunContext
+    data: Data
     model: nn.Module
     checkpoint: str
 
@@ -68,7 +71,7 @@ class TrainedRun:
             UserError: If the run's task has no use for what was given, lacks something, or a file cannot be read.
         """
         seed_everything(derive(self.context.spec.seed, "predict"), self.context.generator)
-        return self.hooks.predict(self.model, request, self.context)
+        return self.hooks.predict(self.model, request, self.data, self.context)
 
 
 def load_run(run_dir: Path, *, registry: Registry, checkpoint: str = "best", device: str | None = None) -> TrainedRun:
@@ -97,12 +100,12 @@ def load_run(run_dir: Path, *, registry: Registry, checkpoint: str = "best", dev
             f"Its metrics on the data set: meltr evaluate {run_dir}. How the hook is written: docs/plugins.md.",
         )
     data = stored_data(folder)
-    context = without_losses(data.left_out, context)
+    context = dataclasses.replace(without_losses(data.left_out, context), weights_follow=True)
     path = Checkpoints(folder.checkpoints).chosen(checkpoint)
     seed_everything(derive(spec.seed, "model"), context.generator)
     model = hooks.build_model(context, data).to(context.device)
     load_backbone(path, model)
-    return TrainedRun(hooks, context, model, path.name)
+    return TrainedRun(hooks, context, data, model, path.name)
 
 
 def stored_data(folder: RunFolder) -> Data:

@@ -1,0 +1,58 @@
+"""Classes of images that a user names: read as image folders are, then normalised as in evaluation."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from meltr.context import Prediction, PredictRequest
+from meltr.data.media import MediaError
+from meltr.errors import UserError
+from meltr_vision.batches import Pipeline
+from meltr_vision.folders import read_square
+from meltr_vision.model import Classifier
+
+
+def classify(
+    model: Classifier, request: PredictRequest, meta: Mapping[str, Any], *, batch_size: int, device: torch.device
+) -> Prediction:
+    """Return the ``request.top`` most probable classes of every image, with their probabilities.
+
+    Args:
+        model: The classifier, on `device`.
+        request: The images.
+        meta: The facts of the data that it was trained on: names of the classes, sizes, normalisation.
+        batch_size: Images at once.
+        device: Where to.
+
+    Raises:
+        UserError: If a question or a search was asked, or a file is not an image.
+    """
+    for option, text in (("--question", request.question), ("--search", request.search)):
+        if text is not None:
+            raise UserError(f"This run classifies images: it cannot use {option}.", "Leave it out.")
+    pipeline = Pipeline(tuple(meta["mean"]), tuple(meta["std"]), meta["image_size"])
+    rows: list[dict[str, Any]] = []
+    for start in range(0, len(request.media), batch_size):
+        files = request.media[start : start + batch_size]
+        pixels = torch.stack([_read(file, meta) for file in files]).to(device)
+        probabilities = model(pipeline.normalise(pixels)).float().softmax(dim=1)
+        best = probabilities.topk(min(request.top, len(meta["class_names"])))
+        for file, values, classes in zip(files, best.values.tolist(), best.indices.tolist(), strict=True):
+            rows += [
+                {"image": file, "label": meta["class_names"][index], "probability": value}
+                for index, value in zip(classes, values, strict=True)
+            ]
+    return Prediction(tuple(rows), what="most probable classes")
+
+
+def _read(file: Path, meta: Mapping[str, Any]) -> Tensor:
+    """Return (C, S, S) uint8, S being the side of the images that the model was trained on as they were stored."""
+    pixels = read_square(file, meta.get("stored_size", meta["image_size"]), channels=meta["channels"])
+    if isinstance(pixels, str):
+        raise MediaError(f"{file} cannot be read as an image: {pixels}.", "This run classifies images, not videos.")
+    return torch.tensor(pixels)
