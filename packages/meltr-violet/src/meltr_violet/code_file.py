@@ -1,6 +1,6 @@
 """The file that ``meltr data codes`` writes: visual codes of a data set, and how they were made. Imports no torch.
 
-One safetensors file: the array ``codes``, (N, T, h, w), int16, and in its metadata, under ``index``, JSON with the keys
+One safetensors file: the array ``codes``, (N, T, h, w), int16, and in its metadata, under ``meltr``, JSON with the keys
 of the rows, the settings, the encoder's fingerprint, and the videos that could not be decoded.
 """
 
@@ -63,10 +63,15 @@ class CodeTable:
         """Write the file beside and rename it; makes the folder."""
         from safetensors.numpy import save_file
 
-        index = {"keys": list(self.rows), "settings": asdict(self.settings), "failed": self.failed}
+        index = {
+            "format": FORMAT,
+            "keys": list(self.rows),
+            "settings": asdict(self.settings),
+            "failed": self.failed,
+        }
         path.parent.mkdir(parents=True, exist_ok=True)
         beside = path.with_name(f".{path.name}.{os.getpid()}.partial")
-        metadata = {"format": f"meltr codes {FORMAT}", "index": json.dumps(index, ensure_ascii=False)}
+        metadata = {"meltr": json.dumps(index, ensure_ascii=False)}
         try:
             save_file({"codes": np.stack(list(self.rows.values()))}, beside, metadata=metadata)
             os.replace(beside, path)
@@ -128,12 +133,12 @@ def _read(path: Path) -> tuple[Any, Any]:
         raise UserError(f"There is no file of visual codes {path}.", "Make it with: meltr data codes")
     try:
         with safe_open(path, framework="numpy") as content:
-            metadata = content.metadata() or {}
-            if metadata.get("format") == f"meltr codes {FORMAT}":
-                return json.loads(metadata["index"]), content.get_tensor("codes")
-    except (SafetensorError, OSError, ValueError, KeyError) as error:
+            index = json.loads((content.metadata() or {}).get("meltr", "{}"))
+            if index.get("format") == FORMAT:
+                return index, content.get_tensor("codes")
+    except (SafetensorError, OSError, ValueError, AttributeError) as error:
         raise UserError(f"{path} is damaged: {type(error).__name__}: {error}.", MAKE_AGAIN) from error
     raise UserError(
-        f"{path} is no file of visual codes of this meltr, but {metadata.get('format') or 'a safetensors file'!r}.",
+        f"{path} is a safetensors file, but not of visual codes in the format {FORMAT} of this meltr.",
         "Give one that `meltr data codes` wrote.",
     )

@@ -122,7 +122,7 @@ def _prepared(
     found = prepared.find(dataset, layout_for(dataset, task)[1], root, allow_missing=allow_missing)
     if found is None:
         return None
-    remark(f"Reading {found.text()}.")
+    remark(f"prepared files: {found.text()}")
     if found.frames.count != frames:
         raise UserError(
             f"{found.files['frames']} holds {found.frames.count} frames a video; {frames} were asked for.",

@@ -100,7 +100,7 @@ class Prepared:
 
     def text(self) -> str:
         """Return which files were read, in one line."""
-        return f"prepared files {', '.join(str(path) for path in dict.fromkeys(self.files.values()))}"
+        return ", ".join(str(path) for path in dict.fromkeys(self.files.values()))
 
 
 def find(dataset: str, task: str, root: Path | None, *, allow_missing: bool = False) -> Prepared | None:
@@ -125,8 +125,9 @@ def find(dataset: str, task: str, root: Path | None, *, allow_missing: bool = Fa
     if any(each.needed and each.role not in files for each in layout.files):
         return None
     frames = PreparedFrames(files["frames"])
-    draft = replace(_draft(dataset, files), paths=dict.fromkeys(frames, files["frames"]))
-    corpus = assemble(draft, layout, task=task, root=root, allow_missing=allow_missing)
+    draft = _draft(dataset, files)
+    places = {key: files["frames"] for key in draft.media_names() if key in frames}
+    corpus = assemble(replace(draft, paths=places), layout, task=task, root=root, allow_missing=allow_missing)
     codes = PreparedCodes(files["codes"]) if "codes" in files else None
     notes = (*corpus.notes, *_other_size(corpus, files.get("train")))
     if codes is not None:
