@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
-from meltr.metrics.ranking import Ties, checked, ranks
+from meltr.metrics.ranking import Ties, ranks
 
 
 def hits(scores: npt.ArrayLike, labels: npt.ArrayLike, *, k: int = 1, ties: Ties = "stable") -> npt.NDArray[np.bool_]:
@@ -31,10 +31,9 @@ def hits(scores: npt.ArrayLike, labels: npt.ArrayLike, *, k: int = 1, ties: Ties
         raise ValueError(f"k={k}: at least one guess must count")
     if ties == "positions":
         raise ValueError("ties='positions' gives several ranks an example: choose another")
-    matrix, right = checked(scores), np.asarray(labels)
+    right = np.asarray(labels)
     known = right != -1
-    found = np.zeros(len(right), dtype=np.bool_)
-    found[known] = ranks(matrix[known], right[known], ties=ties) <= k if known.any() else False
+    found: npt.NDArray[np.bool_] = known & (ranks(scores, np.where(known, right, 0), ties=ties) <= k)
     return found
 
 

@@ -127,9 +127,10 @@ def _counts(dataset: str, layout: Layout, sizes: Mapping[str, int] | None) -> di
     if unknown:
         raise UserError(f"{dataset} has no split {unknown[0]!r}.", did_you_mean(unknown[0], layout.splits))
     counts = {split: (sizes or {}).get(split, SIZES[split]) for split in layout.splits}
-    small = [split for split, count in counts.items() if count < 1]
-    if small:
-        raise UserError(f"{counts[small[0]]} clips for {small[0]}: that is no split.", "Give at least 1.")
+    for split, count in counts.items():
+        fewest = layout.fewest if split == "train" else 1
+        if count < fewest:
+            raise UserError(f"{count} clips for {split} of {dataset} are too few.", f"Give at least {fewest}.")
     return counts
 
 

@@ -30,4 +30,4 @@ def annotate(folder: Path, splits: Splits, rng: np.random.Generator) -> dict[Pat
     return clips
 
 
-LAYOUT = Layout(ONE_MOVEMENT, tuple(FILES), annotate)
+LAYOUT = Layout(ONE_MOVEMENT, tuple(FILES), annotate, fewest=len(ONE_MOVEMENT))

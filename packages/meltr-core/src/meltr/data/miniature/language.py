@@ -27,13 +27,13 @@ OTHER_NAMES: Mapping[str, tuple[str, ...]] = {
 """Shape -> what captions call it."""
 
 WHERE: Mapping[str, tuple[str, ...]] = {
-    "grass": ("over the grass", "on green grass", "across a meadow"),
+    "grass": ("over the grass", "on the grass", "across a meadow"),
     "sand": ("over the sand", "on the sand", "across a beach"),
-    "water": ("over the water", "on blue water", "across the sea"),
+    "water": ("over the water", "on the water", "across the sea"),
     "snow": ("over the snow", "on the snow", "across a field of snow"),
-    "space": ("in space", "in front of the stars", "in the night sky"),
+    "space": ("in space", "in the dark of space", "in the night sky"),
 }
-"""Place -> phrases of captions."""
+"""Place -> phrases, without the words of colours and shapes."""
 
 DOES: Mapping[str, tuple[str, ...]] = {
     "left": ("moves to the left", "slides left", "is going left"),

@@ -33,11 +33,13 @@ class Layout:
         splits: The splits that it has as published.
         annotate: Called with the folder, the scenes of each split and a source of randomness; writes the annotations
             and returns which file shall show which scene.
+        fewest: Clips that training needs at least: every class must occur.
     """
 
     movements: tuple[tuple[Movement, ...], ...]
     splits: tuple[str, ...]
     annotate: Callable[[Path, Splits, np.random.Generator], dict[Path, Scene]]
+    fewest: int = 1
 
 
 def numbered(splits: Splits) -> list[tuple[str, int, Scene]]:

@@ -31,4 +31,4 @@ def annotate(folder: Path, splits: Splits, rng: np.random.Generator) -> dict[Pat
     return clips
 
 
-LAYOUT = Layout(ONE_MOVEMENT, ("train", "validation", "test"), annotate)
+LAYOUT = Layout(ONE_MOVEMENT, ("train", "validation", "test"), annotate, fewest=len(ONE_MOVEMENT))

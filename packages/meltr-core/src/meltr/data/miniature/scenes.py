@@ -94,7 +94,7 @@ def _still(thing: Thing, number: int, rng: np.random.Generator) -> tuple[Thing, 
 
 
 def _make_distinct(scenes: list[Scene], rng: np.random.Generator) -> None:
-    """Exchange places between scenes, which keeps the balance, until no two look alike."""
+    """Exchange places or movements between scenes, which keeps the balance, until no two look alike."""
     seen = Counter(_looks(scene) for scene in scenes)
     while max(seen.values(), default=0) > 1:
         for index, scene in enumerate(scenes):
@@ -102,8 +102,12 @@ def _make_distinct(scenes: list[Scene], rng: np.random.Generator) -> None:
                 other = int(rng.integers(len(scenes)))
                 partner = scenes[other]
                 seen.subtract([_looks(scene), _looks(partner)])
-                scenes[index] = replace(scene, place=partner.place)
-                scenes[other] = replace(partner, place=scene.place)
+                if rng.random() < 0.5:
+                    scenes[index] = replace(scene, place=partner.place)
+                    scenes[other] = replace(partner, place=scene.place)
+                else:
+                    scenes[index] = replace(scene, movements=partner.movements)
+                    scenes[other] = replace(partner, movements=scene.movements)
                 seen.update([_looks(scenes[index]), _looks(scenes[other])])
 
 

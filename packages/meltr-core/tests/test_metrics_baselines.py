@@ -1,0 +1,120 @@
+"""Trivial answers against scikit-learn, closed forms and text in which the question gives the answer away."""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import os
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import pytest
+from sklearn.feature_extraction.text import CountVectorizer
+from sklearn.naive_bayes import MultinomialNB
+
+from meltr.data.corpus import Corpus, Item
+from meltr.metrics.baselines import answer_blindly, baseline, favourite_choices, question_only
+
+WORDS = ("what", "who", "where", "man", "dog", "red", "plays", "the", "ball", "near")
+
+
+def asked(question: str, answer: str) -> Item:
+    return Item(media="clip", id=question, question=question, answer=answer)
+
+
+def offered(choices: str, correct: int) -> Item:
+    names = tuple(choices.split())
+    return Item(media="clip", id=choices, question="what?", answer=names[correct], choices=names, correct=correct)
+
+
+def corpus(task: str, train: list[Item], test: list[Item]) -> Corpus:
+    return Corpus("made", task, {"train": tuple(train), "test": tuple(test)}, {})
+
+
+def unigrams_and_pairs(question: str) -> list[str]:
+    words = question.split()
+    return words + [f"{first}+{second}" for first, second in pairwise(["^", *words])]
+
+
+def test_answers_to_new_questions_are_those_of_naive_bayes_in_scikit_learn():
+    rng = np.random.default_rng(0)
+    questions = sorted({" ".join(rng.choice(WORDS, rng.integers(2, 7))) for _ in range(400)})
+    answers = [
+        str(answer) for answer in rng.choice(["yes", "no", "two", "cat"], len(questions), p=[0.4, 0.3, 0.2, 0.1])
+    ]
+    train, new = slice(0, 250), slice(250, None)
+    counter = CountVectorizer(analyzer=unigrams_and_pairs)
+    model = MultinomialNB().fit(counter.fit_transform(questions[train]), answers[train])
+    expected = model.predict(counter.transform(questions[new])).tolist()
+    items = [asked(*pair) for pair in zip(questions[train], answers[train], strict=True)]
+    assert len(set(expected)) > 2
+    assert answer_blindly(items, questions[new]) == expected
+
+
+def test_a_question_that_was_asked_often_gets_its_most_frequent_answer():
+    train = [asked("What is it?", "dog")] * 2 + [asked("what is it", "cat")] + [asked("is it a cat?", "cat")] * 50
+    assert answer_blindly(train, ["WHAT is it ?"]) == ["dog"]
+
+
+def test_words_that_give_the_answer_away_are_found():
+    train = [asked(f"what is the {colour} thing number {n}?", colour) for n in range(30) for colour in ("red", "blue")]
+    test = [asked(f"which {colour} thing is it?", colour) for colour in ("red", "blue") * 5]
+    assert question_only(train, test).metrics == {"accuracy": 100.0}
+
+
+def test_questions_without_known_words_get_the_most_frequent_answer():
+    train = [asked("one two", "a"), asked("one three", "b"), asked("two four", "b")]
+    assert answer_blindly(train, ["", "zebra"]) == ["b", "b"]
+
+
+def test_the_choice_that_was_right_most_often_is_chosen():
+    train = [offered("hop sway", 0)] * 3 + [offered("sway hop", 0), offered("sway grow", 1)]
+    # right / offered: hop 3/4, sway 1/5, grow 1/1; drawn to chance: 4/6, 2/7, 2/3; never offered: 1/2.
+    assert favourite_choices(
+        train, [offered("sway hop", 0), offered("sway unknown", 0), offered("unknown hop", 0)]
+    ) == [
+        1,
+        1,
+        1,
+    ]
+    found = baseline(corpus("qa", train, [offered("sway hop", 1), offered("sway hop", 0)]), "test")
+    assert found.metrics == {"accuracy": 50.0}
+    assert "without the video" in found.name
+
+
+def test_the_most_frequent_classes():
+    train = [Item("clip", str(n), label=label) for n, label in enumerate("aaabbccdefg")]
+    test = [Item("clip", str(n), label=label) for n, label in enumerate("abcdefgx")]
+    assert baseline(corpus("action", train, test), "test").metrics == {"top1": 12.5, "top5": 62.5}
+
+
+def test_chance_of_retrieval():
+    items = [Item(str(n), str(n), captions=("a", "b")) for n in range(20)]
+    metrics = baseline(corpus("retrieval", items, items), "test").metrics
+    assert metrics["r@1"] == pytest.approx(5)
+    assert metrics["v2t/r@1"] == pytest.approx(5)
+    assert metrics["v2t/r@5"] == pytest.approx(100 * (1 - 35 * 34 / (40 * 39)))  # neither of the two among five
+    assert metrics["medr"] == 10.5
+
+
+def test_what_cannot_be_answered_is_refused():
+    with pytest.raises(ValueError, match="no examples in split 'validation'"):
+        baseline(corpus("qa", [], []), "validation")
+    with pytest.raises(ValueError, match="no baseline for task 'captioning'"):
+        baseline(corpus("captioning", [], [asked("what", "it")]), "test")
+
+
+@pytest.mark.slow
+def test_real_questions_beat_the_most_frequent_answer():
+    beside = Path(__file__).resolve().parents[4] / "shared"
+    folder = Path(os.environ.get("MELTR_SHARED", beside)) / "data" / "msvd_text"
+    if not folder.is_dir():
+        pytest.skip(f"no MSVD-QA text in {folder} (set MELTR_SHARED)")
+    read = {}
+    for split in ("train", "val"):
+        with gzip.open(folder / f"qa_{split}.csv.gz", "rt", encoding="utf-8") as stream:
+            read[split] = [asked(row["question"], row["answer"]) for row in csv.DictReader(stream)]
+    answers = [item.answer for item in read["val"]]
+    constant = 100 * max(answers.count(answer) for answer in set(answers)) / len(answers)
+    assert question_only(read["train"], read["val"]).metrics["accuracy"] > constant + 5
