@@ -14,7 +14,7 @@ from PIL import Image, ImageOps
 
 from meltr import UserError
 from meltr.data.frames import Frames
-from meltr_violet import code_extraction
+from meltr_violet import code_extraction, code_file
 from meltr_violet.code_extraction import compute, fill_codes, fingerprint
 from meltr_violet.code_file import CodeFile, CodeSettings, CodeTable
 from meltr_violet.codes import CodeSource, FixedCodebook, PreparedCodes
@@ -260,6 +260,22 @@ def test_a_killed_process_loses_only_what_came_last(encoder, pictures, tmp_path,
     fill_codes(pictures.as_videos(), path, encoder, settings_of(encoder), progress=look)
     assert held == [0, 0, 2, 2, 4, 4]
     assert len(CodeFile(path)) == 5
+
+
+def test_a_file_is_replaced_whole_or_not_at_all(encoder, tmp_path, monkeypatch):
+    path = tmp_path / "codes.safetensors"
+    table = CodeTable(settings_of(encoder), {"a": np.zeros((2, 2, 2), np.int16)})
+    table.write(path)
+    table.rows["b"] = table.rows["a"]
+
+    def full(*paths: Path) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(code_file.os, "replace", full)
+    with pytest.raises(OSError, match="No space left"):
+        table.write(path)
+    assert list(CodeFile(path)) == ["a"]
+    assert list(tmp_path.iterdir()) == [path]
 
 
 @pytest.mark.parametrize("changes", [{"size": 96}, {"sampler": "middles"}, {"frames": 3}, {"encoder": "another"}])

@@ -61,7 +61,7 @@ class CodeTable:
 
     def write(self, path: Path) -> None:
         """Write the file beside and rename it; makes the folder."""
-        from safetensors.numpy import save_file
+        from safetensors.numpy import save
 
         index = {
             "format": FORMAT,
@@ -72,8 +72,9 @@ class CodeTable:
         path.parent.mkdir(parents=True, exist_ok=True)
         beside = path.with_name(f".{path.name}.{os.getpid()}.partial")
         metadata = {"meltr": json.dumps(index, ensure_ascii=False)}
+        content = save({"codes": np.stack(list(self.rows.values()))}, metadata=metadata)
         try:
-            save_file({"codes": np.stack(list(self.rows.values()))}, beside, metadata=metadata)
+            beside.write_bytes(content)
             os.replace(beside, path)
         finally:
             beside.unlink(missing_ok=True)
