@@ -343,12 +343,16 @@ def _check_backbone(info: BackboneInfo) -> None:
     presets = [preset.name for preset in info.presets]
     readable = {f"{entry.task}/{name}" for entry in info.tasks for name in entry.datasets}
     readable |= {name for entry in info.tasks for name in entry.datasets}
-    for key, preset in info.default_presets.items():
-        where = f"backbone {info.name!r}: default_presets[{key!r}]"
-        if preset not in presets:
-            raise PluginError(f"{where} names the unknown preset {preset!r}. {did_you_mean(preset, presets)}")
-        if key not in readable:
-            raise PluginError(f"{where} is for no task and data set of this backbone. {did_you_mean(key, readable)}")
+    readable |= {entry.task for entry in info.tasks}
+    for kind in ("default_presets", "sample_presets", "released_presets"):
+        for key, preset in getattr(info, kind).items():
+            where = f"backbone {info.name!r}: {kind}[{key!r}]"
+            if preset not in presets:
+                raise PluginError(f"{where} names the unknown preset {preset!r}. {did_you_mean(preset, presets)}")
+            if key not in readable:
+                raise PluginError(
+                    f"{where} is for no task and data set of this backbone. {did_you_mean(key, readable)}"
+                )
 
 
 def _unknown_reference(info: BackboneInfo, registry: Registry) -> str | None:

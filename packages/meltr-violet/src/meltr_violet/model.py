@@ -75,6 +75,18 @@ class Violet(nn.Module):
             self.text.word_embeddings.weight[PAD].zero_()
             if self.mtm is not None:
                 self.mtm.decoder.weight.copy_(self.text.word_embeddings.weight)
+        if self.config.start == "scaled":
+            self._scale()
+
+    def _scale(self) -> None:
+        """Give every product of a linear layer below the heads the deviation of its input, every embedding deviation 1."""
+        for module in (module for part in (self.video, self.text, self.cross) for module in part.modules()):
+            if isinstance(module, nn.Linear):
+                nn.init.normal_(module.weight, std=module.in_features**-0.5)
+            elif isinstance(module, nn.Embedding):
+                nn.init.normal_(module.weight)
+        for parameter in (self.video.emb_cls, self.video.emb_pos, self.video.emb_len):
+            nn.init.normal_(parameter)
 
     def forward(self, frames: Tensor, ids: Tensor) -> Tensor:
         """Return the states of clips (B, T, 3, H, W) with texts (B, X), shape (B, T n + X, D)."""

@@ -30,6 +30,7 @@ class VioletOptions(Info):
             (the original VIOLET), ``released`` (MELTR's code, with words glued together).
         released_choice: Matching and masked text of multiple choice with the defects of MELTR's released code.
         negatives: Texts that matching compares with: of ``all`` processes, or of the ``own`` one as released.
+        temperature: Matching scores are divided by it in the loss (0.05 as published).
         pairs_per_pass: Most pairs of clip and text that go through the transformer at a time; None: all while training,
             64 in evaluation.
         codes: Visual codes for the loss mvm: ``auto`` (prepared ones, or colours in a miniature), ``none``, ``colour``
@@ -57,6 +58,7 @@ class VioletOptions(Info):
     choice_text: Literal["prompt", "plain", "released"] = "prompt"
     released_choice: bool = False
     negatives: Literal["all", "own"] = "all"
+    temperature: float = Field(0.05, gt=0)
     pairs_per_pass: int | None = Field(None, ge=1)
     codes: str = "auto"
     prepared: bool = True

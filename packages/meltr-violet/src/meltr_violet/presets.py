@@ -74,16 +74,56 @@ def _released(
         "bilevel.outer_lr": outer_lr,
         "bilevel.outer_weight_decay": outer_decay,
         "options.text_length": length,
-        **dict(zip((f"combiner_options.{key}" for key in ("width", "feedforward", "scale_hidden")), sizes, strict=True)),
+        **dict(
+            zip((f"combiner_options.{key}" for key in ("width", "feedforward", "scale_hidden")), sizes, strict=True)
+        ),
         "combiner_options.dropout": 0.1,
     }
     return PresetInfo(name=name, summary=f"MELTR's released argument file: {summary}.", settings=settings)
 
 
 RELEASED_PRESETS = (
-    _released(
-        "msrvtt-released", "MSRVTT 7k and 9k", lr=3e-6, outer_lr=3e-6, outer_decay=1e-3, retrieval=True
-    ),
+    _released("msrvtt-released", "MSRVTT 7k and 9k", lr=3e-6, outer_lr=3e-6, outer_decay=1e-3, retrieval=True),
+    _released("msvd-released", "MSVD-QA", lr=1.2e-5, outer_lr=1e-4, epochs=30),
+    _released("tgif-frame-released", "TGIF-frame", lr=3e-5, outer_lr=1e-4, decay=1e-4),
+    _released("tgif-action-released", "TGIF-action", lr=6e-6, outer_lr=1e-4, batch=3, length=40),
+    _released("tgif-transition-released", "TGIF-transition", lr=3e-6, outer_lr=1e-4, batch=3, length=40),
+)
+
+_TINY: dict[str, Any] = {
+    "options.size": "tiny",
+    "options.frames": 4,
+    "options.image_size": 64,
+    "options.text_length": 16,
+    "options.answer_dropout": 0.0,
+    "options.temperature": 0.5,
+    "train.optimizer": "adamw",
+    "train.lr": 1e-3,
+    "train.weight_decay": 0.01,
+    "train.batch_size": 8,
+    "train.epochs": 3,
+    "train.schedule": "cosine",
+    "train.warmup": 0.1,
+    "train.clip_norm": 5.0,
+    "combiner_options.width": 64,
+    "combiner_options.feedforward": 64,
+    "combiner_options.scale_hidden": 32,
+}
+
+TINY = PresetInfo(
+    name="tiny",
+    summary="A small model from scratch, for miniatures and first tries: under two minutes on two CPU cores.",
+    settings=_TINY,
+)
+
+TINY_CHOICE = PresetInfo(
+    name="tiny-choice",
+    summary="The small model for questions with choices, whose texts are longer.",
+    settings={**_TINY, "options.text_length": 40},
+)
+
+PRESETS = (
+    _released("msrvtt-released", "MSRVTT 7k and 9k", lr=3e-6, outer_lr=3e-6, outer_decay=1e-3, retrieval=True),
     _released("msvd-released", "MSVD-QA", lr=1.2e-5, outer_lr=1e-4, epochs=30),
     _released("tgif-frame-released", "TGIF-frame", lr=3e-5, outer_lr=1e-4, decay=1e-4),
     _released("tgif-action-released", "TGIF-action", lr=6e-6, outer_lr=1e-4, batch=3, length=40),
@@ -114,7 +154,7 @@ TINY = PresetInfo(
     },
 )
 
-PRESETS = (RETRIEVAL, QA, CHOICE, ACTION, *RELEASED_PRESETS, TINY)
+PRESETS = (RETRIEVAL, QA, CHOICE, ACTION, *RELEASED_PRESETS, TINY, TINY_CHOICE)
 
 DEFAULTS = {
     "retrieval": "retrieval",
@@ -123,7 +163,13 @@ DEFAULTS = {
     "qa/tgif-action": "choice",
     "qa/tgif-transition": "choice",
 }
-SAMPLE_DEFAULTS = {"retrieval": "tiny", "qa": "tiny", "action": "tiny"}
+SAMPLE_DEFAULTS = {
+    "retrieval": "tiny",
+    "qa": "tiny",
+    "action": "tiny",
+    "qa/tgif-action": "tiny-choice",
+    "qa/tgif-transition": "tiny-choice",
+}
 RELEASED_DEFAULTS = {
     "msrvtt-7k": "msrvtt-released",
     "msrvtt-9k": "msrvtt-released",

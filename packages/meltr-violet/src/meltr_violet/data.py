@@ -1,0 +1,203 @@
+"""The data of a run: which files, which frames, which codes, and the splits made of them."""
+
+from __future__ import annotations
+
+import functools
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+from meltr.context import Data, RunContext
+from meltr.data import miniature
+from meltr.data.corpora import cut, open_corpus
+from meltr.data.corpus import Corpus
+from meltr.data.frame_cache import CachedFrames, without_failed
+from meltr.data.frames import FrameSource, Remembered
+from meltr.data.loader import LoaderBatches
+from meltr.data.media import DecodedMedia
+from meltr.data.pictures import padded_squares
+from meltr.engine.seeding import derive
+from meltr.errors import UserError
+from meltr.files import write_text
+from meltr_violet import prepared
+from meltr_violet.code_file import CodeFile
+from meltr_violet.codes import CodeSource, FixedCodebook
+from meltr_violet.config import BASE
+from meltr_violet.examples import Examples, Split, Texts
+from meltr_violet.options import VioletOptions
+from meltr_violet.tokenization import Tokenizer, write_vocabulary
+
+VOCABULARY = "vocabulary.txt"
+"""In the run folder: the vocabulary of the run, so that a trained run needs no other file."""
+
+CELL = BASE.cell
+
+
+@dataclass(frozen=True)
+class Source:
+    """A data set as found.
+
+    Args:
+        corpus: Its examples.
+        frames: Its frames by key, as they are.
+        codes: Its visual codes; None: none.
+        ready: True if frames need no decoding.
+    """
+
+    corpus: Corpus
+    frames: FrameSource
+    codes: CodeSource | FixedCodebook | None
+    ready: bool
+
+
+def build_data(context: RunContext) -> Data:
+    """Read the data set of a run, in published or in VIOLET's prepared form, and cut its splits.
+
+    Raises:
+        UserError: If files are missing, broken, or do not fit the settings.
+    """
+    spec, options = context.spec, cast(VioletOptions, context.options)
+    source = _source(context)
+    corpus = cut(source.corpus, spec)
+    context.notes.extend(corpus.notes)
+    tokenizer = Tokenizer(_vocabulary(context, corpus), length=options.text_length)
+    classes = {name: number for number, name in enumerate(corpus.answers)}
+    texts = Texts(tokenizer, spec.task, classes, options.choice_text)
+    context.notes.extend(_long_texts(corpus, options.text_length))
+    frames = Remembered(
+        source.frames,
+        functools.partial(padded_squares, size=options.image_size),
+        most_bytes=options.memory_mb * 2**20,
+    )
+    workers = options.workers
+    if workers is None:
+        workers = 0 if source.ready or spec.sample else min(8, os.cpu_count() or 1)
+
+    def examples(split: str, *, codes: bool) -> Examples:
+        return Examples(
+            corpus.splits[split], texts=texts, frames=frames, codes=source.codes if codes and wants_codes else None
+        )
+
+    def batches(split: str) -> LoaderBatches:
+        return LoaderBatches(
+            examples(split, codes=True),
+            spec.train.batch_size,
+            seed=derive(spec.seed, split),
+            rank=context.rank,
+            world_size=context.world_size,
+            workers=workers,
+        )
+
+    def evaluated(split: str) -> Split | None:
+        if split not in corpus.splits:
+            return None
+        return Split(split, corpus, examples(split, codes=False), texts, corpus.answers, workers)
+
+    wants_codes = "mvm" in context.losses
+    left_out = {"mvm": _no_codes(context)} if "mvm" in spec.losses and source.codes is None else {}
+    held_out = spec.bilevel.outer_batch == "held_out"
+    return Data(
+        train=batches("train"),
+        validation=evaluated("validation"),
+        test=evaluated("test"),
+        held_out=batches("held_out") if held_out else None,
+        meta=_meta(corpus, source, tokenizer, context),
+        left_out=left_out,
+    )
+
+
+def _source(context: RunContext) -> Source:
+    spec, options = context.spec, cast(VioletOptions, context.options)
+    found = None
+    if options.prepared and not spec.sample:
+        found = prepared.find(spec.dataset, spec.task, spec.data_root, allow_missing=spec.data.allow_missing)
+    if found is not None:
+        context.notes.append(f"prepared files: {found.text()}")
+        return Source(found.corpus, found.frames, _codes(context, found.codes), ready=True)
+    corpus = open_corpus(spec)
+    own = None if spec.sample else prepared.find_codes(spec.dataset, spec.data_root)
+    codes = _codes(context, own)
+    if options.frame_cache is None:
+        return Source(corpus, DecodedMedia(corpus.media, options.frames), codes, ready=False)
+    cache = CachedFrames(options.frame_cache, options.frames, media=corpus.media)
+    return Source(without_failed(corpus, cache), cache, codes, ready=True)
+
+
+def _codes(context: RunContext, own: CodeSource | None) -> CodeSource | FixedCodebook | None:
+    """Return where visual codes come from.
+
+    Raises:
+        UserError: If they were made for clips of another shape.
+    """
+    spec, options = context.spec, cast(VioletOptions, context.options)
+    if options.codes == "none":
+        return None
+    if options.codes == "colour" or (options.codes == "auto" and spec.sample):
+        return FixedCodebook(cell=CELL)
+    source: Any = own if options.codes == "auto" else CodeFile(Path(options.codes))
+    if source is None:
+        return None
+    side = options.image_size // CELL
+    wanted = (options.frames, side, side)
+    if source.shape != wanted:
+        raise UserError(
+            f"The visual codes have the shape {source.shape} (frames, rows, columns); the clips need {wanted}.",
+            f"Use --set frames={source.shape[0]} --set image_size={source.shape[1] * CELL}, make codes with "
+            "`meltr data codes`, or leave mvm out with --set codes=none.",
+        )
+    return cast(CodeSource, source)
+
+
+def _no_codes(context: RunContext) -> str:
+    if context.options.codes == "none":
+        return "codes=none"
+    return "there are no visual codes (make them with `meltr data codes`, or use --set codes=colour)"
+
+
+def _vocabulary(context: RunContext, corpus: Corpus) -> Path | None:
+    """Return the file of the vocabulary; a copy stays in the run folder.
+
+    Miniatures bring their own words, unless a vocabulary is given.
+    """
+    given = context.options.vocabulary
+    if given is None and context.spec.sample:
+        given = miniature.cache_folder() / "vocabularies" / f"{corpus.dataset}-{corpus.task}-v{miniature.VERSION}.txt"
+        if not given.exists():
+            given.parent.mkdir(parents=True, exist_ok=True)
+            write_vocabulary(given, _words(corpus))
+    if context.run_dir is not None and context.rank == 0:
+        tokenizer_file = given if given is not None else Tokenizer(length=3).file
+        context.run_dir.mkdir(parents=True, exist_ok=True)
+        write_text(context.run_dir / VOCABULARY, tokenizer_file.read_text(encoding="utf-8"))
+    return cast("Path | None", given)
+
+
+def _words(corpus: Corpus) -> list[str]:
+    items = [item for items in corpus.splits.values() for item in items]
+    texts = [text for item in items for text in (*item.captions, *item.choices, item.question or "")]
+    return [*texts, "Options: Answer:"]
+
+
+def _long_texts(corpus: Corpus, length: int) -> list[str]:
+    """Return a note if texts are longer than X; only words are counted, so that there may be some more."""
+    texts = [text for items in corpus.splits.values() for item in items for text in (*item.captions, item.question)]
+    long = sum(text is not None and len(text.split()) > length - 2 for text in texts)
+    if not long:
+        return []
+    return [f"{long:,} of {len(texts):,} texts have more than {length - 2} words and are cut (--set text_length)"]
+
+
+def _meta(corpus: Corpus, source: Source, tokenizer: Tokenizer, context: RunContext) -> dict[str, Any]:
+    choices = next((len(item.choices) for item in corpus.splits["train"] if item.choices), 0)
+    codes = source.codes.size if isinstance(source.codes, FixedCodebook) else BASE.codes
+    meta = {
+        "splits": {name: len(items) for name, items in corpus.splits.items()},
+        "videos": len({item.media for items in corpus.splits.values() for item in items}),
+        "vocabulary": tokenizer.size,
+        "codes": codes,
+        "sample": context.spec.sample,
+    }
+    if choices:
+        meta["choices"] = choices
+    return meta | ({"answers": list(corpus.answers)} if corpus.answers else {})
