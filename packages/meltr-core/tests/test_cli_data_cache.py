@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import importlib.metadata
-import io
 import json
 
 import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from meltr.cli._progress import Counter
 from meltr.cli.app import build_app
 from meltr.data import miniature
 from meltr.data.frame_cache import CachedFrames
@@ -189,36 +187,3 @@ def test_a_plugin_cannot_take_the_name_of_a_command(tmp_path):
     app = build_app(registry)
     assert "there is a command `meltr data cache` already" in registry.broken[0].cause
     assert "--sampler" in CliRunner().invoke(app, ["data", "cache", "--help"]).stdout
-
-
-class Terminal(io.StringIO):
-    def isatty(self) -> bool:
-        return True
-
-
-def test_a_counter_writes_a_line_every_few_seconds():
-    stream, times = io.StringIO(), iter([0.0, 1.0, 4.0, 5.0, 6.0])
-    with Counter("videos", stream=stream, clock=lambda: next(times)) as counter:
-        for done, failed in ((1000, 0), (1010, 0), (1040, 1), (1050, 1), (2000, 1)):
-            counter(done, 2000, failed)
-    assert stream.getvalue().splitlines() == [
-        "videos 1,000/2,000 (50%)",
-        "videos 1,050/2,000 (52%)  1 failed  10.0 a second  ETA 1:35",
-        "videos 2,000/2,000 (100%)  1 failed  166.7 a second  ETA 0:00",
-    ]
-
-
-def test_a_counter_draws_on_a_terminal_and_clears_its_line(monkeypatch):
-    monkeypatch.setenv("TERM", "xterm")
-    stream = Terminal()
-    with Counter("videos", stream=stream) as counter:
-        counter(1, 2)
-    assert "videos 1/2 (50%)" in stream.getvalue()
-    assert stream.getvalue().endswith("\x1b[2K")
-
-
-def test_a_quiet_counter_is_silent():
-    stream = io.StringIO()
-    with Counter("videos", quiet=True, stream=stream) as counter:
-        counter(2, 2)
-    assert stream.getvalue() == ""

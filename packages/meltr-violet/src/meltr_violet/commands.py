@@ -11,7 +11,6 @@ import typer
 
 from meltr.cli._options import AsJson
 from meltr.cli._output import print_json, remark
-from meltr.cli._progress import Counter
 from meltr.cli.data import add_command
 from meltr.cli.data_cache import (
     AllowMissing,
@@ -26,6 +25,7 @@ from meltr.cli.data_cache import (
     miniature_folder,
 )
 from meltr.errors import UserError
+from meltr.progress import Counter
 
 if TYPE_CHECKING:
     from meltr.data.frames import FrameSource

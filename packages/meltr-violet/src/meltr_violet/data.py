@@ -115,7 +115,7 @@ def _source(context: RunContext) -> Source:
     if found is not None:
         context.notes.append(f"prepared files: {found.text()}")
         return Source(found.corpus, found.frames, _codes(context, found.codes), ready=True)
-    corpus = open_corpus(spec)
+    corpus = open_corpus(spec, quiet=context.rank > 0)
     own = None if spec.sample else prepared.find_codes(spec.dataset, spec.data_root)
     codes = _codes(context, own)
     if options.frame_cache is None:

@@ -11,8 +11,8 @@ import typer
 
 from meltr.cli._options import AsJson
 from meltr.cli._output import print_json, remark
-from meltr.cli._progress import Counter
 from meltr.errors import UserError
+from meltr.progress import Counter
 
 if TYPE_CHECKING:
     from meltr.data.frame_cache import CacheReport, CacheSettings

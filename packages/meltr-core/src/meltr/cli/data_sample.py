@@ -7,8 +7,8 @@ from typing import Annotated
 
 import typer
 
-from meltr.cli._progress import Counter
 from meltr.errors import UserError
+from meltr.progress import Counter
 
 Dataset = Annotated[str, typer.Option(help="Data set; meltr list datasets shows them.")]
 Out = Annotated[Path, typer.Option(help="Folder to write; must be missing or empty.")]

@@ -15,9 +15,9 @@ import typer
 from meltr.cli import _folders as folders
 from meltr.cli._options import AsJson, registry_for
 from meltr.cli._output import print_json, remark, table
-from meltr.cli._progress import Counter
 from meltr.context import FILE_KEYS, Prediction, PredictRequest
 from meltr.errors import UserError
+from meltr.progress import Counter
 from meltr.settings import load_spec
 
 _ASK = "What to ask"

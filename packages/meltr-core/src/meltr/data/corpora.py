@@ -11,16 +11,26 @@ from meltr.data import miniature
 from meltr.data.annotations import read
 from meltr.data.corpus import Corpus, Item
 from meltr.data.splits import Indices, limit_indices, split_indices
+from meltr.progress import Counter
 from meltr.specs import RunSpec
 
 
-def open_corpus(spec: RunSpec) -> Corpus:
+def open_corpus(spec: RunSpec, *, quiet: bool = False) -> Corpus:
     """Read the data set of a run as published, or, with ``sample``, its miniature from the user's cache.
+
+    A miniature that is not in the cache yet takes seconds to write; a terminal shows how far it is.
+
+    Args:
+        spec: The run.
+        quiet: Show nothing. Of several processes, only the first should show anything: ``context.rank > 0``.
 
     Raises:
         UserError: See `meltr.data.annotations.read` and `meltr.data.miniature.cached`.
     """
-    root = miniature.cached(spec.dataset) if spec.sample else spec.data_root
+    root = spec.data_root
+    if spec.sample:
+        with Counter(f"clips of the miniature of {spec.dataset}", quiet=quiet, lines=False) as progress:
+            root = miniature.cached(spec.dataset, progress=progress)
     return read(spec.dataset, spec.task, root, allow_missing=spec.data.allow_missing)
 
 

@@ -14,11 +14,12 @@ if TYPE_CHECKING:
 
 
 class Counter:
-    """Shows a count on standard error while it is used as a context manager.
+    """Shows a count on standard error, from its first number on, while it is used as a context manager.
 
     Args:
         noun: What is counted, in the plural.
         quiet: Show nothing.
+        lines: Write plain lines where there is no terminal; False: show nothing there.
         stream: Where to write; None: standard error.
         interval: Seconds between two plain lines.
         clock: Returns the time in seconds.
@@ -29,26 +30,19 @@ class Counter:
         noun: str,
         *,
         quiet: bool = False,
+        lines: bool = True,
         stream: IO[str] | None = None,
         interval: float = 5.0,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._noun, self._quiet, self._interval, self._clock = noun, quiet, interval, clock
-        self._stream = stream
+        self._noun, self._quiet, self._lines = noun, quiet, lines
+        self._stream, self._interval, self._clock = stream, interval, clock
         self._console: Console | None = None
         self._live: Live | None = None
         self._first: tuple[float, int] | None = None
         self._last = float("-inf")
 
     def __enter__(self) -> Counter:
-        if not self._quiet:
-            from rich.console import Console
-            from rich.live import Live
-
-            self._console = Console(file=self._stream, stderr=self._stream is None, highlight=False, soft_wrap=True)
-            if self._console.is_terminal and not self._console.is_dumb_terminal:
-                self._live = Live("", console=self._console, refresh_per_second=4, transient=True)
-                self._live.start()
         return self
 
     def __exit__(self, *error: object) -> None:
@@ -57,17 +51,28 @@ class Counter:
 
     def __call__(self, done: int, total: int, failed: int = 0) -> None:
         """Show that `done` of `total` are done, `failed` of them without success."""
-        if self._console is None:
+        if self._quiet:
             return
+        console = self._console or self._start()
         now = self._clock()
         if self._first is None:
             self._first = (now, done)
         line = self._line(now, done, total, failed)
         if self._live is not None:
             self._live.update(line)
-        elif now - self._last >= self._interval or done == total:
+        elif self._lines and (now - self._last >= self._interval or done == total):
             self._last = now
-            self._console.print(line, markup=False)
+            console.print(line, markup=False)
+
+    def _start(self) -> Console:
+        from rich.console import Console
+        from rich.live import Live
+
+        self._console = Console(file=self._stream, stderr=self._stream is None, highlight=False, soft_wrap=True)
+        if self._console.is_terminal and not self._console.is_dumb_terminal:
+            self._live = Live("", console=self._console, refresh_per_second=4, transient=True)
+            self._live.start()
+        return self._console
 
     def _line(self, now: float, done: int, total: int, failed: int) -> str:
         assert self._first is not None
