@@ -30,7 +30,7 @@ from meltr.files import write_json, write_lines
 from meltr.hypergradients.sharing import Sharing
 from meltr.observers.jsonl import MetricsWriter
 from meltr.observers.logfile import LogObserver
-from meltr.specs import RunSpec
+from meltr.specs import CombinerInfo, RunSpec
 
 if TYPE_CHECKING:
     from meltr.plugins import Registry
@@ -106,8 +106,6 @@ def prepare(
     ranks: Ranks | None = None,
 ) -> Prepared:
     """Build data, model and combiner, each from its own seed, so that runs with other combiners start alike."""
-    from meltr.plugins import load_object
-
     ranks = ranks or Ranks.single(resolve_device(spec.device))
     logs = [] if run_dir is None or not ranks.is_first else [LogObserver()]
     hooks, context = open_run(spec, registry, [*observers, *logs], run_dir=run_dir, ranks=ranks)
@@ -120,14 +118,30 @@ def prepare(
     blocks = hooks.blocks(model)
     model, sharing = wrap(model, spec, ranks, blocks)
     seed_everything(derive(spec.seed, "combiner"), generator)
-    combiner = load_object(combiner_info.factory)(context.losses, **spec.combiner_options)
-    where = f"Combiner {spec.combiner!r} ({combiner_info.factory})"
-    if not isinstance(combiner, Combiner):
-        raise PluginError(f"{where} returned {type(combiner).__name__}, expected a meltr.Combiner.")
-    if combiner.learned != combiner_info.learned:
-        raise PluginError(f"{where} has learned={combiner.learned}, but was registered with {combiner_info.learned}.")
+    combiner = _build_combiner(combiner_info, context, data.left_out)
     plugin = registry.owner("backbone", spec.backbone)
     return Prepared(hooks, context, data, model, combiner.to(device), plugin, ranks, sharing, blocks)
+
+
+def _build_combiner(info: CombinerInfo, context: RunContext, left_out: Mapping[str, str]) -> Combiner:
+    from meltr.plugins import load_object
+
+    where = f"Combiner {info.name!r} ({info.factory})"
+    try:
+        combiner = load_object(info.factory)(context.losses, **context.spec.combiner_options)
+    except ValueError as error:
+        if not left_out:
+            raise
+        gone = "; ".join(f"without {name}: {why}" for name, why in left_out.items())
+        raise UserError(
+            f"{info.name!r} cannot be built for the losses left, {', '.join(context.losses)} ({gone}): {error}.",
+            f"Write --set losses={','.join(context.losses)}, and give the combiner's settings for these.",
+        ) from error
+    if not isinstance(combiner, Combiner):
+        raise PluginError(f"{where} returned {type(combiner).__name__}, expected a meltr.Combiner.")
+    if combiner.learned != info.learned:
+        raise PluginError(f"{where} has learned={combiner.learned}, but was registered with {info.learned}.")
+    return combiner
 
 
 def without_losses(left_out: Mapping[str, str], context: RunContext) -> RunContext:
