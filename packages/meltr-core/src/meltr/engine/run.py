@@ -104,14 +104,28 @@ def prepare(
     *,
     run_dir: Path | None = None,
     ranks: Ranks | None = None,
+    trained: bool = False,
 ) -> Prepared:
-    """Build data, model and combiner, each from its own seed, so that runs with other combiners start alike."""
+    """Build data, model and combiner, each from its own seed, so that runs with other combiners start alike.
+
+    Args:
+        spec: The complete description of the run.
+        registry: Plugins found.
+        observers: Objects with observer hooks.
+        run_dir: Its folder.
+        ranks: The processes of the run; None: this one.
+        trained: A checkpoint of the run in `run_dir` is loaded afterwards: the model gets the losses that it was
+            trained with, and nothing is logged.
+    """
     ranks = ranks or Ranks.single(resolve_device(spec.device))
-    logs = [] if run_dir is None or not ranks.is_first else [LogObserver()]
+    logs = [] if run_dir is None or trained or not ranks.is_first else [LogObserver()]
     hooks, context = open_run(spec, registry, [*observers, *logs], run_dir=run_dir, ranks=ranks)
+    context = dataclasses.replace(context, weights_follow=trained)
     combiner_info, device, generator = registry.combiner(spec.combiner), context.device, context.generator
     seed_everything(derive(spec.seed, "data"), generator)
     data = hooks.build_data(context)
+    if trained and run_dir is not None:
+        data = _left_out_as_trained(data, RunFolder(run_dir))
     context = without_losses(data.left_out, context)
     seed_everything(derive(spec.seed, "model"), generator)
     model = hooks.build_model(context, data).to(device)
@@ -121,6 +135,13 @@ def prepare(
     combiner = _build_combiner(combiner_info, context, data.left_out)
     plugin = registry.owner("backbone", spec.backbone)
     return Prepared(hooks, context, data, model, combiner.to(device), plugin, ranks, sharing, blocks)
+
+
+def _left_out_as_trained(data: Data, folder: RunFolder) -> Data:
+    """Return the data with the losses left out that training left out, whatever is there or gone by now."""
+    from meltr.engine.predicting import stored_data
+
+    return dataclasses.replace(data, left_out=stored_data(folder).left_out) if folder.data.exists() else data
 
 
 def _build_combiner(info: CombinerInfo, context: RunContext, left_out: Mapping[str, str]) -> Combiner:
@@ -302,7 +323,7 @@ def evaluate_run(
     spec = load_spec(folder.spec).model_copy(update=changes)
     checkpoints = Checkpoints(folder.checkpoints)
     path = checkpoints.chosen(checkpoint)
-    prepared = prepare(spec, registry)
+    prepared = prepare(spec, registry, run_dir=folder.path, trained=True)
     chosen = {"validation": prepared.data.validation, "test": prepared.data.test}.get(split)
     if chosen is None:
         raise UserError(f"{spec.dataset} has no split {split!r}.", "Valid choices: validation, test.")
