@@ -6,9 +6,9 @@ from collections.abc import Mapping, Sequence
 
 from torch import Tensor, nn
 
-from meltr.context import Data, Evaluation, RunContext
+from meltr.context import Data, Evaluation, Prediction, PredictRequest, RunContext
 from meltr.hookspecs import hookimpl
-from meltr_violet import building, data, evaluation
+from meltr_violet import building, data, evaluation, predicting
 from meltr_violet.examples import Split, as_batch
 from meltr_violet.losses import LossSettings, draw_batch_masks, task_losses
 from meltr_violet.model import Violet
@@ -25,9 +25,13 @@ class VioletAdapter:
 
     @hookimpl
     def build_model(self, context: RunContext, data: Data) -> nn.Module:
-        """Return the model with the heads that task and losses need, pretrained weights loaded."""
+        """Return the model with the heads that task and losses need, pretrained weights loaded unless some follow."""
         model, lines = building.build_model(
-            context.options, data.meta, task=context.spec.task, losses=context.spec.losses
+            context.options,
+            data.meta,
+            task=context.spec.task,
+            losses=context.spec.losses,
+            weights_follow=context.weights_follow,
         )
         context.notes.extend(lines)
         return model
@@ -57,6 +61,11 @@ class VioletAdapter:
             pairs_per_pass=options.pairs_per_pass,
             rows=options.save_predictions,
         )
+
+    @hookimpl
+    def predict(self, model: Violet, request: PredictRequest, data: Data, context: RunContext) -> Prediction:
+        """Return the best answers or classes for every video, or videos ranked by a text."""
+        return predicting.predict(model, request, data.meta, context)
 
 
 def _settings(options: VioletOptions) -> LossSettings:

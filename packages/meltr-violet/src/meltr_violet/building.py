@@ -47,7 +47,7 @@ def heads_of(task: str, losses: Sequence[str], *, choices: bool) -> tuple[str, .
 
 
 def build_model(
-    options: VioletOptions, meta: Mapping[str, Any], *, task: str, losses: Sequence[str]
+    options: VioletOptions, meta: Mapping[str, Any], *, task: str, losses: Sequence[str], weights_follow: bool = False
 ) -> tuple[Violet, list[str]]:
     """Return the model of a run and a line for every file that was loaded into it.
 
@@ -56,6 +56,7 @@ def build_model(
         meta: Facts of the data.
         task: The task.
         losses: The losses in use.
+        weights_follow: Load nothing: a checkpoint follows.
 
     Raises:
         UserError: If a file of weights cannot be read or does not fit.
@@ -66,6 +67,8 @@ def build_model(
         answers=len(meta.get("answers", ())),
         answer_dropout=options.answer_dropout,
     )
+    if weights_follow:
+        return model, []
     reports = []
     if options.weights is not None:
         reports.append(load_checkpoint(model, options.weights, fc=options.fc))
@@ -74,7 +77,7 @@ def build_model(
             reports.append(load_video_swin(model, options.video_swin))
         if options.bert is not None:
             reports.append(load_bert(model, options.bert))
-    lines = [report.text() for report in reports]
+    lines = [str(report) for report in reports]
     if not lines and options.size == "base":
         lines.append("no pretrained weights: the model starts from random ones (--set weights=ckpt_violet_pretrain.pt)")
     return model, lines

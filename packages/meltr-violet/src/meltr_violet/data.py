@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from meltr.context import Data, RunContext
-from meltr.data import miniature
+from meltr.data.annotations import layout
 from meltr.data.corpora import cut, open_corpus
 from meltr.data.corpus import Corpus
 from meltr.data.frame_cache import CachedFrames, without_failed
@@ -19,19 +19,19 @@ from meltr.data.media import DecodedMedia
 from meltr.data.pictures import padded_squares
 from meltr.engine.seeding import derive
 from meltr.errors import UserError
-from meltr.files import write_text
 from meltr_violet import prepared
 from meltr_violet.code_file import CodeFile
 from meltr_violet.codes import CodeSource, FixedCodebook
 from meltr_violet.config import BASE
 from meltr_violet.examples import Examples, Split, Texts
 from meltr_violet.options import VioletOptions
-from meltr_violet.tokenization import Tokenizer, write_vocabulary
-
-VOCABULARY = "vocabulary.txt"
-"""In the run folder: the vocabulary of the run, so that a trained run needs no other file."""
+from meltr_violet.tokenization import Tokenizer
+from meltr_violet.vocabulary import vocabulary_of
 
 CELL = BASE.cell
+
+SAMPLER = "centres"
+"""Which frames of a video are seen: those that VIOLET's prepared files hold."""
 
 
 @dataclass(frozen=True)
@@ -43,12 +43,14 @@ class Source:
         frames: Its frames by key, as they are.
         codes: Its visual codes; None: none.
         ready: True if frames need no decoding.
+        sampler: Which frames of a video they are, a name of `meltr.data.sampling.SAMPLERS`.
     """
 
     corpus: Corpus
     frames: FrameSource
     codes: CodeSource | FixedCodebook | None
     ready: bool
+    sampler: str = SAMPLER
 
 
 def build_data(context: RunContext) -> Data:
@@ -61,7 +63,7 @@ def build_data(context: RunContext) -> Data:
     source = _source(context)
     corpus = cut(source.corpus, spec)
     context.notes.extend(corpus.notes)
-    tokenizer = Tokenizer(_vocabulary(context, corpus), length=options.text_length)
+    tokenizer = Tokenizer(vocabulary_of(context, source.corpus), length=options.text_length)
     classes = {name: number for number, name in enumerate(corpus.answers)}
     texts = Texts(tokenizer, spec.task, classes, options.choice_text)
     context.notes.extend(_long_texts(corpus, options.text_length))
@@ -115,26 +117,63 @@ def _source(context: RunContext) -> Source:
     if found is not None:
         context.notes.append(f"prepared files: {found.text()}")
         return Source(found.corpus, found.frames, _codes(context, found.codes), ready=True)
-    corpus = open_corpus(spec, quiet=context.rank > 0)
+    corpus = _published(context)
     own = None if spec.sample else prepared.find_codes(spec.dataset, spec.data_root)
-    codes = _codes(context, own)
     if options.frame_cache is None:
-        return Source(corpus, DecodedMedia(corpus.media, options.frames), codes, ready=False)
+        frames = DecodedMedia(corpus.media, options.frames, SAMPLER)
+        return Source(corpus, frames, _codes(context, own), ready=False)
     cache = CachedFrames(options.frame_cache, options.frames, media=corpus.media)
-    return Source(without_failed(corpus, cache), cache, codes, ready=True)
+    sampler = cache.settings.sampler
+    codes = _codes(context, own, sampler)
+    return Source(without_failed(corpus, cache), cache, codes, ready=True, sampler=sampler)
 
 
-def _codes(context: RunContext, own: CodeSource | None) -> CodeSource | FixedCodebook | None:
-    """Return where visual codes come from.
+def _published(context: RunContext) -> Corpus:
+    """Read the data set as published.
 
     Raises:
-        UserError: If they were made for clips of another shape.
+        UserError: If something is missing or broken; where the annotations are not there, it names VIOLET's prepared
+            files too.
+    """
+    spec = context.spec
+    try:
+        return open_corpus(spec, quiet=context.rank > 0)
+    except UserError as error:
+        files = "" if spec.sample or not context.options.prepared else prepared.expected(spec.dataset, spec.task)
+        if not files or _has_annotations(spec.dataset, spec.data_root):
+            raise
+        listed = "".join(f"\n  {line}" for line in files.splitlines())
+        raise UserError(
+            error.message, f"{error.hint}\nOr VIOLET's prepared files, in the same folder:{listed}"
+        ) from None
+
+
+def _has_annotations(dataset: str, root: Path | None) -> bool:
+    if root is None or not root.exists():
+        return False
+    published = layout(dataset)
+    found = published.find(root)
+    return all(each.role in found for each in published.files if each.needed)
+
+
+def _codes(context: RunContext, own: CodeSource | None, sampler: str = SAMPLER) -> CodeSource | FixedCodebook | None:
+    """Return where visual codes come from; of a trained run, only whether they are colours.
+
+    Args:
+        context: The run.
+        own: Codes that the data set brings.
+        sampler: Which frames the clips are made of.
+
+    Raises:
+        UserError: If they were made for clips of another shape, or of other frames.
     """
     spec, options = context.spec, cast(VioletOptions, context.options)
     if options.codes == "none":
         return None
     if options.codes == "colour" or (options.codes == "auto" and spec.sample):
         return FixedCodebook(cell=CELL)
+    if context.weights_follow:
+        return None
     source: Any = own if options.codes == "auto" else CodeFile(Path(options.codes))
     if source is None:
         return None
@@ -146,6 +185,12 @@ def _codes(context: RunContext, own: CodeSource | None) -> CodeSource | FixedCod
             f"Use --set frames={source.shape[0]} --set image_size={source.shape[1] * CELL}, make codes with "
             "`meltr data codes`, or leave mvm out with --set codes=none.",
         )
+    made = source.settings.sampler if isinstance(source, CodeFile) else SAMPLER
+    if {"prepared": SAMPLER}.get(made, made) != sampler:
+        raise UserError(
+            f"The visual codes are of the frames {made!r}; the clips are made of the frames {sampler!r}.",
+            f"Make codes with `meltr data codes --sampler {sampler}`, or leave mvm out with --set codes=none.",
+        )
     return cast(CodeSource, source)
 
 
@@ -155,34 +200,12 @@ def _no_codes(context: RunContext) -> str:
     return "there are no visual codes (make them with `meltr data codes`, or use --set codes=colour)"
 
 
-def _vocabulary(context: RunContext, corpus: Corpus) -> Path | None:
-    """Return the file of the vocabulary; a copy stays in the run folder.
-
-    Miniatures bring their own words, unless a vocabulary is given.
-    """
-    given = context.options.vocabulary
-    if given is None and context.spec.sample:
-        given = miniature.cache_folder() / "vocabularies" / f"{corpus.dataset}-{corpus.task}-v{miniature.VERSION}.txt"
-        if not given.exists():
-            given.parent.mkdir(parents=True, exist_ok=True)
-            write_vocabulary(given, _words(corpus))
-    if context.run_dir is not None and context.rank == 0:
-        tokenizer_file = given if given is not None else Tokenizer(length=3).file
-        context.run_dir.mkdir(parents=True, exist_ok=True)
-        write_text(context.run_dir / VOCABULARY, tokenizer_file.read_text(encoding="utf-8"))
-    return cast("Path | None", given)
-
-
-def _words(corpus: Corpus) -> list[str]:
-    items = [item for items in corpus.splits.values() for item in items]
-    texts = [text for item in items for text in (*item.captions, *item.choices, item.question or "")]
-    return [*texts, "Options: Answer:"]
-
-
 def _long_texts(corpus: Corpus, length: int) -> list[str]:
     """Return a note if texts are longer than X; only words are counted, so that there may be some more."""
-    texts = [text for items in corpus.splits.values() for item in items for text in (*item.captions, item.question)]
-    long = sum(text is not None and len(text.split()) > length - 2 for text in texts)
+    items = [item for items in corpus.splits.values() for item in items]
+    texts = [text for item in items for text in item.captions]
+    texts += [" ".join([item.question, *item.choices]) for item in items if item.question is not None]
+    long = sum(len(text.split()) > length - 2 for text in texts)
     if not long:
         return []
     return [f"{long:,} of {len(texts):,} texts have more than {length - 2} words and are cut (--set text_length)"]
@@ -196,6 +219,7 @@ def _meta(corpus: Corpus, source: Source, tokenizer: Tokenizer, context: RunCont
         "videos": len({item.media for items in corpus.splits.values() for item in items}),
         "vocabulary": tokenizer.size,
         "codes": codes,
+        "sampler": source.sampler,
         "sample": context.spec.sample,
     }
     if choices:

@@ -99,10 +99,10 @@ def _rows(split: Split, probabilities: Any) -> tuple[Mapping[str, Any], ...]:
 def _retrieval(model: Violet, split: Split, *, device: torch.device, batch_size: int, pairs: int, rows: bool) -> _Found:
     """Score every text with every clip; each clip is encoded once."""
     items = split.examples.items
-    clips = [
+    clips = (
         torch.stack([split.examples.squares(item) for item in items[start : start + batch_size]])
         for start in range(0, len(items), batch_size)
-    ]
+    )
     video = torch.cat([model.encode_video(part.to(device)) for part in clips])
     texts = [(number, caption) for number, item in enumerate(items) for caption in item.captions]
     ids = torch.stack([split.texts.ids(items[number], caption) for number, caption in texts])

@@ -1,0 +1,58 @@
+"""The vocabulary of a run: given, that of bert-base-uncased, or a miniature's own words; a copy stays with the run."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import cast
+
+from meltr.context import RunContext
+from meltr.data import miniature
+from meltr.data.corpus import Corpus
+from meltr.files import write_text
+from meltr_violet.options import VioletOptions
+from meltr_violet.tokenization import cached_vocabulary, read_vocabulary, write_vocabulary
+
+VOCABULARY = "vocabulary.txt"
+"""In the run folder: the vocabulary of the run, so that a trained run needs no other file."""
+
+
+def vocabulary_of(context: RunContext, corpus: Corpus) -> Path:
+    """Return the file of a run's vocabulary, and leave a copy in the run folder, which the trained run uses.
+
+    Miniatures bring their own words, unless a vocabulary is given.
+
+    Args:
+        context: The run.
+        corpus: Its data set, before limits: they must not change the vocabulary.
+
+    Raises:
+        UserError: If there is no vocabulary, or it is not one for this model.
+    """
+    stored = None if context.run_dir is None else context.run_dir / VOCABULARY
+    if context.weights_follow and stored is not None and stored.is_file():
+        return stored
+    found = cast(VioletOptions, context.options).vocabulary
+    if found is None:
+        found = _own_words(corpus) if context.spec.sample else cached_vocabulary()
+    read_vocabulary(found)
+    if stored is not None and context.rank == 0:
+        write_text(stored, found.read_text(encoding="utf-8"))
+    return found
+
+
+def _own_words(corpus: Corpus) -> Path:
+    """Return the vocabulary of a miniature, written into the user's cache where it is not there yet."""
+    name = f"{corpus.dataset}-{corpus.task}-v{miniature.VERSION}.txt"
+    file = miniature.cache_folder() / "vocabularies" / name
+    if not file.exists():
+        beside = file.with_name(f".{name}.{os.getpid()}")
+        write_vocabulary(beside, _words(corpus))
+        beside.replace(file)
+    return file
+
+
+def _words(corpus: Corpus) -> list[str]:
+    items = [item for items in corpus.splits.values() for item in items]
+    texts = [text for item in items for text in (*item.captions, *item.choices, item.question or "")]
+    return [*texts, "Options: Answer:"]
