@@ -79,7 +79,7 @@ class Violet(nn.Module):
             self._scale()
 
     def _scale(self) -> None:
-        """Give every product of a linear layer below the heads the deviation of its input, every embedding deviation 1."""
+        """Give products of linear layers below the heads the deviation of their input, and embeddings deviation 1."""
         for module in (module for part in (self.video, self.text, self.cross) for module in part.modules()):
             if isinstance(module, nn.Linear):
                 nn.init.normal_(module.weight, std=module.in_features**-0.5)

@@ -17,7 +17,7 @@ def register_backbones() -> list[BackboneInfo]:
     return [
         BackboneInfo(
             name="violet",
-            summary="VIOLET (Fu et al. 2021): Video Swin and a cross-modal BERT; matching, masked modelling, answering.",
+            summary="VIOLET (Fu et al. 2021): Video Swin and a cross-modal BERT, with matching and masked modelling.",
             adapter="meltr_violet.adapter:VioletAdapter",
             tasks=(
                 BackboneTask(

@@ -82,7 +82,7 @@ def _released(
     return PresetInfo(name=name, summary=f"MELTR's released argument file: {summary}.", settings=settings)
 
 
-RELEASED_PRESETS = (
+RELEASED_PRESETS: tuple[PresetInfo, ...] = (
     _released("msrvtt-released", "MSRVTT 7k and 9k", lr=3e-6, outer_lr=3e-6, outer_decay=1e-3, retrieval=True),
     _released("msvd-released", "MSVD-QA", lr=1.2e-5, outer_lr=1e-4, epochs=30),
     _released("tgif-frame-released", "TGIF-frame", lr=3e-5, outer_lr=1e-4, decay=1e-4),
@@ -120,38 +120,6 @@ TINY_CHOICE = PresetInfo(
     name="tiny-choice",
     summary="The small model for questions with choices, whose texts are longer.",
     settings={**_TINY, "options.text_length": 40},
-)
-
-PRESETS = (
-    _released("msrvtt-released", "MSRVTT 7k and 9k", lr=3e-6, outer_lr=3e-6, outer_decay=1e-3, retrieval=True),
-    _released("msvd-released", "MSVD-QA", lr=1.2e-5, outer_lr=1e-4, epochs=30),
-    _released("tgif-frame-released", "TGIF-frame", lr=3e-5, outer_lr=1e-4, decay=1e-4),
-    _released("tgif-action-released", "TGIF-action", lr=6e-6, outer_lr=1e-4, batch=3, length=40),
-    _released("tgif-transition-released", "TGIF-transition", lr=3e-6, outer_lr=1e-4, batch=3, length=40),
-)
-
-TINY = PresetInfo(
-    name="tiny",
-    summary="A small model from scratch, for miniatures and first tries: under two minutes on two CPU cores.",
-    settings={
-        "options.size": "tiny",
-        "options.frames": 4,
-        "options.image_size": 64,
-        "options.text_length": 24,
-        "options.answer_dropout": 0.0,
-        "train.optimizer": "adamw",
-        "train.lr": 1e-3,
-        "train.weight_decay": 0.01,
-        "train.batch_size": 16,
-        "train.epochs": 20,
-        "train.schedule": "cosine",
-        "train.warmup": 0.1,
-        "train.clip_norm": 1.0,
-        "train.eval_every": 5,
-        "combiner_options.width": 64,
-        "combiner_options.feedforward": 64,
-        "combiner_options.scale_hidden": 32,
-    },
 )
 
 PRESETS = (RETRIEVAL, QA, CHOICE, ACTION, *RELEASED_PRESETS, TINY, TINY_CHOICE)
