@@ -14,6 +14,7 @@ from meltr.cli import _folders as folders
 from meltr.cli._options import AsJson, registry_for
 from meltr.cli._output import print_json, table
 from meltr.errors import UserError, did_you_mean
+from meltr.observers.text import metrics_text
 from meltr.settings import load_spec
 
 SPLITS = ("test", "validation")
@@ -55,6 +56,8 @@ def evaluate(
     for result in results:
         typer.echo(f"{result['run_dir']}: {split} split, checkpoint {result['checkpoint']}, {result['count']} examples")
         typer.echo(table([[name, f"{value:.4g}"] for name, value in result["metrics"].items()]))
+        for name, metrics in result.get("baselines", {}).items():
+            typer.echo(f"  {name}: {metrics_text(metrics)}")
     if several:
         rows = [[name, f"{m['mean']:.4g} ± {m['std']:.2g}"] for name, m in _together(results)["metrics"].items()]
         typer.echo(f"{run}: mean ± std of {len(results)} seeds")
