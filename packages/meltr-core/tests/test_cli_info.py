@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import errno
 import importlib.metadata
+import importlib.util
 import json
 import os
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -218,6 +220,26 @@ def test_doctor_fails_for_what_stops_runs(broken, tmp_path):
     failed = {check["name"]: check for check in content["checks"] if check["status"] == "FAIL"}
     assert set(failed) == {"plugin shaky", "data"}
     assert all(check["fix"] for check in failed.values())
+
+
+@pytest.mark.parametrize("absent", ["av", "PIL"])
+def test_doctor_names_what_the_extra_video_lacks(monkeypatch, absent):
+    find = importlib.util.find_spec
+    monkeypatch.setattr(doctor.importlib.util, "find_spec", lambda name: None if name == absent else find(name))
+    monkeypatch.setattr(doctor.importlib.metadata, "version", lambda name: f"version of {name}")
+    checks = {check.name: check for check in doctor._extras()}
+    package = {"av": "av", "PIL": "pillow"}[absent]
+    assert checks[package].status == "WARN"
+    assert checks[package].found.startswith("missing: no ")
+    assert checks[package].fix == "pip install 'meltr-core[video]'"
+    there = ({"av", "pillow"} - {package}).pop()
+    assert checks[there] == (there, "OK", f"version of {there}", "")
+
+
+def test_doctor_knows_every_extra_that_runs_use():
+    """Those of the package, but for libraries of combiners, whose own message tells what to install."""
+    project = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text())["project"]
+    assert {extra for _, _, extra, _ in doctor.EXTRAS} == set(project["optional-dependencies"]) - {"torchjd"}
 
 
 def test_doctor_sees_a_full_disk_and_a_locked_folder(monkeypatch, tmp_path):

@@ -21,6 +21,14 @@ from meltr.plugins import Registry
 
 OK, WARN, FAIL = "OK", "WARN", "FAIL"
 MINIMUM_TORCH = (2, 11)
+EXTRAS = (
+    ("matplotlib", "matplotlib", "plots", "no meltr plot"),
+    ("tensorboard", "tensorboard", "tensorboard", "no TensorBoard"),
+    ("av", "av", "video", "no video is read or written (PyAV)"),
+    ("pillow", "PIL", "video", "no image is read, no frame cache"),
+)
+"""Package, its module, the extra that brings it, and what does not work without it."""
+
 _GIB = 2**30
 
 
@@ -117,21 +125,15 @@ def _plugins(registry: Registry) -> Iterator[Check]:
 
 
 def _extras() -> Iterator[Check]:
-    for module, extra, use in (("matplotlib", "plots", "meltr plot"), ("tensorboard", "tensorboard", "TensorBoard")):
+    for package, module, extra, without in EXTRAS:
         if importlib.util.find_spec(module):
-            yield Check(module, OK, importlib.metadata.version(module))
+            yield Check(package, OK, importlib.metadata.version(package))
         else:
-            yield Check(module, WARN, f"missing: no {use}", f"pip install 'meltr-core[{extra}]'")
+            yield Check(package, WARN, f"missing: {without}", f"pip install 'meltr-core[{extra}]'")
     java = shutil.which("java")
     yield Check(
         "java", OK if java else WARN, "found" if java else "missing: METEOR is skipped", "" if java else "Install Java."
     )
-    if importlib.util.find_spec("av"):
-        yield Check("video", OK, f"PyAV {importlib.metadata.version('av')}")
-    elif shutil.which("ffmpeg"):
-        yield Check("video", WARN, "ffmpeg is there, PyAV is missing: no video is decoded", "pip install av")
-    else:
-        yield Check("video", WARN, "PyAV is missing: no video is decoded", "pip install av")
 
 
 def _disk(output_dir: Path) -> Iterator[Check]:
