@@ -12,6 +12,13 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+from meltr.context import RunContext
+from meltr.data import miniature
+from meltr.engine.ranks import Ranks
+from meltr.engine.run import open_run
+from meltr.plugins import discover
+from meltr.settings import resolve
+from meltr.specs import RunSpec
 from meltr_violet.config import TINY, ModelConfig
 from meltr_violet.losses import Batch
 from meltr_violet.model import Violet
@@ -145,5 +152,67 @@ def tiny_batch() -> Callable[..., Batch]:
             torch.randint(0, choices or answers, (size,), generator=generator),
             torch.randint(0, TINY.codes, (size, 2, 3, 3), generator=generator),
         )
+
+    return make
+
+
+SIZES = {"train": 10, "validation": 4, "test": 6}
+"""Clips of a miniature."""
+
+SMALL = {
+    "options.size": "tiny",
+    "options.frames": 2,
+    "options.image_size": 64,
+    "options.text_length": 16,
+    "train.batch_size": 4,
+    "train.log_every": 1,
+}
+
+
+@pytest.fixture(scope="session")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture
+def sample(cache: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], Path]:
+    """Return a maker of miniatures of a few clips, in a cache that ``--sample`` uses."""
+    monkeypatch.setenv("MELTR_CACHE", str(cache))
+
+    def make(dataset: str) -> Path:
+        folder = cache / "miniature" / f"{dataset}-0-v{miniature.VERSION}"
+        if not folder.exists():
+            splits = ("train", "test") if dataset.startswith(("tgif", "msrvtt", "kinetics")) else SIZES
+            miniature.write(dataset, folder, sizes={split: SIZES[split] for split in splits})
+        return folder
+
+    return make
+
+
+@pytest.fixture
+def make_spec(sample: Callable[[str], Path]) -> Callable[..., RunSpec]:
+    """Return a maker of small runs; without `data_root` on a miniature."""
+
+    def make(task: str = "qa", dataset: str = "msvd", *, data_root: Path | None = None, **settings: Any) -> RunSpec:
+        flags: dict[str, Any] = {"device": "cpu", "combiner": "sum"}
+        if data_root is None:
+            sample(dataset)
+            flags["sample"] = True
+        else:
+            flags["data_root"] = data_root
+        wanted = SMALL | {key.replace("__", "."): value for key, value in settings.items()}
+        choice = {"backbone": "violet", "task": task, "dataset": dataset}
+        return resolve(discover(), **choice, preset="none", flags=flags | wanted)
+
+    return make
+
+
+@pytest.fixture
+def make_context(make_spec: Callable[..., RunSpec]) -> Callable[..., RunContext]:
+    """Return a maker of what core tells the adapter of such a run."""
+
+    def make(*choice: str, run_dir: Path | None = None, **settings: Any) -> RunContext:
+        spec = make_spec(*choice, **settings)
+        return open_run(spec, discover(), run_dir=run_dir, ranks=Ranks.single(torch.device("cpu")))[1]
 
     return make

@@ -110,11 +110,21 @@ def build_data(context: RunContext) -> Data:
 
 
 def _source(context: RunContext) -> Source:
+    """Return the data set as found.
+
+    Raises:
+        UserError: If there is none, or its frames or codes do not fit the settings.
+    """
     spec, options = context.spec, cast(VioletOptions, context.options)
     found = None
     if options.prepared and not spec.sample:
         found = prepared.find(spec.dataset, spec.task, spec.data_root, allow_missing=spec.data.allow_missing)
     if found is not None:
+        if found.frames.count != options.frames:
+            raise UserError(
+                f"{found.files['frames']} holds {found.frames.count} frames a video; frames is {options.frames}.",
+                f"Use --set frames={found.frames.count}, or --set prepared=false with the videos themselves.",
+            )
         context.notes.append(f"prepared files: {found.text()}")
         return Source(found.corpus, found.frames, _codes(context, found.codes), ready=True)
     corpus = _published(context)
