@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import json
 import re
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 import pytest
 
 import meltr
+from meltr.data import annotations, miniature
 from meltr.engine.run import execute
 from meltr.errors import UserError
 from meltr.hookspecs import AdapterSpecs, DiscoverySpecs, ObserverSpecs
@@ -24,6 +26,8 @@ PAGES = (
     "docs/method.md",
     "docs/plugins.md",
     "docs/cli.md",
+    "docs/data.md",
+    "docs/scaling.md",
     "docs/efficiency.md",
     "CONTRIBUTING.md",
     "CHANGELOG.md",
@@ -121,6 +125,45 @@ def test_the_python_example_of_the_readme_runs():
     assert names["result"].outer.applied
 
 
+def test_the_manifests_of_the_data_page_are_read(tmp_path):
+    """Each example by the tasks that it is for; the files that it names are not opened."""
+    blocks = re.findall(r"^```json\n(.*?)^```", read(ROOT / "docs" / "data.md"), re.M | re.S)
+    tasks = (("retrieval",), ("qa",), ("qa",), ("action", "classification"))
+    for block, names in zip(blocks, tasks, strict=True):
+        lines = block.splitlines()
+        (tmp_path / "manifest.jsonl").write_text(block, encoding="utf-8")
+        for line in lines:
+            record = json.loads(line)
+            file = tmp_path / str(record.get("video", record.get("image")))
+            file.parent.mkdir(exist_ok=True)
+            file.touch()
+        for task in names:
+            corpus = annotations.read("manifest", task, tmp_path)
+            assert sum(map(len, corpus.splits.values())) == len(lines)
+            assert len(corpus.media) == len(lines)
+
+
+def test_the_python_example_of_the_data_page_runs(tmp_path, monkeypatch, capsys):
+    pytest.importorskip("av")
+    miniature.write("manifest", tmp_path / "own", sizes={"train": 8, "validation": 1, "test": 1})
+    monkeypatch.chdir(tmp_path)
+    (example,) = python_blocks(read(ROOT / "docs" / "data.md"))
+    exec(compile(example, "data.md", "exec"), {})
+    assert re.search(r"\(5, \d+, \d+, 3\)$", capsys.readouterr().out.strip())
+
+
+def test_the_data_page_names_every_data_set_and_its_annotations():
+    text = read(ROOT / "docs" / "data.md")
+    for name in annotations.READERS:
+        layout = annotations.layout(name)
+        row = next(line for line in text.splitlines() if line.startswith(f"| `{name}`"))
+        for count in layout.published.values():
+            assert f"{count:,}" in row, (name, count)
+        for file in layout.files:
+            known = any(f"`{other}`" in text for other in file.names)
+            assert known, f"{name}: data.md does not name {file.names[0]}"
+
+
 def without_code(text: str) -> str:
     return re.sub(r"^```python\n.*?^```", "", text, flags=re.M | re.S)
 
@@ -129,7 +172,7 @@ def setting_paths(text: str) -> set[str]:
     text = without_code(text)
     dotted = re.findall(rf"(?<![\w./])((?:{'|'.join(SECTIONS)})\.[a-z_]+)(?![\w./(])", text)
     typed = re.findall(r"--set ([a-z_.]+)=", text)
-    return {path for path in [*dotted, *typed] if not path.endswith((".py", ".md", ".json"))}
+    return {path for path in [*dotted, *typed] if not path.endswith((".py", ".md", ".json", ".csv"))}
 
 
 @pytest.mark.parametrize("page", [*PAGES, "packages/meltr-core/README.md"])
