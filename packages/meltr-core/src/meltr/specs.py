@@ -210,6 +210,7 @@ class TrainSpec(Info):
         tf32: Let float32 matrix products of the backbone use TensorFloat-32 (CUDA).
         compile: Compile the backbone with torch.compile.
         activation_checkpointing: Keep only the inputs of the backbone's blocks; evaluate blocks again in the backward.
+        threads: CPU threads of torch; None: as many as there are cores. One is faster for very small models.
         parallel: What torchrun's processes do: ``ddp`` (each holds all weights) or ``fsdp`` (each holds a part).
         sync_batchnorm: Let BatchNorm see the batch of all processes.
         eval_every: Epochs between evaluations on the validation split (the last epoch is always evaluated).
@@ -238,6 +239,7 @@ class TrainSpec(Info):
     compile: bool = False
     activation_checkpointing: bool = False
     accumulate: int = Field(1, ge=1)
+    threads: int | None = Field(None, ge=1)
     parallel: Literal["ddp", "fsdp"] = "ddp"
     sync_batchnorm: bool = False
     eval_every: int = Field(1, ge=1)

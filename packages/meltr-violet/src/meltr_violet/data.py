@@ -132,7 +132,7 @@ def _source(context: RunContext) -> Source:
     if options.frame_cache is None:
         frames = DecodedMedia(corpus.media, options.frames, SAMPLER)
         return Source(corpus, frames, _codes(context, own), ready=False)
-    cache = CachedFrames(options.frame_cache, options.frames, media=corpus.media)
+    cache = CachedFrames(options.frame_cache, options.frames, size=options.image_size, media=corpus.media)
     sampler = cache.settings.sampler
     codes = _codes(context, own, sampler)
     return Source(without_failed(corpus, cache), cache, codes, ready=True, sampler=sampler)

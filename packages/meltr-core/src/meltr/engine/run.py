@@ -197,6 +197,8 @@ def open_run(
     backbone = registry.backbone(spec.backbone)
     hooks = Hooks(run_manager(registry, backbone, observers), spec.backbone)
     use_tf32(spec.train.tf32)
+    if spec.train.threads is not None:
+        torch.set_num_threads(spec.train.threads)
     context = RunContext(
         spec=spec,
         task=registry.task(spec.task),

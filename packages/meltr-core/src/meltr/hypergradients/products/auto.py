@@ -95,6 +95,7 @@ def choose(
         exact = one_sided(problem, direction)
         reason = f"differs from one backward per task by {one_sided.error:.1e}"
         if one_sided.step is not None and one_sided.reliable:
+            one_sided.overwrite = True  # from the next step on, nobody else wants the direction
             return "one_sided", f"the cheapest way; {reason}", one_sided, exact
         reason = f"a one-sided difference {reason}; "
     else:
