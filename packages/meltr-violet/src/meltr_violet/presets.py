@@ -118,13 +118,32 @@ TINY = PresetInfo(
     settings=_TINY,
 )
 
-TINY_CHOICE = PresetInfo(
-    name="tiny-choice",
-    summary="The small model for questions with choices, whose texts are longer.",
-    settings={**_TINY, "options.text_length": 40},
+TINY_RETRIEVAL = PresetInfo(
+    name="tiny-retrieval",
+    summary="The small model for retrieval, whose texts are longer.",
+    settings={**_TINY, "options.text_length": 20},
 )
 
-PRESETS = (RETRIEVAL, QA, CHOICE, ACTION, *RELEASED_PRESETS, TINY, TINY_CHOICE)
+TINY_CHOICE = PresetInfo(
+    name="tiny-choice",
+    summary="The small model for questions with choices: short texts, more passes over fewer questions.",
+    settings={
+        **_TINY,
+        "options.text_length": 20,
+        "options.choice_text": "plain",
+        "train.epochs": 12,
+        "train.max_steps": 432,
+        "train.eval_every": 4,
+    },
+)
+
+TINY_ACTION = PresetInfo(
+    name="tiny-action",
+    summary="The small model for actions: no text, more passes over fewer clips.",
+    settings={**_TINY, "options.text_length": 3, "train.epochs": 12, "train.eval_every": 4},
+)
+
+PRESETS = (RETRIEVAL, QA, CHOICE, ACTION, *RELEASED_PRESETS, TINY, TINY_RETRIEVAL, TINY_CHOICE, TINY_ACTION)
 
 DEFAULTS = {
     "retrieval": "retrieval",
@@ -134,9 +153,9 @@ DEFAULTS = {
     "qa/tgif-transition": "choice",
 }
 SAMPLE_DEFAULTS = {
-    "retrieval": "tiny",
+    "retrieval": "tiny-retrieval",
     "qa": "tiny",
-    "action": "tiny",
+    "action": "tiny-action",
     "qa/tgif-action": "tiny-choice",
     "qa/tgif-transition": "tiny-choice",
 }
