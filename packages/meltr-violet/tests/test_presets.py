@@ -70,6 +70,8 @@ def test_released_argument_files(dataset: str, inner: tuple[float, ...], outer: 
     assert (train.optimizer, train.schedule, bilevel.outer_optimizer) == ("adamw", "constant", "adamw")
     assert (bilevel.gamma, bilevel.every, bilevel.outer_clip_norm) == (0.1, 3, 12.0)
     assert (bilevel.outer_batch, bilevel.replay_eviction, bilevel.phase_restarts) == ("replay", "random", True)
+    assert bilevel.phase == 2  # the first outer step of an epoch follows its third inner step
+    assert spec.options["fc"] == ("vtm" if task == "retrieval" else "none")
     assert (spec.options["frames"], spec.options["image_size"], spec.options["answer_dropout"]) == (5, 224, 0.5)
 
 

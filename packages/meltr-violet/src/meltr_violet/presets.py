@@ -74,6 +74,7 @@ def _released(
         "bilevel.outer_lr": outer_lr,
         "bilevel.outer_weight_decay": outer_decay,
         "options.text_length": length,
+        "options.fc": "vtm" if retrieval else "none",
         **dict(
             zip((f"combiner_options.{key}" for key in ("width", "feedforward", "scale_hidden")), sizes, strict=True)
         ),
@@ -174,6 +175,7 @@ RELEASED: dict[str, Any] = {
     "options.released_choice": True,
     "options.negatives": "own",
     "bilevel.replay_eviction": "random",
+    "bilevel.phase": 2,
     "bilevel.phase_restarts": True,
     "bilevel.outer_clip_norm": 12.0,
 }
