@@ -162,7 +162,7 @@ def test_too_many_frames_or_cells_are_named(tiny_batch):
 
 
 def test_config_refuses_sizes_that_do_not_fit():
-    with pytest.raises(ValueError, match="width=100 must be 128"):
+    with pytest.raises(ValueError, match="width=100 must be 96"):
         replace(TINY, width=100)
     with pytest.raises(ValueError, match="not a multiple of heads=5"):
         replace(TINY, heads=5)
