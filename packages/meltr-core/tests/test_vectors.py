@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from meltr.hypergradients.vectors import displaced
+from meltr.hypergradients.vectors import displaced, weighted_sum
 
 STEPS = (0.1, -0.1, 0.01, -0.03)
 
@@ -63,3 +63,18 @@ def test_a_graph_made_before_can_still_be_differentiated():
         move(1.0)
     (gradient,) = torch.autograd.grad(loss, w)
     torch.testing.assert_close(gradient, 3 * w.detach() ** 2)
+
+
+def test_a_weighted_sum_is_the_product_with_the_jacobian():
+    """Gaps: a parameter that the first, a later, or no task depends on."""
+    torch.manual_seed(0)
+    a, b, c = torch.randn(3), torch.randn(3), torch.randn(2)
+    rows, weights = [[a, None, None], [b, None, c], [None, None, c]], torch.tensor([2.0, -1.0, 0.5])
+    kept = [[None if part is None else part.clone() for part in row] for row in rows]
+    first, second, third = weighted_sum(weights, rows)
+    torch.testing.assert_close(first, 2 * a - b)
+    torch.testing.assert_close(third, -0.5 * c)
+    assert second is None
+    assert all(
+        x is y or torch.equal(x, y) for row, old in zip(rows, kept, strict=True) for x, y in zip(row, old, strict=True)
+    )

@@ -14,7 +14,7 @@ from PIL import Image, ImageOps
 
 from meltr import UserError
 from meltr.data.frames import Frames
-from meltr_violet import code_extraction, code_file
+from meltr_violet import code_extraction
 from meltr_violet.code_extraction import compute, fill_codes, fingerprint
 from meltr_violet.code_file import CodeFile, CodeSettings, CodeTable
 from meltr_violet.codes import CodeSource, FixedCodebook, PreparedCodes
@@ -271,7 +271,7 @@ def test_a_file_is_replaced_whole_or_not_at_all(encoder, tmp_path, monkeypatch):
     def full(*paths: Path) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(code_file.os, "replace", full)
+    monkeypatch.setattr("meltr.files.os.replace", full)
     with pytest.raises(OSError, match="No space left"):
         table.write(path)
     assert list(CodeFile(path)) == ["a"]

@@ -48,15 +48,23 @@ def decode(value: Any) -> Any:
     return float(value) if isinstance(value, str) and value in _NOT_FINITE else value
 
 
-def write_text(path: Path, text: str) -> None:
-    """Write a file beside and rename it: readers see the old one or the new one. Makes the folder."""
+def write_bytes(path: Path, content: bytes) -> None:
+    """Write a file beside and rename it: readers see the old one or the new one. Makes the folder.
+
+    Several processes may write the same file at once: the last one wins.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f".{path.name}.partial")
+    beside = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
-        beside.write_text(text, encoding="utf-8")
+        beside.write_bytes(content)
         os.replace(beside, path)
     finally:
         beside.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file whole, in UTF-8; see `write_bytes`."""
+    write_bytes(path, text.encode())
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:

@@ -7,7 +7,6 @@ of the rows, the settings, the encoder's fingerprint, and the videos that could 
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -16,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from meltr.errors import UserError
+from meltr.files import write_bytes
 from meltr_violet.codes import Codes
 
 FORMAT = 1
@@ -69,15 +69,8 @@ class CodeTable:
             "settings": asdict(self.settings),
             "failed": self.failed,
         }
-        path.parent.mkdir(parents=True, exist_ok=True)
-        beside = path.with_name(f".{path.name}.{os.getpid()}.partial")
         metadata = {"meltr": json.dumps(index, ensure_ascii=False)}
-        content = save({"codes": np.stack(list(self.rows.values()))}, metadata=metadata)
-        try:
-            beside.write_bytes(content)
-            os.replace(beside, path)
-        finally:
-            beside.unlink(missing_ok=True)
+        write_bytes(path, save({"codes": np.stack(list(self.rows.values()))}, metadata=metadata))
 
 
 class CodeFile:

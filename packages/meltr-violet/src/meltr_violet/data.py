@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -17,6 +16,7 @@ from meltr.data.frames import FrameSource, Remembered
 from meltr.data.loader import LoaderBatches
 from meltr.data.media import DecodedMedia
 from meltr.data.pictures import padded_squares
+from meltr.data.processes import available_cores
 from meltr.engine.seeding import derive
 from meltr.errors import UserError
 from meltr_violet import prepared
@@ -67,14 +67,14 @@ def build_data(context: RunContext) -> Data:
     classes = {name: number for number, name in enumerate(corpus.answers)}
     texts = Texts(tokenizer, spec.task, classes, options.choice_text)
     context.notes.extend(_long_texts(corpus, options.text_length))
+    workers = options.workers
+    if workers is None:
+        workers = 0 if source.ready or spec.sample else min(8, available_cores())
     frames = Remembered(
         source.frames,
         functools.partial(padded_squares, size=options.image_size),
-        most_bytes=options.memory_mb * 2**20,
+        most_bytes=0 if workers else options.memory_mb * 2**20,  # each worker would keep its own, for an epoch
     )
-    workers = options.workers
-    if workers is None:
-        workers = 0 if source.ready or spec.sample else min(8, os.cpu_count() or 1)
 
     def examples(split: str, *, codes: bool) -> Examples:
         return Examples(

@@ -11,7 +11,6 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from meltr.context import Evaluation
-from meltr.metrics.baselines import baseline
 from meltr.metrics.classification import hits, per_class_accuracy, topk_accuracy
 from meltr.metrics.retrieval import retrieval_metrics
 from meltr_violet.examples import Split
@@ -43,7 +42,7 @@ def evaluate(
         rows: Return a row for every example.
     """
     pairs = pairs_per_pass or PAIRS_PER_PASS
-    beside = baseline(split.corpus, split.name)
+    beside = split.baseline
     if task == "retrieval":
         found = _retrieval(model, split, device=device, batch_size=batch_size, pairs=pairs, rows=rows)
     else:

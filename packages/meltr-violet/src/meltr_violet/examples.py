@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,7 @@ from torch.utils.data import Dataset
 
 from meltr.data.corpus import Corpus, Item
 from meltr.data.frames import FrameSource
+from meltr.metrics.baselines import Baseline, baseline
 from meltr_violet.codes import CodeSource, FixedCodebook, codes_or_ignored
 from meltr_violet.config import IGNORED
 from meltr_violet.losses import Batch
@@ -117,3 +119,8 @@ class Split:
     texts: Texts
     classes: tuple[str, ...]
     workers: int
+
+    @cached_property
+    def baseline(self) -> Baseline:
+        """What one gets without looking; found once, not at every evaluation."""
+        return baseline(self.corpus, self.name)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import cast
 
@@ -46,9 +45,7 @@ def _own_words(corpus: Corpus) -> Path:
     name = f"{corpus.dataset}-{corpus.task}-v{miniature.VERSION}.txt"
     file = miniature.cache_folder() / "vocabularies" / name
     if not file.exists():
-        beside = file.with_name(f".{name}.{os.getpid()}")
-        write_vocabulary(beside, _words(corpus))
-        beside.replace(file)
+        write_vocabulary(file, _words(corpus))
     return file
 
 

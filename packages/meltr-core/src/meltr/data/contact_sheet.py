@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
+import io
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -13,6 +13,7 @@ from meltr.context import FILE_KEYS
 from meltr.data.media import require
 from meltr.data.media_files import middle_frame
 from meltr.errors import UserError
+from meltr.files import write_bytes
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -68,17 +69,12 @@ def write_sheet(path: Path, tiles: Sequence[Tile], *, title: str = "") -> None:
     Raises:
         UserError: If Pillow is missing, a file of `tiles` cannot be decoded, or `path` cannot be written.
     """
-    sheet = draw_sheet(tiles, title=title)
-    beside = path.with_name(f".{path.name}.partial")
+    content = io.BytesIO()
+    draw_sheet(tiles, title=title).save(content, format="PNG")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        sheet.save(beside, format="PNG")
-        os.replace(beside, path)
+        write_bytes(path, content.getvalue())
     except OSError as error:
         raise UserError(f"Cannot write {path}: {error.strerror or error}.", "Choose another place for the sheet.")
-    finally:
-        with contextlib.suppress(OSError):
-            beside.unlink()
 
 
 def draw_sheet(tiles: Sequence[Tile], *, title: str = "") -> Image:

@@ -227,6 +227,8 @@ class Bilevel:
         self._unreliable = bool(state["unreliable"])
         if isinstance(self._estimator, _WITH_STATE):
             self._estimator.load_state_dict(state["estimator_state"])
+        if self._automatic and isinstance(self._estimator, OneSidedDifference):
+            self._estimator.warn = False  # another way is chosen instead
 
     def _function(self, compute: Compute, *, outer: bool) -> LossFunction:
         """Return the loss function of a batch; one that an outer step sees can be evaluated again."""

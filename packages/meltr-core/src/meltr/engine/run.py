@@ -127,6 +127,12 @@ def prepare(
     if trained and run_dir is not None:
         data = _left_out_as_trained(data, RunFolder(run_dir))
     context = without_losses(data.left_out, context)
+    if data.left_out and combiner_info.learned and len(context.losses) < 2:
+        raise UserError(
+            f"Only the primary loss {context.losses[0]!r} is left, and {spec.combiner!r} combines several "
+            f"({'; '.join(f'{name}: {why}' for name, why in data.left_out.items())}).",
+            "Provide what is missing, or train on the primary loss alone: --combiner primary.",
+        )
     seed_everything(derive(spec.seed, "model"), generator)
     model = hooks.build_model(context, data).to(device)
     blocks = hooks.blocks(model)
@@ -169,7 +175,7 @@ def without_losses(left_out: Mapping[str, str], context: RunContext) -> RunConte
     """Return the context without the losses that the data cannot serve.
 
     Raises:
-        UserError: If the primary loss is among them, or the combiner is left with nothing to combine.
+        UserError: If the primary loss is among them.
     """
     spec = context.spec
     gone = [name for name in spec.losses if name in left_out]
@@ -179,11 +185,6 @@ def without_losses(left_out: Mapping[str, str], context: RunContext) -> RunConte
     kept = tuple(name for name in spec.losses if name not in left_out)
     if spec.losses[0] in gone:
         raise UserError(f"The primary loss cannot be computed from these data ({reasons}).", "Choose another data set.")
-    if len(kept) == 1 and len(context.losses) > 1 and spec.combiner != "sum":
-        raise UserError(
-            f"Only the primary loss {kept[0]!r} is left, and {spec.combiner!r} combines several ({reasons}).",
-            "Provide what is missing, or train on the primary loss alone: --combiner primary.",
-        )
     cut = spec.model_copy(update={"losses": kept})
     return dataclasses.replace(context, spec=cut, losses=tuple(n for n in context.losses if n not in left_out))
 

@@ -14,7 +14,7 @@ from meltr.combiners.base import sensitivities
 from meltr.errors import UserError
 from meltr.hypergradients.evaluation import LOW_PRECISION, Evaluation
 from meltr.hypergradients.replay import RandomState
-from meltr.hypergradients.vectors import Direction, add, displaced, scale
+from meltr.hypergradients.vectors import Direction, add, displaced, scale, weighted_sum
 
 ROWS_KEPT = 3
 """Up to this many losses, all rows of J are kept: they give u, v and g at once, for (T+1) gradients of memory."""
@@ -136,9 +136,7 @@ class OuterProblem:
         if weights is None:
             total = scale(self._rows[0], 1.0)
         else:
-            total = [None] * len(self.parameters)
-            for weight, row in zip(weights, self._rows, strict=True):
-                total = add(total, scale(row, weight))
+            total = weighted_sum(weights, self._rows)
         return self.auxiliary.setup.sharing.mean_direction(total, self.parameters)
 
     def primary_gradient_now(self) -> Direction:

@@ -27,6 +27,22 @@ def scale(direction: Direction, factor: float | Tensor) -> Direction:
     return [None if part is None else part * factor for part in direction]
 
 
+def weighted_sum(weights: Tensor, directions: Sequence[Direction]) -> Direction:
+    """Return sum_t weights[t] * directions[t], with no memory but the result's.
+
+    Args:
+        weights: Shape (n,).
+        directions: n directions.
+    """
+    total = scale(directions[0], weights[0])
+    for weight, direction in zip(weights[1:], directions[1:], strict=True):
+        for place, part in enumerate(direction):
+            if part is not None:
+                so_far = total[place]
+                total[place] = part * weight if so_far is None else so_far.addcmul_(part, weight.to(part.dtype))
+    return total
+
+
 def accumulate(parameters: Sequence[Tensor], gradient: Direction) -> None:
     """Add a gradient to ``.grad``."""
     for parameter, part in zip(parameters, gradient, strict=True):
