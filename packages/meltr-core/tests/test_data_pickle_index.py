@@ -11,21 +11,22 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from meltr.data.safe_pickle import index_pickle, load_pickle
+from meltr.data.safe_pickle import Span, index_pickle, load_pickle
 from meltr.errors import UserError
 
 TEXT = st.text(max_size=40) | st.binary(max_size=40)
-CONTENT = st.dictionaries(st.text(max_size=12), st.lists(TEXT, max_size=4), max_size=6)
+CONTENT = st.dictionaries(st.text(max_size=24), st.lists(TEXT, max_size=4), max_size=6)
 
 
 def looked_up(value: Any, raw: bytes, like: Any) -> Any:
-    """`value` with its slices replaced by the bytes they name, as text where `like` has text."""
-    if isinstance(value, slice):
-        return raw[value].decode("utf-8", "surrogatepass") if isinstance(like, str) else raw[value]
+    """`value` with its spans replaced by the bytes they name, as text where `like` has text."""
+    if isinstance(value, Span):
+        return value.read(raw).decode("utf-8", "surrogatepass") if isinstance(like, str) else value.read(raw)
     if isinstance(value, list):
         return [looked_up(*each) for each in zip(value, [raw] * len(value), like, strict=True)]
     if isinstance(value, dict):
-        return {key: looked_up(item, raw, like[key]) for key, item in value.items()}
+        pairs = zip(value.items(), like.items(), strict=True)
+        return {looked_up(key, raw, k): looked_up(item, raw, i) for (key, item), (k, i) in pairs}
     return value
 
 
@@ -33,18 +34,18 @@ def looked_up(value: Any, raw: bytes, like: Any) -> Any:
 @given(
     content=CONTENT, protocol=st.integers(3, pickle.HIGHEST_PROTOCOL), shortest=st.integers(30, 60), big=st.booleans()
 )
-def test_the_slices_are_the_long_texts(tmp_path_factory, content, protocol, shortest, big) -> None:
+def test_the_spans_are_the_long_texts(tmp_path_factory, content, protocol, shortest, big) -> None:
     if big:
         content = {**content, "big": ["x" * 70_000, b"y" * 70_000, "x" * 70_000]}  # outside of the pickle's frames
     file = tmp_path_factory.mktemp("index") / "file"
     file.write_bytes(pickle.dumps(content, protocol=protocol))
     found = index_pickle(file, shortest=shortest)
     assert looked_up(found, file.read_bytes(), content) == content == load_pickle(file)
-    kept = [each for value in found.values() for each in value if not isinstance(each, slice)]
+    kept = [each for value in found.values() for each in value if not isinstance(each, Span)]
     # Texts below 256 bytes have an opcode of their own from protocol 4 on, and bytes from 3 on.
     assert all(len(each) < 256 for each in kept)
     if big:
-        assert all(isinstance(each, slice) for each in found["big"])
+        assert all(isinstance(each, Span) for each in found["big"])
 
 
 def test_texts_just_long_enough(tmp_path: Path) -> None:
@@ -52,8 +53,16 @@ def test_texts_just_long_enough(tmp_path: Path) -> None:
     file.write_bytes(pickle.dumps(["a" * 299, "a" * 300, "ä" * 150]))
     short, long, wide = index_pickle(file, shortest=300)
     assert short == "a" * 299
-    assert file.read_bytes()[long] == b"a" * 300
-    assert file.read_bytes()[wide].decode() == "ä" * 150
+    assert long.read(file.read_bytes()) == b"a" * 300
+    assert wide.read(file.read_bytes()).decode() == "ä" * 150
+
+
+def test_a_long_text_may_be_a_key(tmp_path: Path) -> None:
+    file = tmp_path / "file"
+    file.write_bytes(pickle.dumps({"a" * 300: 1, "b" * 300: 2, "c": 3}))
+    first, second, short = index_pickle(file)
+    assert [each.read(file.read_bytes()) for each in (first, second)] == [b"a" * 300, b"b" * 300]
+    assert short == "c"
 
 
 def test_nothing_forbidden_is_run(tmp_path: Path) -> None:

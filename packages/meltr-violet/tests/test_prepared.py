@@ -174,7 +174,7 @@ def test_frames_in_another_process(tmp_path):
         ([], r"f\.pkl: it holds list, not frames"),
         ({}, r"f\.pkl: it holds an empty dict"),
         ({3: ["x"]}, r"f\.pkl: the name of a video is 3"),
-        ({"a": "x" * 300}, r"f\.pkl, a: slice instead of a list"),
+        ({"a": "x" * 300}, r"f\.pkl, a: Span instead of a list"),
         ({"a": []}, r"f\.pkl, a: list instead of a list of frames"),
         ({"a": [5]}, r"f\.pkl, a: int instead of a JPEG"),
         ({"a": [jpeg(1)], "b": [jpeg(1), jpeg(2)]}, r"f\.pkl, b: 2 frames, but 1 of a"),

@@ -17,14 +17,14 @@ import numpy.typing as npt
 from meltr.data.annotations.parsing import malformed, read_list
 from meltr.data.frames import Frames
 from meltr.data.media import require
-from meltr.data.safe_pickle import index_pickle
+from meltr.data.safe_pickle import Span, index_pickle
 from meltr.errors import UserError
 
 NAME_BYTES = 4096
 """Longest name at the beginning of a line of a table."""
 
-Place = slice | tuple[Any, ...]
-"""Where a video lies in the file: its line, or each of its frames (a slice of bytes, or the text itself)."""
+Place = Span | tuple[Any, ...]
+"""Where a video lies in the file: its line, or each of its frames (a span of bytes, or the text itself)."""
 
 
 class PreparedFrames:
@@ -102,9 +102,9 @@ class PreparedFrames:
     def _encoded(self, key: str) -> list[bytes]:
         """Return the frames of `key` in base64."""
         place, content = self._places[key], self._content()
-        if isinstance(place, slice):
-            return content[place].rstrip(b"\r\n").split(b"\t")[1:]
-        return [content[each] if isinstance(each, slice) else each.encode("ascii", "replace") for each in place]
+        if isinstance(place, Span):
+            return place.read(content).rstrip(b"\r\n").split(b"\t")[1:]
+        return [each.read(content) if isinstance(each, Span) else each.encode("ascii", "replace") for each in place]
 
     def _content(self) -> mmap.mmap:
         if self._map is None:
@@ -129,7 +129,7 @@ def _pictures(path: Path) -> dict[str, Place]:
             raise malformed(path, f"the name of a video is {key!r:.60}, not text.")
         if not isinstance(frames, (list, tuple)) or not frames:
             raise malformed(f"{path}, {key}", f"{type(frames).__name__} instead of a list of frames.")
-        wrong = [each for each in frames if not isinstance(each, (str, slice))]
+        wrong = [each for each in frames if not isinstance(each, (str, Span))]
         if wrong:
             raise malformed(f"{path}, {key}", f"{type(wrong[0]).__name__} instead of a JPEG file in base64.")
         places[key] = tuple(frames)
@@ -150,7 +150,7 @@ def _lines(content: mmap.mmap, path: Path, lines: Path | None) -> dict[str, Plac
             raise malformed(where, f"the line at byte {start:,} of {path.name} is not a name, a tab, and frames.")
         if name in places:
             raise malformed(where, f"{name} is there twice.")
-        places[name] = slice(start, stop)
+        places[name] = Span(start, stop)
     if not places:
         raise malformed(lines or path, "no lines.")
     return places

@@ -12,6 +12,7 @@ import math
 import mmap
 import pickle
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, Literal, NoReturn
@@ -204,6 +205,18 @@ def load_pickle(path: Path, *, encoding: Literal["latin1", "bytes", "ASCII", "ut
     return _explained(path, read)
 
 
+@dataclass(frozen=True, slots=True)
+class Span:
+    """Where a long text lies in a file: its first byte and the one after its last (hashable: it may be a key)."""
+
+    start: int
+    stop: int
+
+    def read(self, content: bytes | mmap.mmap) -> bytes:
+        """Return the bytes of the text; `content` is the whole file."""
+        return content[self.start : self.stop]
+
+
 def index_pickle(path: Path, *, shortest: int = 256) -> Any:
     """Return what `load_pickle` does, but of long texts only where they lie: a file of gigabytes is hardly read.
 
@@ -212,8 +225,8 @@ def index_pickle(path: Path, *, shortest: int = 256) -> Any:
         shortest: Bytes from which a text counts as long.
 
     Returns:
-        As `load_pickle`, with a ``slice`` of the file's bytes in place of each long text (there in UTF-8) and of long
-        bytes. What Python 2 or protocol 0 wrote is returned as it is.
+        As `load_pickle`, with a `Span` of the file in place of each long text (there in UTF-8) and of long bytes, keys
+        included. What Python 2 or protocol 0 wrote is returned as it is.
 
     Raises:
         UserError: As `load_pickle`.
@@ -246,7 +259,7 @@ class _Indexer(_Unpickler):
             raise EOFError(f"{size:,} bytes are announced at byte {start:,}")
         if size >= self._shortest:
             self._content.seek(size, io.SEEK_CUR)
-            self.append(slice(start, start + size))
+            self.append(Span(start, start + size))
         else:
             raw = self.read(size)
             self.append(str(raw, "utf-8", "surrogatepass") if text else raw)
