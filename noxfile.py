@@ -20,7 +20,7 @@ ADAPTERS = sorted(
     if path.parent.name != "meltr-core"
 )
 PINS = ("-c", "constraints.txt")
-EXTRAS = "plots,tensorboard,torchjd,video"
+EXTRAS = "plots,tensorboard,text,torchjd,video"
 SOLVERS = ("cvxpy", "ecos; python_version < '3.13'")
 """What CAGrad and NashMTL need besides; ecos has no wheels for newer Pythons. The tests of both are skipped without."""
 

@@ -20,10 +20,10 @@ from meltr.data.annotations import read
 from meltr.data.frame_cache import CacheSettings, fill_cache
 from meltr.data.media import decode
 from meltr.errors import UserError
+from meltr.text.vocabulary import VOCABULARY
+from meltr.text.wordpiece import Tokenizer
 from meltr_violet.code_file import CodeSettings, CodeTable
 from meltr_violet.data import build_data
-from meltr_violet.tokenization import Tokenizer
-from meltr_violet.vocabulary import VOCABULARY
 
 Make = Callable[..., RunContext]
 Sample = Callable[[str], Path]

@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 import torch
 
+from meltr.text.wordpiece import Tokenizer
 from meltr_violet.config import BASE
 from meltr_violet.model import Violet
 from meltr_violet.official import TIED_BIAS, from_official
 from meltr_violet.pretrained import official_state
-from meltr_violet.tokenization import Tokenizer
 
 HEADS = {
     "pretrain": (("vtm", "mtm", "mvm"), "fc"),

@@ -20,8 +20,8 @@ from meltr.engine.run import evaluate_run, execute
 from meltr.errors import UserError
 from meltr.plugins import discover
 from meltr.specs import RunSpec
+from meltr.text.wordpiece import Tokenizer
 from meltr_violet.code_file import CodeSettings, CodeTable
-from meltr_violet.tokenization import Tokenizer
 from video_files import write_video
 
 MakeRun = Callable[[str], TrainedRun]

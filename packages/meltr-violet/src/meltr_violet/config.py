@@ -7,9 +7,6 @@ from typing import Literal
 
 AttentionKernel = Literal["fused", "eager"]
 
-PAD, CLS, SEP, MASK = 0, 101, 102, 103
-"""Token ids of bert-base-uncased that the model itself relies on."""
-
 IGNORED = -1
 """Target that no cross-entropy counts."""
 

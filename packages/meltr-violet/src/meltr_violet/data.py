@@ -19,14 +19,15 @@ from meltr.data.pictures import padded_squares
 from meltr.data.processes import available_cores
 from meltr.engine.seeding import derive
 from meltr.errors import UserError
+from meltr.text.vocabulary import run_vocabulary
+from meltr.text.wordpiece import Tokenizer
 from meltr_violet import prepared
+from meltr_violet.choice_texts import PROMPT_WORDS
 from meltr_violet.code_file import CodeFile
 from meltr_violet.codes import CodeSource, FixedCodebook
 from meltr_violet.config import BASE
 from meltr_violet.examples import Examples, Split, Texts
 from meltr_violet.options import VioletOptions
-from meltr_violet.tokenization import Tokenizer
-from meltr_violet.vocabulary import vocabulary_of
 
 CELL = BASE.cell
 
@@ -63,7 +64,8 @@ def build_data(context: RunContext) -> Data:
     source = _source(context)
     corpus = cut(source.corpus, spec)
     context.notes.extend(corpus.notes)
-    tokenizer = Tokenizer(vocabulary_of(context, source.corpus), length=options.text_length)
+    file = run_vocabulary(context, source.corpus, options.vocabulary, extra_words=PROMPT_WORDS)
+    tokenizer = Tokenizer(file, length=options.text_length)
     classes = {name: number for number, name in enumerate(corpus.answers)}
     texts = Texts(tokenizer, spec.task, classes, options.choice_text)
     context.notes.extend(_long_texts(corpus, options.text_length))

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from meltr.errors import UserError
-from meltr_violet.weights_file import read_weights
+from meltr.weights import read_weights
 
 GROUPS = 4
 SHRINKS = 8

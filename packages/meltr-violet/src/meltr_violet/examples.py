@@ -15,10 +15,11 @@ from torch.utils.data import Dataset
 from meltr.data.corpus import Corpus, Item
 from meltr.data.frames import FrameSource
 from meltr.metrics.baselines import Baseline, baseline
+from meltr.text.wordpiece import Tokenizer
+from meltr_violet.choice_texts import ChoiceFormat, encode_choices
 from meltr_violet.codes import CodeSource, FixedCodebook, codes_or_ignored
 from meltr_violet.config import IGNORED
 from meltr_violet.losses import Batch
-from meltr_violet.tokenization import ChoiceFormat, Tokenizer
 
 
 @dataclass(frozen=True)
@@ -40,7 +41,7 @@ class Texts:
     def ids(self, item: Item, caption: str = "") -> Tensor:
         """Return the token ids of an item, (X,); with choices (O, X). Actions have no text: [CLS] [SEP]."""
         if item.choices and item.question is not None:
-            return self.tokenizer.encode_choices(item.question, item.choices, style=self.choice_text)
+            return encode_choices(self.tokenizer, item.question, item.choices, style=self.choice_text)
         text = item.question if self.task == "qa" else caption
         return self.tokenizer.encode([text or ""])[0]
 

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from meltr_violet.config import CLS, IGNORED, MASK, PAD, SEP
+from meltr.text.wordpiece import CLS, MASK, PAD, SEP
+from meltr_violet.config import IGNORED
 
 PROBABILITY = 0.15
 """Part of the normal tokens that is masked on average, and part of all positions in attended masking."""

@@ -16,14 +16,14 @@ from meltr.data.media import DecodedMedia
 from meltr.data.media_files import kind
 from meltr.data.pictures import padded_squares
 from meltr.errors import UserError
+from meltr.text.vocabulary import VOCABULARY
+from meltr.text.wordpiece import Tokenizer
 from meltr_violet.data import SAMPLER
 from meltr_violet.evaluation import PAIRS_PER_PASS
 from meltr_violet.examples import Texts
 from meltr_violet.model import Violet
 from meltr_violet.options import VioletOptions
 from meltr_violet.scoring import answer_logits, choice_logits, score_pairs
-from meltr_violet.tokenization import Tokenizer
-from meltr_violet.vocabulary import VOCABULARY
 
 SHOWN = 5
 """Answers in a message."""

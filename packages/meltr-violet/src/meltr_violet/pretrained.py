@@ -6,7 +6,7 @@ Every key of a file is accounted for in a `LoadReport`. Nothing is left out sile
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
@@ -14,64 +14,14 @@ import torch
 from torch import Tensor, nn
 
 from meltr.errors import UserError
+from meltr.weights import LoadReport, compare, copy_into, read_weights, some
 from meltr_violet.model import Violet
 from meltr_violet.official import TIED_BIAS, from_official, is_index, to_official
-from meltr_violet.weights_file import read_weights
 
 Fc = Literal["vtm", "answer", "choice", "none"]
 """Which head takes the key ``fc`` of an official file; ``none``: no head, as MELTR's answering code does."""
 
 OURS = ("video.", "text.", "cross.")
-
-
-@dataclass(frozen=True)
-class LoadReport:
-    """What became of every key of a file and of every parameter of the model.
-
-    Args:
-        source: The file.
-        loaded: Our names that were loaded.
-        missing: Our names that the file does not have: they stay as initialised. Index buffers do not count.
-        reshaped: Our name -> (shape in the file, shape in the model): not loaded.
-        unexpected: Keys of the file that VIOLET does not know.
-        ignored: Key of the file -> why it was not needed.
-    """
-
-    source: str
-    loaded: tuple[str, ...]
-    missing: tuple[str, ...] = ()
-    reshaped: Mapping[str, tuple[tuple[int, ...], tuple[int, ...]]] = field(default_factory=dict)
-    unexpected: tuple[str, ...] = ()
-    ignored: Mapping[str, str] = field(default_factory=dict)
-
-    @property
-    def complete(self) -> bool:
-        """True if every parameter of the model was loaded."""
-        return not self.missing and not self.reshaped
-
-    def __str__(self) -> str:
-        """Return the report as one paragraph."""
-        parts = [f"{self.source}: {len(self.loaded)} tensors loaded"]
-        if self.missing:
-            parts.append(f"{len(self.missing)} stay as initialised ({_heads_of(self.missing)})")
-        if self.reshaped:
-            shapes = [f"{name} {list(have)} -> {list(want)}" for name, (have, want) in self.reshaped.items()]
-            parts.append(f"{len(shapes)} have another shape and stay as initialised ({_some(shapes)})")
-        if self.unexpected:
-            parts.append(f"{len(self.unexpected)} keys are unknown ({_some(self.unexpected)})")
-        reasons: dict[str, list[str]] = {}
-        for key, reason in self.ignored.items():
-            reasons.setdefault(reason, []).append(key)
-        parts += [f"{len(keys)} left out: {reason}" for reason, keys in reasons.items()]
-        return "; ".join(parts) + "."
-
-
-def _some(items: tuple[str, ...] | list[str], most: int = 3) -> str:
-    return ", ".join(items[:most]) + (", ..." if len(items) > most else "")
-
-
-def _heads_of(names: tuple[str, ...]) -> str:
-    return ", ".join(dict.fromkeys(name.partition(".")[0] for name in names))
 
 
 def load_checkpoint(model: Violet, path: Path, *, fc: Fc = "vtm") -> LoadReport:
@@ -104,9 +54,9 @@ def load_checkpoint(model: Violet, path: Path, *, fc: Fc = "vtm") -> LoadReport:
             ignored[key] = "a second name of the decoder's bias"
         else:
             renamed["mtm.decoder.bias" if key == TIED_BIAS else name] = value
-    report = _place(model, renamed, str(path), tuple(unexpected), ignored)
+    report = compare(model, renamed, source=path, unexpected=unexpected, ignored=ignored, skip=is_index)
     _check_trunk(model, report, state, path)
-    return _copy(model, renamed, report)
+    return copy_into(model, renamed, report)
 
 
 def _our_name(key: str, state: Mapping[str, Tensor], fc: Fc) -> str | None:
@@ -117,23 +67,6 @@ def _our_name(key: str, state: Mapping[str, Tensor], fc: Fc) -> str | None:
     if key.startswith((*OURS, "vtm.", "mtm.", "mvm.", "answer.", "choice.")):
         return key
     return from_official(key)
-
-
-def _place(
-    model: nn.Module, renamed: Mapping[str, Tensor], source: str, unexpected: tuple[str, ...], ignored: dict[str, str]
-) -> LoadReport:
-    """Compare a renamed state with a model, changing nothing."""
-    own = {name: value for name, value in model.state_dict().items() if not is_index(name)}
-    loaded, reshaped = [], {}
-    for name, value in renamed.items():
-        if name not in own:
-            ignored[name] = "the model has no such part"
-        elif value.shape != own[name].shape:
-            reshaped[name] = (tuple(value.shape), tuple(own[name].shape))
-        else:
-            loaded.append(name)
-    missing = tuple(name for name in own if name not in renamed)
-    return LoadReport(source, tuple(loaded), missing, reshaped, unexpected, ignored)
 
 
 def _check_trunk(model: nn.Module, report: LoadReport, state: Mapping[str, Tensor], path: Path) -> None:
@@ -173,15 +106,7 @@ def _looks_like(state: Mapping[str, Tensor]) -> str:
     for prefixes, name in _KNOWN:
         if all(any(key.startswith(prefix) for key in state) for prefix in prefixes):
             return name
-    return f"something else, with keys such as {_some(sorted(state))}"
-
-
-def _copy(model: nn.Module, renamed: Mapping[str, Tensor], report: LoadReport) -> LoadReport:
-    own = model.state_dict()
-    with torch.no_grad():
-        for name in report.loaded:
-            own[name].copy_(renamed[name])
-    return report
+    return f"something else, with keys such as {some(sorted(state))}"
 
 
 def load_video_swin(model: Violet, path: Path) -> LoadReport:
@@ -224,9 +149,9 @@ def _load_part(
     names = {key: rename(key) for key in state}
     renamed = {name: state[key] for key, name in names.items() if name is not None and not is_index(key)}
     ignored = {key: "not needed" for key, name in names.items() if name is None or is_index(key)}
-    whole = _place(model, renamed, str(path), (), ignored)
+    whole = compare(model, renamed, source=path, ignored=ignored, skip=is_index)
     missing = tuple(name for name in whole.missing if name.startswith(prefix))
-    report = LoadReport(whole.source, whole.loaded, missing, whole.reshaped, (), whole.ignored)
+    report = replace(whole, missing=missing)
     lacking = [name for name in (*missing, *whole.reshaped) if name.startswith(OURS)]
     if lacking:
         raise UserError(
@@ -234,7 +159,7 @@ def _load_part(
             f"(first: {lacking[0]}). It looks like {_looks_like(state)}.",
             f"Give a file of {what} that was made for the sizes of this model.",
         )
-    return _copy(model, renamed, report)
+    return copy_into(model, renamed, report)
 
 
 def _swin_name(key: str) -> str | None:

@@ -12,7 +12,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from meltr_violet.config import IGNORED, MASK, PAD
+from meltr.text.wordpiece import MASK, PAD
+from meltr_violet.config import IGNORED
 from meltr_violet.masking import draw_tokens, normal_tokens
 
 

@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from transformers import BertConfig
 from transformers.models.bert.modeling_bert import BertEmbeddings, BertLayer
 
-from meltr_violet.config import PAD, ModelConfig
+from meltr.text.wordpiece import PAD
+from meltr_violet.config import ModelConfig
 
 
 def bert_config(config: ModelConfig) -> BertConfig:

@@ -1,12 +1,12 @@
+"""WordPiece texts and vocabularies."""
+
 from __future__ import annotations
 
 import pytest
 import torch
 
 from meltr import UserError
-from meltr_violet.config import CLS, MASK, PAD, SEP
-from meltr_violet.masking import normal_tokens
-from meltr_violet.tokenization import UNK, Tokenizer, read_vocabulary, write_vocabulary
+from meltr.text.wordpiece import CLS, MASK, PAD, SEP, UNK, Tokenizer, read_vocabulary, write_vocabulary
 
 QUESTION = "What does the woman do 3 times ?"
 CHOICES = ("jump", "stage", "roll step", "sway", "count fingers")
@@ -43,40 +43,8 @@ def test_rows_are_framed_cut_and_padded(small):
     assert long[-1] == SEP
     assert len(words(tokenizer, long)) == 3
     assert empty.tolist() == [CLS, SEP, PAD, PAD, PAD]
-    assert not normal_tokens(empty).any()
     assert tokenizer.count("red square red square red") == 7
     assert tokenizer.encode([]).shape == (0, 5)
-
-
-def test_prompt_lists_the_options_and_ends_with_the_choice(small):
-    tokenizer = Tokenizer(small, length=40)
-    rows = tokenizer.encode_choices(QUESTION, CHOICES)
-    text = "what does the woman do 3 times ? options : jump stage roll step sway count fingers answer :"
-    for row, choice in zip(rows, CHOICES, strict=True):
-        assert words(tokenizer, row) == [*text.split(), *choice.split()]
-    plain = tokenizer.encode_choices(QUESTION, CHOICES, style="plain")
-    assert " ".join(words(tokenizer, plain[4])) == "what does the woman do 3 times ? count fingers"
-
-
-def test_a_long_prompt_keeps_its_answers_and_the_released_one_does_not(small):
-    tokenizer = Tokenizer(small, length=12)
-    rows = tokenizer.encode_choices(QUESTION, CHOICES)
-    assert len({tuple(row.tolist()) for row in rows}) == len(CHOICES)
-    for row, choice in zip(rows, CHOICES, strict=True):
-        assert words(tokenizer, row)[-2 - len(choice.split()) :] == ["answer", ":", *choice.split()]
-    released = tokenizer.encode_choices(QUESTION, CHOICES, style="released")
-    assert len({tuple(row.tolist()) for row in released}) == 1
-    tight = Tokenizer(small, length=4).encode_choices(QUESTION, CHOICES)
-    assert tight.shape == (5, 4)
-    assert (tight[:, -1] == SEP).all()
-
-
-def test_released_prompt_glues_the_answer_to_the_last_option(vocabulary_file):
-    tokenizer = Tokenizer(vocabulary_file, length=40)
-    rows = tokenizer.encode_choices(QUESTION, CHOICES, style="released")
-    assert words(tokenizer, rows[0])[-6:] == ["count", "fingers", "##ans", "##wer", ":", "jump"]
-    clean = tokenizer.encode_choices(QUESTION, CHOICES)
-    assert words(tokenizer, clean[0])[-6:] == ["sway", "count", "fingers", "answer", ":", "jump"]
 
 
 def test_wrong_and_missing_vocabularies(tmp_path, monkeypatch):

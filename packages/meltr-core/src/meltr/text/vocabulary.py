@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
+import hashlib
+from collections.abc import Sequence
 from pathlib import Path
-from typing import cast
 
 from meltr.context import RunContext
 from meltr.data import miniature
 from meltr.data.corpus import Corpus
 from meltr.files import write_text
-from meltr_violet.options import VioletOptions
-from meltr_violet.tokenization import cached_vocabulary, read_vocabulary, write_vocabulary
+from meltr.text.wordpiece import cached_vocabulary, read_vocabulary, write_vocabulary
 
 VOCABULARY = "vocabulary.txt"
 """In the run folder: the vocabulary of the run, so that a trained run needs no other file."""
 
 
-def vocabulary_of(context: RunContext, corpus: Corpus) -> Path:
+def run_vocabulary(context: RunContext, corpus: Corpus, given: Path | None, *, extra_words: Sequence[str] = ()) -> Path:
     """Return the file of a run's vocabulary, and leave a copy in the run folder, which the trained run uses.
 
     Miniatures bring their own words, unless a vocabulary is given.
@@ -24,6 +24,8 @@ def vocabulary_of(context: RunContext, corpus: Corpus) -> Path:
     Args:
         context: The run.
         corpus: Its data set, before limits: they must not change the vocabulary.
+        given: The file that the user gave, if any.
+        extra_words: Words that the vocabulary of a miniature needs besides those of its texts.
 
     Raises:
         UserError: If there is no vocabulary, or it is not one for this model.
@@ -31,25 +33,25 @@ def vocabulary_of(context: RunContext, corpus: Corpus) -> Path:
     stored = None if context.run_dir is None else context.run_dir / VOCABULARY
     if context.weights_follow and stored is not None and stored.is_file():
         return stored
-    found = cast(VioletOptions, context.options).vocabulary
+    found = given
     if found is None:
-        found = _own_words(corpus) if context.spec.sample else cached_vocabulary()
+        found = _own_words(corpus, extra_words) if context.spec.sample else cached_vocabulary()
     read_vocabulary(found)
     if stored is not None and context.rank == 0:
         write_text(stored, found.read_text(encoding="utf-8"))
     return found
 
 
-def _own_words(corpus: Corpus) -> Path:
+def _own_words(corpus: Corpus, extra_words: Sequence[str]) -> Path:
     """Return the vocabulary of a miniature, written into the user's cache where it is not there yet."""
-    name = f"{corpus.dataset}-{corpus.task}-v{miniature.VERSION}.txt"
-    file = miniature.cache_folder() / "vocabularies" / name
+    words = sorted({*_words(corpus), *extra_words})
+    digest = hashlib.sha256("\n".join(words).encode()).hexdigest()[:8]
+    file = miniature.cache_folder() / "vocabularies" / f"{corpus.dataset}-{corpus.task}-{digest}.txt"
     if not file.exists():
-        write_vocabulary(file, _words(corpus))
+        write_vocabulary(file, words)
     return file
 
 
-def _words(corpus: Corpus) -> list[str]:
+def _words(corpus: Corpus) -> set[str]:
     items = [item for items in corpus.splits.values() for item in items]
-    texts = [text for item in items for text in (*item.captions, *item.choices, item.question or "")]
-    return [*texts, "Options: Answer:"]
+    return {text for item in items for text in (*item.captions, *item.choices, item.question or "")}

@@ -2,29 +2,29 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Literal
+from types import ModuleType
 
 import torch
 from torch import Tensor
 
 from meltr.errors import UserError
 from meltr.files import write_text
-from meltr_violet.config import CLS, MASK, PAD, SEP
 
-UNK = 100
+PAD, UNK, CLS, SEP, MASK = 0, 100, 101, 102, 103
+"""Token ids of bert-base-uncased."""
+
 SPECIAL = {"[PAD]": PAD, "[UNK]": UNK, "[CLS]": CLS, "[SEP]": SEP, "[MASK]": MASK}
 """Special tokens and the lines (from 0) on which bert-base-uncased has them."""
 
 REPOSITORIES = ("google-bert/bert-base-uncased", "bert-base-uncased")
 """Where the vocabulary is looked for in the hub's cache."""
 
-ChoiceFormat = Literal["prompt", "plain", "released"]
-
 
 class Tokenizer:
-    """Lower-case WordPiece: [CLS] ... [SEP], cut and padded with [PAD] to one length.
+    """Lower-case WordPiece: [CLS] ... [SEP], cut and padded with [PAD] to one length (extra ``text``).
 
     Args:
         vocabulary: File with one token a line; None: vocab.txt of bert-base-uncased from the hub's cache.
@@ -36,15 +36,14 @@ class Tokenizer:
     """
 
     def __init__(self, vocabulary: Path | None = None, *, length: int = 25) -> None:
-        from transformers import BertTokenizerFast  # type: ignore[attr-defined]
-
+        transformers = _require("transformers")
         if length < 3:
             raise ValueError(f"length={length}: [CLS], a token and [SEP] need three")
         self.file = vocabulary if vocabulary is not None else cached_vocabulary()
         self.length = length
         tokens = read_vocabulary(self.file)
         self.size = max(tokens.values()) + 1
-        self._tokenizer = BertTokenizerFast(vocab=tokens, do_lower_case=True)
+        self._tokenizer = transformers.BertTokenizerFast(vocab=tokens, do_lower_case=True)
 
     def encode(self, texts: Sequence[str]) -> Tensor:
         """Return token ids, (N, X), int64; longer texts are cut at the end.
@@ -52,41 +51,31 @@ class Tokenizer:
         Args:
             texts: N texts.
         """
-        return self._pack([self._pieces(text) for text in texts])
-
-    def encode_choices(self, question: str, choices: Sequence[str], *, style: ChoiceFormat = "prompt") -> Tensor:
-        """Return token ids of a question with each of its choices, (O, X).
-
-        ``plain``: question and choice (the original VIOLET). ``prompt``: question, ``Options:`` and all choices,
-        ``Answer:`` and the choice; what is too long loses the end of question and options, never the answer, so that
-        choices stay different. ``released`` (MELTR's code): the same without a space before ``Options:`` and
-        ``Answer:``, which WordPiece glues to the word before, and cut at the end, where the answer is.
-
-        Args:
-            question: The question.
-            choices: O choices.
-            style: How they are put together.
-        """
-        if style == "plain":
-            return self.encode([f"{question} {choice}" for choice in choices])
-        listed = " ".join(choices)
-        if style == "released":
-            return self.encode([f"{question}Options: {listed}Answer: {choice}" for choice in choices])
-        before = self._pieces(f"{question} Options: {listed}")
-        answers = [self._pieces(f"Answer: {choice}")[: self.length - 2] for choice in choices]
-        return self._pack([before[: self.length - 2 - len(answer)] + answer for answer in answers])
+        return self.pack([self.pieces(text) for text in texts])
 
     def count(self, text: str) -> int:
         """Return the tokens that `text` needs, [CLS] and [SEP] included: more than X are cut."""
-        return len(self._pieces(text)) + 2
+        return len(self.pieces(text)) + 2
 
-    def _pieces(self, text: str) -> list[int]:
+    def pieces(self, text: str) -> list[int]:
+        """Return the token ids of `text`, neither framed nor cut."""
         ids: list[int] = self._tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
         return ids
 
-    def _pack(self, rows: Iterable[Sequence[int]]) -> Tensor:
+    def pack(self, rows: Iterable[Sequence[int]]) -> Tensor:
+        """Return rows of ids as [CLS] ... [SEP], cut and padded: (N, X), int64."""
         packed = [[CLS, *row[: self.length - 2], SEP] for row in rows]
         return torch.tensor([row + [PAD] * (self.length - len(row)) for row in packed]).reshape(-1, self.length)
+
+
+def _require(module: str) -> ModuleType:
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        raise UserError(
+            f"Texts need {module.partition('.')[0]}, which cannot be imported: {error}.",
+            "Install it with the extra: pip install 'meltr-core[text]'.",
+        ) from error
 
 
 def read_vocabulary(file: Path) -> dict[str, int]:
@@ -122,10 +111,9 @@ def cached_vocabulary() -> Path:
     Raises:
         UserError: If it is not there.
     """
-    from huggingface_hub import try_to_load_from_cache
-
+    hub = _require("huggingface_hub")
     for repository in REPOSITORIES:
-        found = try_to_load_from_cache(repository, "vocab.txt")
+        found = hub.try_to_load_from_cache(repository, "vocab.txt")
         if isinstance(found, str):
             return Path(found)
     raise UserError(
@@ -147,10 +135,8 @@ def write_vocabulary(file: Path, texts: Iterable[str]) -> int:
     Returns:
         Number of tokens.
     """
-    from tokenizers.normalizers import BertNormalizer
-    from tokenizers.pre_tokenizers import BertPreTokenizer
-
-    normalise, split = BertNormalizer(lowercase=True).normalize_str, BertPreTokenizer().pre_tokenize_str
+    normalise = _require("tokenizers.normalizers").BertNormalizer(lowercase=True).normalize_str
+    split = _require("tokenizers.pre_tokenizers").BertPreTokenizer().pre_tokenize_str
     words = {word for text in texts for word, _ in split(normalise(text))}
     letters = {letter for word in words for letter in word} | set("abcdefghijklmnopqrstuvwxyz0123456789")
     lines = [f"[unused{number}]" for number in range(MASK + 1)]

@@ -1,0 +1,1 @@
+"""Texts: WordPiece, and the vocabulary that stays with a run."""

@@ -1,0 +1,143 @@
+"""Published weights: read a file without running code from it, and account for every key of it.
+
+Nothing is left out silently: a `LoadReport` says what became of each key and of each parameter of the model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from meltr.errors import UserError
+
+_WRAPPERS = ("state_dict", "model", "module")
+
+
+def read_weights(path: Path) -> dict[str, Tensor]:
+    """Return names and tensors of a safetensors file or of a state dict that torch saved.
+
+    A state dict may lie inside a checkpoint under ``state_dict`` or ``model``; a ``module.`` prefix is taken off.
+
+    Args:
+        path: The file.
+
+    Raises:
+        UserError: If it is not there, is broken, or holds anything but a state dict.
+    """
+    if not path.is_file():
+        raise UserError(f"There is no file of weights {path}.", "Check the path.")
+    try:
+        if path.suffix == ".safetensors":
+            from safetensors.torch import load_file
+
+            return load_file(path)
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # a broken file can make either reader raise anything
+        cause = str(error).strip().splitlines()[0] if str(error).strip() else "no details"
+        raise UserError(
+            f"{path} cannot be read ({path.stat().st_size:,} bytes): {type(error).__name__}: {cause}",
+            "Give a .safetensors file, or a state dict saved with torch.save. A file that is too short was not copied "
+            "to its end: get it again.",
+        ) from error
+    for wrapper in _WRAPPERS:
+        if isinstance(content, dict) and isinstance(content.get(wrapper), dict):
+            content = content[wrapper]
+    if not isinstance(content, dict) or not content or not all(isinstance(value, Tensor) for value in content.values()):
+        raise UserError(f"{path} holds no state dict.", "Give a file with names and tensors, nothing else.")
+    return {str(key).removeprefix("module."): value for key, value in content.items()}
+
+
+@dataclass(frozen=True)
+class LoadReport:
+    """What became of every key of a file and of every parameter of the model.
+
+    Args:
+        source: The file.
+        loaded: Our names that were loaded.
+        missing: Our names that the file does not have: they stay as initialised. Index buffers do not count.
+        reshaped: Our name -> (shape in the file, shape in the model): not loaded.
+        unexpected: Keys of the file that nobody knows.
+        ignored: Key of the file -> why it was not needed.
+    """
+
+    source: str
+    loaded: tuple[str, ...]
+    missing: tuple[str, ...] = ()
+    reshaped: Mapping[str, tuple[tuple[int, ...], tuple[int, ...]]] = field(default_factory=dict)
+    unexpected: tuple[str, ...] = ()
+    ignored: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def complete(self) -> bool:
+        """True if every parameter of the model was loaded."""
+        return not self.missing and not self.reshaped
+
+    def __str__(self) -> str:
+        """Return the report as one paragraph."""
+        parts = [f"{self.source}: {len(self.loaded)} tensors loaded"]
+        if self.missing:
+            parts.append(f"{len(self.missing)} stay as initialised ({_heads_of(self.missing)})")
+        if self.reshaped:
+            shapes = [f"{name} {list(have)} -> {list(want)}" for name, (have, want) in self.reshaped.items()]
+            parts.append(f"{len(shapes)} have another shape and stay as initialised ({some(shapes)})")
+        if self.unexpected:
+            parts.append(f"{len(self.unexpected)} keys are unknown ({some(self.unexpected)})")
+        reasons: dict[str, list[str]] = {}
+        for key, reason in self.ignored.items():
+            reasons.setdefault(reason, []).append(key)
+        parts += [f"{len(keys)} left out: {reason}" for reason, keys in reasons.items()]
+        return "; ".join(parts) + "."
+
+
+def some(items: Sequence[str], most: int = 3) -> str:
+    """Return the first few of `items` in words."""
+    return ", ".join(items[:most]) + (", ..." if len(items) > most else "")
+
+
+def _heads_of(names: tuple[str, ...]) -> str:
+    return ", ".join(dict.fromkeys(name.partition(".")[0] for name in names))
+
+
+def compare(
+    model: nn.Module,
+    renamed: Mapping[str, Tensor],
+    *,
+    source: Path | str,
+    unexpected: Sequence[str] = (),
+    ignored: Mapping[str, str] | None = None,
+    skip: Callable[[str], bool] | None = None,
+) -> LoadReport:
+    """Return what `copy_into` would do with a state; changes nothing.
+
+    Args:
+        model: The model.
+        renamed: The state, under the model's own names. A name that the model does not have is ignored, and said so.
+        source: The file.
+        unexpected: Keys of the file that nobody knows.
+        ignored: Key of the file -> why it was not needed.
+        skip: Tells which names of the model need not be in a file (constant buffers).
+    """
+    own = {name: value for name, value in model.state_dict().items() if skip is None or not skip(name)}
+    loaded, reshaped, left_out = [], {}, dict(ignored or {})
+    for name, value in renamed.items():
+        if name not in own:
+            left_out[name] = "the model has no such part"
+        elif value.shape != own[name].shape:
+            reshaped[name] = (tuple(value.shape), tuple(own[name].shape))
+        else:
+            loaded.append(name)
+    missing = tuple(name for name in own if name not in renamed)
+    return LoadReport(str(source), tuple(loaded), missing, reshaped, tuple(unexpected), left_out)
+
+
+def copy_into(model: nn.Module, renamed: Mapping[str, Tensor], report: LoadReport) -> LoadReport:
+    """Copy what `report` says fits into the model, and return the report."""
+    own = model.state_dict()
+    with torch.no_grad():
+        for name in report.loaded:
+            own[name].copy_(renamed[name])
+    return report
