@@ -66,11 +66,12 @@ class Evaluation:
     """What `evaluate` returns.
 
     Args:
-        metrics: Name -> value, with at least the metrics that the task declares.
+        metrics: Name -> value, with at least the metrics that the task declares, but for those that were skipped.
         count: Examples evaluated.
         details: JSON-able extras (per-class accuracy, a confusion matrix), saved beside the results.
         predictions: JSON-able rows, written to ``predictions/<split>.jsonl``.
         baselines: Trivial answer ("question without the video") -> its metrics, printed beside the result.
+        skipped: Metric that could not be computed here -> why, in a few words ("no Java"). Never the primary one.
     """
 
     metrics: Mapping[str, float]
@@ -78,6 +79,7 @@ class Evaluation:
     details: Mapping[str, Any] = field(default_factory=dict)
     predictions: tuple[Mapping[str, Any], ...] = ()
     baselines: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    skipped: Mapping[str, str] = field(default_factory=dict)
 
     def summary(self) -> dict[str, Any]:
         """Return what stands in results.json."""
@@ -86,6 +88,7 @@ class Evaluation:
             "count": self.count,
             "details": dict(self.details),
             "baselines": {name: dict(metrics) for name, metrics in self.baselines.items()},
+            "skipped": dict(self.skipped),
         }
 
 

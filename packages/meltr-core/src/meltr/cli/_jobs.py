@@ -6,7 +6,7 @@ import contextlib
 import dataclasses
 import importlib.util
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -228,6 +228,12 @@ def _execute(
         raise
 
 
+def skipped_everywhere(runs: Sequence[Mapping[str, Any]], split: str) -> dict[str, str]:
+    """Return the metrics that none of several runs has for a split, with the first run's reason."""
+    every = [(run.get(split) or {}).get("skipped") or {} for run in runs]
+    return {name: reason for name, reason in every[0].items() if all(name in each for each in every)}
+
+
 def summary(results: Mapping[str, Any], folder: Path | None) -> str:
     """Return the results as text: a line for one run, a table of mean and spread for several seeds."""
     where = f"{folder}: " if folder is not None else ""
@@ -237,6 +243,8 @@ def summary(results: Mapping[str, Any], folder: Path | None) -> str:
         for split in ("validation", "test"):
             for name, each in results.get(split, {}).items():
                 rows.append([split, name, f"{each['mean']:.4g} ± {each['std']:.2g}", str(each["n"])])
+            for name, reason in skipped_everywhere(results["runs"], split).items():
+                rows.append([split, name, f"skipped ({reason})", "0"])
         return f"{where}seeds {', '.join(map(str, results['seeds']))}\n{table(rows)}"
     parts = []
     for split in ("test", "validation"):

@@ -122,13 +122,24 @@ class Hooks:
             result = self._hook.evaluate(model=model, data=data, context=context)
         if not isinstance(result, Evaluation):
             raise self._error("evaluate", f"returned {type(result).__name__}, expected meltr.Evaluation")
-        missing = [name for name in context.task.metrics if name not in result.metrics]
+        self._check_metrics(result, context.task.metrics)
+        return result
+
+    def _check_metrics(self, result: Evaluation, declared: Sequence[str]) -> None:
+        missing = [name for name in declared if name not in result.metrics and name not in result.skipped]
         if missing:
-            raise self._error("evaluate", f"returned no {missing}; the task declares {list(context.task.metrics)}")
+            raise self._error("evaluate", f"returned no {missing}; the task declares {list(declared)}")
+        both = [name for name in result.skipped if name in result.metrics]
+        if both:
+            raise self._error("evaluate", f"returned {both} and says that they were skipped")
+        if declared[0] in result.skipped:
+            raise self._error("evaluate", f"skipped {declared[0]!r}, which chooses the best checkpoint")
+        vague = {name: reason for name, reason in result.skipped.items() if not isinstance(reason, str) or not reason}
+        if vague:
+            raise self._error("evaluate", f"skipped metrics must come with a reason, got {vague}")
         bad = {n: v for n, v in result.metrics.items() if not isinstance(v, (int, float)) or isinstance(v, bool)}
         if bad:
             raise self._error("evaluate", f"metrics must be plain numbers, got {bad}")
-        return result
 
     @property
     def predicts(self) -> bool:

@@ -178,7 +178,8 @@ def results_table(results: Mapping[str, Any]) -> Table:
 
     splits = [split for split in ("validation", "test") if results.get(split)]
     primary = results.get("metric")
-    names = dict.fromkeys(name for split in splits for name in results[split]["metrics"])
+    shown = {split: text.with_skipped(results[split]["metrics"], results[split].get("skipped")) for split in splits}
+    names = dict.fromkeys(name for split in splits for name in shown[split])
     ordered = sorted(names, key=lambda name: name != primary)
     table = Table(title=str(results.get("run", "result")), title_justify="left")
     table.add_column("split")
@@ -187,7 +188,7 @@ def results_table(results: Mapping[str, Any]) -> Table:
     table.add_column("examples", justify="right")
     for split in splits:
         found = results[split]
-        rows = {split: found["metrics"], **{f"  {name}": each for name, each in (found.get("baselines") or {}).items()}}
+        rows = {split: shown[split], **{f"  {name}": each for name, each in (found.get("baselines") or {}).items()}}
         for label, values in rows.items():
             cells = [text.metrics_text({"": values[name]}).strip() if name in values else "" for name in ordered]
             table.add_row(label, *cells, f"{found['count']:,}" if label == split else "")

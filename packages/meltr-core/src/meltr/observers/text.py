@@ -97,9 +97,15 @@ def metrics_text(metrics: Mapping[str, Any]) -> str:
     )
 
 
+def with_skipped(metrics: Mapping[str, Any], skipped: Mapping[str, str] | None) -> dict[str, Any]:
+    """Return metrics for showing: those that were skipped stand at the end, with the reason for a value."""
+    return {**metrics, **{name: f"skipped ({reason})" for name, reason in (skipped or {}).items()}}
+
+
 def evaluation_line(split: str, step: int, evaluation: Evaluation) -> str:
     """Return an evaluation in one line."""
-    line = f"step {step}  {split}  {metrics_text(evaluation.metrics)}  ({evaluation.count:,} examples)"
+    metrics = metrics_text(with_skipped(evaluation.metrics, evaluation.skipped))
+    line = f"step {step}  {split}  {metrics}  ({evaluation.count:,} examples)"
     return "; ".join([line, *(f"{name}: {metrics_text(each)}" for name, each in evaluation.baselines.items())])
 
 
@@ -108,8 +114,9 @@ def results_lines(results: Mapping[str, Any]) -> list[str]:
     lines = []
     for split in ("validation", "test"):
         if results.get(split):
-            lines.append(f"result  {split}  {metrics_text(results[split]['metrics'])}")
-            for name, metrics in (results[split].get("baselines") or {}).items():
+            found = results[split]
+            lines.append(f"result  {split}  {metrics_text(with_skipped(found['metrics'], found.get('skipped')))}")
+            for name, metrics in (found.get("baselines") or {}).items():
                 lines.append(f"result  {split}, {name}  {metrics_text(metrics)}")
     return [*lines, f"result  {cost_text(results)}"]
 
