@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import gzip
 import os
+import sys
 from itertools import pairwise
 from pathlib import Path
 
@@ -14,7 +15,17 @@ from sklearn.feature_extraction.text import CountVectorizer
 from sklearn.naive_bayes import MultinomialNB
 
 from meltr.data.corpus import Corpus, Item
-from meltr.metrics.baselines import answer_blindly, baseline, favourite_choices, question_only
+from meltr.metrics.baselines import (
+    answer_blindly,
+    baseline,
+    favourite_choices,
+    majority_sign,
+    mean_score,
+    one_caption,
+    question_only,
+)
+from meltr.metrics.captions import corpus_scores
+from meltr.metrics.typical_caption import typical_caption
 
 WORDS = ("what", "who", "where", "man", "dog", "red", "plays", "the", "ball", "near")
 
@@ -101,8 +112,8 @@ def test_chance_of_retrieval():
 def test_what_cannot_be_answered_is_refused():
     with pytest.raises(ValueError, match="no examples in split 'validation'"):
         baseline(corpus("qa", [], []), "validation")
-    with pytest.raises(ValueError, match="no baseline for task 'captioning'"):
-        baseline(corpus("captioning", [], [asked("what", "it")]), "test")
+    with pytest.raises(ValueError, match="no baseline for task 'tracking'"):
+        baseline(corpus("tracking", [], [asked("what", "it")]), "test")
 
 
 @pytest.mark.slow
@@ -118,3 +129,92 @@ def test_real_questions_beat_the_most_frequent_answer():
     answers = [item.answer for item in read["val"]]
     constant = 100 * max(answers.count(answer) for answer in set(answers)) / len(answers)
     assert question_only(read["train"], read["val"]).metrics["accuracy"] > constant + 5
+
+
+# Captioning
+
+VIDEOS = (
+    ("a red ball rolls", "the ball rolls down"),
+    ("a red ball rolls", "something moves"),
+    ("a dog runs", "a dog runs over grass"),
+    ("the red ball falls",),
+)
+
+
+def similarity(first: str, second: str) -> float:
+    """Return CIDEr of a pair (Vedantam et al., eq. 2 and 3) over `VIDEOS`, without pooling anything."""
+    total = 0.0
+    for order in range(1, 5):
+
+        def grams(text: str, order: int = order) -> list[str]:
+            words = text.split()
+            return [" ".join(words[start : start + order]) for start in range(len(words) - order + 1)]
+
+        every = sorted({gram for many in VIDEOS for text in many for gram in grams(text)})
+        idf = [-np.log(np.mean([any(gram in grams(text) for text in many) for many in VIDEOS])) for gram in every]
+        one, other = (np.array([grams(text).count(gram) for gram in every]) * idf for text in (first, second))
+        norms = np.linalg.norm(one) * np.linalg.norm(other)
+        total += float(one @ other / norms) / 4 if norms else 0.0
+    return total
+
+
+@pytest.mark.parametrize("last", ["the red ball falls", "a dog runs", "something moves", "the ball rolls down"])
+def test_the_typical_caption_is_the_one_most_similar_to_all_pair_by_pair(monkeypatch, last):
+    videos = (*VIDEOS[:3], (last,) * 2)
+    monkeypatch.setattr(sys.modules[__name__], "VIDEOS", videos)
+    means = {
+        text: np.mean([np.mean([similarity(text, other) for other in many]) for many in videos])
+        for text in dict.fromkeys(text for many in videos for text in many)
+    }
+    best = max(means, key=lambda text: means[text])
+    assert sorted(means.values())[-1] > sorted(means.values())[-2] + 1e-6, "the case decides nothing"
+    assert typical_caption(videos) == best
+
+
+def test_a_video_with_many_captions_counts_as_one():
+    many = ("a dog runs fast",) * 50
+    assert typical_caption([many, ("two men sing here",), ("two men sing here",)]) == "two men sing here"
+
+
+def test_of_equally_typical_captions_the_first_is_taken_and_empty_ones_are_none():
+    assert typical_caption([("", " "), (" b\tc ",), ("d e",)]) == "b c"
+    with pytest.raises(ValueError, match="no caption with a word"):
+        typical_caption([("",), ()])
+
+
+def test_one_caption_is_scored_like_any_other():
+    pytest.importorskip("pycocoevalcap")
+    references = {"x": ["a red ball rolls"], "y": ["a dog sleeps", "the dog sleeps"]}
+    found = one_caption(VIDEOS, references, meteor=False)
+    assert found.name == '"a red ball rolls" for every video'
+    said = dict.fromkeys(references, "a red ball rolls")
+    assert found.metrics == corpus_scores(said, references, meteor=False).metrics
+    assert "meteor" not in found.metrics
+
+
+def test_a_corpus_of_captions_has_it_as_its_baseline():
+    pytest.importorskip("pycocoevalcap")
+    train = [Item(media=f"v{n}", id=str(n), captions=many) for n, many in enumerate(VIDEOS)]
+    test = [Item(media="v9", id="9", captions=("a red ball rolls",)), Item(media="v9", id="10", captions=("a dog",))]
+    found = baseline(corpus("captioning", train, test), "test")
+    assert found == one_caption(VIDEOS, {"9": ("a red ball rolls",), "10": ("a dog",)}, meteor=False)
+    assert found.metrics["rouge_l"] > 50
+
+
+# Sentiment
+
+
+def test_the_mean_of_the_training_scores_has_their_mean_deviation():
+    right = [3.0, -1.0, 0.0, 2.0]
+    found = mean_score([2.0, -1.0, 2.0], right)
+    assert found.metrics["mae"] == pytest.approx(np.abs(np.array(right) - 1).mean())
+    assert (found.metrics["corr"], found.metrics["acc7"]) == (0, 0)
+    assert found.metrics["ba"] == pytest.approx(100 * 2 / 3)
+
+
+def test_the_majority_sign_is_not_the_sign_of_the_mean():
+    train, right = [3.0, -0.5, -0.5, 0.0], [-1.0, -2.0, 1.0, 0.0]
+    assert majority_sign(train, right).metrics["ba"] == pytest.approx(100 * 2 / 3)
+    assert mean_score(train, right).metrics["ba"] == pytest.approx(100 / 3)
+    assert set(majority_sign(train, right).metrics) == {"ba", "f1", "ba_nonneg", "f1_nonneg"}
+    assert majority_sign([1.0, -1.0], right).metrics["ba"] == pytest.approx(100 / 3)

@@ -25,6 +25,17 @@ def register_tasks() -> list[TaskInfo]:
             summary="Find the video that a text describes (r@1 and so on), and the text of a video (v2t/r@1).",
             metrics=("r@1", "r@5", "r@10", "medr", "v2t/r@1", "v2t/r@5", "v2t/r@10", "v2t/medr"),
         ),
+        TaskInfo(
+            name="captioning",
+            summary="Say in a sentence what a video shows.",
+            metrics=("cider", "bleu4", "rouge_l", "meteor", "bleu1", "bleu2", "bleu3"),
+        ),
+        TaskInfo(
+            name="sentiment",
+            summary="How positive what is said in a video is, from -3 to 3.",
+            metrics=("mae", "corr", "ba", "f1", "ba_nonneg", "f1_nonneg", "acc7"),
+            higher_is_better=False,
+        ),
     ]
 
 

@@ -26,6 +26,8 @@ EXTRAS = (
     ("tensorboard", "tensorboard", "tensorboard", "no TensorBoard"),
     ("av", "av", "video", "no video is read or written (PyAV)"),
     ("pillow", "PIL", "video", "no image is read, no frame cache"),
+    ("transformers", "transformers", "text", "no text is read"),
+    ("pycocoevalcap", "pycocoevalcap", "captions", "no captions are scored"),
 )
 """Package, its module, the extra that brings it, and what does not work without it."""
 
@@ -132,7 +134,10 @@ def _extras() -> Iterator[Check]:
             yield Check(package, WARN, f"missing: {without}", f"pip install 'meltr-core[{extra}]'")
     java = shutil.which("java")
     yield Check(
-        "java", OK if java else WARN, "found" if java else "missing: METEOR is skipped", "" if java else "Install Java."
+        "java",
+        OK if java else WARN,
+        "found" if java else "missing: METEOR is skipped, no PTB tokens",
+        "" if java else "Install Java.",
     )
 
 

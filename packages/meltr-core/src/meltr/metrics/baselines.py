@@ -16,10 +16,16 @@ import numpy as np
 import numpy.typing as npt
 
 from meltr.data.corpus import Corpus, Item
+from meltr.metrics.captions import Tokens, corpus_scores
+from meltr.metrics.regression import sentiment_metrics
 from meltr.metrics.retrieval import chance
+from meltr.metrics.typical_caption import typical_caption
 
 OFTEN = 3
 """A question that was asked so often in training is answered by its most frequent answer."""
+
+SIGN_METRICS = ("ba", "f1", "ba_nonneg", "f1_nonneg")
+"""The metrics of sentiment that look at the sign alone."""
 
 WORDS = 10_000
 """Words and pairs of words that naive Bayes looks at: the most frequent ones."""
@@ -42,7 +48,8 @@ def baseline(corpus: Corpus, split: str) -> Baseline:
     """Return the baseline of the corpus' task on one of its splits.
 
     Args:
-        corpus: A corpus for ``qa``, ``action`` or ``retrieval``.
+        corpus: A corpus for ``qa``, ``action``, ``retrieval`` or ``captioning``; captions are scored as they are, and
+            without METEOR, which takes seconds to start.
         split: The split to answer, not empty.
 
     Raises:
@@ -57,7 +64,48 @@ def baseline(corpus: Corpus, split: str) -> Baseline:
         return most_frequent(corpus.splits["train"], items)
     if corpus.task == "qa":
         return question_only(corpus.splits["train"], items)
+    if corpus.task == "captioning":
+        train = [item.captions for item in corpus.splits["train"]]
+        return one_caption(train, {item.id: item.captions for item in items}, meteor=False)
     raise ValueError(f"no baseline for task {corpus.task!r}")
+
+
+def one_caption(
+    train: Sequence[Sequence[str]],
+    references: Mapping[str, Sequence[str]],
+    *,
+    tokens: Tokens = "whitespace",
+    meteor: bool = True,
+) -> Baseline:
+    """Return the caption metrics of saying the most typical training caption about every video.
+
+    Args:
+        train: The captions of each training video, written as the model's captions are.
+        references: Video -> its reference captions.
+        tokens: As for `meltr.metrics.captions.corpus_scores`, and so are the errors.
+        meteor: The same.
+
+    Raises:
+        ValueError: If no training video has a caption.
+    """
+    said = typical_caption(train)
+    scores = corpus_scores(dict.fromkeys(references, said), references, tokens=tokens, meteor=meteor)
+    return Baseline(f'"{said}" for every video', scores.metrics)
+
+
+def mean_score(train: Sequence[float], right: Sequence[float]) -> Baseline:
+    """Return the sentiment metrics of answering with the mean of the training scores."""
+    return Baseline("training mean", sentiment_metrics(np.full(len(right), np.mean(train)), right))
+
+
+def majority_sign(train: Sequence[float], right: Sequence[float]) -> Baseline:
+    """Return the binary metrics of the sign that most training scores have; it says nothing about error or correlation.
+
+    Zeros among the training scores count for neither sign; of equally frequent ones, positive.
+    """
+    sign = 1.0 if np.sign(train).sum() >= 0 else -1.0
+    metrics = sentiment_metrics(np.full(len(right), sign), right)
+    return Baseline("majority sign", {name: metrics[name] for name in SIGN_METRICS})
 
 
 def most_frequent(train: Sequence[Item], items: Sequence[Item]) -> Baseline:

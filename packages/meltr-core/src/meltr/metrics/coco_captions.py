@@ -1,7 +1,8 @@
 """The caption scorers of pycocoevalcap (extra ``captions``), one function a metric, and its PTB tokenizer.
 
 Values are those of the package: 1 is 100 percent. Everything is imported at the first use, because the package is an
-extra and METEOR and the tokenizer are Java programs. BLEU, ROUGE-L and CIDEr need no Java.
+extra and METEOR and the tokenizer are Java programs. BLEU, ROUGE-L and CIDEr need no Java. Its parts have licences of
+their own: the file that computes BLEU is not for commercial use.
 """
 
 from __future__ import annotations
