@@ -24,11 +24,15 @@ from meltr.data.miniature.scenes import COLOURS, PLACES, SHAPES, Scene, Thing, b
 from meltr.errors import UserError
 
 SMALL = {"train": 8, "test": 3}
+WITH_VALIDATION = ("msvd", "msrvtt", "manifest")
 
 
 def small(dataset: str, folder: Path, seed: int = 0) -> Path:
-    sizes = SMALL | ({"validation": 2} if dataset in ("msvd", "manifest") else {})
-    return miniature.write(dataset, folder / dataset, seed=seed, sizes=sizes)
+    return miniature.write(dataset, folder / dataset, seed=seed, sizes=small_sizes(dataset))
+
+
+def small_sizes(dataset: str) -> dict[str, int]:
+    return SMALL | ({"validation": 2} if dataset in WITH_VALIDATION else {})
 
 
 def every_frame(path: Path) -> np.ndarray:
@@ -48,7 +52,7 @@ def test_the_readers_of_the_real_data_read_it(dataset, tmp_path):
         clips = Counter()
         for split, items in corpus.splits.items():
             clips[split] = len({item.media for item in items})
-        expected = SMALL | ({"validation": 2} if dataset in ("msvd", "manifest") else {})
+        expected = small_sizes(dataset)
         assert clips == expected
         assert len(corpus.media) == sum(expected.values())
         assert not corpus.missing

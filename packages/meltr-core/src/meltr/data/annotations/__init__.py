@@ -23,6 +23,7 @@ READERS = {
     "tgif-frame": "tgif",
     "msrvtt-7k": "msrvtt",
     "msrvtt-9k": "msrvtt",
+    "msrvtt": "msrvtt_qa",
     "kinetics400": "kinetics",
     "manifest": "manifest",
 }

@@ -35,6 +35,7 @@ DATASETS = {
     "tgif-frame": "meltr.data.miniature.tgif:FRAME",
     "msrvtt-7k": "meltr.data.miniature.msrvtt:SEVEN_K",
     "msrvtt-9k": "meltr.data.miniature.msrvtt:NINE_K",
+    "msrvtt": "meltr.data.miniature.msrvtt_qa:LAYOUT",
     "kinetics400": "meltr.data.miniature.kinetics:LAYOUT",
     "manifest": "meltr.data.miniature.manifest:LAYOUT",
 }
