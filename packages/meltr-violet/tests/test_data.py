@@ -205,6 +205,19 @@ def test_a_given_vocabulary_is_copied_and_a_broken_one_refused(
     assert not (tmp_path / "other" / VOCABULARY).exists()
 
 
+def test_a_small_model_from_scratch_takes_the_words_of_the_data_set(
+    make_context: Make, clips: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("huggingface_hub.try_to_load_from_cache", lambda repository, name: None)
+    root = write_manifest(tmp_path / "data", clips, [{**row, "question": "zebra?"} for row in questions(len(clips))])
+    build_data(make_context("qa", "manifest", data_root=root, run_dir=tmp_path / "run"))
+    assert "zebra" in (tmp_path / "run" / VOCABULARY).read_text().splitlines()
+    for needy in ({"size": "base"}, {"weights": "some.pt"}):
+        given = {f"options__{name}": value for name, value in needy.items()}
+        with pytest.raises(UserError, match="There is no vocabulary"):
+            build_data(make_context("qa", "manifest", data_root=root, **given))
+
+
 # Codes
 
 

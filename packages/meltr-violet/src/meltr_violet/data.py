@@ -64,7 +64,8 @@ def build_data(context: RunContext) -> Data:
     source = _source(context)
     corpus = cut(source.corpus, spec)
     context.notes.extend(corpus.notes)
-    file = run_vocabulary(context, source.corpus, options.vocabulary, extra_words=PROMPT_WORDS)
+    own = options.size == "tiny" and options.weights is None
+    file = run_vocabulary(context, source.corpus, options.vocabulary, own=own, extra_words=PROMPT_WORDS)
     tokenizer = Tokenizer(file, length=options.text_length)
     classes = {name: number for number, name in enumerate(corpus.answers)}
     texts = Texts(tokenizer, spec.task, classes, options.choice_text)

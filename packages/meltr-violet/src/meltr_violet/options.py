@@ -20,7 +20,8 @@ class VioletOptions(Info):
         bert: Without `weights`: start text and transformer from bert-base-uncased (``model.safetensors``).
         fc: Which head takes the checkpoint's matching head: ``vtm``; ``choice`` (as the original VIOLET does for
             multiple choice), ``answer``, or ``none`` (MELTR's code for question answering, which drops it).
-        vocabulary: vocab.txt of bert-base-uncased; None: from the Hugging Face cache (miniatures make their own).
+        vocabulary: vocab.txt of bert-base-uncased; None: from the Hugging Face cache (miniatures, and the tiny model
+            without `weights`, take the words of the data set).
         frames: T, frames of a clip, at most 6.
         image_size: Side of a frame in pixels, a multiple of 32 (at most 448).
         text_length: X, tokens of a text, [CLS] and [SEP] included; longer ones are cut.

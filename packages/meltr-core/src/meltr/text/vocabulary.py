@@ -16,16 +16,19 @@ VOCABULARY = "vocabulary.txt"
 """In the run folder: the vocabulary of the run, so that a trained run needs no other file."""
 
 
-def run_vocabulary(context: RunContext, corpus: Corpus, given: Path | None, *, extra_words: Sequence[str] = ()) -> Path:
+def run_vocabulary(
+    context: RunContext, corpus: Corpus, given: Path | None, *, own: bool = False, extra_words: Sequence[str] = ()
+) -> Path:
     """Return the file of a run's vocabulary, and leave a copy in the run folder, which the trained run uses.
 
-    Miniatures bring their own words, unless a vocabulary is given.
+    Without one, miniatures and models that start from scratch (`own`) take the words of the data set.
 
     Args:
         context: The run.
         corpus: Its data set, before limits: they must not change the vocabulary.
         given: The file that the user gave, if any.
-        extra_words: Words that the vocabulary of a miniature needs besides those of its texts.
+        own: The model is small and starts from scratch, so that it needs no published vocabulary.
+        extra_words: Words that a vocabulary of the data set's own words needs besides.
 
     Raises:
         UserError: If there is no vocabulary, or it is not one for this model.
@@ -35,7 +38,7 @@ def run_vocabulary(context: RunContext, corpus: Corpus, given: Path | None, *, e
         return stored
     found = given
     if found is None:
-        found = _own_words(corpus, extra_words) if context.spec.sample else cached_vocabulary()
+        found = _own_words(corpus, extra_words) if own or context.spec.sample else cached_vocabulary()
     read_vocabulary(found)
     if stored is not None and context.rank == 0:
         write_text(stored, found.read_text(encoding="utf-8"))
@@ -43,7 +46,7 @@ def run_vocabulary(context: RunContext, corpus: Corpus, given: Path | None, *, e
 
 
 def _own_words(corpus: Corpus, extra_words: Sequence[str]) -> Path:
-    """Return the vocabulary of a miniature, written into the user's cache where it is not there yet."""
+    """Return a vocabulary of the words of `corpus`, written into the user's cache where it is not there yet."""
     words = sorted({*_words(corpus), *extra_words})
     digest = hashlib.sha256("\n".join(words).encode()).hexdigest()[:8]
     file = miniature.cache_folder() / "vocabularies" / f"{corpus.dataset}-{corpus.task}-{digest}.txt"
