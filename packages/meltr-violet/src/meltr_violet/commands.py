@@ -12,9 +12,9 @@ import typer
 from meltr.cli._options import AsJson
 from meltr.cli._output import print_json, remark
 from meltr.cli.data import add_command
-from meltr.cli.data_cache import (
+from meltr.cli.data_cache import Chosen
+from meltr.cli.data_videos import (
     AllowMissing,
-    Chosen,
     Dataset,
     Quiet,
     Root,

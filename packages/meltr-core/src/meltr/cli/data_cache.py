@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -11,7 +10,17 @@ import typer
 
 from meltr.cli._options import AsJson
 from meltr.cli._output import print_json, remark
-from meltr.errors import UserError
+from meltr.cli.data_videos import (
+    AllowMissing,
+    Dataset,
+    Quiet,
+    Root,
+    Sample,
+    Task,
+    Workers,
+    media_of,
+    miniature_folder,
+)
 from meltr.progress import Counter
 
 if TYPE_CHECKING:
@@ -19,10 +28,6 @@ if TYPE_CHECKING:
 
 _FRAMES = "Frames"
 
-Dataset = Annotated[str, typer.Option(help="Data set; meltr list datasets shows them.")]
-Task = Annotated[str | None, typer.Option(help="Only the videos of this task; default: of all its tasks.")]
-Root = Annotated[Path | None, typer.Option(help="Folder of the data set.")]
-Sample = Annotated[bool, typer.Option("--sample", help="Use the data set's miniature instead.")]
 Out = Annotated[Path, typer.Option(help="Folder of the cache; it is added to if it is there.")]
 Count = Annotated[
     int,
@@ -39,9 +44,6 @@ Size = Annotated[
 ]
 Quality = Annotated[int, typer.Option(min=1, max=95, help="Of the JPEG files.", rich_help_panel=_FRAMES)]
 Raw = Annotated[bool, typer.Option("--raw", help="Pixels without loss, not JPEG.", rich_help_panel=_FRAMES)]
-Workers = Annotated[int | None, typer.Option(min=0, help="Processes that decode; default: one a core, up to 8.")]
-AllowMissing = Annotated[bool, typer.Option("--allow-missing", help="Go on if files are not there.")]
-Quiet = Annotated[bool, typer.Option("--quiet", help="Show no progress.")]
 
 
 def cache(
@@ -78,52 +80,6 @@ def cache(
     with Counter("videos", quiet=quiet) as progress:
         report = fill_cache(media, out, settings, workers=processes, progress=progress)
     _show(report, out, settings, as_json=as_json)
-
-
-def miniature_folder(dataset: str, data_root: Path | None, *, quiet: bool) -> Path:
-    """Return the folder of the data set's miniature."""
-    from meltr.data import miniature
-
-    if data_root is not None:
-        raise UserError("--sample makes its own data, but --data-root was given too", "Leave one of them out.")
-    with Counter("clips of the miniature", quiet=quiet) as progress:
-        return miniature.cached(dataset, progress=progress)
-
-
-def media_of(dataset: str, task: str | None, root: Path | None, *, allow_missing: bool) -> Mapping[str, Path]:
-    """Return key -> file of all that the annotations name; several tasks may share files.
-
-    Raises:
-        UserError: If the annotations cannot be read, or files are missing and `allow_missing` is not given.
-    """
-    from meltr.data import annotations
-
-    media: dict[str, Path] = {}
-    for name in _readable(dataset, root) if task is None else [task]:
-        corpus = annotations.read(dataset, name, root, allow_missing=allow_missing)
-        media.update(corpus.media)
-        for note in corpus.notes:
-            remark(note)
-    return media
-
-
-def _readable(dataset: str, root: Path | None) -> Sequence[str]:
-    """Return the tasks that the annotations are for; the user's own may be for some only."""
-    from meltr.data import annotations
-
-    tasks = annotations.layout(dataset).tasks
-    if len(tasks) == 1:
-        return tasks
-    errors: dict[str, UserError] = {}
-    for name in tasks:
-        try:
-            annotations.read(dataset, name, root, allow_missing=True)
-        except UserError as error:
-            errors[name] = error
-    if len(errors) < len(tasks):
-        return [name for name in tasks if name not in errors]
-    causes = "".join(f"\n  {name}: {error.message}" for name, error in errors.items())
-    raise UserError(f"{dataset} cannot be read for any task:{causes}", "Say with --task which one it is for.")
 
 
 def _show(report: CacheReport, out: Path, settings: CacheSettings, *, as_json: bool) -> None:
