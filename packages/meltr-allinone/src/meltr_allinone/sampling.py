@@ -1,0 +1,55 @@
+"""Which frames of a video All-in-one sees: one of each of T equal segments (Wang et al., arXiv 2203.07303).
+
+`uniform` takes the middle of a segment, `random` any of its frames. `released` is random as in the public repositories,
+which never draw the last frame of a segment; where they stop with an error (a segment of one frame) or return fewer
+than T frames (a video shorter than that), frames repeat.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from functools import partial
+from typing import Literal
+
+from meltr.data.frames import Frames, FrameSource
+from meltr.data.sampling import Sampler, middles, random_in_segments
+
+Sampling = Literal["uniform", "random", "released"]
+
+SAMPLERS: Mapping[Sampling, Sampler] = {
+    "uniform": middles,
+    "random": random_in_segments,
+    "released": partial(random_in_segments, spare_last=True),
+}
+"""Name -> sampler; the random ones draw from Python's global generator."""
+
+
+class Drawn:
+    """A `meltr.data.frames.FrameSource` that draws T frames, anew at every call, of those that another one holds.
+
+    Args:
+        pool: Frames by key, the same at every call, in their order in the video.
+        sampler: Which of them.
+        count: T.
+    """
+
+    def __init__(self, pool: FrameSource, sampler: Sampler, count: int) -> None:
+        self._pool, self._sampler, self._count = pool, sampler, count
+
+    def frames(self, key: str) -> Frames:
+        """Return frames of `key`, (T, H, W, 3); errors as of the pool."""
+        stored = self._pool.frames(key)
+        return stored[list(self._sampler(len(stored), self._count))]
+
+
+@contextmanager
+def draws(seed: int) -> Iterator[None]:
+    """Seed Python's global generator for a while, and leave it as it was: what is drawn depends on `seed` alone."""
+    state = random.getstate()
+    random.seed(seed)
+    try:
+        yield
+    finally:
+        random.setstate(state)

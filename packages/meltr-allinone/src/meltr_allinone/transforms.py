@@ -1,0 +1,67 @@
+"""The image pipeline of evaluation: resize to 1.2 times the side, crop the centre, normalise (backend "a100").
+
+Geometry is done on bytes, once for each video. Bytes travel to the device, a quarter of what floats would take, and are
+normalised there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from meltr.data.frames import Frames
+from meltr.data.pictures import resize
+
+Normalisation = Literal["imagenet", "inception", "kinetics"]
+
+NORMALISATIONS: Mapping[Normalisation, tuple[tuple[float, ...], tuple[float, ...]]] = {
+    "imagenet": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
+    "inception": ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
+    "kinetics": ((0.45, 0.45, 0.45), (0.225, 0.225, 0.225)),
+}
+"""Mean and standard deviation of red, green and blue: of fine-tuning as released; of the timm weights that All-in-one
+started from; of its co-training on videos and images (backend "v100")."""
+
+
+def resized_side(size: int) -> int:
+    """Return the side to which pictures are resized before `size` pixels are cropped: int(1.2 size)."""
+    return int(1.2 * size)
+
+
+def resized_squares(frames: Frames, size: int) -> Frames:
+    """Resize frames (T, H, W, 3) to (T, R, R, 3), R = `resized_side`; like the original, without keeping their shape.
+
+    Args:
+        frames: Pictures of any size.
+        size: Side of the crop that is to come.
+    """
+    side = resized_side(size)
+    return np.stack([resize(frame, side, side) for frame in frames])
+
+
+def channels_first(frames: Frames) -> Tensor:
+    """Return frames (T, H, W, 3) as (T, 3, H, W)."""
+    return torch.from_numpy(frames).permute(0, 3, 1, 2)
+
+
+def centre_crop(video: Tensor, size: int) -> Tensor:
+    """Return the middle (..., size, size) of a video (..., H, W); like torchvision, round half a pixel to even."""
+    top, left = (round((side - size) / 2) for side in video.shape[-2:])
+    return video[..., top : top + size, left : left + size]
+
+
+def normalised(video: Tensor, kind: Normalisation = "imagenet") -> Tensor:
+    """Return bytes (..., 3, H, W) as normalised float32; a floating video is taken to be normalised, and returned.
+
+    Args:
+        video: Bytes, or what was normalised before.
+        kind: A key of `NORMALISATIONS`.
+    """
+    if video.is_floating_point():
+        return video
+    mean, deviation = (video.new_tensor(row, dtype=torch.float32).view(3, 1, 1) for row in NORMALISATIONS[kind])
+    return video.float().div_(255).sub_(mean).div_(deviation)
