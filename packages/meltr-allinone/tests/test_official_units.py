@@ -22,8 +22,8 @@ SHARED = Path(os.environ.get("MELTR_SHARED", Path(__file__).resolve().parents[4]
 GOLDENS = Path(os.environ.get("MELTR_GOLDENS", SHARED / "reference" / "allinone"))
 FOLDERS = sorted(file.parent for file in GOLDENS.rglob("units.json"))
 
-DRAWS, SHORT = 400, 40
-"""So many draws see every frame of a segment of at most SHORT, but for one seed in 600 (SHORT (1 - 1 / SHORT)^DRAWS)."""
+DRAWS, SHORT = 1000, 40
+"""So many draws see every frame of a segment of at most SHORT: one is missed with probability (1 - 1 / SHORT)^DRAWS."""
 
 
 @pytest.fixture(params=FOLDERS or [None], ids=lambda folder: folder.name if folder else "none")

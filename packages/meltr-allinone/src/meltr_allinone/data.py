@@ -30,7 +30,9 @@ def build_data(context: RunContext) -> Data:
     whole, clips = open_clips(whole, context)
     corpus = cut(whole, spec)
     context.notes.extend(corpus.notes)
-    tokenizer = Tokenizer(run_vocabulary(context, whole, options.vocabulary), length=options.text_length)
+    own = options.size == "mini" and options.weights is None
+    file = run_vocabulary(context, whole, options.vocabulary, own=own)
+    tokenizer = Tokenizer(file, length=options.text_length)
     texts = Texts(tokenizer, spec.task, {name: number for number, name in enumerate(corpus.answers)})
     context.notes.extend(_long_texts(corpus, options.text_length))
     wanted = Wanted(

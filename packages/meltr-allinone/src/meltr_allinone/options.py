@@ -18,7 +18,8 @@ class AllInOneOptions(Info):
             tries.
         weights: Start from this checkpoint: ``all-in-one-plus-224.ckpt`` or another official one, or
             ``backbone.safetensors`` of a run.
-        vocabulary: vocab.txt of bert-base-uncased; None: from the Hugging Face cache (miniatures make their own).
+        vocabulary: vocab.txt of bert-base-uncased; None: from the Hugging Face cache (miniatures, and the mini model
+            without `weights`, take the words of the data set).
         frames: T, frames of a clip (3 as published).
         image_size: Side of a frame in pixels, a multiple of 16 (224 as published).
         text_length: L, tokens of a text, [CLS] and [SEP] included; longer ones are cut (40 as published).
