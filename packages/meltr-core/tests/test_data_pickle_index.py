@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from meltr.data.safe_pickle import Span, index_pickle, load_pickle
+from meltr.data.safe_pickle import ArraySpan, Span, index_pickle, load_pickle
 from meltr.errors import UserError
 
 TEXT = st.text(max_size=40) | st.binary(max_size=40)
@@ -86,6 +86,25 @@ def test_broken_files_are_named(tmp_path: Path) -> None:
             index_pickle(file)
     with pytest.raises(UserError, match=r"Cannot read .*absent"):
         index_pickle(tmp_path / "absent")
-    file.write_bytes(pickle.dumps({"a": np.zeros(1000)}))
-    with pytest.raises(UserError, match=r"cut\.pkl"):
+    file.write_bytes(pickle.dumps({"a": np.zeros(125)}, protocol=4).replace(b"K\x7d\x85", b"K\x7e\x85"))
+    with pytest.raises(UserError, match=r"shape \(126,\)"):
         index_pickle(file)
+
+
+@pytest.mark.parametrize("protocol", range(2, pickle.HIGHEST_PROTOCOL + 1))
+def test_large_arrays_are_read_one_by_one(tmp_path: Path, protocol: int) -> None:
+    arrays = {
+        "plain": np.arange(300.0).reshape(3, 100),
+        "fortran": np.asfortranarray(np.arange(400, dtype=np.float32).reshape(20, 20)),
+        "turned": np.arange(240).reshape(4, 6, 10).transpose(1, 0, 2),
+        "frozen": np.frombuffer(np.arange(200, dtype=np.float32).tobytes(), dtype=np.float32),
+        "small": np.arange(3),
+    }
+    file = tmp_path / "file"
+    file.write_bytes(pickle.dumps(arrays, protocol=protocol))
+    found, raw = index_pickle(file), file.read_bytes()
+    assert [name for name, each in found.items() if isinstance(each, ArraySpan)] == list(arrays)[:4]
+    for name, array in arrays.items():
+        read = found[name].read(raw) if isinstance(found[name], ArraySpan) else found[name]
+        assert read.dtype == array.dtype, name
+        assert np.array_equal(read, array), name

@@ -133,6 +133,30 @@ def test_any_damage_is_a_user_error_or_plain(tmp_path_factory: pytest.TempPathFa
         load_pickle(file)
 
 
+@pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
+def test_arrays_of_plain_values_come_back(tmp_path: Path, protocol: int) -> None:
+    """UniVL's annotations are such arrays."""
+    arrays = {
+        "text": np.array(["a", "bcd", None], dtype=object),
+        "numbers": np.array([1.5, np.float64(2.5), 3], dtype=object),
+        "grid": np.array([["a", "b"], ["c", "d"], ["e", "f"]], dtype=object),
+        "none": np.array([], dtype=object),
+    }
+    file = tmp_path / "file"
+    file.write_bytes(pickle.dumps(arrays, protocol=protocol))
+    found = load_pickle(file)
+    for name, array in arrays.items():
+        assert found[name].dtype == object, name
+        assert found[name].tolist() == array.tolist(), name
+
+
+def test_code_in_an_array_of_objects_is_refused(tmp_path: Path) -> None:
+    file = tmp_path / "file"
+    file.write_bytes(pickle.dumps({"transcript": np.array(["a", os.getcwd], dtype=object)}))
+    with pytest.raises(UserError, match="was refused"):
+        load_pickle(file)
+
+
 OBJECT_DTYPE = b"cnumpy\ndtype\nU\x01OK\x00K\x01\x87R"
 
 

@@ -1,4 +1,4 @@
-"""Read a pickle from outside without running code from it: plain values and numeric numpy arrays only.
+"""Read a pickle from outside without running code from it: plain values and numpy arrays of them only.
 
 `pickle.load` runs whatever the file asks for. Here the few functions that a pickled numpy array names are replaced by
 records that only remember their arguments; the arrays are made from the records afterwards, with `numpy.frombuffer`,
@@ -12,7 +12,7 @@ import math
 import mmap
 import pickle
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, Literal, NoReturn
@@ -38,9 +38,9 @@ class _Dtype:
         self.byteorder = _text(state[1])
 
     def make(self) -> np.dtype[Any]:
-        """Return the dtype; only booleans, numbers and fixed-width strings are made."""
+        """Return the dtype; only booleans, numbers, fixed-width strings and objects are made."""
         dtype = np.dtype(_text(self.code))
-        if dtype.kind not in "biufcSU":
+        if dtype.kind not in "biufcSUO":
             raise ValueError(f"the dtype {dtype}")
         return dtype if self.byteorder in ("|", "=") else dtype.newbyteorder(self.byteorder)  # type: ignore[arg-type]
 
@@ -66,17 +66,39 @@ class _Array:
         """Return the array (writable), or the scalar for a record without a shape."""
         if not isinstance(self.dtype, _Dtype):
             raise ValueError("an array without a dtype")
-        raw = self.buffer.encode("latin1") if isinstance(self.buffer, str) else bytes(self.buffer)
         dtype = self.dtype.make()
+        if isinstance(self.buffer, Span):
+            return ArraySpan(self.buffer, dtype, self._shape(dtype, self.buffer.size), self.order, self.axes)
+        if dtype.kind == "O":
+            return self._objects()
+        raw = self.buffer.encode("latin1") if isinstance(self.buffer, str) else bytes(self.buffer)
         if self.shape is None:
             return np.frombuffer(raw, dtype=dtype, count=1)[0]
+        shape = self._shape(dtype, len(raw))
+        return _shaped(np.frombuffer(bytearray(raw), dtype=dtype), shape, self.order, self.axes)
+
+    def _shape(self, dtype: np.dtype[Any], size: int | None) -> tuple[int, ...]:
+        """Return the shape; ValueError if it does not fit `size` bytes (None: not known yet)."""
         shape = tuple(int(length) for length in self.shape)
-        if min(shape, default=0) < 0 or math.prod(shape) * dtype.itemsize != len(raw):
-            raise ValueError(f"an array of shape {shape} and dtype {dtype} with {len(raw)} bytes")
-        flat = np.frombuffer(bytearray(raw), dtype=dtype)
-        if self.order == "K" and self.axes is not None:
-            return flat.reshape(shape).transpose(self.axes)
-        return flat.reshape(shape, order="F" if self.order == "F" else "C")
+        if dtype.kind == "O" or min(shape, default=0) < 0 or size not in (None, math.prod(shape) * dtype.itemsize):
+            raise ValueError(f"an array of shape {shape} and dtype {dtype} with {size} bytes")
+        return shape
+
+    def _objects(self) -> Any:
+        """Return an array of plain values: numpy pickles their list."""
+        shape = tuple(int(length) for length in self.shape)
+        if not isinstance(self.buffer, list) or min(shape, default=0) < 0 or math.prod(shape) != len(self.buffer):
+            raise ValueError(f"an array of shape {shape} that is not made of a list of its objects")
+        flat = np.empty(len(self.buffer), dtype=object)
+        for number, value in enumerate(self.buffer):
+            flat[number] = value
+        return _shaped(flat, shape, self.order, None)
+
+
+def _shaped(flat: np.ndarray[Any, Any], shape: tuple[int, ...], order: str, axes: Any) -> Any:
+    if order == "K" and axes is not None:
+        return flat.reshape(shape).transpose(axes)
+    return flat.reshape(shape, order="F" if order == "F" else "C")
 
 
 class _Stand:
@@ -104,7 +126,7 @@ class _Stand:
         if kind == "scalar":
             return _filled(args[1], args[0], shape=None)
         if kind == "encode" and len(args) == 2 and args[1] == "latin1":
-            return args[0].encode("latin1")
+            return args[0].as_latin1() if isinstance(args[0], Span) else args[0].encode("latin1")
         if kind == "bytes" and not args:
             return b""
         if kind == "bytearray" and (not args or isinstance(args[0], bytes)):
@@ -165,6 +187,8 @@ def _finish(value: Any, done: dict[int, Any]) -> Any:
     if isinstance(value, _Stand):
         raise ValueError("a bare reference to a function")
     if isinstance(value, (_Array, _Dtype)):
+        if isinstance(value, _Array) and isinstance(value.buffer, list):
+            value.buffer = _finish(value.buffer, done)
         done[id(value)] = value.make()
     elif isinstance(value, list):
         done[id(value)] = value
@@ -182,7 +206,7 @@ def _finish(value: Any, done: dict[int, Any]) -> Any:
 
 
 def load_pickle(path: Path, *, encoding: Literal["latin1", "bytes", "ASCII", "utf-8"] = "latin1") -> Any:
-    """Return the content of a pickle that holds plain values and numeric numpy arrays.
+    """Return the content of a pickle that holds plain values and numpy arrays of them.
 
     Args:
         path: The file.
@@ -207,26 +231,71 @@ def load_pickle(path: Path, *, encoding: Literal["latin1", "bytes", "ASCII", "ut
 
 @dataclass(frozen=True, slots=True)
 class Span:
-    """Where a long text lies in a file: its first byte and the one after its last (hashable: it may be a key)."""
+    """Where a long text lies in a file: its first byte and the one after its last (hashable: it may be a key).
+
+    Args:
+        start: The first byte.
+        stop: The byte after the last.
+        latin1: The bytes are meant that the text has in Latin-1: how protocol 2 writes bytes.
+    """
 
     start: int
     stop: int
+    latin1: bool = False
+
+    @property
+    def size(self) -> int | None:
+        """Bytes that `read` returns; None if only reading tells."""
+        return None if self.latin1 else self.stop - self.start
+
+    def as_latin1(self) -> Span:
+        """Return the same place, read as text in Latin-1."""
+        return replace(self, latin1=True)
 
     def read(self, content: bytes | mmap.mmap) -> bytes:
-        """Return the bytes of the text; `content` is the whole file."""
-        return content[self.start : self.stop]
+        """Return the bytes; `content` is the whole file."""
+        raw = content[self.start : self.stop]
+        return raw.decode("utf-8").encode("latin1") if self.latin1 else raw
+
+
+@dataclass(frozen=True, slots=True)
+class ArraySpan:
+    """Where the numbers of a large array lie in a file.
+
+    Args:
+        span: The place.
+        dtype: What they are.
+        shape: Lengths of the axes.
+        order: ``C``, ``F`` or ``K`` with `axes`, as numpy pickles it.
+        axes: Order of the axes, for ``K``.
+    """
+
+    span: Span
+    dtype: np.dtype[Any]
+    shape: tuple[int, ...]
+    order: str = "C"
+    axes: Any = None
+
+    def read(self, content: bytes | mmap.mmap) -> Any:
+        """Return the array, read-only; `content` is the whole file.
+
+        Raises:
+            ValueError: If there are not as many bytes as the shape says.
+        """
+        return _shaped(np.frombuffer(self.span.read(content), dtype=self.dtype), self.shape, self.order, self.axes)
 
 
 def index_pickle(path: Path, *, shortest: int = 256) -> Any:
-    """Return what `load_pickle` does, but of long texts only where they lie: a file of gigabytes is hardly read.
+    """Return what `load_pickle` does, but of what is long only where it lies: a file of gigabytes is hardly read.
 
     Args:
-        path: The file. It may not hold arrays of `shortest` bytes or more.
-        shortest: Bytes from which a text counts as long.
+        path: The file.
+        shortest: Bytes from which a text or an array counts as long.
 
     Returns:
         As `load_pickle`, with a `Span` of the file in place of each long text (there in UTF-8) and of long bytes, keys
-        included. What Python 2 or protocol 0 wrote is returned as it is.
+        included, and an `ArraySpan` in place of each large array. What Python 2 or protocol 0 wrote is returned as it
+        is.
 
     Raises:
         UserError: As `load_pickle`.
@@ -273,6 +342,7 @@ class _Indexer(_Unpickler):
     dispatch[pickle.BINUNICODE8[0]] = partial(_take, width=8, text=True)
     dispatch[pickle.BINBYTES[0]] = partial(_take, width=4, text=False)
     dispatch[pickle.BINBYTES8[0]] = partial(_take, width=8, text=False)
+    dispatch[pickle.BYTEARRAY8[0]] = partial(_take, width=8, text=False)
 
 
 def _explained(path: Path, read: Callable[[], Any]) -> Any:
