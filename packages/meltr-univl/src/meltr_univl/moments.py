@@ -1,0 +1,121 @@
+"""A video as short clips of equal length in time, read as a stream: a long video needs no more memory than a short one.
+
+Imports no torch.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from meltr.data.containers import missing_bytes
+from meltr.data.frames import Frames
+from meltr.data.media import MediaError, decode, require
+from meltr.data.pictures import Picture
+
+IMAGES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".ppm")
+"""Endings of still images: each is one clip, of the same picture throughout."""
+
+
+def moments(path: Path, *, rate: float, frames: int, prepare: Callable[[Picture], Picture]) -> Iterator[Frames]:
+    """Yield clip k, of the frames that are seen at the times (k + i / frames) / rate for i = 0 ... frames - 1.
+
+    The last clip is filled up with its last frame.
+
+    Args:
+        path: A video or a still image.
+        rate: Clips a second.
+        frames: Frames of a clip.
+        prepare: Makes a decoded picture what is wanted, of one size; called once for each frame that is seen.
+
+    Yields:
+        Pictures (frames, H, W, 3).
+
+    Raises:
+        MediaError: If the file is missing, truncated, damaged, or holds no pictures. A damaged file may yield clips
+            first.
+        UserError: If PyAV or Pillow is not installed.
+    """
+    if path.suffix.lower() in IMAGES:
+        picture = prepare(decode(path, lambda total: [0]).frames[0])
+        yield np.stack([picture] * frames)
+        return
+    clip: list[Picture] = []
+    for picture, times in _seen(path, rate * frames, prepare):
+        for _ in range(times):
+            clip.append(picture)
+            if len(clip) == frames:
+                yield np.stack(clip)
+                clip = []
+    if clip:
+        yield np.stack(clip + clip[-1:] * (frames - len(clip)))
+
+
+def _seen(path: Path, rate: float, prepare: Callable[[Picture], Picture]) -> Iterator[tuple[Picture, int]]:
+    """Yield each frame that is seen at one of the times k / rate, and at how many of them."""
+    taken = 0
+    for picture, end in _timed(path):
+        until = -int(-(end * rate - 1e-6) // 1)  # the first k with k / rate >= end
+        if until > taken:
+            yield prepare(picture()), until - taken
+            taken = until
+    if not taken:
+        raise MediaError(f"{path} has no frame that can be decoded.", "Get the file again.")
+
+
+def _timed(path: Path) -> Iterator[tuple[Callable[[], Picture], float]]:
+    """Yield each frame, to be converted when it is wanted, and the second until which it is seen."""
+    av: Any = require("av")
+    _check_whole(path)
+    with contextlib.closing(_open(av, path)) as container:
+        stream = container.streams.video[0]
+        stream.thread_type = "NONE"
+        step = 1 / float(stream.average_rate or 25)
+        start = held = None
+        number = 0
+        try:
+            for frame in container.decode(stream):
+                number += 1
+                now = frame.time
+                start = now if start is None else start
+                if held is not None:
+                    # Frames without a time, or with one that does not grow, last as long as the others.
+                    end = held[1] + step if now is None or start is None or now - start <= held[1] else now - start
+                    yield _converter(held[0]), end
+                    held = (frame, end)
+                else:
+                    held = (frame, 0.0)
+        except (av.FFmpegError, ValueError) as error:
+            reason = getattr(error, "strerror", None) or str(error)
+            raise MediaError(f"{path} is damaged after frame {number}: {reason}.", "Get the file again.") from error
+        if held is not None:
+            yield _converter(held[0]), held[1] + step
+
+
+def _converter(frame: Any) -> Callable[[], Picture]:
+    return lambda: np.rot90(frame.to_ndarray(format="rgb24"), round(frame.rotation / 90))
+
+
+def _check_whole(path: Path) -> None:
+    try:
+        lacking = missing_bytes(path)
+    except OSError as error:
+        raise MediaError(f"Cannot read {path}: {error.strerror or error}.", "Check the path and its permissions.")
+    if lacking:
+        raise MediaError(f"{path} is truncated: at least {lacking:,} bytes are missing.", "Get the file again.")
+
+
+def _open(av: Any, path: Path) -> Any:
+    try:
+        container = av.open(str(path), metadata_errors="replace")
+    except (av.FFmpegError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        raise MediaError(f"{path} is no video that can be read: {reason}.", "Get the file again.") from error
+    if not container.streams.video:
+        container.close()
+        raise MediaError(f"{path} has no pictures: it holds no video stream.", "Is it a sound file?")
+    return container
