@@ -121,6 +121,9 @@ def test_how_features_were_made_stays_with_them(tmp_path: Path) -> None:
         require(source, width=1024)
     with pytest.raises(UserError, match="features of s3d-howto100m; the model was trained with those of grid"):
         require(source, extractor="grid")
+    require(source, weights="ab" * 32)
+    with pytest.raises(UserError, match=r"weights abababababab.*others, of weights cdcdcdcdcdcd"):
+        require(source, weights="cd" * 32)
     silent = open_features(write_archive(tmp_path / "x.npz"))
     require(silent, extractor="grid")
     assert open_features(tmp_path / "x.npz", extractor="other", rate=3).record == FeatureRecord(4, "other", 3)

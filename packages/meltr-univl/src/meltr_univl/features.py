@@ -147,13 +147,16 @@ def checked(array: Any, where: str, width: int) -> Features:
     return features
 
 
-def require(source: FeatureSource, *, width: int | None = None, extractor: str | None = None) -> None:
+def require(
+    source: FeatureSource, *, width: int | None = None, extractor: str | None = None, weights: str | None = None
+) -> None:
     """Check that features are of the right kind.
 
     Args:
         source: The features.
         width: D that the model takes; None: any.
         extractor: The extractor that it was trained with; None: any. Features that do not say theirs are taken.
+        weights: Digest of the extractor's weights; the same holds.
 
     Raises:
         UserError: If they are of another width or extractor.
@@ -169,6 +172,12 @@ def require(source: FeatureSource, *, width: int | None = None, extractor: str |
         raise UserError(
             f"{source.path} holds features of {found.extractor}; the model was trained with those of {extractor}.",
             f"Make them with `{MAKE} --extractor {extractor}`, or give the others with --set features=PATH.",
+        )
+    if weights is not None and found.weights not in (None, weights):
+        raise UserError(
+            f"{source.path} holds features of {found.text()}; the model was trained with others, of weights "
+            f"{weights[:12]}.",
+            f"Make them with `{MAKE}` and the same file of weights.",
         )
 
 
