@@ -106,7 +106,7 @@ def test_a_folder_finds_names_at_any_depth_but_does_not_guess(tmp_path: Path) ->
     np.save(folder / "other" / "d.npy", vectors(2))
     again = open_features(folder)
     assert np.array_equal(again.features("other/d.webm"), vectors(2))
-    with pytest.raises(UserError, match=r"2 files of features for 'd': clips/deep/d, other/d"):
+    with pytest.raises(UserError, match=r"2 videos that may be 'd': clips/deep/d, other/d"):
         again.features("d")
 
 

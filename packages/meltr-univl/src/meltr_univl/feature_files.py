@@ -5,7 +5,7 @@ from __future__ import annotations
 import mmap
 import os
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -53,10 +53,55 @@ def stem(key: str) -> str:
     return base if ending.lower() in ENDINGS else key
 
 
+class Names:
+    """The names under which features lie, by the keys of their videos.
+
+    The features of ``clips/a.mp4`` are called so, or ``clips/a``, or else are the only ones whose path ends in ``a``.
+
+    Args:
+        names: The names.
+        where: Folder or file, for messages.
+    """
+
+    def __init__(self, names: Iterable[str], where: Path) -> None:
+        self._where = where
+        self._names = dict.fromkeys(names)
+        self._short: dict[str, list[str]] = {}
+        for name in self._names:
+            self._short.setdefault(name.rpartition("/")[2], []).append(name)
+
+    def __len__(self) -> int:
+        """Names."""
+        return len(self._names)
+
+    def find(self, key: str) -> str | None:
+        """Return the name for `key`; None if there is none.
+
+        Raises:
+            UserError: If only several of the same ending fit.
+        """
+        for name in (key, stem(key)):
+            if name in self._names:
+                return name
+        fitting = self._short.get(stem(key).rpartition("/")[2], [])
+        if len(fitting) > 1:
+            several = ", ".join(sorted(fitting)[:SHOWN])
+            raise UserError(
+                f"{self._where} holds {len(fitting)} videos that may be {key!r}: {several}.",
+                "Name the features by the path of the video, without its ending.",
+            )
+        return fitting[0] if fitting else None
+
+    def require(self, key: str) -> str:
+        """Return the name for `key`; KeyError if there is none."""
+        name = self.find(key)
+        if name is None:
+            raise KeyError(key)
+        return name
+
+
 class FeatureFolder:
     """A folder with a file ``.npy`` for each video, at any depth; ``features.json`` says how they were made.
-
-    The features of ``clips/a.mp4`` are ``clips/a.npy``, or else the only ``a.npy`` at any depth.
 
     Args:
         path: The folder.
@@ -72,9 +117,7 @@ class FeatureFolder:
         self._files = dict(_npy_files(path))
         if not self._files:
             raise UserError(f"{path} holds no .npy file.", f"One file a video, (frames, width); `{MAKE}` makes them.")
-        self._by_name: dict[str, list[str]] = {}
-        for key in self._files:
-            self._by_name.setdefault(key.rpartition("/")[2], []).append(key)
+        self._names = Names(self._files, path)
         record = read_record(path)
         if record is None:
             record = FeatureRecord(_width(_load(self._files[min(self._files)]), path), extractor, rate)
@@ -89,28 +132,13 @@ class FeatureFolder:
         return len(self._files)
 
     def file(self, key: str) -> Path | None:
-        """Return the file of `key`; None if there is none.
-
-        Raises:
-            UserError: If only files of the same name in several folders fit.
-        """
-        name = stem(key)
-        if name in self._files:
-            return self._files[name]
-        fitting = self._by_name.get(name.rpartition("/")[2], [])
-        if len(fitting) > 1:
-            several = ", ".join(sorted(fitting)[:SHOWN])
-            raise UserError(
-                f"{self.path} holds {len(fitting)} files of features for {key!r}: {several}.",
-                "Give each the path of its video, with .npy in place of the ending.",
-            )
-        return self._files[fitting[0]] if fitting else None
+        """Return the file of `key`; None if there is none, UserError if several may be."""
+        name = self._names.find(key)
+        return None if name is None else self._files[name]
 
     def features(self, key: str) -> Features:
         """Return the features of `key`, (F, D); KeyError if it has none, UserError if they are damaged."""
-        file = self.file(key)
-        if file is None:
-            raise KeyError(key)
+        file = self._files[self._names.require(key)]
         return checked(_load(file), str(file), self.record.width)
 
 
@@ -138,17 +166,14 @@ class FeaturePickle:
                 "Get UniVL's features again from its official source.",
             )
         self._arrays: dict[str, Any] = {str(key): value for key, value in content.items()}
+        self._names = Names(self._arrays, path)
         self._content: mmap.mmap | None = None
         full = next((each for each in self._arrays.values() if len(each.shape) == 2 and each.shape[0]), None)
         self.record = FeatureRecord(_width(full, path), extractor, rate)
 
     def __contains__(self, key: object) -> bool:
         """Tell whether `key` has features here."""
-        return key in self._arrays
-
-    def __iter__(self) -> Iterator[str]:
-        """Go through the keys in the order of the file."""
-        return iter(self._arrays)
+        return isinstance(key, str) and self._names.find(key) is not None
 
     def __len__(self) -> int:
         """Videos."""
@@ -160,8 +185,8 @@ class FeaturePickle:
 
     def features(self, key: str) -> Features:
         """Return the features of `key`, (F, D); KeyError if it has none, UserError if they are damaged."""
-        array = self._arrays[key]
-        where = f"{self.path}, {key!r},"
+        name = self._names.require(key)
+        array, where = self._arrays[name], f"{self.path}, {name!r},"
         if isinstance(array, ArraySpan):
             if self._content is None:
                 with self.path.open("rb") as stream:
@@ -188,22 +213,19 @@ class FeatureArchive:
     def __init__(self, path: Path, *, extractor: str | None = None, rate: float | None = None) -> None:
         self.path = path
         self._archive: Any = None
-        self._keys = dict.fromkeys(self._open().files)
-        if not self._keys:
+        keys: list[str] = self._open().files
+        if not keys:
             raise UserError(f"{path} holds no arrays.", "It needs one for each video, (frames, width).")
-        self.record = FeatureRecord(_width(self._read(next(iter(self._keys))), path), extractor, rate)
+        self._names = Names(keys, path)
+        self.record = FeatureRecord(_width(self._read(keys[0]), path), extractor, rate)
 
     def __contains__(self, key: object) -> bool:
         """Tell whether `key` has features here."""
-        return isinstance(key, str) and (key in self._keys or stem(key) in self._keys)
-
-    def __iter__(self) -> Iterator[str]:
-        """Go through the keys in the order of the file."""
-        return iter(self._keys)
+        return isinstance(key, str) and self._names.find(key) is not None
 
     def __len__(self) -> int:
         """Videos."""
-        return len(self._keys)
+        return len(self._names)
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave the open file out: another process opens it again."""
@@ -211,9 +233,7 @@ class FeatureArchive:
 
     def features(self, key: str) -> Features:
         """Return the features of `key`, (F, D); KeyError if it has none, UserError if they are damaged."""
-        if key not in self:
-            raise KeyError(key)
-        name = key if key in self._keys else stem(key)
+        name = self._names.require(key)
         return checked(self._read(name), f"{self.path}, {name!r},", self.record.width)
 
     def _open(self) -> Any:
