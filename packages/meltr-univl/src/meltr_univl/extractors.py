@@ -66,12 +66,12 @@ class Grid:
     It has no weights and needs next to no time: for miniatures, and as a floor for real features.
     """
 
-    name = "grid"
     rows, columns = 9, 12
+    name = "grid"
     width = rows * columns * 4
     rate = 4.0
     frames = 2
-    weights = None
+    weights: str | None = None
 
     def prepare(self, picture: Picture) -> Picture:
         """Return the means of the cells, (rows, columns, 3)."""

@@ -38,6 +38,7 @@ def open_features(path: Path, *, extractor: str | None = None, rate: float | Non
         return FeatureFolder(path, extractor=extractor, rate=rate)
     if not path.exists():
         raise UserError(f"There are no features {path}.", f"Make them with `{MAKE}`, or give another --set features=.")
+    kinds: dict[str, type[FeaturePickle | FeatureArchive]]
     kinds = {".pickle": FeaturePickle, ".pkl": FeaturePickle, ".npz": FeatureArchive}
     if path.suffix not in kinds:
         raise UserError(

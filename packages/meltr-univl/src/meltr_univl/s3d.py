@@ -145,7 +145,8 @@ class HowTo100M(nn.Module):
                 kernel, stride = POOLED_BEFORE[name]
                 x = _pooled(x, (kernel,) * 3, (stride,) * 3)
             x = self.get_submodule(name)(x)
-        return x.mean((2, 3, 4))
+        means: Tensor = x.mean((2, 3, 4))
+        return means
 
 
 def _folded(clips: Tensor) -> Tensor:
