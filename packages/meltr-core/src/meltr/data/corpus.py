@@ -21,6 +21,9 @@ class Item:
         choices: What may be chosen (multiple-choice qa); `correct` is the index of the right one. Empty: open-ended.
         correct: Index of the right choice; None if there are no choices.
         label: Name of the class (action).
+        transcript: What is said in it (captioning, sentiment); None: nothing, or unknown.
+        span: Its part of the medium, start and end in seconds; None: all of it.
+        score: How positive it is, from -3 to 3 (sentiment).
     """
 
     media: str
@@ -31,6 +34,9 @@ class Item:
     choices: tuple[str, ...] = ()
     correct: int | None = None
     label: str | None = None
+    transcript: str | None = None
+    span: tuple[float, float] | None = None
+    score: float | None = None
 
 
 @dataclass(frozen=True)
