@@ -207,6 +207,15 @@ def test_features_may_lie_anywhere_and_be_spread_evenly(make: Make, tmp_path: Pa
     assert data.meta["features"]["rate"] == 2.0
 
 
+def test_annotations_may_name_the_features(make: Make, tmp_path: Path) -> None:
+    root = write_manifest(tmp_path, CAPTIONS)
+    manifest = root / "manifest.jsonl"
+    manifest.write_text(manifest.read_text().replace(".mp4", ".npy"))
+    write_npy(root / "clips", COUNTS)
+    data = build_data(make("retrieval", "manifest", root, batch_size=4))
+    assert sorted(columns_of(data)["video_mask"].sum(1).tolist()) == [3, 3, 3, 6]
+
+
 def test_features_are_checked(make: Make, tmp_path: Path) -> None:
     root = write_manifest(tmp_path, CAPTIONS)
     with pytest.raises(UserError, match="manifest needs features of its videos") as error:

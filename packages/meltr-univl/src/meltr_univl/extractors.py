@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -18,8 +18,6 @@ from meltr.errors import UserError, did_you_mean
 from meltr.weights import read_weights
 from meltr_univl.features import PUBLISHED, Features
 from meltr_univl.s3d import WIDTH, HowTo100M
-
-Name = Literal["auto", "s3d-howto100m", "s3d", "grid"]
 
 NAMES = (PUBLISHED, "s3d", "grid")
 """The extractors; ``auto`` takes the one that the weights are of."""

@@ -5,16 +5,14 @@ Imports no torch.
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from meltr.data.containers import missing_bytes
 from meltr.data.frames import Frames
-from meltr.data.media import MediaError, decode, require
+from meltr.data.media import MediaError, check_whole, decode, open_video, require
 from meltr.data.pictures import Picture
 
 IMAGES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".ppm")
@@ -70,8 +68,8 @@ def _seen(path: Path, rate: float, prepare: Callable[[Picture], Picture]) -> Ite
 def _timed(path: Path) -> Iterator[tuple[Callable[[], Picture], float]]:
     """Yield each frame, to be converted when it is wanted, and the second until which it is seen."""
     av: Any = require("av")
-    _check_whole(path)
-    with contextlib.closing(_open(av, path)) as container:
+    check_whole(path)
+    with open_video(path) as container:
         stream = container.streams.video[0]
         stream.thread_type = "NONE"
         step = 1 / float(stream.average_rate or 25)
@@ -98,24 +96,3 @@ def _timed(path: Path) -> Iterator[tuple[Callable[[], Picture], float]]:
 
 def _converter(frame: Any) -> Callable[[], Picture]:
     return lambda: np.rot90(frame.to_ndarray(format="rgb24"), round(frame.rotation / 90))
-
-
-def _check_whole(path: Path) -> None:
-    try:
-        lacking = missing_bytes(path)
-    except OSError as error:
-        raise MediaError(f"Cannot read {path}: {error.strerror or error}.", "Check the path and its permissions.")
-    if lacking:
-        raise MediaError(f"{path} is truncated: at least {lacking:,} bytes are missing.", "Get the file again.")
-
-
-def _open(av: Any, path: Path) -> Any:
-    try:
-        container = av.open(str(path), metadata_errors="replace")
-    except (av.FFmpegError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or str(error)
-        raise MediaError(f"{path} is no video that can be read: {reason}.", "Get the file again.") from error
-    if not container.streams.video:
-        container.close()
-        raise MediaError(f"{path} has no pictures: it holds no video stream.", "Is it a sound file?")
-    return container

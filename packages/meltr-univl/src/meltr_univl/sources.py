@@ -10,7 +10,7 @@ from typing import cast
 from meltr.context import RunContext
 from meltr.data import miniature
 from meltr.data.annotations import layout_for, reader
-from meltr.data.annotations.assembly import assemble
+from meltr.data.annotations.assembly import Draft, assemble
 from meltr.data.annotations.layout import Layout, require_files, require_root
 from meltr.data.corpora import open_corpus
 from meltr.data.corpus import Corpus
@@ -25,8 +25,8 @@ from meltr_univl.options import UnivlOptions
 FOLDER = "features"
 """Below the data root: features that are used without being named."""
 
-EXTRACTOR = "grid"
-"""What makes the features of miniatures."""
+EXTRACTOR, VERSION = "grid", 1
+"""What makes the features of miniatures; the number is raised whenever it makes others."""
 
 
 @dataclass(frozen=True)
@@ -89,15 +89,15 @@ def _published(context: RunContext) -> tuple[Corpus, FeatureSource]:
     spec, options = context.spec, cast(UnivlOptions, context.options)
     layout, task = layout_for(spec.dataset, spec.task)
     root = require_root(layout, spec.data_root)
-    path = options.features or _beside(root) / FOLDER
+    files = require_files(layout, root)
+    draft = reader(spec.dataset).draft(layout, task, files)
+    path = options.features or _beside(root, draft)
     if options.features is None and not path.is_dir():
         raise UserError(
             f"{spec.dataset} needs features of its videos: --set features= was not given, and there is no {path}.",
             _ways(context),
         )
     features = open_features(path, extractor=options.extractor, rate=options.feature_rate)
-    files = require_files(layout, root)
-    draft = reader(spec.dataset).draft(layout, task, files)
     places = {key: place for key in draft.media_names() if (place := _place(features, key)) is not None}
     inherited = {each.name: getattr(layout, each.name) for each in fields(layout)}
     beside = FeatureLayout(**inherited, place=path)
@@ -111,8 +111,10 @@ def _place(features: FeatureSource, key: str) -> Path | None:
     return features.path if key in features else None
 
 
-def _beside(root: Path) -> Path:
-    return root.parent if root.is_file() else root
+def _beside(root: Path, draft: Draft) -> Path:
+    """Return where the features are if nobody says so: where the annotations name them, or in `FOLDER`."""
+    folder = root.parent if root.is_file() else root
+    return folder if all(name.endswith(".npy") for name in draft.media_names()) else folder / FOLDER
 
 
 def _ways(context: RunContext) -> str:
@@ -133,7 +135,7 @@ def _miniature(context: RunContext) -> tuple[Corpus, FeatureSource]:
 
     spec, quiet = context.spec, context.rank > 0
     corpus = open_corpus(spec, quiet=quiet)
-    folder = miniature.cache_folder() / FOLDER / f"{miniature.cached(spec.dataset).name}-{EXTRACTOR}"
+    folder = miniature.cache_folder() / FOLDER / f"{miniature.cached(spec.dataset).name}-{EXTRACTOR}-v{VERSION}"
     with Counter(f"features of the miniature of {spec.dataset}", quiet=quiet, lines=False) as progress:
         fill_features(corpus.media, folder, Recipe(EXTRACTOR), progress=progress)
     return corpus, FeatureFolder(folder)

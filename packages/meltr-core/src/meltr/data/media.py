@@ -70,6 +70,13 @@ def decode(path: Path, choose: Choose, *, threads: int = 1) -> Decoded:
         MediaError: If the file is missing, truncated, damaged, neither a video nor an image, or has no frames.
         UserError: If PyAV or Pillow is not installed.
     """
+    check_whole(path)
+    decoded = _decode_image(path, choose)
+    return decoded if decoded is not None else _decode_video(path, choose, threads)
+
+
+def check_whole(path: Path) -> None:
+    """Check that a file can be read and is as long as its own headers say; MediaError if not."""
     try:
         lacking = missing_bytes(path)
     except OSError as error:
@@ -78,8 +85,6 @@ def decode(path: Path, choose: Choose, *, threads: int = 1) -> Decoded:
         size = path.stat().st_size
         message = f"{path} is truncated: by its own headers, at least {lacking:,} bytes are missing after {size:,}."
         raise MediaError(message, "Get the file again.")
-    decoded = _decode_image(path, choose)
-    return decoded if decoded is not None else _decode_video(path, choose, threads)
 
 
 def _stack(path: Path, chosen: dict[int, Any], indices: Sequence[int], total: int) -> Decoded:
@@ -129,7 +134,7 @@ def _decode_video(path: Path, choose: Choose, threads: int) -> Decoded:
     raise MediaError(f"{path} decodes to another number of frames every time.", "Get the file again.")
 
 
-def _open(path: Path) -> Any:
+def open_video(path: Path) -> Any:
     """Open a video with PyAV; MediaError if it is not one."""
     av = require("av")
     try:
@@ -151,7 +156,7 @@ def _open(path: Path) -> Any:
 
 def _announced_frames(path: Path) -> int:
     """Return how many frames the container says there are, or else its number of packets."""
-    with _open(path) as container:
+    with open_video(path) as container:
         stream = container.streams.video[0]
         if stream.frames > 0:
             return int(stream.frames)
@@ -163,7 +168,7 @@ def _decode_chosen(path: Path, wanted: frozenset[int], threads: int) -> tuple[di
     av = require("av")
     chosen: dict[int, npt.NDArray[np.uint8]] = {}
     number, size = 0, None
-    with _open(path) as container:
+    with open_video(path) as container:
         stream = container.streams.video[0]
         stream.thread_type = "AUTO" if threads != 1 else "NONE"
         stream.codec_context.thread_count = threads
