@@ -47,13 +47,13 @@ def test_features_of_a_manifest(root: Path, tmp_path: Path) -> None:
     out = tmp_path / "features"
     result = call(root, out, "--extractor", "grid")
     assert result.exit_code == 0, result.output
-    assert f"{out}: features of 3 videos (3 new), grid, 432 numbers, 4 vectors a second" in result.output
+    assert f"{out}: features of 3 videos (3 new), grid, 80 numbers, 4 vectors a second" in result.output
     source = open_features(out)
     for number in range(3):
-        reds = source.features(f"clips/{number}.png")[0, : 9 * 12 * 3 : 3]
+        reds = source.features(f"clips/{number}.png")[0, :36:3]
         np.testing.assert_allclose(reds, 80 * number / 255, atol=1e-6)
     again = json.loads(call(root, out, "--extractor", "grid", "--json", "--task", "retrieval").stdout)
-    made: dict[str, Any] = {"extractor": "grid", "width": 432, "rate": 4.0, "weights": None}
+    made: dict[str, Any] = {"extractor": "grid", "width": 80, "rate": 4.0, "weights": None}
     assert again == {"features": str(out), "record": made, "total": 3, "added": 0, "failed": {}}
 
 

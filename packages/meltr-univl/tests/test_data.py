@@ -21,9 +21,9 @@ from meltr.specs import RunSpec, TaskInfo
 from meltr.text.wordpiece import CLS, SEP
 from meltr_univl.data import build_data
 from meltr_univl.examples import Examples
-from meltr_univl.extractors import Grid
 from meltr_univl.feature_extraction import extract
 from meltr_univl.features import FeatureRecord, write_record
+from meltr_univl.grid import Grid
 from meltr_univl.options import UnivlOptions
 from univl_files import SEGMENTS, write_youcook, youcook_data
 

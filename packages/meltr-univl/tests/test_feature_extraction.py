@@ -13,10 +13,10 @@ from PIL import Image
 
 from meltr.data.media import MediaError
 from meltr.errors import UserError
-from meltr_univl.extractors import Grid
 from meltr_univl.feature_extraction import Recipe, extract, fill_features
 from meltr_univl.feature_files import open_features
 from meltr_univl.features import read_record
+from meltr_univl.grid import Grid
 from meltr_univl.moments import moments
 
 GRID = Recipe("grid")
@@ -70,7 +70,7 @@ def test_an_image_is_one_clip(tmp_path: Path) -> None:
     Image.new("RGB", (20, 10), (40, 40, 40)).save(tmp_path / "a.png")
     assert seen(tmp_path / "a.png", 1, 4) == [[10] * 4]
     found = extract(tmp_path / "a.png", Grid())
-    np.testing.assert_allclose(found, [[40 / 255] * 324 + [0] * 108], atol=1e-6)
+    np.testing.assert_allclose(found, [[40 / 255] * 36 + [0] * 44], atol=1e-6)
 
 
 def test_bad_files_are_named(tmp_path: Path) -> None:
@@ -133,7 +133,7 @@ def test_folders_of_something_else_are_left_alone(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"no features\.json"):
         fill_features(videos, folder, GRID)
     (folder / "features.json").write_text('{"format": 1, "extractor": "s3d", "width": 1024}')
-    with pytest.raises(UserError, match=r"holds features of s3d, 1,024 numbers; asked for were grid, 432 numbers"):
+    with pytest.raises(UserError, match=r"holds features of s3d, 1,024 numbers; asked for were grid, 80 numbers"):
         fill_features(videos, folder, GRID)
     assert sorted(path.name for path in folder.iterdir()) == ["features.json", "x.npy"]
 

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from torchvision.models.video import s3d
 
 from meltr.errors import UserError
-from meltr_univl.extractors import Grid, Network, open_extractor
+from meltr_univl.extractors import Network, open_extractor
 from meltr_univl.s3d import BLOCKS, HowTo100M, Inception, _folded, _pooled
 
 
@@ -163,18 +163,3 @@ def test_pictures_become_what_the_network_saw(network: HowTo100M) -> None:
         rows, columns = np.nonzero(found[..., 0] > 127)
         assert abs(rows.mean() - 111.5) <= 1
         assert abs(columns.mean() - 111.5) <= 1
-
-
-def test_the_grid_holds_mean_colours_and_what_gets_lighter() -> None:
-    grid = Grid()
-    picture = np.zeros((90, 120, 3), np.uint8)
-    picture[:10, 10:20] = (250, 100, 50)  # the second cell of the first row
-    clip = np.stack([grid.prepare(np.zeros_like(picture)), grid.prepare(picture)])
-    vector = grid.vectors(clip[None])[0]
-    assert vector.shape == (grid.width,)
-    colours = vector[: 9 * 12 * 3].reshape(9, 12, 3)
-    lighter = vector[9 * 12 * 3 :].reshape(9, 12)
-    assert np.unravel_index(lighter.argmax(), lighter.shape) == (0, 1)
-    assert colours[0, 1].argmax() == 0
-    np.testing.assert_allclose(colours.mean(-1) * 2, lighter, atol=1e-6)  # black before: the mean is half the change
-    np.testing.assert_allclose(colours.sum((0, 1)) * 2 * 255, [250, 100, 50], rtol=0.05)

@@ -1,4 +1,4 @@
-"""What turns clips into features: S3D trained on HowTo100M, torchvision's S3D, or colours on a grid."""
+"""What turns clips into features: S3D trained on HowTo100M, torchvision's S3D, or a grid without weights."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Protocol
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -17,6 +16,7 @@ from meltr.data.pictures import Picture, resize
 from meltr.errors import UserError, did_you_mean
 from meltr.weights import read_weights
 from meltr_univl.features import PUBLISHED, Features
+from meltr_univl.grid import Grid
 from meltr_univl.s3d import WIDTH, HowTo100M
 
 NAMES = (PUBLISHED, "s3d", "grid")
@@ -56,31 +56,6 @@ class Extractor(Protocol):
     def vectors(self, clips: Frames) -> Features:
         """Return (N, D) for clips (N, frames, H, W, 3)."""
         ...
-
-
-class Grid:
-    """Mean colours of a grid of cells, and how much lighter each cell is at the end of a clip than at its start.
-
-    It has no weights and needs next to no time: for miniatures, and as a floor for real features.
-    """
-
-    rows, columns = 9, 12
-    name = "grid"
-    width = rows * columns * 4
-    rate = 4.0
-    frames = 2
-    weights: str | None = None
-
-    def prepare(self, picture: Picture) -> Picture:
-        """Return the means of the cells, (rows, columns, 3)."""
-        return resize(picture, self.rows, self.columns)
-
-    def vectors(self, clips: Frames) -> Features:
-        """Return (N, D) for clips (N, 2, rows, columns, 3)."""
-        cells = clips.astype(np.float32) / 255
-        colours = cells.mean(1).reshape(len(cells), -1)
-        lighter = (cells[:, -1] - cells[:, 0]).mean(-1).reshape(len(cells), -1)
-        return np.concatenate([colours, lighter], 1)
 
 
 class Network:
