@@ -10,6 +10,7 @@ import torch
 from bilevel_cases import Recorder, flat, take, tiny
 from dense_reference import Dense
 from meltr import Bilevel, LinearCombiner
+from meltr.engine.bert_adam import BertAdam
 from meltr.errors import UserError
 
 OPTIMIZERS = {
@@ -23,6 +24,7 @@ OPTIMIZERS = {
     "adam, l2": lambda p: torch.optim.Adam(p, 0.05, weight_decay=0.3, eps=1e-2),
     "adamw": lambda p: torch.optim.AdamW(p, 0.05, weight_decay=0.2, eps=1e-2),
     "adamw, one by one": lambda p: torch.optim.AdamW(p, 0.05, eps=1e-2, foreach=False),
+    "bert_adam": lambda p: BertAdam(p, 0.05, weight_decay=0.2, eps=1e-2, max_grad_norm=None),
 }
 """Adam's eps is large: with an empty state the step's slope is eps / (|u| + eps)^2, lost in rounding at 1e-8."""
 
@@ -158,8 +160,8 @@ def test_hypergradient_descends_the_primary_loss_after_the_real_step():
 @pytest.mark.parametrize(
     ("make", "words"),
     [
-        (lambda p: None, ["none was given", "inner_optimizer=", "SGD, Adam and AdamW"]),
-        (lambda p: torch.optim.RMSprop(p, 0.1), ["found RMSprop", "SGD, Adam and AdamW"]),
+        (lambda p: None, ["none was given", "inner_optimizer=", "SGD, Adam, AdamW and BertAdam"]),
+        (lambda p: torch.optim.RMSprop(p, 0.1), ["found RMSprop", "SGD, Adam, AdamW and BertAdam"]),
         (lambda p: torch.optim.Adam(p, 0.1, amsgrad=True), ["amsgrad", "aid-fp-lite"]),
         (lambda p: torch.optim.AdamW(p, 0.1, amsgrad=True), ["amsgrad", "aid-fp-lite"]),
         (lambda p: torch.optim.SGD(list(p)[:-1], 0.1), ["does not know it", "inner_optimizer="]),

@@ -200,12 +200,17 @@ class TrainSpec(Info):
         max_steps: Stop after this many steps, whatever `epochs` says (the schedules end there too).
         batch_size: Examples a step, over all processes and pieces.
         accumulate: Pieces that a process cuts its batch into and goes through one after the other, to save memory.
-        optimizer: Rule for w.
+        optimizer: Rule for w; ``bert_adam``: Adam without bias correction.
         lr: Peak learning rate.
         schedule: ``constant``; ``linear`` or ``cosine`` to zero; ``step``: times `lr_decay` at each of `milestones`.
         milestones: Epochs at which the step schedule decays.
-        warmup: Linear warm-up in steps (>= 1) or as a part of all steps (< 1).
+        warmup: Linear warm-up in steps (>= 1) or as a part of the schedule's steps (< 1).
+        schedule_restart: Epochs after which the schedule starts anew; None: never.
+        schedule_counts: Steps done, as the schedule counts them: ``before`` the update (the first of a warm-up has rate
+            0), ``after`` it (MELTR's released captioning code: a restart comes a step later), or ``nonzero``: before
+            it, but a warm-up counts its own, so that no step is lost at rate 0.
         clip_norm: Clip w's gradient to this global norm; None: never.
+        clip_tensor_norm: Then clip each tensor's gradient to this norm (``bert_adam`` alone); None: never.
         precision: ``fp32``; ``bf16`` autocast; ``fp16`` autocast with a gradient scaler.
         tf32: Let float32 matrix products of the backbone use TensorFloat-32 (CUDA).
         compile: Compile the backbone with torch.compile.
@@ -222,7 +227,7 @@ class TrainSpec(Info):
     epochs: int = Field(10, ge=1)
     max_steps: int | None = Field(None, ge=1)
     batch_size: int = Field(128, ge=1)
-    optimizer: Literal["sgd", "adam", "adamw"] = "adamw"
+    optimizer: Literal["sgd", "adam", "adamw", "bert_adam"] = "adamw"
     lr: float = Field(1e-3, gt=0)
     weight_decay: float = Field(0.0, ge=0)
     momentum: float = Field(0.9, ge=0, lt=1)
@@ -233,7 +238,10 @@ class TrainSpec(Info):
     milestones: tuple[int, ...] = ()
     lr_decay: float = Field(0.1, gt=0)
     warmup: float = Field(0.0, ge=0)
+    schedule_restart: int | None = Field(None, ge=1)
+    schedule_counts: Literal["nonzero", "before", "after"] = "nonzero"
     clip_norm: float | None = Field(None, gt=0)
+    clip_tensor_norm: float | None = Field(1.0, gt=0)
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     tf32: bool = False
     compile: bool = False

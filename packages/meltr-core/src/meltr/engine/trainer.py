@@ -17,7 +17,7 @@ from meltr.engine.bilevel import Bilevel
 from meltr.engine.checkpoints import Checkpoints, load_backbone, load_module, load_training
 from meltr.engine.hooks import Hooks, better
 from meltr.engine.meter import FiniteGuard, Meter, peak_memory_mb
-from meltr.engine.optim import autocast_dtype, inner_optimizer, lr_factor, outer_optimizer, set_lr
+from meltr.engine.optim import autocast_dtype, inner_lr, inner_optimizer, lr_factor, outer_optimizer, set_lr
 from meltr.engine.outer_batches import OuterBatches
 from meltr.engine.ranks import Ranks
 from meltr.engine.seeding import derive, seed_everything
@@ -235,16 +235,8 @@ class Trainer:
 
     def _set_lrs(self) -> None:
         train, bilevel = self.context.spec.train, self.context.spec.bilevel
-        milestones = [epoch * self.steps_per_epoch for epoch in train.milestones]
-        factor = lr_factor(
-            self.step,
-            self.total_steps,
-            schedule=train.schedule,
-            warmup=train.warmup,
-            milestones=milestones,
-            decay=train.lr_decay,
-        )
-        set_lr(self.optimizer, train.lr * factor)
+        lr = inner_lr(train, self.step, total=self.total_steps, steps_per_epoch=self.steps_per_epoch)
+        set_lr(self.optimizer, lr)
         if self.outer is not None:
             set_lr(
                 self.outer, bilevel.outer_lr * lr_factor(self.step, self.total_steps, schedule=bilevel.outer_schedule)

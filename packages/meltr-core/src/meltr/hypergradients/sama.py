@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from meltr.engine.bert_adam import BertAdam
 from meltr.errors import UserError
 from meltr.hypergradients.problem import OuterProblem
 from meltr.hypergradients.vectors import Direction, local
@@ -21,20 +22,21 @@ def sama(problem: OuterProblem) -> Direction:
 
         D = (1 - beta1) / (c1 (sqrt(s_hat) + eps)) - m_hat (1 - beta2) u / (c2 sqrt(s_hat) (sqrt(s_hat) + eps)^2).
 
-    For Adam with an L2 term, u in these formulas is what the optimiser makes of it, u + weight_decay * w. For SGD, D is
-    1 (1 + momentum with Nesterov's). v is taken at w, as in AID-FP-Lite; gradient clipping is left out of D.
+    For BertAdam, c1 = c2 = 1. For Adam with an L2 term, u in these formulas is what the optimiser makes of it,
+    u + weight_decay * w. For SGD, D is 1 (1 + momentum with Nesterov's). v is taken at w, as in AID-FP-Lite; gradient
+    clipping is left out of D, BertAdam's too.
 
     Cost: the backward of v and one for u. Extra memory: three gradients.
 
     Raises:
-        UserError: If the inner optimiser is unknown or neither SGD, Adam nor AdamW.
+        UserError: If the inner optimiser is unknown or neither SGD, Adam, AdamW nor BertAdam.
     """
     optimizer = problem.inner_optimizer
-    if not isinstance(optimizer, (torch.optim.SGD, torch.optim.Adam, torch.optim.AdamW)):
+    if not isinstance(optimizer, (torch.optim.SGD, torch.optim.Adam, torch.optim.AdamW, BertAdam)):
         found = "none was given" if optimizer is None else f"found {type(optimizer).__name__}"
         raise UserError(
             f"scheme 'sama' differentiates the inner optimiser's step: {found}.",
-            "It knows SGD, Adam and AdamW; pass inner_optimizer=... to Bilevel.",
+            "It knows SGD, Adam, AdamW and BertAdam; pass inner_optimizer=... to Bilevel.",
         )
     if any(group.get("amsgrad") for group in optimizer.param_groups):
         raise UserError(
@@ -60,7 +62,7 @@ def step_derivative(
     """Return the derivative of the optimiser's next step (w - w') by the gradient, of the parameter's shape.
 
     Args:
-        optimizer: SGD, Adam or AdamW.
+        optimizer: SGD, Adam, AdamW or BertAdam.
         parameter: One of its parameters.
         group: The parameter's group.
         gradient: u of this parameter; None counts as zero.
@@ -74,12 +76,13 @@ def step_derivative(
     state = optimizer.state.get(parameter, {})
     nothing = torch.zeros_like(local(parameter.detach()))
     u = nothing if gradient is None else gradient
-    if group["weight_decay"] and not (isinstance(optimizer, torch.optim.AdamW) or group.get("decoupled_weight_decay")):
+    decoupled = isinstance(optimizer, (torch.optim.AdamW, BertAdam)) or group.get("decoupled_weight_decay")
+    if group["weight_decay"] and not decoupled:
         u = u + group["weight_decay"] * local(parameter.detach())
     mean = local(state["exp_avg"]) if "exp_avg" in state else nothing
     square = local(state["exp_avg_sq"]) if "exp_avg_sq" in state else nothing
     number = float(state["step"]) + 1 if "step" in state else 1.0
-    c1, c2 = 1 - beta1**number, 1 - beta2**number
+    c1, c2 = (1.0, 1.0) if isinstance(optimizer, BertAdam) else (1 - beta1**number, 1 - beta2**number)
     mean_hat = (beta1 * mean + (1 - beta1) * u) / c1
     root = ((beta2 * square + (1 - beta2) * u * u) / c2).sqrt()
     below = root + float(group["eps"])
