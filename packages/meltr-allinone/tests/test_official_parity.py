@@ -1,0 +1,164 @@
+"""The official All-in-one, reproduced: its model on every golden set below MELTR_GOLDENS, in float32 and float64."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch.nn import functional as F
+
+from meltr_allinone.config import ModelConfig
+from meltr_allinone.model import AllInOne
+from meltr_allinone.rolling import roll_tokens
+
+SHARED = Path(os.environ.get("MELTR_SHARED", Path(__file__).resolve().parents[4] / "shared"))
+ROOT = Path(os.environ.get("MELTR_GOLDENS", SHARED / "reference" / "allinone"))
+FOLDERS = sorted(file.parent for file in ROOT.rglob("config.json"))
+ORDERS = ("raster", "shuffled")
+
+
+class Goldens:
+    """One golden set."""
+
+    def __init__(self, folder: Path, dtype: torch.dtype, attention: str) -> None:
+        self.folder, self.dtype, self.attention = folder, dtype, attention
+        self.config = json.loads((folder / "config.json").read_text())
+        self.inputs = self.tensors("inputs")
+
+    def tensors(self, name: str) -> dict[str, torch.Tensor]:
+        if not (self.folder / f"{name}.safetensors").is_file():
+            pytest.skip(f"{self.folder} has no {name}.safetensors")
+        loaded = load_file(self.folder / f"{name}.safetensors")
+        return {key: value.to(self.dtype) if value.is_floating_point() else value for key, value in loaded.items()}
+
+    def model(self) -> AllInOne:
+        sizes = self.config["model"]
+        config = ModelConfig(
+            width=sizes["hidden_size"],
+            depth=sizes["num_layers"],
+            heads=sizes["num_heads"],
+            mlp_ratio=sizes["mlp_ratio"],
+            image_size=sizes["image_size"],
+            patch=sizes["patch_size"],
+            frames=sizes["num_frames"],
+            text_length=sizes["max_text_len"],
+            vocabulary=sizes["vocab_size"],
+            shared=sizes["shared_embedding_dim"],
+            attention=self.attention,
+        ).without_noise()
+        model = AllInOne(config, heads=("mlm", "itm", "rank", "contrastive")).to(self.dtype)
+        state = self.tensors("state_dict")
+        state.pop("text_embeddings.position_ids", None)
+        model.load_state_dict(state)
+        return model.eval()
+
+    def order(self, kind: str, name: str) -> torch.Tensor | None:
+        return self.inputs[f"patch_order.{name}"] if kind == "shuffled" else None
+
+    def close(self, found: torch.Tensor, expected: torch.Tensor) -> None:
+        """The tolerances of the set's description; in float64 what rounding of the stored values leaves."""
+        atol, rtol = (2e-5, 1e-5) if self.dtype == torch.float32 else (1e-5, 3e-6)
+        torch.testing.assert_close(found, expected, atol=atol, rtol=rtol)
+
+
+KINDS = [(torch.float32, "fused"), (torch.float64, "fused"), (torch.float64, "eager")]
+SETS = [(folder, *kind) for folder in FOLDERS for kind in KINDS]
+NAMES = [f"{folder.name}-{str(dtype).removeprefix('torch.')}-{attention}" for folder, dtype, attention in SETS]
+
+
+@pytest.fixture(params=SETS or [None], ids=NAMES or ["none"])
+def golden(request: pytest.FixtureRequest) -> Any:
+    if request.param is None:
+        pytest.skip(f"no golden set below {ROOT} (set MELTR_GOLDENS)")
+    torch.set_num_threads(1)
+    with torch.no_grad():
+        yield Goldens(*request.param)
+
+
+def test_embeddings(golden):
+    model, inputs, expected = golden.model(), golden.inputs, golden.tensors("outputs_raster")
+    golden.close(model.text_embeddings(inputs["text_ids_mlm"]), expected["embed.text_bert_embeddings"])
+    golden.close(model.embed_text(inputs["text_ids_mlm"]), expected["embed.text_embed"])
+    video = model.embed_video(inputs["video"])
+    golden.close(video.flatten(0, 1), expected["embed.visual_embed"])
+    golden.close(model._typed(video).flatten(0, 1), expected["embed.visual_embed_typed"])
+
+
+def test_every_block(golden):
+    model, inputs, expected = golden.model(), golden.inputs, golden.tensors("outputs_raster")
+    seen: list[tuple[torch.Tensor, torch.Tensor]] = []
+    for block in model.blocks():
+        block.register_forward_hook(lambda module, args, output: seen.append((args[0], output)))
+    text = model.embed_text(inputs["text_ids_mlm"])
+    features = model.join(text, inputs["text_ids"], model.embed_video(inputs["video"]))
+    golden.close(seen[0][0], expected["mlm.block_in.0"])
+    for number, (_, output) in enumerate(seen):
+        golden.close(output, expected[f"mlm.block_out.{number}"])
+    golden.close(features, expected["mlm.joint_feats"])
+
+
+@pytest.mark.parametrize("kind", ORDERS)
+def test_masked_texts(golden, kind):
+    model, inputs, expected = golden.model(), golden.inputs, golden.tensors(f"outputs_{kind}")
+    text, video = model.embed_text(inputs["text_ids_mlm"]), model.embed_video(inputs["video"])
+    features = model.join(text, inputs["text_ids"], video, golden.order(kind, "mlm"))
+    length = text.shape[1]
+    golden.close(features[:, :length], expected["mlm.text_feats"])
+    golden.close(features[:, length:], expected["mlm.image_feats"])
+    golden.close(features[:, 0], expected["mlm.raw_cls_feats"])
+    golden.close(model.pooler(features), expected["mlm.cls_feats"])
+    logits = model.mlm_score(features[:, :length])
+    golden.close(logits, expected["mlm.logits"])
+    loss = F.cross_entropy(logits.flatten(0, 1), inputs["text_labels_mlm"].flatten())
+    golden.close(loss, expected["mlm.loss"])
+
+
+@pytest.mark.parametrize("kind", ORDERS)
+def test_matching(golden, kind):
+    model, inputs, expected = golden.model(), golden.inputs, golden.tensors(f"outputs_{kind}")
+    keep = inputs["itm_labels"].bool()[:, None, None, None, None]
+    video = model.embed_video(torch.where(keep, inputs["video"], inputs["false_video"]))
+    ids = inputs["text_ids"]
+    features = model.join(model.embed_text(ids), ids, video, golden.order(kind, "itm"))
+    golden.close(features[:, : ids.shape[1]], expected["itm.text_feats"])
+    golden.close(features[:, ids.shape[1] :], expected["itm.image_feats"])
+    logits = model.itm_score(model.pooler(features))
+    golden.close(logits, expected["itm.logits"])
+    golden.close(F.cross_entropy(logits, inputs["itm_labels"]), expected["itm.loss"])
+
+
+@pytest.mark.parametrize("kind", ORDERS)
+def test_ranking(golden, kind):
+    model, inputs, expected = golden.model(), golden.inputs, golden.tensors(f"outputs_{kind}")
+    ids = torch.cat([inputs["text_ids"][:, None], inputs["false_text_ids"]], 1)
+    rows = ids.flatten(0, 1)
+    video = model.embed_video(inputs["video"]).repeat_interleave(ids.shape[1], 0)
+    pooled = model.pooler(model.join(model.embed_text(rows), rows, video, golden.order(kind, "irtr")))
+    golden.close(pooled, expected["irtr.cls_feats"])
+    golden.close(model.rank_output(pooled).view(ids.shape[:2]), expected["irtr.scores"])
+
+
+def test_dual_encoder(golden):
+    model, inputs, expected = golden.model(), golden.inputs, golden.tensors("outputs_raster")
+    text, video = model.encode_text(inputs["text_ids"]), model.encode_video(inputs["video"])
+    golden.close(model.pooler(text), expected["ind_itc.text_cls_feats"])
+    golden.close(model.pooler(video), expected["ind_itc.image_cls_feats"])
+    golden.close(model.txt_proj(text), expected["ind_itc.text_feats"])
+    golden.close(model.vid_proj(video), expected["ind_itc.image_feats"])
+    texts, videos = model.text_vectors(inputs["text_ids"]), model.video_vectors(inputs["video"])
+    golden.close(F.normalize(texts) @ F.normalize(videos).T, expected["ind_itc.sim"])
+
+
+def test_rolling(golden):
+    if not (golden.folder / "units.json").is_file():
+        pytest.skip(f"{golden.folder} has no units.json")
+    units = golden.tensors("units")
+    for case in json.loads((golden.folder / "units.json").read_text())["roll"]:
+        rows = units[f"roll.{case['index']}.in"].view(case["batch"], case["frames"], case["tokens"], -1)
+        found = roll_tokens(rows, case["fold"])
+        assert torch.equal(found.flatten(0, 1), units[f"roll.{case['index']}.out"])
