@@ -1,0 +1,1 @@
+"""UniVL for meltr."""
