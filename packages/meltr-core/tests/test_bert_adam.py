@@ -138,7 +138,7 @@ def test_a_state_dict_continues_bit_by_bit():
         first.step()
     other = copy.deepcopy(one)
     second = BertAdam(other.parameters())
-    second.load_state_dict(first.state_dict())
+    second.load_state_dict(copy.deepcopy(first.state_dict()))  # torch takes over the tensors themselves
     for net, optimizer in ((one, first), (other, second)):
         put_gradients(net, 9)
         optimizer.step()

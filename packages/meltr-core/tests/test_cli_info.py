@@ -140,7 +140,7 @@ def test_config_schema_describes_settings(meltr):
         "help": "How many layers, counted from below.",
     }
     assert rows["options.size"]["type"] == "float | none"
-    assert rows["train.optimizer"]["type"] == "sgd | adam | adamw"
+    assert rows["train.optimizer"]["type"] == "sgd | adam | adamw | bert_adam"
     assert rows["train.betas"]["default"] == "[0.9, 0.999]"
     assert rows["backbone"]["default"] == "required"
     assert "combiner_options.width" in rows

@@ -228,7 +228,7 @@ def test_all_invalid_values_are_in_one_message(registry):
         "train.epochs = 0 (flags): Input should be greater than or equal to 1",
         "device = tpu",
         "train.lr = fast (--set): Input should be a valid number",
-        "train.optimizer = sgdd (--set): Input should be 'sgd', 'adam' or 'adamw'",
+        "train.optimizer = sgdd (--set): Input should be 'sgd', 'adam', 'adamw' or 'bert_adam'",
         "options.model = huge (--set): Input should be 'small' or 'large'",
         "options.depth = 0",
         "width=9 is not a multiple of heads=8",

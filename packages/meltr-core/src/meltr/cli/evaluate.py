@@ -55,7 +55,7 @@ def evaluate(
         return
     for result in results:
         typer.echo(f"{result['run_dir']}: {split} split, checkpoint {result['checkpoint']}, {result['count']} examples")
-        skipped = [[name, f"skipped ({reason})"] for name, reason in result["skipped"].items()]
+        skipped = [[name, f"skipped ({reason})"] for name, reason in result.get("skipped", {}).items()]
         typer.echo(table([*([name, f"{value:.4g}"] for name, value in result["metrics"].items()), *skipped]))
         for name, metrics in result.get("baselines", {}).items():
             typer.echo(f"  {name}: {metrics_text(metrics)}")

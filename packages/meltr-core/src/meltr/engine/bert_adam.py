@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -111,7 +112,8 @@ def _clipped(parameters: list[Tensor], limit: float | None) -> list[Tensor]:
 
 def _norms(gradients: list[Tensor]) -> Tensor:
     """Return the norm of each gradient, shape (n,): of whole tensors, also where this process holds a shard."""
-    norms = torch.stack([torch.linalg.vector_norm(local(gradient), dtype=torch.float32) for gradient in gradients])
+    dtype = functools.reduce(torch.promote_types, (gradient.dtype for gradient in gradients), torch.float32)
+    norms = torch.stack([torch.linalg.vector_norm(local(gradient), dtype=dtype) for gradient in gradients])
     layouts: dict[Any, list[int]] = {}
     for number, gradient in enumerate(gradients):
         if hasattr(gradient, "placements"):
