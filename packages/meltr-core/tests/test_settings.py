@@ -248,6 +248,14 @@ def test_losses_can_be_chosen(registry):
     assert "losses=main,side,extra" in error.hint
 
 
+def test_another_primary_loss_comes_first(registry: Registry) -> None:
+    assert resolve(registry, **CHOICE, sets=["primary=side"]).losses == ("side", "main")
+    assert resolve(registry, **CHOICE, sets=["primary=extra"]).losses == ("extra", "main", "side")
+    assert resolve(registry, **CHOICE, sets=["primary=extra", "losses=main,extra"]).losses == ("extra", "main")
+    assert "'side' cannot be switched off" in refused(registry, sets=["primary=side", "losses=main,extra"]).message
+    assert "no loss 'sid'" in refused(registry, sets=["primary=sid"]).message
+
+
 def test_impossible_combinations(registry):
     error = refused(registry, task="sing")
     assert error.message == "backbone 'toy' cannot do task 'sing'"

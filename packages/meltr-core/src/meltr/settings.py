@@ -262,7 +262,7 @@ def _validated(registry: Registry, keys: Keys, merged: Mapping[str, _Value], *, 
         section, _, name = path.rpartition(".")
         (nested[section] if section else nested)[name] = _parse(item.value, keys.fields[path], path, item.origin)
     assert keys.backbone is not None
-    nested["losses"] = _choose_losses(keys.backbone, task, nested.get("losses"))
+    nested["losses"] = _choose_losses(keys.backbone, task, nested.get("losses"), nested.get("primary"))
     problems: list[str] = []
     for section in OPTION_SECTIONS:
         if section in keys.models:
@@ -297,20 +297,18 @@ def _explain(error: ValidationError, merged: Mapping[str, _Value], section: str)
     return lines
 
 
-def _choose_losses(info: BackboneInfo, task: str, wanted: Sequence[str] | None) -> list[str]:
+def _choose_losses(info: BackboneInfo, task: str, wanted: Sequence[str] | None, primary: str | None) -> list[str]:
     """Return the losses in use, primary first; UserError if one is unknown or the primary is missing."""
     entry = info.task(task)
-    if not wanted:
-        return list(entry.default_losses or entry.losses)
-    for name in wanted:
+    for name in [*(wanted or ()), *([primary] if primary else [])]:
         if name not in entry.losses:
             message = f"backbone {info.name!r} has no loss {name!r} for task {task!r}"
             raise UserError(message, did_you_mean(str(name), entry.losses))
-    primary = entry.losses[0]
-    if primary not in wanted:
-        others = ",".join([primary, *wanted])
-        raise UserError(f"the primary loss {primary!r} cannot be switched off", f"Write --set losses={others}.")
-    return [primary, *(name for name in dict.fromkeys(wanted) if name != primary)]
+    first = primary or entry.losses[0]
+    if wanted and first not in wanted:
+        others = ",".join([first, *wanted])
+        raise UserError(f"the primary loss {first!r} cannot be switched off", f"Write --set losses={others}.")
+    return list(dict.fromkeys([first, *(wanted or entry.default_losses or entry.losses)]))
 
 
 def _check_combiner(spec: RunSpec, combiner: CombinerInfo) -> None:

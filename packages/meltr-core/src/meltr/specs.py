@@ -336,6 +336,8 @@ class RunSpec(Info):
 
     Args:
         losses: The losses in use, primary first.
+        primary: The loss that matters, whose descent the combiner learns to serve; None: the first that the backbone
+            names for the task.
         options: The backbone's own settings, complete.
         combiner_options: The combiner's own settings, complete.
         plugins: Files given with ``--plugin``.
@@ -346,6 +348,7 @@ class RunSpec(Info):
     task: str
     dataset: str
     losses: tuple[str, ...] = Field(min_length=1)
+    primary: str | None = None
     combiner: str = "meltr"
     preset: str | None = None
     fidelity: Literal["paper", "released"] = "paper"

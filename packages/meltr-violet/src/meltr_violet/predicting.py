@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, cast
@@ -13,9 +12,8 @@ from torch import Tensor
 from meltr.context import Prediction, PredictRequest, RunContext
 from meltr.data.corpus import Item
 from meltr.data.media import DecodedMedia
-from meltr.data.media_files import kind
 from meltr.data.pictures import padded_squares
-from meltr.errors import UserError
+from meltr.prediction import answer_rows, check_request, chosen_answers, ranked_files
 from meltr.text.vocabulary import VOCABULARY
 from meltr.text.wordpiece import Tokenizer
 from meltr_violet.data import SAMPLER
@@ -24,9 +22,6 @@ from meltr_violet.examples import Texts
 from meltr_violet.model import Violet
 from meltr_violet.options import VioletOptions
 from meltr_violet.scoring import answer_logits, choice_logits, score_pairs
-
-SHOWN = 5
-"""Answers in a message."""
 
 
 def predict(model: Violet, request: PredictRequest, meta: Mapping[str, Any], context: RunContext) -> Prediction:
@@ -44,7 +39,7 @@ def predict(model: Violet, request: PredictRequest, meta: Mapping[str, Any], con
         UserError: If the task has no use for what was given, lacks something, or a file cannot be read.
     """
     options, task = cast(VioletOptions, context.options), context.spec.task
-    _check(request, context, choosing="choices" in meta)
+    check_request(request, context, must_choose="choices" in meta)
     assert context.run_dir is not None
     texts = Texts(Tokenizer(context.run_dir / VOCABULARY, length=options.text_length), task, {}, options.choice_text)
     if request.search is not None:
@@ -52,20 +47,17 @@ def predict(model: Violet, request: PredictRequest, meta: Mapping[str, Any], con
     item = Item(media="", id="", question=request.question, choices=request.choices if "choices" in meta else ())
     ids = texts.ids(item).to(context.device)
     names: tuple[str, ...] = item.choices or tuple(meta["answers"])
-    kept = _kept(request, names)
+    kept = chosen_answers(request, names)
     rows: list[dict[str, Any]] = []
+    column = "answer" if task == "qa" else "label"
     for files, frames in _clips(request.media, meta, context):
         own = ids.expand(len(files), *ids.shape)
         if item.choices:
             logits = choice_logits(model, frames, own, pairs_per_pass=options.pairs_per_pass or PAIRS_PER_PASS)
         else:
             logits = answer_logits(model, frames, own)
-        best = logits.float()[:, kept].softmax(1).topk(min(request.top, len(kept)))
-        for file, values, places in zip(files, best.values.tolist(), best.indices.tolist(), strict=True):
-            rows += [
-                {kind(file): file, "answer" if task == "qa" else "label": names[kept[place]], "probability": value}
-                for value, place in zip(values, places, strict=True)
-            ]
+        likely = logits.float()[:, kept].softmax(1).tolist()
+        rows += answer_rows(files, likely, [names[place] for place in kept], column=column, top=request.top)
     what = "most probable answers" if task == "qa" else "most probable actions"
     return Prediction(tuple(rows), what + _cut(texts, item))
 
@@ -73,16 +65,14 @@ def predict(model: Violet, request: PredictRequest, meta: Mapping[str, Any], con
 def _search(
     model: Violet, request: PredictRequest, texts: Texts, meta: Mapping[str, Any], context: RunContext
 ) -> Prediction:
-    """Rank all videos by how well the text fits, in [0, 1]; of equals, the first named stays first."""
+    """Rank all videos by how well the text fits, in [0, 1]."""
     item = Item(media="", id="", captions=(request.search or "",))
     ids = texts.ids(item, *item.captions)[None].to(context.device)
     found: list[tuple[float, Path]] = []
     for files, frames in _clips(request.media, meta, context):
         scores = score_pairs(model, model.encode_video(frames), ids)[0].float()
         found += zip(scores.tolist(), files, strict=True)
-    found.sort(key=lambda pair: -pair[0])
-    rows = tuple({kind(file): file, "score": score} for score, file in found[: request.top])
-    return Prediction(rows, f"best of {len(found):,} files{_cut(texts, item)}")
+    return ranked_files(found, request.top, remark=_cut(texts, item))
 
 
 def _clips(
@@ -95,36 +85,6 @@ def _clips(
         files = media[start : start + options.eval_batch_size]
         squares = [torch.from_numpy(padded_squares(source.frames(str(file)), options.image_size)) for file in files]
         yield files, torch.stack(squares).permute(0, 1, 4, 2, 3).to(context.device)
-
-
-def _check(request: PredictRequest, context: RunContext, *, choosing: bool) -> None:
-    """Refuse what the run's task cannot use, and ask for what it lacks."""
-    does, ask, uses = {
-        "qa": ("answers questions about videos", "--video FILE --question 'what is the man doing?'", "question"),
-        "retrieval": ("finds videos by a text", "--search 'a man plays the guitar' --videos DIR", "search"),
-        "action": ("names the action of a video", "--video FILE", ""),
-    }[context.spec.task]
-    hint = f"Ask it so: meltr predict {context.run_dir} {ask}{' --choices a,b,c' if choosing else ''}"
-    given = {"question": request.question, "search": request.search}
-    for name, text in given.items():
-        if text is not None and name != uses:
-            raise UserError(f"This run {does}: it cannot use --{name}.", hint)
-    if uses and given[uses] is None:
-        raise UserError(f"This run {does}: it needs --{uses}.", hint)
-    if choosing and not request.choices:
-        raise UserError("This run chooses among given answers: it needs --choices.", hint)
-
-
-def _kept(request: PredictRequest, names: tuple[str, ...]) -> list[int]:
-    """Return the numbers of the answers that may be given."""
-    unknown = [choice for choice in request.choices if choice not in names]
-    if unknown:
-        near = difflib.get_close_matches(unknown[0], names, n=SHOWN, cutoff=0.0)
-        raise UserError(
-            f"{unknown[0]!r} is none of the {len(names):,} answers that this run knows.",
-            f"Nearest to it: {', '.join(near)}. Without --choices, all are tried.",
-        )
-    return [names.index(choice) for choice in request.choices] or list(range(len(names)))
 
 
 def _cut(texts: Texts, item: Item) -> str:
