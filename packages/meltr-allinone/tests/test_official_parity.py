@@ -12,7 +12,12 @@ import torch
 from safetensors.torch import load_file
 from torch.nn import functional as F
 
+from meltr import Bilevel, LossTransformer
+from meltr.hypergradients.outer_gradient import outer_gradient
 from meltr_allinone.config import ModelConfig
+from meltr_allinone.draws import Draws
+from meltr_allinone.losses import Batch, task_losses
+from meltr_allinone.masking import MaskedTexts
 from meltr_allinone.model import AllInOne
 from meltr_allinone.rolling import roll_tokens
 
@@ -59,6 +64,20 @@ class Goldens:
 
     def order(self, kind: str, name: str) -> torch.Tensor | None:
         return self.inputs[f"patch_order.{name}"] if kind == "shuffled" else None
+
+    def losses(self, model: AllInOne, *wanted: str, kind: str = "raster") -> dict[str, torch.Tensor]:
+        inputs = self.inputs
+        batch = Batch(
+            inputs["video"],
+            inputs["text_ids"],
+            false_video=inputs["false_video"],
+            false_ids=inputs["false_text_ids"],
+        )
+        passes = {"mlm": "mlm", "vtm": "itm", "rank": "irtr"}
+        orders = {ours: inputs[f"patch_order.{theirs}"] for ours, theirs in passes.items() if kind == "shuffled"}
+        masked = MaskedTexts(inputs["text_ids_mlm"], inputs["text_labels_mlm"])
+        draws = Draws(masked, inputs["itm_labels"], torch.zeros(len(batch.ids)), orders)
+        return task_losses(model, batch, draws, wanted=wanted)
 
     def close(self, found: torch.Tensor, expected: torch.Tensor) -> None:
         """The tolerances of the set's description; in float64 what rounding of the stored values leaves."""
@@ -162,3 +181,95 @@ def test_rolling(golden):
         rows = units[f"roll.{case['index']}.in"].view(case["batch"], case["frames"], case["tokens"], -1)
         found = roll_tokens(rows, case["fold"])
         assert torch.equal(found.flatten(0, 1), units[f"roll.{case['index']}.out"])
+
+
+OFFICIAL = {
+    "mlm": "mlm.loss",
+    "vtm": "itm.loss",
+    "wpa": "itm.wpa_loss",
+    "contrastive": "ind_itc.loss",
+    "rank": "irtr.loss",
+}
+
+
+@pytest.mark.parametrize("kind", ORDERS)
+def test_losses(golden, kind):
+    expected = golden.tensors(f"outputs_{kind}")
+    found = golden.losses(golden.model(), *OFFICIAL, kind=kind)
+    for name, official in OFFICIAL.items():
+        golden.close(found[name], expected[official])
+
+
+@pytest.mark.parametrize("official", ["mlm", "ind_itc", "total"])
+def test_gradients(golden, official):
+    names = {"mlm": ["mlm"], "ind_itc": ["contrastive"], "total": list(OFFICIAL)}[official]
+    model, expected = golden.model(), golden.tensors("gradients")
+    with torch.enable_grad():
+        sum(golden.losses(model, *names).values()).backward()
+    found = {name: parameter.grad for name, parameter in model.named_parameters() if parameter.grad is not None}
+    wanted = below(expected, f"{official}/")
+    assert found.keys() == wanted.keys()
+    for name, gradient in found.items():
+        difference = float((gradient - wanted[name]).abs().max())
+        assert difference <= 1e-4 * float(wanted[name].abs().max()) + 1e-6, name
+
+
+def combiner(golden) -> LossTransformer:
+    tensors = golden.tensors("meltr")
+    return LossTransformer.from_state_dict(below(tensors, "aux_model."), heads=golden.config["meltr"]["nhead"]).to(
+        golden.dtype
+    )
+
+
+@pytest.mark.parametrize("estimator", ["per_task", "forward", "double_backward"])
+@pytest.mark.parametrize(("official", "primary"), [("mlm", "mlm"), ("ind_itc", "contrastive")])
+def test_meta_step(golden, official, primary, estimator):
+    """The released meta step; double backward cannot go through fused attention."""
+    if estimator == "double_backward" and golden.attention == "fused":
+        pytest.skip("fused attention has no double backward")
+    settings, expected, model, m = golden.config["meltr"], golden.tensors("meltr"), golden.model(), combiner(golden)
+    adam = settings["adam"]
+    optimizer = torch.optim.Adam(
+        m.parameters(), adam["lr"], betas=tuple(adam["betas"]), eps=adam["eps"], weight_decay=adam["weight_decay"]
+    )
+    meltr = Bilevel(
+        model,
+        m,
+        optimizer,
+        gamma=settings["gamma"],
+        estimator_name=estimator,
+        outer_clip_norm=settings["max_grad_norm"],
+    )
+    order = [{"ind_itc": "contrastive"}.get(name, name) for name in settings["loss_order"]]
+    original = combiner(golden)
+    with torch.enable_grad():
+        result = meltr.outer_step(lambda: golden.losses(model, primary), lambda: golden.losses(model, *order))
+        losses = torch.stack(list(golden.losses(model, *order).values())).detach()
+        golden.close(losses, expected["losses"])
+        leaves = losses.requires_grad_()
+        combined = original(leaves)
+        (slopes,) = torch.autograd.grad(combined, leaves)
+        gradients = outer_gradient(original, losses.detach(), result.products)
+    found = {name: gradient for (name, _), gradient in zip(original.named_parameters(), gradients, strict=True)}
+    torch.testing.assert_close(combined.detach(), expected["aux_loss"].squeeze(), atol=1e-6, rtol=0)
+    torch.testing.assert_close(slopes, expected["daux_dlosses"], atol=1e-6, rtol=0)
+    products = expected[f"{official}/inner_products"].to(result.products)
+    torch.testing.assert_close(result.products, products, rtol=1e-4, atol=0)
+    hypergradients = below(expected, f"{official}/hypergrad/")
+    largest = max(float(tensor.abs().max()) for tensor in hypergradients.values())
+    for name, gradient in found.items():
+        if name not in hypergradients:
+            assert gradient is None or float(gradient.abs().max()) <= 1e-4 * largest, name
+            continue
+        assert float((gradient - hypergradients[name]).abs().max()) <= 1e-4 * largest, name
+    assert float(result.gradient_norm) == pytest.approx(float(expected[f"{official}/hypergrad_norm"]), rel=1e-4)
+    after = below(expected, f"{official}/phi_after/")
+    for name, parameter in m.named_parameters():
+        if name in hypergradients:  # Adam's first step is lr times the sign, which rounding decides near 0
+            clear = hypergradients[name].abs() > 1e-4 * largest
+            assert clear.any()
+            torch.testing.assert_close(parameter.detach()[clear], after[name][clear], atol=5e-6, rtol=0)
+
+
+def below(tensors, prefix) -> dict[str, torch.Tensor]:
+    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
