@@ -8,25 +8,29 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from zipfile import is_zipfile
 
 import torch
 from torch import Tensor, nn
+from torch.serialization import get_unsafe_globals_in_checkpoint, safe_globals
 
 from meltr.errors import UserError
 
 _WRAPPERS = ("state_dict", "model", "module")
 
 
-def read_weights(path: Path) -> dict[str, Tensor]:
+def read_weights(path: Path, *, stand_ins: Sequence[str] = ()) -> dict[str, Tensor]:
     """Return names and tensors of a safetensors file or of a state dict that torch saved.
 
     A state dict may lie inside a checkpoint under ``state_dict`` or ``model``; a ``module.`` prefix is taken off.
 
     Args:
         path: The file.
+        stand_ins: Beginnings of dotted names of classes that a checkpoint may name beside its tensors. Empty classes
+            take their place: nothing of theirs is imported or run, and they need not be installed.
 
     Raises:
-        UserError: If it is not there, is broken, or holds anything but a state dict.
+        UserError: If it is not there, is broken, names other classes or functions, or holds no state dict.
     """
     if not path.is_file():
         raise UserError(f"There is no file of weights {path}.", "Check the path.")
@@ -35,7 +39,9 @@ def read_weights(path: Path) -> dict[str, Tensor]:
             from safetensors.torch import load_file
 
             return load_file(path)
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        content = _load(path, tuple(stand_ins))
+    except UserError:
+        raise
     except Exception as error:  # a broken file can make either reader raise anything
         cause = str(error).strip().splitlines()[0] if str(error).strip() else "no details"
         raise UserError(
@@ -51,6 +57,20 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     return {str(key).removeprefix("module."): value for key, value in content.items()}
 
 
+def _load(path: Path, stand_ins: tuple[str, ...]) -> object:
+    """Load what torch saved; UserError if it names classes or functions that are neither tensors nor to be replaced."""
+    named = sorted(get_unsafe_globals_in_checkpoint(path)) if is_zipfile(path) else []
+    foreign = [name for name in named if not name.startswith(stand_ins)]
+    if foreign:
+        raise UserError(
+            f"{path} was refused: beside tensors it asks for {some(foreign)}, and loading that could run code.",
+            "Nothing of it was run. Get the file from its official source, or save its state dict alone with "
+            "torch.save where you trust it.",
+        )
+    with safe_globals([(type("StandIn", (), {}), name) for name in named]):
+        return torch.load(path, map_location="cpu", weights_only=True)
+
+
 @dataclass(frozen=True)
 class LoadReport:
     """What became of every key of a file and of every parameter of the model.
@@ -62,6 +82,7 @@ class LoadReport:
         reshaped: Our name -> (shape in the file, shape in the model): not loaded.
         unexpected: Keys of the file that nobody knows.
         ignored: Key of the file -> why it was not needed.
+        adapted: Our name -> how what was loaded differs from what the file has.
     """
 
     source: str
@@ -70,6 +91,7 @@ class LoadReport:
     reshaped: Mapping[str, tuple[tuple[int, ...], tuple[int, ...]]] = field(default_factory=dict)
     unexpected: tuple[str, ...] = ()
     ignored: Mapping[str, str] = field(default_factory=dict)
+    adapted: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def complete(self) -> bool:
@@ -86,6 +108,7 @@ class LoadReport:
             parts.append(f"{len(shapes)} have another shape and stay as initialised ({some(shapes)})")
         if self.unexpected:
             parts.append(f"{len(self.unexpected)} keys are unknown ({some(self.unexpected)})")
+        parts += [f"{name}: {how}" for name, how in self.adapted.items()]
         reasons: dict[str, list[str]] = {}
         for key, reason in self.ignored.items():
             reasons.setdefault(reason, []).append(key)
@@ -96,6 +119,19 @@ class LoadReport:
 def some(items: Sequence[str], most: int = 3) -> str:
     """Return the first few of `items` in words."""
     return ", ".join(items[:most]) + (", ..." if len(items) > most else "")
+
+
+def looks_like(state: Mapping[str, Tensor], known: Sequence[tuple[Sequence[str], str]]) -> str:
+    """Return in words which model a state is of.
+
+    Args:
+        state: Names and tensors.
+        known: Beginnings of names, all of which the model has, and what to call it; the first that fits counts.
+    """
+    for prefixes, name in known:
+        if all(any(key.startswith(prefix) for key in state) for prefix in prefixes):
+            return name
+    return f"something else, with keys such as {some(sorted(state))}"
 
 
 def _heads_of(names: tuple[str, ...]) -> str:
@@ -109,6 +145,7 @@ def compare(
     source: Path | str,
     unexpected: Sequence[str] = (),
     ignored: Mapping[str, str] | None = None,
+    adapted: Mapping[str, str] | None = None,
     skip: Callable[[str], bool] | None = None,
 ) -> LoadReport:
     """Return what `copy_into` would do with a state; changes nothing.
@@ -119,6 +156,7 @@ def compare(
         source: The file.
         unexpected: Keys of the file that nobody knows.
         ignored: Key of the file -> why it was not needed.
+        adapted: Name of the model -> how `renamed` differs from the file.
         skip: Tells which names of the model need not be in a file (constant buffers).
     """
     own = {name: value for name, value in model.state_dict().items() if skip is None or not skip(name)}
@@ -131,7 +169,8 @@ def compare(
         else:
             loaded.append(name)
     missing = tuple(name for name in own if name not in renamed)
-    return LoadReport(str(source), tuple(loaded), missing, reshaped, tuple(unexpected), left_out)
+    changed = {name: how for name, how in (adapted or {}).items() if name in loaded}
+    return LoadReport(str(source), tuple(loaded), missing, reshaped, tuple(unexpected), left_out, changed)
 
 
 def copy_into(model: nn.Module, renamed: Mapping[str, Tensor], report: LoadReport) -> LoadReport:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from meltr.errors import UserError
-from meltr.weights import LoadReport, compare, copy_into, read_weights, some
+from meltr.weights import LoadReport, compare, copy_into, looks_like, read_weights
 from meltr_violet.model import Violet
 from meltr_violet.official import TIED_BIAS, from_official, is_index, to_official
 
@@ -85,7 +85,7 @@ def _check_trunk(model: nn.Module, report: LoadReport, state: Mapping[str, Tenso
     absent = [name for name in trunk if name not in loaded]
     raise UserError(
         f"{path} is no VIOLET checkpoint: of {len(trunk)} tensors of the trunk it lacks {len(absent)} "
-        f"(first: {absent[0]}). It looks like {_looks_like(state)}.",
+        f"(first: {absent[0]}). It looks like {looks_like(state, _KNOWN)}.",
         "Give ckpt_violet_pretrain.pt, or a backbone.safetensors of a run with this backbone.",
     )
 
@@ -100,13 +100,6 @@ _KNOWN = (
     (("bert.", "cls."), "BERT alone (load it with load_bert)"),
     (("embeddings.", "encoder."), "BERT alone (load it with load_bert)"),
 )
-
-
-def _looks_like(state: Mapping[str, Tensor]) -> str:
-    for prefixes, name in _KNOWN:
-        if all(any(key.startswith(prefix) for key in state) for prefix in prefixes):
-            return name
-    return f"something else, with keys such as {some(sorted(state))}"
 
 
 def load_video_swin(model: Violet, path: Path) -> LoadReport:
@@ -156,7 +149,7 @@ def _load_part(
     if lacking:
         raise UserError(
             f"{path} is not {what} of this size: {len(lacking)} tensors are missing or have another shape "
-            f"(first: {lacking[0]}). It looks like {_looks_like(state)}.",
+            f"(first: {lacking[0]}). It looks like {looks_like(state, _KNOWN)}.",
             f"Give a file of {what} that was made for the sizes of this model.",
         )
     return copy_into(model, renamed, report)
