@@ -18,6 +18,7 @@ from meltr.engine.optim import lr_factor
 from meltr.metrics.retrieval import summary, text_to_video, video_to_text
 from meltr_allinone.alignment import alignment_distance, transport_plan
 from meltr_allinone.losses import contrastive_loss, similarity
+from meltr_allinone.official import with_frames
 from meltr_allinone.sampling import SAMPLERS
 from meltr_allinone.transforms import centre_crop, channels_first, normalised, resized_side, resized_squares
 
@@ -132,6 +133,14 @@ def test_transport_plan(folder, order):
     plan = transport_plan(cost, text_mask=words, video_mask=patches)
     torch.testing.assert_close(plan.mT, expected["itm.wpa_plan"], atol=2e-5, rtol=1e-5)
     torch.testing.assert_close((cost * plan).sum((1, 2)), expected["itm.wpa_distance"], atol=2e-6, rtol=0)
+
+
+def test_temporal_embeddings_of_other_lengths(folder):
+    case = {key: value for key, value in tensors(folder, "units").items() if key.startswith("inflate.")}
+    given = case.pop("inflate.in")
+    for key, expected in case.items():
+        assert torch.equal(with_frames(given, int(key.rpartition(".")[2])), expected)
+    assert torch.equal(with_frames(given, given.shape[1]), given)
 
 
 def test_contrastive_loss(folder):

@@ -58,7 +58,7 @@ class FrameTransformer(nn.Module):
         self.dist_token = nn.Parameter(torch.empty(1, 1, width)) if config.distilled else None
         self.pos_embed = nn.Parameter(torch.empty(1, config.frame_tokens, width))
         self.temporal_embed = nn.Parameter(torch.zeros(1, config.frames, width))
-        rates = torch.linspace(0, config.drop_path, config.depth).tolist()
+        rates = torch.linspace(0, config.drop_path, config.depth, device="cpu").tolist()
         self.blocks = nn.ModuleList(
             Block(
                 width,
