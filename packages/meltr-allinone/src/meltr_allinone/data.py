@@ -10,6 +10,7 @@ from meltr.data.corpus import Corpus
 from meltr.data.loader import LoaderBatches
 from meltr.engine.seeding import derive
 from meltr.errors import UserError
+from meltr.text.lengths import notes_on_long_texts
 from meltr.text.vocabulary import run_vocabulary
 from meltr.text.wordpiece import Tokenizer
 from meltr_allinone.clips import open_clips
@@ -34,7 +35,7 @@ def build_data(context: RunContext) -> Data:
     file = run_vocabulary(context, whole, options.vocabulary, own=own)
     tokenizer = Tokenizer(file, length=options.text_length)
     texts = Texts(tokenizer, spec.task, {name: number for number, name in enumerate(corpus.answers)})
-    context.notes.extend(_long_texts(corpus, options.text_length))
+    context.notes.extend(notes_on_long_texts(corpus, options.text_length))
     wanted = Wanted(
         options.image_size,
         options.augmentation,
@@ -76,17 +77,6 @@ def _check_open_ended(corpus: Corpus) -> None:
             f"The questions of {corpus.dataset} come with choices; All-in-one answers from a vocabulary of answers.",
             "Leave `choices` out of the manifest: then the training answers are the vocabulary.",
         )
-
-
-def _long_texts(corpus: Corpus, length: int) -> list[str]:
-    """Return a note if texts are longer than L; only words are counted, so that there may be some more."""
-    items = [item for items in corpus.splits.values() for item in items]
-    texts = [text for item in items for text in item.captions]
-    texts += [item.question for item in items if item.question is not None]
-    long = sum(len(text.split()) > length - 2 for text in texts)
-    if not long:
-        return []
-    return [f"{long:,} of {len(texts):,} texts have more than {length - 2} words and are cut (--set text_length)"]
 
 
 def _meta(corpus: Corpus, tokenizer: Tokenizer, *, sample: bool) -> dict[str, Any]:

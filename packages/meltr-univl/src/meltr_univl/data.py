@@ -12,6 +12,7 @@ from meltr.data.loader import LoaderBatches
 from meltr.data.processes import available_cores
 from meltr.engine.seeding import derive
 from meltr.errors import UserError
+from meltr.text.lengths import notes_on_cut
 from meltr.text.vocabulary import run_vocabulary
 from meltr.text.wordpiece import Tokenizer
 from meltr_univl.examples import Clips, Examples, Split, Texts
@@ -87,7 +88,7 @@ def _check_transcripts(corpus: Corpus, texts: Texts) -> None:
 
 
 def _long_texts(corpus: Corpus, texts: Texts) -> list[str]:
-    """Return notes on texts that are cut; only words are counted, so that there may be some more."""
+    """Return notes on texts and captions that are cut."""
     items = [item for items in corpus.splits.values() for item in items]
     captions = [caption for item in items for caption in item.captions]
     encoded = [texts.pair(item, caption)[0] for item in items for caption in (item.captions[:1] or ("",))]
@@ -95,14 +96,7 @@ def _long_texts(corpus: Corpus, texts: Texts) -> list[str]:
         "text": (captions if texts.task == "retrieval" else encoded, texts.wording.tokenizer.length - 2),
         "caption": (captions, texts.wording.caption_length - 1),
     }
-    notes = []
-    for name, (all_of, limit) in limits.items():
-        long = sum(len(text.split()) > limit for text in all_of)
-        if long:
-            notes.append(
-                f"{long:,} of {len(all_of):,} {name}s have more than {limit} words and are cut (--set {name}_length)"
-            )
-    return notes
+    return [note for name, (cut, most) in limits.items() for note in notes_on_cut(cut, most, what=name)]
 
 
 def _meta(corpus: Corpus, source: Source, wording: Wording, context: RunContext) -> dict[str, Any]:

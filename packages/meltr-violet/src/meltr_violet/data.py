@@ -19,6 +19,7 @@ from meltr.data.pictures import padded_squares
 from meltr.data.processes import available_cores
 from meltr.engine.seeding import derive
 from meltr.errors import UserError
+from meltr.text.lengths import notes_on_long_texts
 from meltr.text.vocabulary import run_vocabulary
 from meltr.text.wordpiece import Tokenizer
 from meltr_violet import prepared
@@ -69,7 +70,7 @@ def build_data(context: RunContext) -> Data:
     tokenizer = Tokenizer(file, length=options.text_length)
     classes = {name: number for number, name in enumerate(corpus.answers)}
     texts = Texts(tokenizer, spec.task, classes, options.choice_text)
-    context.notes.extend(_long_texts(corpus, options.text_length))
+    context.notes.extend(notes_on_long_texts(corpus, options.text_length))
     workers = options.workers
     if workers is None:
         workers = 0 if source.ready or spec.sample else min(8, available_cores())
@@ -211,17 +212,6 @@ def _no_codes(context: RunContext) -> str:
     if context.options.codes == "none":
         return "codes=none"
     return "there are no visual codes (make them with `meltr data codes`, or use --set codes=colour)"
-
-
-def _long_texts(corpus: Corpus, length: int) -> list[str]:
-    """Return a note if texts are longer than X; only words are counted, so that there may be some more."""
-    items = [item for items in corpus.splits.values() for item in items]
-    texts = [text for item in items for text in item.captions]
-    texts += [" ".join([item.question, *item.choices]) for item in items if item.question is not None]
-    long = sum(len(text.split()) > length - 2 for text in texts)
-    if not long:
-        return []
-    return [f"{long:,} of {len(texts):,} texts have more than {length - 2} words and are cut (--set text_length)"]
 
 
 def _meta(corpus: Corpus, source: Source, tokenizer: Tokenizer, context: RunContext) -> dict[str, Any]:
