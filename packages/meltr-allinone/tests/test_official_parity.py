@@ -19,6 +19,7 @@ from meltr_allinone.draws import Draws
 from meltr_allinone.losses import Batch, task_losses
 from meltr_allinone.masking import MaskedTexts
 from meltr_allinone.model import AllInOne
+from meltr_allinone.pretrained import load_pretrained
 from meltr_allinone.rolling import roll_tokens
 
 SHARED = Path(os.environ.get("MELTR_SHARED", Path(__file__).resolve().parents[4] / "shared"))
@@ -69,11 +70,12 @@ class Goldens:
             shared=sizes["shared_embedding_dim"],
             attention=self.attention,
         ).without_noise()
-        model = AllInOne(config, heads=("mlm", "itm", "rank", "contrastive")).to(self.dtype)
-        state = self.tensors("state_dict")
-        state.pop("text_embeddings.position_ids", None)
-        model.load_state_dict(state)
-        return model.eval()
+        model = AllInOne(config, heads=("mlm", "itm", "rank", "contrastive"))
+        report = load_pretrained(model, self.folder / "state_dict.safetensors")
+        assert report.complete
+        assert not report.unexpected
+        assert report.ignored.keys() <= {"text_embeddings.position_ids"}
+        return model.to(self.dtype).eval()
 
     def order(self, kind: str, name: str) -> torch.Tensor | None:
         return self.inputs[f"patch_order.{name}"] if kind == "shuffled" else None
