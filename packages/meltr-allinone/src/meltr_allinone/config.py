@@ -29,6 +29,7 @@ class ModelConfig:
         shared: P, width of the space in which texts and videos are compared.
         dropout: After embeddings, attention projections and both layers of an MLP.
         drop_path: Stochastic depth of the last block; it grows linearly from 0.
+        spread: Standard deviation of new weights.
         attention: ``fused`` (scaled dot product attention) or ``eager``.
         aligned_from: First video slot that takes part in word-patch alignment (2 in the DeiT variants: for the tiny one
             that leaves out a patch, as the public code does).
@@ -47,6 +48,7 @@ class ModelConfig:
     shared: int = 512
     dropout: float = 0.1
     drop_path: float = 0.1
+    spread: float = 0.02
     attention: AttentionKernel = "fused"
     aligned_from: int = 1
 
@@ -94,8 +96,17 @@ TINY = ModelConfig(width=192, heads=3, aligned_from=2)
 """All-in-one-Ti."""
 
 MINI = ModelConfig(
-    width=96, depth=4, heads=4, mlp_ratio=2.0, image_size=64, text_length=16, shared=64, dropout=0.0, drop_path=0.0
+    width=96,
+    depth=4,
+    heads=4,
+    mlp_ratio=2.0,
+    image_size=64,
+    text_length=16,
+    shared=64,
+    dropout=0.0,
+    drop_path=0.0,
+    spread=0.06,
 )
-"""A small model for miniatures and first tries."""
+"""A small model for miniatures and first tries; its weights start as large in proportion as those of a wide one."""
 
 SIZES = {"base": BASE, "small": SMALL, "tiny": TINY, "mini": MINI}

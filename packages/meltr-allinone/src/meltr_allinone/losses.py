@@ -118,8 +118,9 @@ def similarity(text: Tensor, video: Tensor) -> Tensor:
         text: `AllInOne.text_vectors`.
         video: `AllInOne.video_vectors`.
     """
-    unit = [rows / rows.norm(dim=1, keepdim=True).clamp_min(1e-8) for rows in (_wide(text), _wide(video))]
-    return unit[0] @ unit[1].T
+    with torch.autocast(text.device.type, enabled=False):
+        unit = [rows / rows.norm(dim=1, keepdim=True).clamp_min(1e-8) for rows in (_wide(text), _wide(video))]
+        return cast(Tensor, unit[0] @ unit[1].T)
 
 
 def contrastive_loss(text: Tensor, video: Tensor, *, temperature: float = TEMPERATURE) -> Tensor:

@@ -24,9 +24,6 @@ from meltr_allinone.rolling import roll_tokens
 HEADS = ("mlm", "itm", "rank", "contrastive", "answer")
 """Masked texts, matching, the score that ranks, the two projections of the dual encoder, and answer classes."""
 
-SPREAD = 0.02
-"""Standard deviation of new weights."""
-
 
 def bert_config(config: ModelConfig) -> BertConfig:
     """Return the sizes of the text embedding as transformers wants them."""
@@ -147,16 +144,16 @@ class AllInOne(nn.Module):
 
     @torch.no_grad()
     def reset_parameters(self) -> None:
-        """Draw new weights: normal with deviation 0.02, truncated in the ViT; biases and the temporal embedding 0."""
+        """Draw new weights: normal of deviation ``config.spread``, in the ViT truncated; biases, times of frames: 0."""
         for name, module in self.named_modules():
             draw = nn.init.trunc_normal_ if name.startswith("transformer.") else nn.init.normal_
             if isinstance(module, (nn.Linear, nn.Embedding)):
-                draw(module.weight, std=SPREAD)
+                draw(module.weight, std=self.config.spread)
             if isinstance(module, nn.Linear) and module.bias is not None:
                 module.bias.zero_()
         for token in (self.transformer.cls_token, self.transformer.dist_token, self.transformer.pos_embed):
             if token is not None:
-                nn.init.trunc_normal_(token, std=SPREAD)
+                nn.init.trunc_normal_(token, std=self.config.spread)
         self.rank_like_matching()
 
     @torch.no_grad()

@@ -42,8 +42,16 @@ class AllInOneOptions(Info):
         false_videos: Wrong videos of matching: of the ``batch``, or of the ``dataset`` as released, which decodes twice
             as many.
         false_items: Whose they are: of ``others``, or of ``any``, by chance the right one, as released.
-        scoring: How retrieval scores a text and a video: ``dual`` (two embeddings), or ``rerank``, where a joint pass
-            orders the best of them anew.
+        hard_negatives: With ``false_videos=batch``, draw wrong videos that resemble the text to the dual encoder (which
+            learns only by the loss ``contrastive``).
+        negatives: Texts and videos that the contrastive loss compares with: of ``all`` processes, or of the ``own`` one
+            as released.
+        temperature: Similarities are divided by it in the contrastive loss.
+        answer_lr_scale: Learning rate of the answer head, relative to the others' (10 in All-in-one's own settings).
+        attention: Kernel of attention: ``fused``, or ``eager``.
+        scoring: How retrieval scores a text and a video: ``dual`` (two embeddings); ``joint`` (a joint pass for every
+            pair); ``rerank``, where a joint pass orders the best of the dual encoder anew; ``auto``: ``dual`` if the
+            loss ``contrastive`` is on, else ``joint``.
         rerank: How many of the best are ordered anew.
         frame_cache: A folder that ``meltr data cache`` made; None: videos are decoded when they are needed.
         workers: Processes that read and decode; None: none if frames stay in memory, else one a core.
@@ -71,7 +79,12 @@ class AllInOneOptions(Info):
     false_texts: int = Field(0, ge=0)
     false_videos: Literal["batch", "dataset"] = "batch"
     false_items: Literal["others", "any"] = "others"
-    scoring: Literal["dual", "rerank"] = "dual"
+    hard_negatives: bool = False
+    negatives: Literal["all", "own"] = "all"
+    temperature: float = Field(0.05, gt=0)
+    answer_lr_scale: float = Field(1.0, gt=0)
+    attention: Literal["fused", "eager"] = "fused"
+    scoring: Literal["auto", "dual", "joint", "rerank"] = "auto"
     rerank: int = Field(50, ge=1)
     frame_cache: Path | None = None
     workers: int | None = Field(None, ge=0)
@@ -91,6 +104,8 @@ class AllInOneOptions(Info):
     def _frames_fit(self) -> Self:
         if self.stored_frames is not None and self.stored_frames < self.frames:
             raise ValueError(f"stored_frames={self.stored_frames} is less than frames={self.frames}")
+        if self.hard_negatives and self.false_videos != "batch":
+            raise ValueError("hard_negatives are chosen within a batch: they need false_videos=batch")
         if self.retrieval_views > 1 and self.eval_sampling == "uniform":
             raise ValueError(f"retrieval_views={self.retrieval_views} are the same clip with eval_sampling=uniform")
         return self

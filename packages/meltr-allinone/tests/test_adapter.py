@@ -1,0 +1,302 @@
+"""The adapter in whole runs: losses of every task, heads, scoring, weights, resume, prediction, the command line."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from typer.testing import CliRunner
+
+import meltr
+from allinone_clips import SMALL
+from meltr.cli.app import build_app
+from meltr.context import Data, PredictRequest, RunContext
+from meltr.engine.run import execute
+from meltr.errors import UserError
+from meltr.plugins import discover
+from meltr.settings import resolve
+from meltr.specs import RunSpec
+from meltr_allinone.adapter import AllInOneAdapter
+from meltr_allinone.building import heads_of, model_config, scoring_of
+from meltr_allinone.options import AllInOneOptions
+
+Make = Callable[..., RunContext]
+MINI = {"options__size": "mini", "options__eval_batch_size": 3, "train__log_every": 1}
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> None:
+    torch.set_num_threads(1)
+
+
+@pytest.fixture
+def make_spec(sample: Callable[[str], Path]) -> Callable[..., RunSpec]:
+    """Return a maker of small runs on miniatures."""
+
+    def make(task: str = "retrieval", dataset: str = "msrvtt-7k", **settings: Any) -> RunSpec:
+        sample(dataset)
+        flags = {"device": "cpu", "combiner": "sum", "sample": True, "train.batch_size": 4}
+        flags |= {f"options.{name}": value for name, value in SMALL.items()}
+        flags |= {name.replace("__", "."): value for name, value in (MINI | settings).items()}
+        choice = {"backbone": "allinone", "task": task, "dataset": dataset}
+        return resolve(discover(), **choice, preset="none", flags=flags)
+
+    return make
+
+
+@pytest.mark.parametrize(
+    ("task", "dataset", "losses"),
+    [
+        ("retrieval", "msrvtt-7k", ("vtm", "mlm")),
+        ("retrieval", "msrvtt-9k", ("vtm", "mlm", "wpa", "contrastive", "rank")),
+        ("qa", "msvd", ("answer", "vtm", "mlm", "wpa", "contrastive")),
+        ("qa", "msrvtt", ("answer",)),
+    ],
+)
+def test_every_task_has_its_losses_and_no_head_in_vain(
+    make_context: Make, task: str, dataset: str, losses: tuple[str, ...]
+) -> None:
+    context = make_context(task, dataset, losses=losses, size="mini")
+    adapter = AllInOneAdapter()
+    data = adapter.build_data(context)
+    model = adapter.build_model(context, data).train()
+    batch = next(iter(data.train.batches(0)))
+    found = adapter.compute_task_losses(model, batch, context)
+    assert tuple(found) == losses
+    sum(found.values()).backward()  # type: ignore[union-attr]
+    assert not [name for name, parameter in model.named_parameters() if parameter.grad is None]
+
+
+def test_all_draws_come_from_the_generator_of_the_context(make_context: Make) -> None:
+    context = make_context("qa", "msvd", losses=("answer", "vtm", "mlm"), size="mini")
+    context = RunContext(**{**context.__dict__, "generator": torch.Generator()})
+    adapter = AllInOneAdapter()
+    data = adapter.build_data(context)
+    model, batch = adapter.build_model(context, data), next(iter(data.train.batches(0)))
+
+    def losses(seed: int, *wanted: str) -> dict[str, float]:
+        context.generator.manual_seed(seed)  # type: ignore[union-attr]
+        asked = context.with_losses(*wanted) if wanted else context
+        return {name: loss.item() for name, loss in adapter.compute_task_losses(model, batch, asked).items()}
+
+    first = losses(1)
+    torch.rand(7)
+    assert losses(1) == first
+    assert losses(2) != first
+    assert losses(1, "mlm") == pytest.approx({"mlm": first["mlm"]})
+
+
+def test_scoring_follows_the_losses() -> None:
+    options = AllInOneOptions(size="mini")
+    assert scoring_of(options, ("vtm", "mlm")) == "joint"
+    assert scoring_of(options, ("vtm", "contrastive")) == "dual"
+    assert scoring_of(AllInOneOptions(scoring="rerank"), ("vtm",)) == "rerank"
+    assert heads_of(options, "retrieval", ("vtm", "mlm")) == ("mlm", "itm")
+    assert heads_of(options, "retrieval", ("mlm", "contrastive")) == ("mlm", "contrastive")
+    assert heads_of(options, "retrieval", ("mlm", "rank")) == ("mlm", "rank")
+    assert heads_of(options, "retrieval", ("mlm",)) == ("mlm", "itm")
+    assert heads_of(options, "qa", ("answer", "vtm")) == ("itm", "answer")
+
+
+def test_sizes_of_the_published_models_and_of_a_small_one() -> None:
+    base = model_config(AllInOneOptions(), {"vocabulary": 30522})
+    assert (base.width, base.depth, base.vocabulary, base.frames, base.text_length) == (768, 12, 30522, 3, 40)
+    mini = model_config(AllInOneOptions(size="mini", image_size=64, frames=5), {"vocabulary": 77})
+    assert (mini.vocabulary, mini.frames, mini.image_size) == (77, 5, 64)
+    with pytest.raises(UserError, match="40,000 tokens, the published model 30,522"):
+        model_config(AllInOneOptions(), {"vocabulary": 40_000})
+
+
+def test_hard_negatives_need_the_contrastive_loss(make_context: Make) -> None:
+    context = make_context(hard_negatives=True, size="mini")
+    adapter = AllInOneAdapter()
+    data = adapter.build_data(context)
+    with pytest.raises(UserError, match="hard_negatives=true") as found:
+        adapter.build_model(context, data)
+    assert "losses=vtm,mlm,contrastive" in str(found.value.hint)
+    fine = make_context(hard_negatives=True, size="mini", losses=("vtm", "contrastive"))
+    assert adapter.build_model(fine, data).txt_proj is not None
+
+
+def test_no_decay_for_norms_and_biases_and_a_faster_answer_head(make_context: Make) -> None:
+    context = make_context("qa", "msvd", losses=("answer",), answer_lr_scale=10.0, size="mini")
+    adapter = AllInOneAdapter()
+    model = adapter.build_model(context, adapter.build_data(context))
+    names = {parameter: name for name, parameter in model.named_parameters()}
+    seen: dict[str, tuple[float, bool]] = {}
+    for group in adapter.parameter_groups(model, context):
+        for parameter in group["params"]:
+            seen[names[parameter]] = (group["lr_scale"], "weight_decay" in group)
+    assert len(seen) == len(names)
+    assert seen["transformer.blocks.0.norm1.weight"] == (1.0, True)
+    assert seen["text_embeddings.LayerNorm.weight"] == (1.0, True)
+    assert seen["transformer.pos_embed"] == seen["transformer.blocks.0.attn.qkv.weight"] == (1.0, False)
+    assert seen["vqa_classifier.4.weight"] == (10.0, False)
+    assert seen["vqa_classifier.4.bias"] == (10.0, True)
+
+
+@pytest.mark.parametrize(
+    ("losses", "scoring"), [("vtm,mlm", "auto"), ("vtm,contrastive", "auto"), ("vtm,contrastive", "rerank")]
+)
+def test_retrieval_runs_with_every_scoring(
+    make_spec: Callable[..., RunSpec], tmp_path: Path, losses: str, scoring: str
+) -> None:
+    spec = make_spec(losses=losses, options__scoring=scoring, options__rerank=2, train__max_steps=1)
+    results = execute(spec, run_dir=tmp_path / "run", registry=discover())
+    assert {"r@1", "medr", "v2t/r@10"} <= set(results["test"]["metrics"])
+    assert results["test"]["baselines"]["chance"]["r@1"] > 0
+    rows = [json.loads(line) for line in (tmp_path / "run" / "predictions" / "test.jsonl").read_text().splitlines()]
+    videos = {row["video"] for row in rows}
+    assert len(rows) == results["test"]["count"]
+    assert {row["first"] for row in rows} <= videos
+    hits = sum(row["first"] == row["video"] for row in rows)
+    assert results["test"]["metrics"]["r@1"] == pytest.approx(100 * hits / len(rows))
+
+
+def test_answers_are_scored_and_written(make_spec: Callable[..., RunSpec], tmp_path: Path) -> None:
+    results = execute(make_spec("qa", "msvd", train__max_steps=1), run_dir=tmp_path / "run", registry=discover())
+    rows = [json.loads(line) for line in (tmp_path / "run" / "predictions" / "test.jsonl").read_text().splitlines()]
+    right = sum(row["predicted"] == row["right"] for row in rows)
+    assert results["test"]["metrics"]["accuracy"] == pytest.approx(100 * right / len(rows))
+    assert "question without the video" in results["test"]["baselines"]
+
+
+def test_released_fidelity_trains_on_what_the_release_does() -> None:
+    choice = {"backbone": "allinone", "task": "retrieval", "dataset": "msrvtt-7k"}
+    spec = resolve(discover(), **choice, flags={"fidelity": "released", "data_root": "."})
+    assert spec.losses == ("mlm", "contrastive")
+    assert (spec.bilevel.every, spec.bilevel.gamma, spec.bilevel.outer_batch) == (5, 0.1, "replay")
+    assert (spec.bilevel.outer_clip_norm, spec.bilevel.replay_eviction, spec.bilevel.phase) == (1.0, "random", 0)
+    assert (spec.options["sampling"], spec.options["retrieval_views"]) == ("released", 3)
+    assert spec.combiner_options["width"] == 128
+    default = resolve(discover(), **choice, flags={"data_root": "."})
+    assert default.losses == ("vtm", "mlm")
+    assert (default.bilevel.every, default.train.lr, default.train.epochs) == (3, 3e-5, 40)
+
+
+# Resume
+
+
+class StopError(Exception):
+    pass
+
+
+class StopAt:
+    """Ends a run when a checkpoint is complete."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    @meltr.hookimpl
+    def on_checkpoint(self, path: Path) -> None:
+        if path.name == self.name:
+            raise StopError
+
+
+def test_a_resumed_run_ends_like_an_uninterrupted_one(make_spec: Callable[..., RunSpec], tmp_path: Path) -> None:
+    settings = {"combiner_options__width": 16, "combiner_options__heads": 2, "bilevel__outer_lr": 1e-2}
+    spec = make_spec(combiner="meltr", train__max_steps=5, train__checkpoint_every=3, **settings)
+    whole = execute(spec, run_dir=tmp_path / "whole", registry=discover())
+    with pytest.raises(StopError):
+        execute(spec, run_dir=tmp_path / "cut", registry=discover(), observers=[StopAt("step-000003")])
+    resumed = execute(spec, run_dir=tmp_path / "cut", registry=discover(), resume=True)
+    assert resumed["test"] == whole["test"]
+    for part in ("backbone", "combiner"):
+        one, other = (
+            load_file(tmp_path / name / "checkpoints" / "last" / f"{part}.safetensors") for name in ("whole", "cut")
+        )
+        assert one.keys() == other.keys()
+        assert all(torch.equal(one[key], other[key]) for key in one)
+
+
+def test_weights_of_a_run_start_another_of_the_same_size(make_spec: Callable[..., RunSpec], tmp_path: Path) -> None:
+    execute(make_spec(train__max_steps=1), run_dir=tmp_path / "first", registry=discover())
+    weights = tmp_path / "first" / "checkpoints" / "last" / "backbone.safetensors"
+    own = {"options__weights": weights, "options__vocabulary": tmp_path / "first" / "vocabulary.txt"}
+    again = make_spec(train__max_steps=1, train__lr=1e-12, **own)
+    execute(again, run_dir=tmp_path / "second", registry=discover())
+    before, after = load_file(weights), load_file(tmp_path / "second" / "checkpoints" / "last" / "backbone.safetensors")
+    assert before.keys() == after.keys()
+    for name, value in before.items():
+        torch.testing.assert_close(after[name], value, rtol=0, atol=1e-6)
+    with pytest.raises(UserError, match="checkpoint of another size"):
+        execute(make_spec(options__size="tiny", **own), run_dir=tmp_path / "third", registry=discover())
+
+
+# Prediction
+
+
+@pytest.fixture
+def trained(make_spec: Callable[..., RunSpec], tmp_path: Path) -> Callable[..., tuple[Any, Data, RunContext]]:
+    """Return a maker of a model as `meltr predict` has it."""
+
+    def make(*choice: str, **settings: Any) -> tuple[Any, Data, RunContext]:
+        spec = make_spec(*choice, train__max_steps=1, options__eval_batch_size=2, **settings)
+        results = execute(spec, run_dir=tmp_path / "run", registry=discover())
+        base = RunContext(spec, discover().task(spec.task), _options(spec), torch.device("cpu"), spec.losses)
+        context = RunContext(**{**base.__dict__, "run_dir": tmp_path / "run", "weights_follow": True})
+        data = Data(train=None, validation=None, meta=results["data"])  # type: ignore[arg-type]
+        return AllInOneAdapter().build_model(context, data).eval(), data, context
+
+    return make
+
+
+def _options(spec: RunSpec) -> AllInOneOptions:
+    return AllInOneOptions(**spec.options)
+
+
+@torch.no_grad()
+def test_search_ranks_every_video(trained: Callable[..., Any], clips: list[Path]) -> None:
+    model, data, context = trained(losses="vtm,contrastive")
+    request = PredictRequest(media=tuple(clips[:5]), search="a red ball moves", top=3)
+    found = AllInOneAdapter().predict(model, request, data, context)
+    assert len(found.rows) == 3
+    scores = [row["score"] for row in found.rows]
+    assert scores == sorted(scores, reverse=True)
+    assert {row["video"] for row in found.rows} <= set(clips[:5])
+    alone = AllInOneAdapter().predict(
+        model, PredictRequest(media=(found.rows[0]["video"],), search="a red ball moves"), data, context
+    )
+    assert alone.rows[0]["score"] == pytest.approx(scores[0], abs=1e-5)
+    assert "best of 5 files" in found.what
+
+
+@torch.no_grad()
+def test_questions_are_answered_among_all_or_some(trained: Callable[..., Any], sample: Any) -> None:
+    model, data, context = trained("qa", "msvd")
+    videos = tuple(sorted((sample("msvd") / "YouTubeClips").iterdir())[:3])
+    asked = PredictRequest(media=videos, question="what colour is the ball?", top=2)
+    rows = AllInOneAdapter().predict(model, asked, data, context).rows
+    assert [row["video"] for row in rows] == [videos[0], videos[0], videos[1], videos[1], videos[2], videos[2]]
+    assert all(row["answer"] in data.meta["answers"] for row in rows)
+    names = tuple(data.meta["answers"][:2])
+    some = PredictRequest(media=videos[:1], question="what colour is the ball?", choices=names)
+    chosen = AllInOneAdapter().predict(model, some, data, context).rows
+    assert {row["answer"] for row in chosen} == set(names)
+    assert sum(row["probability"] for row in chosen) == pytest.approx(1, abs=1e-5)
+
+
+@torch.no_grad()
+def test_what_a_run_cannot_be_asked(trained: Callable[..., Any], clips: list[Path]) -> None:
+    model, data, context = trained()
+    with pytest.raises(UserError, match="finds videos by a text: it cannot use --question"):
+        AllInOneAdapter().predict(model, PredictRequest(media=tuple(clips), question="?"), data, context)
+    with pytest.raises(UserError, match="needs --search"):
+        AllInOneAdapter().predict(model, PredictRequest(media=tuple(clips)), data, context)
+
+
+# The command line
+
+
+def test_real_data_is_asked_for_by_name(tmp_path: Path) -> None:
+    words = ["run", "--backbone", "allinone", "--task", "retrieval", "--dataset", "msrvtt-7k"]
+    result = CliRunner().invoke(build_app(discover()), [*words, "--output-dir", str(tmp_path)])
+    assert result.exit_code == 2
+    for name in ("--data-root", "train_list_7k.txt", "--sample"):
+        assert name in result.output
+    assert "Traceback" not in result.output
