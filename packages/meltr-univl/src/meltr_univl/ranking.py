@@ -1,0 +1,60 @@
+"""Losses of a matrix of similarities, texts by videos, whose diagonal holds the right pairs."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+
+def margin_ranking(
+    scores: Tensor, *, margin: float = 0.1, clips_of_video: int = 1, hard_negative_rate: float = 0.5
+) -> Tensor:
+    """Return the max-margin ranking loss, 0-dim (Luo et al., arXiv 2002.06353, equation 4).
+
+    mean_ij [max(0, margin + S_ij - S_ii) + max(0, margin + S_ij - S_jj)]; the diagonal adds 2 margin / B.
+
+    Args:
+        scores: S, (B, B).
+        margin: By how much the right pair should be ahead.
+        clips_of_video: n; rows come in groups of n clips of one video, and above 1 other clips of the same video weigh
+            more.
+        hard_negative_rate: h, their weight.
+    """
+    right = scores.diagonal()
+    losses = (margin + scores - right[:, None]).relu() + (margin + scores - right).relu()
+    if clips_of_video > 1:
+        videos, easy = len(scores) // clips_of_video, 1 - hard_negative_rate
+        group = torch.arange(len(scores), device=scores.device) // clips_of_video
+        inside, outside = videos * (1 - easy), easy / (videos - 1) * videos
+        losses = losses * torch.where(group[:, None] == group, inside, outside)
+    return losses.mean()
+
+
+def row_cross_entropy(scores: Tensor, right: Tensor | None = None) -> Tensor:
+    """Return the cross-entropy of each text's right video among all, 0-dim.
+
+    Args:
+        scores: (B, N).
+        right: Number of the right video of each text, (B,); None: the diagonal.
+    """
+    return F.cross_entropy(scores, torch.arange(len(scores), device=scores.device) if right is None else right)
+
+
+def mil_nce(scores: Tensor, *, clips_of_video: int = 1) -> Tensor:
+    """Return MIL-NCE, 0-dim (Miech et al., arXiv 1912.06430), as UniVL pre-trains with it.
+
+    For the middle clip i of every video, with P the clips of the same video:
+    logsumexp(all S_ji, and S_ij for j not in P) - logsumexp(S_ji for j in P).
+
+    Args:
+        scores: S, dot products, (B n, B n).
+        clips_of_video: n.
+    """
+    group = torch.arange(len(scores), device=scores.device) // clips_of_video
+    same = group[:, None] == group
+    lowest = torch.finfo(scores.dtype).min
+    everything = torch.cat([scores.T, scores.masked_fill(same, lowest)], 1).logsumexp(1)
+    positive = scores.T.masked_fill(~same, lowest).logsumexp(1)
+    middle = torch.arange(len(scores) // clips_of_video, device=scores.device) * clips_of_video + clips_of_video // 2
+    return (everything - positive)[middle].mean()

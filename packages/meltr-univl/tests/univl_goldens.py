@@ -1,0 +1,115 @@
+"""Golden sets of the official UniVL: where they are, and their weights and batches as we take them."""
+
+from __future__ import annotations
+
+import json
+import os
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from meltr_univl.config import ModelConfig
+from meltr_univl.losses import Batch, LossSettings
+from meltr_univl.masking import Masks
+from meltr_univl.model import PARTS, Univl
+from meltr_univl.official import from_official
+
+HERE = Path(__file__).resolve()
+SHARED = Path(os.environ.get("MELTR_SHARED", HERE.parents[3].parent / "shared"))
+EIGHT = ("joint", "align", "cmlm", "cmfm", "m_joint", "m_align", "decoder", "m_decoder")
+
+
+def golden_folders() -> list[Path]:
+    """Every folder with a config.json below MELTR_GOLDENS; default: the set beside the project, or the part here."""
+    beside = SHARED / "reference" / "univl"
+    root = Path(os.environ.get("MELTR_GOLDENS", beside if beside.is_dir() else HERE.parent / "goldens"))
+    return sorted(file.parent for file in root.rglob("config.json"))
+
+
+class Goldens:
+    """One golden set."""
+
+    def __init__(self, folder: Path, dtype: torch.dtype = torch.float64) -> None:
+        self.folder, self.dtype = folder, dtype
+        self._tensors: dict[str, dict[str, Tensor]] = {}
+
+    @property
+    def float32(self) -> bool:
+        return self.dtype == torch.float32
+
+    def json(self, name: str) -> Any:
+        if not (self.folder / name).is_file():
+            pytest.skip(f"{self.folder} has no {name}")
+        return json.loads((self.folder / name).read_text(encoding="utf-8"))
+
+    def tensors(self, name: str) -> dict[str, Tensor]:
+        if name not in self._tensors:
+            file = self.folder / f"{name}.safetensors"
+            if not file.is_file():
+                pytest.skip(f"{self.folder} has no {file.name}")
+            loaded = load_file(file)
+            self._tensors[name] = {k: t.to(self.dtype) if t.dtype == torch.float32 else t for k, t in loaded.items()}
+        return self._tensors[name]
+
+    @cached_property
+    def config(self) -> dict[str, Any]:
+        return json.loads((self.folder / "config.json").read_text(encoding="utf-8"))
+
+    @property
+    def rows_with_frames(self) -> list[int]:
+        """Examples of `batch` with a real frame."""
+        return [row for row, length in enumerate(self.config["video_lens"]) if length]
+
+    def model(self, attention: Any = "fused") -> Univl:
+        sizes = self.config["model"]
+        config = ModelConfig(
+            width=sizes["hidden_size"],
+            heads=sizes["num_attention_heads"],
+            feedforward=sizes["intermediate_size"],
+            text_layers=sizes["text_num_hidden_layers"],
+            visual_layers=sizes["visual_num_hidden_layers"],
+            cross_layers=sizes["cross_num_hidden_layers"],
+            decoder_layers=sizes["decoder_num_hidden_layers"],
+            vocabulary=sizes["vocab_size"],
+            text_positions=sizes["text_max_position_embeddings"],
+            visual_positions=sizes["visual_max_position_embeddings"],
+            cross_positions=sizes["cross_max_position_embeddings"],
+            video_dim=sizes["video_dim"],
+            attention=attention,
+        ).without_noise()
+        model = Univl(config, parts=[part for part in PARTS if part != "score"]).to(self.dtype)
+        ours, aliases = from_official(self.tensors("model"))
+        assert set(aliases.values()) == {"a second name"}
+        model.load_state_dict(ours)
+        return model.eval()
+
+    def batch(self, name: str) -> tuple[Batch, Masks]:
+        found = {
+            key.removeprefix(f"{name}."): tensor[:, 0]
+            for key, tensor in self.tensors("inputs").items()
+            if key.startswith(f"{name}.")
+        }
+        batch = Batch(
+            found["input_ids"],
+            found["attention_mask"],
+            found["video"],
+            found["video_mask"],
+            found["input_caption_ids"],
+            found["decoder_mask"],
+            found["output_caption_ids"],
+        )
+        hidden = found["video_labels_index"] != -1
+        torch.testing.assert_close(torch.where(hidden[..., None], 0.0, batch.video), found["masked_video"])
+        return batch, Masks(found["masked_input_ids"], found["token_labels"], hidden)
+
+    def settings(self) -> LossSettings:
+        return LossSettings(negatives="own", margin=self.config["model"]["margin"])
+
+    def close(self, found: Tensor, expected: Tensor, atol: float) -> None:
+        """Absolute tolerances are those of the set's description."""
+        torch.testing.assert_close(found.detach(), expected, atol=atol, rtol=1e-5)
