@@ -12,6 +12,8 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from meltr.data.corpus import Corpus, Item
+from meltr.metrics.baselines import Baseline, baseline, one_caption
+from meltr.metrics.captions import Tokens
 from meltr_univl.features import FeatureSource, Pick, window
 from meltr_univl.texts import Wording
 
@@ -157,12 +159,14 @@ class Split:
         corpus: The corpus that it belongs to, for baselines.
         examples: Its examples: retrieval has one a caption, other tasks one an item.
         workers: Processes that read examples.
+        tokens: How captions are cut for scoring, see `meltr.metrics.captions.Tokens`.
     """
 
     name: str
     corpus: Corpus
     examples: Examples
     workers: int = 0
+    tokens: Tokens = "whitespace"
 
     @property
     def items(self) -> Sequence[Item]:
@@ -178,3 +182,12 @@ class Split:
     def references(self) -> dict[str, tuple[str, ...]]:
         """Id of each item -> its captions as UniVL's evaluation scores them: lower case, in pieces, cut."""
         return {item.id: tuple(map(self.examples.texts.wording.reference, item.captions)) for item in self.items}
+
+    @cached_property
+    def baseline(self) -> Baseline:
+        """What one gets without looking; captions are scored as the model's are, without METEOR."""
+        if self.corpus.task != "captioning":
+            return baseline(self.corpus, self.name)
+        reference = self.examples.texts.wording.reference
+        train = [tuple(map(reference, item.captions)) for item in self.corpus.splits["train"]]
+        return one_caption(train, self.references, tokens=self.tokens, meteor=False)

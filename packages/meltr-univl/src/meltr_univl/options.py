@@ -32,6 +32,25 @@ class UnivlOptions(Info):
         no_text: Captioning: what the text encoder sees without a transcript. UniVL's prepared YouCook2 says ``none``.
         sentences: Training clips with several captions: ``all`` of them in each epoch, or ``one`` at random.
         prepared: Use UniVL's prepared files where the data root has them.
+        extractor_weights: Weights of the extractor, for ``meltr predict`` on videos (S3D of HowTo100M; torchvision's is
+            looked for in the cache of torch.hub).
+        scoring: How retrieval scores: ``align``, the cross encoder on every pair, or ``joint``, cosines of mean states.
+        joint_loss: ``margin`` ranking of cosines, or ``mil_nce`` of dot products as in UniVL's pre-training.
+        align_loss: ``cross_entropy`` of each text among the videos, or ``margin`` ranking as in UniVL's fine-tuning.
+        margin: Of margin ranking.
+        negatives: What texts, videos and frames are compared with: those of ``all`` processes, or of the ``own`` one as
+            released.
+        caption_padding: ``counted`` in the caption losses, as released (beam search relies on it), or ``ignored``.
+        regression_loss: Of sentiment: ``l1`` or ``mse``.
+        mask_probability: Part of the words and frames that is hidden.
+        at_least_one: Hide at least one word of every text and one frame of every clip, as MELTR's loaders do.
+        text_lr_scale: Learning rate of the text encoder, relative to the others' (``coef_lr``).
+        beams: Hypotheses of beam search.
+        caption_tokens: How captions are cut for scoring: at white space, as the paper's scorer does, or ``ptb``, which
+            needs Java.
+        attention: Kernel of attention: ``fused``, or ``eager``.
+        pairs_per_pass: Most pairs of text and video in the cross encoder at a time; None: all while training, 128 in
+            evaluation.
         workers: Processes that read features and texts; None: none for miniatures, else one a core, up to 4.
         eval_batch_size: Clips a batch of an evaluation.
         save_predictions: Write the prediction for every evaluated example.
@@ -53,6 +72,21 @@ class UnivlOptions(Info):
     no_text: str = ""
     sentences: Literal["all", "one"] = "all"
     prepared: bool = True
+    extractor_weights: Path | None = None
+    scoring: Literal["align", "joint"] = "align"
+    joint_loss: Literal["margin", "mil_nce"] = "margin"
+    align_loss: Literal["cross_entropy", "margin"] = "cross_entropy"
+    margin: float = Field(0.1, ge=0)
+    negatives: Literal["all", "own"] = "all"
+    caption_padding: Literal["counted", "ignored"] = "counted"
+    regression_loss: Literal["l1", "mse"] = "l1"
+    mask_probability: float = Field(0.15, ge=0, le=1)
+    at_least_one: bool = True
+    text_lr_scale: float = Field(1.0, gt=0)
+    beams: int = Field(5, ge=1)
+    caption_tokens: Literal["whitespace", "ptb"] = "whitespace"
+    attention: Literal["fused", "eager"] = "fused"
+    pairs_per_pass: int | None = Field(None, ge=1)
     workers: int | None = Field(None, ge=0)
     eval_batch_size: int = Field(16, ge=1)
     save_predictions: bool = True

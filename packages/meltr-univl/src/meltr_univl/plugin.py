@@ -1,11 +1,36 @@
-"""Registration of UniVL's commands. Imports no torch."""
+"""Registration of the UniVL backbone. Imports no torch."""
 
 from __future__ import annotations
 
 import typer
 
 from meltr.hookspecs import hookimpl
+from meltr.specs import BackboneInfo, BackboneTask
 from meltr_univl import commands
+from meltr_univl.presets import DEFAULTS, PRESETS, SAMPLE_DEFAULTS
+
+
+@hookimpl
+def register_backbones() -> list[BackboneInfo]:
+    """UniVL."""
+    return [
+        BackboneInfo(
+            name="univl",
+            summary="UniVL (Luo et al. 2020): encoders of text and video, a cross encoder and a decoder; eight losses.",
+            adapter="meltr_univl.adapter:UnivlAdapter",
+            tasks=(
+                BackboneTask(
+                    task="retrieval",
+                    losses=("align", "joint", "cmlm", "cmfm", "m_joint", "m_align", "decoder", "m_decoder"),
+                    datasets=("msrvtt-7k", "msrvtt-9k", "manifest"),
+                ),
+            ),
+            options="meltr_univl.options:UnivlOptions",
+            presets=PRESETS,
+            default_presets=DEFAULTS,
+            sample_presets=SAMPLE_DEFAULTS,
+        )
+    ]
 
 
 @hookimpl
