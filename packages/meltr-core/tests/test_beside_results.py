@@ -36,12 +36,12 @@ def shown(results) -> list[list[str]]:
     return [re.split(r"\s*[│┃]\s*", line)[1:-1] for line in stream.getvalue().splitlines() if re.match("[│┃]", line)]
 
 
-def test_the_table_has_a_row_for_every_baseline_below_its_split():
+def test_the_table_has_a_column_for_every_baseline_beside_its_split():
     assert shown(RESULTS) == [
-        ["split", "top1", "top5", "examples"],
-        ["test", "78.25", "96.50", "200"],
-        ["always inner", "12.50", "", ""],
-        ["chance", "50.00", "100.0", ""],
+        ["metric", "test", "always inner", "chance"],
+        ["top1", "78.25", "12.50", "50.00"],
+        ["top5", "96.50", "", "100.0"],
+        ["examples", "200", "", ""],
     ]
 
 
@@ -67,7 +67,7 @@ def test_the_last_line_of_a_run_has_those_with_the_primary_metric():
 
 def test_results_of_before_there_were_baselines_can_be_shown():
     old = {**RESULTS, "test": {"metrics": {"top1": 78.25}, "count": 200}}
-    assert shown(old)[1:] == [["test", "78.25", "200"]]
+    assert shown(old)== [["metric", "test"], ["top1", "78.25"], ["examples", "200"]]
     assert text.results_lines(old)[0] == "result  test  top1 78.25"
     assert summary(old, None) == "test top1 = 78.25"
 

@@ -210,7 +210,7 @@ def test_live_console_shows_a_bar_and_cleans_up(tmp_path: Path, monkeypatch: pyt
 
 
 def test_tables_put_the_primary_metric_first_and_leave_unknown_values_out() -> None:
-    assert [column.header for column in results_table(RESULTS).columns] == ["split", "top1", "top5", "examples"]
+    assert list(results_table(RESULTS).columns[0].cells) == ["top1", "top5", "examples"]
     table = losses_table(record(10, sensitivities={}))
     assert list(table.columns[2].cells) == ["", "", ""]
 

@@ -33,10 +33,10 @@ def test_the_table_has_the_reason_where_the_value_would_be():
     Console(file=stream, width=100).print(results_table(RESULTS))
     lines = [line for line in stream.getvalue().splitlines() if re.match("[│┃]", line)]
     assert [re.split(r"\s*[│┃]\s*", line)[1:-1] for line in lines] == [
-        ["split", "top1", "top5", "examples"],
-        ["validation", "80.00", "95.00", "9"],
-        ["test", "78.25", "skipped (no Java)", "200"],
-        ["chance", "50.00", "", ""],
+        ["metric", "validation", "test", "chance"],
+        ["top1", "80.00", "78.25", "50.00"],
+        ["top5", "95.00", "skipped (no Java)", ""],
+        ["examples", "9", "200", ""],
     ]
 
 

@@ -173,23 +173,27 @@ def losses_table(record: StepRecord) -> Table:
 
 
 def results_table(results: Mapping[str, Any]) -> Table:
-    """Return a rich table with the metrics of each split, the primary one first."""
+    """Return a rich table with a row for each metric, the primary one first, and a column for each split.
+
+    Trivial answers stand beside the split that they are of: the table stays narrow, however many metrics there are.
+    """
     from rich.table import Table
 
     splits = [split for split in ("validation", "test") if results.get(split)]
     primary = results.get("metric")
-    shown = {split: text.with_skipped(results[split]["metrics"], results[split].get("skipped")) for split in splits}
-    names = dict.fromkeys(name for split in splits for name in shown[split])
-    ordered = sorted(names, key=lambda name: name != primary)
-    table = Table(title=str(results.get("run", "result")), title_justify="left")
-    table.add_column("split")
-    for name in ordered:
-        table.add_column(name, justify="right", style="bold" if name == primary else None)
-    table.add_column("examples", justify="right")
+    columns: list[tuple[str, Mapping[str, Any]]] = []
     for split in splits:
         found = results[split]
-        rows = {split: shown[split], **{f"  {name}": each for name, each in (found.get("baselines") or {}).items()}}
-        for label, values in rows.items():
-            cells = [text.metrics_text({"": values[name]}).strip() if name in values else "" for name in ordered]
-            table.add_row(label, *cells, f"{found['count']:,}" if label == split else "")
+        columns.append((split, text.with_skipped(found["metrics"], found.get("skipped"))))
+        columns += list((found.get("baselines") or {}).items())
+    table = Table(title=str(results.get("run", "result")), title_justify="left")
+    table.add_column("metric")
+    for label, _ in columns:
+        table.add_column(label, justify="right", style=None if label in splits else "dim")
+    metrics = dict.fromkeys(name for label, values in columns if label in splits for name in values)
+    for name in sorted(metrics, key=lambda each: each != primary):
+        cells = [text.metrics_text({"": values[name]}).strip() if name in values else "" for _, values in columns]
+        table.add_row(name, *cells, style="bold" if name == primary else None)
+    counts = {split: f"{results[split]['count']:,}" for split in splits}
+    table.add_row("examples", *(counts.get(label, "") for label, _ in columns))
     return table
