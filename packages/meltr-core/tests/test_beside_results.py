@@ -67,7 +67,7 @@ def test_the_last_line_of_a_run_has_those_with_the_primary_metric():
 
 def test_results_of_before_there_were_baselines_can_be_shown():
     old = {**RESULTS, "test": {"metrics": {"top1": 78.25}, "count": 200}}
-    assert shown(old)== [["metric", "test"], ["top1", "78.25"], ["examples", "200"]]
+    assert shown(old) == [["metric", "test"], ["top1", "78.25"], ["examples", "200"]]
     assert text.results_lines(old)[0] == "result  test  top1 78.25"
     assert summary(old, None) == "test top1 = 78.25"
 
