@@ -24,7 +24,7 @@ from meltr.data.miniature.scenes import COLOURS, PLACES, SHAPES, Scene, Thing, b
 from meltr.errors import UserError
 
 SMALL = {"train": 8, "test": 3}
-WITH_VALIDATION = ("msvd", "msrvtt", "manifest")
+WITH_VALIDATION = ("msvd", "msrvtt", "msrvtt-full", "cmu-mosi", "manifest")
 
 
 def small(dataset: str, folder: Path, seed: int = 0) -> Path:

@@ -128,7 +128,7 @@ def test_the_python_example_of_the_readme_runs():
 def test_the_manifests_of_the_data_page_are_read(tmp_path):
     """Each example by the tasks that it is for; the files that it names are not opened."""
     blocks = re.findall(r"^```json\n(.*?)^```", read(ROOT / "docs" / "data.md"), re.M | re.S)
-    tasks = (("retrieval",), ("qa",), ("qa",), ("action", "classification"))
+    tasks = (("retrieval", "captioning"), ("qa",), ("qa",), ("sentiment",), ("action", "classification"))
     for block, names in zip(blocks, tasks, strict=True):
         lines = block.splitlines()
         (tmp_path / "manifest.jsonl").write_text(block, encoding="utf-8")

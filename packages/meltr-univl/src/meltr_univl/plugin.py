@@ -22,7 +22,17 @@ def register_backbones() -> list[BackboneInfo]:
                 BackboneTask(
                     task="retrieval",
                     losses=("align", "joint", "cmlm", "cmfm", "m_joint", "m_align", "decoder", "m_decoder"),
-                    datasets=("msrvtt-7k", "msrvtt-9k", "manifest"),
+                    datasets=("youcook2", "msrvtt-7k", "msrvtt-9k", "manifest"),
+                ),
+                BackboneTask(
+                    task="captioning",
+                    losses=("decoder", "joint", "align", "cmlm", "cmfm", "m_joint", "m_align", "m_decoder"),
+                    datasets=("youcook2", "msrvtt-full", "manifest"),
+                ),
+                BackboneTask(
+                    task="sentiment",
+                    losses=("score", "joint", "align", "cmlm", "cmfm", "m_joint", "m_align", "decoder", "m_decoder"),
+                    datasets=("cmu-mosi", "manifest"),
                 ),
             ),
             options="meltr_univl.options:UnivlOptions",

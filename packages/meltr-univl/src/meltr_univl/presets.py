@@ -107,7 +107,13 @@ PRESETS = (
 
 DEFAULTS = {
     "retrieval": "retrieval",
+    "retrieval/youcook2": "youcook2-retrieval",
+    "captioning": "captioning",
+    "captioning/youcook2": "youcook2-captioning",
+    "sentiment": "sentiment",
 }
 SAMPLE_DEFAULTS = {
     "retrieval": "tiny-retrieval",
+    "captioning": "tiny-captioning",
+    "sentiment": "tiny-sentiment",
 }

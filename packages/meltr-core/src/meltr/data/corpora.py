@@ -11,6 +11,7 @@ from meltr.data import miniature
 from meltr.data.annotations import read
 from meltr.data.corpus import Corpus, Item
 from meltr.data.splits import Indices, limit_indices, split_indices
+from meltr.errors import UserError
 from meltr.progress import Counter
 from meltr.specs import RunSpec
 
@@ -25,9 +26,15 @@ def open_corpus(spec: RunSpec, *, quiet: bool = False) -> Corpus:
         quiet: Show nothing. Of several processes, only the first should show anything: ``context.rank > 0``.
 
     Raises:
-        UserError: See `meltr.data.annotations.read` and `meltr.data.miniature.cached`.
+        UserError: If both a miniature and a folder are asked for; and see `meltr.data.annotations.read` and
+            `meltr.data.miniature.cached`.
     """
     root = spec.data_root
+    if spec.sample and root is not None:
+        raise UserError(
+            f"--sample makes a miniature of {spec.dataset}, and --data-root {root} names files: only one can be read.",
+            "Leave one of them out.",
+        )
     if spec.sample:
         with Counter(f"clips of the miniature of {spec.dataset}", quiet=quiet, lines=False) as progress:
             root = miniature.cached(spec.dataset, progress=progress)

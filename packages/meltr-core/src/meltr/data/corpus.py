@@ -6,6 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+STRONGEST = 3.0
+"""Sentiments lie between its negative and itself."""
+
 
 @dataclass(frozen=True, slots=True)
 class Item:

@@ -48,8 +48,8 @@ def baseline(corpus: Corpus, split: str) -> Baseline:
     """Return the baseline of the corpus' task on one of its splits.
 
     Args:
-        corpus: A corpus for ``qa``, ``action``, ``retrieval`` or ``captioning``; captions are scored as they are, and
-            without METEOR, which takes seconds to start.
+        corpus: A corpus for ``qa``, ``action``, ``retrieval``, ``captioning`` or ``sentiment``; captions are scored as
+            they are, and without METEOR, which takes seconds to start.
         split: The split to answer, not empty.
 
     Raises:
@@ -67,6 +67,9 @@ def baseline(corpus: Corpus, split: str) -> Baseline:
     if corpus.task == "captioning":
         train = [item.captions for item in corpus.splits["train"]]
         return one_caption(train, {item.id: item.captions for item in items}, meteor=False)
+    if corpus.task == "sentiment":
+        scores = ([item.score or 0.0 for item in part] for part in (corpus.splits["train"], items))
+        return mean_score(*scores)
     raise ValueError(f"no baseline for task {corpus.task!r}")
 
 

@@ -57,4 +57,5 @@ def _own_words(corpus: Corpus, extra_words: Sequence[str]) -> Path:
 
 def _words(corpus: Corpus) -> set[str]:
     items = [item for items in corpus.splits.values() for item in items]
-    return {text for item in items for text in (*item.captions, *item.choices, item.question or "")}
+    single = {text or "" for item in items for text in (item.question, item.transcript)}
+    return single | {text for item in items for text in (*item.captions, *item.choices)}

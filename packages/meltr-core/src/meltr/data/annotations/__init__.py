@@ -24,6 +24,9 @@ READERS = {
     "msrvtt-7k": "msrvtt",
     "msrvtt-9k": "msrvtt",
     "msrvtt": "msrvtt_qa",
+    "msrvtt-full": "msrvtt_full",
+    "youcook2": "youcook2",
+    "cmu-mosi": "cmu_mosi",
     "kinetics400": "kinetics",
     "manifest": "manifest",
 }

@@ -167,10 +167,10 @@ def with_unique_ids(splits: Mapping[str, Iterable[Item]]) -> tuple[dict[str, tup
 
 
 def one_item_a_medium(items: Iterable[Item]) -> tuple[Item, ...]:
-    """Return one item a medium, with the captions of all (retrieval); ids are those of the first."""
-    found: dict[str, Item] = {}
+    """Return one item a medium, or part of one, with the captions of all; ids are those of the first."""
+    found: dict[tuple[str, tuple[float, float] | None], Item] = {}
     for item in items:
-        known = found.get(item.media)
+        known = found.get((item.media, item.span))
         captions = item.captions if known is None else known.captions + item.captions
-        found[item.media] = replace(item if known is None else known, captions=captions)
+        found[item.media, item.span] = replace(item if known is None else known, captions=captions)
     return tuple(found.values())

@@ -4,13 +4,18 @@
 | --- | --- |
 | ``split`` | ``train``, ``validation`` (or ``val``, ``valid``, ``dev``), ``test`` |
 | ``video`` or ``image`` | path of the file, relative to the manifest |
-| ``captions`` | list of sentences, or one (retrieval) |
+| ``features`` | instead: path of a ``.npy``, for backbones that see features (frames, width) |
+| ``start``, ``end`` | its part of the video in seconds, for backbones that see features |
+| ``captions`` | list of sentences, or one (retrieval, captioning) |
 | ``question``, ``answer`` | text (qa); open-ended: the training answers are the vocabulary |
 | ``choices`` | list of answers, ``answer`` among them (multiple-choice qa): in all lines or none, as many in each |
 | ``label`` | name of the class (action, classification) |
+| ``score`` | sentiment, from -3 to 3 |
+| ``transcript`` | what is said (captioning, sentiment) |
 | ``id`` | name of the example; default: the number of its line |
 
-A line may hold more than its task needs. Lines of one file and split are one item in retrieval. Without lines for
+A line may hold more than its task needs. Lines of one file, part and split are one item in retrieval and captioning.
+Without lines for
 ``validation``, a part of the training items is set aside; without lines for ``test``, nothing is tested.
 """
 
@@ -23,8 +28,8 @@ from typing import Any
 
 from meltr.data.annotations.assembly import Draft, first, most_common_answers, one_item_a_medium, outside_note
 from meltr.data.annotations.layout import AnnotationFile, Layout
-from meltr.data.annotations.parsing import malformed, read_json_lines
-from meltr.data.corpus import Item
+from meltr.data.annotations.parsing import malformed, number_of, read_json_lines
+from meltr.data.corpus import STRONGEST, Item
 from meltr.errors import UserError, did_you_mean
 
 SPLITS = {
@@ -37,26 +42,34 @@ SPLITS = {
 }
 """What a line may say -> the split."""
 
-KEYS = ("split", "video", "image", "captions", "question", "answer", "choices", "label", "id")
+MEDIA = ("video", "image", "features")
+"""Keys that name a file."""
+
+KEYS = (
+    *("split", *MEDIA, "start", "end", "captions", "question", "answer", "choices", "label"),
+    *("score", "transcript", "id"),
+)
 NEEDS = {
     "retrieval": ("captions",),
     "qa": ("question", "answer"),
     "action": ("label",),
     "classification": ("label",),
+    "captioning": ("captions",),
+    "sentiment": ("score",),
 }
 """Task -> keys that every line must have."""
 
 LAYOUTS = (
     Layout(
         dataset="manifest",
-        summary="Your own videos or images: a JSON line each, with captions, questions or labels.",
+        summary="Your own videos or images: a JSON line each, with captions, questions, labels or scores.",
         tasks=tuple(NEEDS),
         files=(
             AnnotationFile(
                 "manifest",
                 ("manifest.jsonl",),
                 'a JSON object a line: "split" (train, validation, test), "video" or "image" (a path relative to it), '
-                'and "captions", "question" + "answer" (+ "choices"), or "label"',
+                'and "captions", "question" + "answer" (+ "choices"), "label", or "score" (+ "transcript")',
             ),
         ),
         media=None,
@@ -82,7 +95,7 @@ def draft(layout: Layout, task: str, files: Mapping[str, Path]) -> Draft:
     splits = {
         split: tuple(item for _, item in read[split]) for split in dict.fromkeys(SPLITS.values()) if split in read
     }
-    if task == "retrieval":
+    if task in ("retrieval", "captioning"):
         splits = {split: one_item_a_medium(items) for split, items in splits.items()}
     answers, notes = _vocabulary(splits, task, path)
     names = dict.fromkeys(item.media for items in splits.values() for item in items)
@@ -113,18 +126,31 @@ def _item(record: Mapping[str, Any], task: str, *, where: str, line: int) -> tup
         choices=choices,
         correct=_correct(choices, answer, where),
         label=_text(record, "label", where),
+        transcript=_text(record, "transcript", where),
+        span=_span(record, where),
+        score=number_of(record, "score", where, low=-STRONGEST, high=STRONGEST) if "score" in record else None,
     )
     return SPLITS[split], item
 
 
 def _media(record: Mapping[str, Any], where: str) -> str:
-    given = [key for key in ("video", "image") if key in record]
+    given = [key for key in MEDIA if key in record]
     if len(given) != 1:
-        found = "both 'video' and 'image'" if given else "neither 'video' nor 'image'"
+        found = f"both {given[0]!r} and {given[1]!r}" if given else "neither 'video' nor 'image'"
         raise malformed(where, f"{found}.", "Give one of them: a path relative to the manifest.")
     name = _text(record, given[0], where)
     assert name is not None
     return posixpath.normpath(name)
+
+
+def _span(record: Mapping[str, Any], where: str) -> tuple[float, float] | None:
+    """Return the part of the video that is meant; None: all of it."""
+    if "start" not in record and "end" not in record:
+        return None
+    start, end = (number_of(record, name, where, low=0) for name in ("start", "end"))
+    if end <= start:
+        raise malformed(where, f"the part from {start:g} to {end:g} seconds ends before it starts.", "Give seconds.")
+    return start, end
 
 
 def _text(record: Mapping[str, Any], key: str, where: str) -> str | None:

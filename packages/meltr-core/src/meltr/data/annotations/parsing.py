@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import csv
+import gzip
 import io
 import json
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -26,9 +28,17 @@ def malformed(where: Path | str, problem: str, hint: str = AGAIN) -> UserError:
 
 
 def read_text(path: Path) -> str:
-    """Return the content of a UTF-8 file, without a byte order mark; UserError if it cannot be read."""
+    """Return the content of a UTF-8 file, without a byte order mark; a ``.gz`` is unpacked.
+
+    Raises:
+        UserError: If it cannot be read.
+    """
     try:
+        if path.suffix == ".gz":
+            return gzip.decompress(path.read_bytes()).decode("utf-8-sig")
         return path.read_text(encoding="utf-8-sig")
+    except (gzip.BadGzipFile, EOFError) as error:
+        raise malformed(path, f"not a whole gzip file: {error}.") from error
     except UnicodeDecodeError as error:
         raise malformed(path, f"not UTF-8 text: {error.reason} at byte {error.start:,}.")
     except OSError as error:
@@ -115,3 +125,21 @@ def text_of(record: Mapping[str, Any], name: str, where: str) -> str:
     if name not in record:
         raise malformed(where, f"no {name!r}; it has {', '.join(map(str, list(record)[:12])) or 'nothing'}.")
     raise malformed(where, f"{name!r} is {value!r:.60}, not text.")
+
+
+def number_of(
+    record: Mapping[str, Any], name: str, where: str, *, low: float = -math.inf, high: float = math.inf
+) -> float:
+    """Return a field that must be a finite number, or text of one, from `low` to `high`; UserError otherwise."""
+    value = record.get(name)
+    try:
+        number = math.nan if isinstance(value, bool) else float(value)  # type: ignore[arg-type]
+    except (TypeError, ValueError):
+        number = math.nan
+    if name not in record:
+        raise malformed(where, f"no {name!r}; it has {', '.join(map(str, list(record)[:12])) or 'nothing'}.")
+    if not math.isfinite(number):
+        raise malformed(where, f"{name!r} is {value!r:.60}, not a number.")
+    if not low <= number <= high:
+        raise malformed(where, f"{name!r} is {number:g}, not from {low:g} to {high:g}.")
+    return number

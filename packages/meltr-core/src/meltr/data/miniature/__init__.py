@@ -22,7 +22,7 @@ from meltr.data.miniature.layouts import Layout
 from meltr.data.miniature.scenes import draw
 from meltr.errors import UserError, did_you_mean
 
-VERSION = 1
+VERSION = 2
 """Part of the name of a folder in the cache: raised whenever what is written changes."""
 
 SIZES = {"train": 320, "validation": 64, "test": 96}
@@ -36,6 +36,9 @@ DATASETS = {
     "msrvtt-7k": "meltr.data.miniature.msrvtt:SEVEN_K",
     "msrvtt-9k": "meltr.data.miniature.msrvtt:NINE_K",
     "msrvtt": "meltr.data.miniature.msrvtt_qa:LAYOUT",
+    "msrvtt-full": "meltr.data.miniature.msrvtt_full:LAYOUT",
+    "youcook2": "meltr.data.miniature.youcook2:LAYOUT",
+    "cmu-mosi": "meltr.data.miniature.cmu_mosi:LAYOUT",
     "kinetics400": "meltr.data.miniature.kinetics:LAYOUT",
     "manifest": "meltr.data.miniature.manifest:LAYOUT",
 }

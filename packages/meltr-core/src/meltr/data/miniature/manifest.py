@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from meltr.data.miniature.cmu_mosi import FEELING, OPINIONS
 from meltr.data.miniature.language import LABELS, captions, kinds, question
 from meltr.data.miniature.layouts import ONE_MOVEMENT, Layout, Splits, numbered
 from meltr.data.miniature.scenes import Scene
@@ -17,13 +18,20 @@ CAPTIONS, QUESTIONS = 3, 3
 
 
 def annotate(folder: Path, splits: Splits, rng: np.random.Generator) -> dict[Path, Scene]:
-    """Write a line a question; each also has the captions and the label of its clip."""
+    """Write a line a question; each also has the captions, label and sentiment of its clip."""
     lines: list[dict[str, Any]] = []
     clips = {}
+    opinions = tuple(OPINIONS)
     for split, number, scene in numbered(splits):
+        opinion = opinions[scene.seed % len(opinions)]
         video = f"clips/{number:04d}.mp4"
         clips[folder / video] = scene
-        about = {"captions": captions(scene, CAPTIONS, rng), "label": LABELS[scene.movements[0].name]}
+        about = {
+            "captions": captions(scene, CAPTIONS, rng),
+            "label": LABELS[scene.movements[0].name],
+            "transcript": f"the {scene.thing.shape} is {opinion}",
+            "score": round(OPINIONS[opinion] + FEELING[scene.thing.colour], 1),
+        }
         for kind in rng.permutation(kinds(scene))[:QUESTIONS]:
             asked = question(scene, str(kind), rng)
             lines.append({"split": split, "video": video, "question": asked.text, "answer": asked.answer, **about})
