@@ -79,13 +79,13 @@ _TINY: dict[str, Any] = {
 TINY_RETRIEVAL = PresetInfo(
     name="tiny-retrieval",
     summary="A small model from scratch for retrieval, for miniatures and first tries: under two minutes on two cores.",
-    settings={**_TINY, "train.epochs": 4, "train.eval_every": 2},
+    settings={**_TINY, "train.epochs": 10, "train.max_steps": 300, "train.eval_every": 4},
 )
 
 TINY_CAPTIONING = PresetInfo(
     name="tiny-captioning",
-    summary="The small model for captions.",
-    settings={**_TINY, "train.epochs": 10, "train.eval_every": 5},
+    summary="The small model for captions; of YouCook2 with what is said.",
+    settings={**_TINY, "train.epochs": 10, "train.max_steps": 320, "train.eval_every": 4},
 )
 
 TINY_SENTIMENT = PresetInfo(
