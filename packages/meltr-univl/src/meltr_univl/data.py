@@ -55,7 +55,7 @@ def build_data(context: RunContext) -> Data:
         if split not in corpus.splits:
             return None
         examples = Examples(corpus.splits[split], texts=texts, clips=clips, first=spec.task != "retrieval")
-        return Split(split, corpus, examples, workers, options.caption_tokens)
+        return Split(split, corpus, examples, workers, options.caption_tokens, options.meteor)
 
     return Data(
         train=batches("train"),

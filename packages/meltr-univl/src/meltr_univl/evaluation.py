@@ -144,7 +144,7 @@ class Evaluator:
             said += [wording.words(rows[0]) for rows in ids]
             scores += values[:, 0].tolist()
         captions = dict(zip((item.id for item in split.items), said, strict=True))
-        found = corpus_scores(captions, split.references, tokens=split.tokens)
+        found = corpus_scores(captions, split.references, tokens=split.tokens, meteor=split.meteor)
         details = {**found.details(), "beams": self.beams, "references": "lower case, in pieces, cut, as released"}
         rows = [
             {

@@ -160,6 +160,7 @@ class Split:
         examples: Its examples: retrieval has one a caption, other tasks one an item.
         workers: Processes that read examples.
         tokens: How captions are cut for scoring, see `meltr.metrics.captions.Tokens`.
+        meteor: Whether METEOR is computed.
     """
 
     name: str
@@ -167,6 +168,7 @@ class Split:
     examples: Examples
     workers: int = 0
     tokens: Tokens = "whitespace"
+    meteor: bool = True
 
     @property
     def items(self) -> Sequence[Item]:

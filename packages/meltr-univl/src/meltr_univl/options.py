@@ -48,6 +48,7 @@ class UnivlOptions(Info):
         beams: Hypotheses of beam search.
         caption_tokens: How captions are cut for scoring: at white space, as the paper's scorer does, or ``ptb``, which
             needs Java.
+        meteor: Compute METEOR of captions too, where there is Java; its start takes seconds at every evaluation.
         attention: Kernel of attention: ``fused``, or ``eager``.
         pairs_per_pass: Most pairs of text and video in the cross encoder at a time; None: all while training, 128 in
             evaluation.
@@ -85,6 +86,7 @@ class UnivlOptions(Info):
     text_lr_scale: float = Field(1.0, gt=0)
     beams: int = Field(5, ge=1)
     caption_tokens: Literal["whitespace", "ptb"] = "whitespace"
+    meteor: bool = True
     attention: Literal["fused", "eager"] = "fused"
     pairs_per_pass: int | None = Field(None, ge=1)
     workers: int | None = Field(None, ge=0)

@@ -118,7 +118,12 @@ def _clips(
 
 def _features(file: Path, extractor: Extractor | None, width: int) -> Features:
     if file.suffix == ".npy":
-        return checked(np.load(file, allow_pickle=False), str(file), width)
+        try:
+            array = np.load(file, allow_pickle=False)
+        except (OSError, ValueError) as error:
+            hint = "It is an array of (frames, width), saved with numpy.save."
+            raise UserError(f"{file} cannot be read: {error}.", hint) from error
+        return checked(array, str(file), width)
     assert extractor is not None
     return extract(file, extractor)
 
