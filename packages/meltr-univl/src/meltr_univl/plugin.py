@@ -8,6 +8,7 @@ from meltr.hookspecs import hookimpl
 from meltr.specs import BackboneInfo, BackboneTask
 from meltr_univl import commands
 from meltr_univl.presets import DEFAULTS, PRESETS, SAMPLE_DEFAULTS
+from meltr_univl.released import RELEASED, RELEASED_DEFAULTS
 
 
 @hookimpl
@@ -37,8 +38,10 @@ def register_backbones() -> list[BackboneInfo]:
             ),
             options="meltr_univl.options:UnivlOptions",
             presets=PRESETS,
+            released=RELEASED,
             default_presets=DEFAULTS,
             sample_presets=SAMPLE_DEFAULTS,
+            released_presets=RELEASED_DEFAULTS,
         )
     ]
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from meltr.specs import PresetInfo
+from meltr_univl.released import RELEASED_PRESETS
 
 _PAPER: dict[str, Any] = {
     "train.optimizer": "adam",
@@ -95,6 +96,7 @@ TINY_SENTIMENT = PresetInfo(
 )
 
 PRESETS = (
+    *RELEASED_PRESETS,
     RETRIEVAL,
     YOUCOOK2_RETRIEVAL,
     CAPTIONING,
