@@ -1,6 +1,6 @@
 """The released training loop: core's engine with the released settings follows every recorded trajectory.
 
-The parts are those of a run, in its order: schedule, backward, clipping, BertAdam, then an outer step, where one is due,
+The parts are those of a run, in its order: schedule, backward, clipping, BertAdam, then an outer step where it is due,
 on batches of the replay buffer. Which of them the released loop drew is put in as it was recorded.
 """
 
