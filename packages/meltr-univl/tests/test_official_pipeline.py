@@ -21,7 +21,8 @@ from meltr_univl.features import FeatureRecord, Features
 from meltr_univl.texts import Wording
 
 SHARED = Path(os.environ.get("MELTR_SHARED", Path(__file__).resolve().parents[4] / "shared"))
-GOLDENS = Path(os.environ.get("MELTR_GOLDENS", SHARED / "reference" / "univl"))
+_BESIDE = SHARED / "reference" / "univl"
+GOLDENS = Path(os.environ.get("MELTR_GOLDENS", _BESIDE if _BESIDE.is_dir() else Path(__file__).parent / "goldens"))
 VOCABULARY = SHARED / "data" / "violet_samples" / "bert-base-uncased-vocab.txt"
 NAMES = {
     "input_ids": "text",
