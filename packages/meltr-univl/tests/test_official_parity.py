@@ -173,7 +173,7 @@ def test_beam_search(golden: Goldens) -> None:
 
 def test_retrieval(golden: Goldens) -> None:
     model, expected = golden.model(), golden.tensors("outputs")
-    for name, sources in (("eval", ["eval"]), ("train", ["train0", "train1", "train2", "train3"])):
+    for name, sources in (("eval", ["eval"]), ("train", golden.training_batches)):
         parts = []
         for source in sources:
             batch, _ = golden.batch(source)

@@ -134,7 +134,7 @@ def trajectories(golden: Goldens) -> list[dict[str, Any]]:
     return found
 
 
-@pytest.mark.parametrize("number", [0, 1])
+@pytest.mark.parametrize("number", range(4))
 def test_the_released_loop_is_followed(golden: Goldens, number: int) -> None:
     if number >= len(trajectories(golden)):
         pytest.skip(f"{golden.folder} has fewer trajectories")

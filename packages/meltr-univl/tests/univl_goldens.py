@@ -65,6 +65,12 @@ class Goldens:
         """Examples of `batch` with a real frame."""
         return [row for row, length in enumerate(self.config["video_lens"]) if length]
 
+    @property
+    def training_batches(self) -> list[str]:
+        """Names of the training batches, in order."""
+        names = {key.partition(".")[0] for key in self.tensors("inputs")}
+        return sorted((name for name in names if name.startswith("train")), key=lambda name: int(name[5:]))
+
     def model(self, attention: Any = "fused") -> Univl:
         sizes = self.config["model"]
         config = ModelConfig(
