@@ -86,7 +86,13 @@ TINY_RETRIEVAL = PresetInfo(
 TINY_CAPTIONING = PresetInfo(
     name="tiny-captioning",
     summary="The small model for captions; of YouCook2 with what is said.",
-    settings={**_TINY, "train.epochs": 10, "train.max_steps": 320, "train.eval_every": 4},
+    settings={
+        **_TINY,
+        "options.caption_length": 24,
+        "train.epochs": 10,
+        "train.max_steps": 320,
+        "train.eval_every": 4,
+    },
 )
 
 TINY_SENTIMENT = PresetInfo(
