@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from meltr.errors import UserError, did_you_mean
+from meltr.weights import read_weights
 from meltr_vision.model import CifarTrunk, Classifier
 from meltr_vision.options import CIFAR_DEPTHS, VisionOptions
 
@@ -136,7 +137,7 @@ def load_weights(trunk: nn.Module, path: Path) -> None:
     Raises:
         UserError: If it cannot be read, or does not fit.
     """
-    state = _read_state(path)
+    state = read_weights(path)
     if any(key.startswith("trunk.") for key in state):
         state = {key.removeprefix("trunk."): value for key, value in state.items() if key.startswith("trunk.")}
     own = trunk.state_dict()
@@ -150,22 +151,3 @@ def load_weights(trunk: nn.Module, path: Path) -> None:
             "Was it made for another model? Set options.model (and options.shortcut) to the one it was made for.",
         )
     trunk.load_state_dict({key: state[key] for key in own})
-
-
-def _read_state(path: Path) -> dict[str, Tensor]:
-    try:
-        if path.suffix == ".safetensors":
-            from safetensors.torch import load_file
-
-            return load_file(path)
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # a broken file can make either reader raise anything
-        raise UserError(
-            f"options.weights_file={path} cannot be read: {type(error).__name__}: {str(error).strip().splitlines()[0]}",
-            "Give a .safetensors file, or a state dict saved with torch.save.",
-        ) from error
-    if isinstance(content, dict) and isinstance(content.get("state_dict"), dict):
-        content = content["state_dict"]
-    if not isinstance(content, dict) or not all(isinstance(value, Tensor) for value in content.values()):
-        raise UserError(f"options.weights_file={path} is no state dict.", "Give names and tensors, nothing else.")
-    return content
