@@ -212,7 +212,11 @@ def test_weights_file(tmp_path: Path) -> None:
         build(channels=1, model="resnet20", weights_file=tmp_path / "w.pt")
     (tmp_path / "bad.pt").write_bytes(b"nothing")
     torch.save([1, 2], tmp_path / "list.pt")
-    problems = {"bad.pt": "cannot be read", "list.pt": "holds no state dict", "absent.safetensors": "no file of weights"}
+    problems = {
+        "bad.pt": "cannot be read",
+        "list.pt": "holds no state dict",
+        "absent.safetensors": "no file of weights",
+    }
     for file, problem in problems.items():
         with pytest.raises(UserError, match=problem):
             load_weights(source.trunk, tmp_path / file)
