@@ -94,6 +94,10 @@ def gpu(session: nox.Session) -> None:
         session.skip("no CUDA device on this machine")
     session.run("pytest", "-m", "gpu", *session.posargs)
     session.run("meltr", "bench", "--case", "transformer-base", "--device", "cuda", "--batch-size", "64")
+    for case in ("violet-base", "allinone-base"):
+        session.run("meltr", "bench", "--case", case, "--device", "cuda", "--set", "precision=bf16")
+    session.run("python", "benchmarks/allinone_retrieval.py", "--size", "base", "--items", "32", "--device", "cuda")
+    session.run("python", "benchmarks/univl_step.py", "--size", "base", "--batch", "16", "--device", "cuda")
 
 
 @nox.session
