@@ -120,7 +120,9 @@ def _beside(root: Path, draft: Draft) -> Path:
 def _ways(context: RunContext) -> str:
     """Return how to come by features."""
     spec = context.spec
-    lines = [f"Make them: {MAKE} --dataset {spec.dataset} --data-root {spec.data_root} --out {FOLDER}"]
+    assert spec.data_root is not None
+    folder = spec.data_root.parent if spec.data_root.is_file() else spec.data_root
+    lines = [f"Make them: {MAKE} --dataset {spec.dataset} --data-root {spec.data_root} --out {folder / FOLDER}"]
     lines.append("Or give a folder of .npy files, a .pickle or a .npz: --set features=PATH")
     files = prepared.expected(spec.dataset, spec.task) if context.options.prepared else ""
     if files:
