@@ -97,6 +97,18 @@ def test_nothing_hidden_is_zero_and_connected(model: Univl) -> None:
     assert all(p.grad is None or p.grad.isfinite().all() for p in model.parameters())
 
 
+@pytest.mark.parametrize("pairs_per_pass", [None, 2])
+def test_a_batch_of_one_clip_has_nothing_to_rank(model: Univl, pairs_per_pass: int | None) -> None:
+    """One candidate is certain, and margin ranking is left with the diagonal: twice the margin."""
+    batch = batch_of(1)
+    settings = LossSettings(pairs_per_pass=pairs_per_pass)
+    losses = task_losses(model, batch, masks_of(batch), wanted=LOSSES, settings=settings)
+    assert losses["align"].item() == losses["m_align"].item() == 0
+    assert losses["joint"].item() == losses["m_joint"].item() == pytest.approx(2 * settings.margin)
+    sum(losses.values()).backward()  # type: ignore[union-attr]
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
+
+
 def test_a_clip_without_frames_and_a_text_without_words(model: Univl) -> None:
     batch = batch_of()
     real, ids = batch.video_mask.clone(), batch.text.clone()

@@ -62,11 +62,13 @@ def pooled_pairs(
         pairs_per_pass: Most pairs at a time; None: all at once.
     """
     device, size = next(model.parameters()).device, pairs_per_pass or max(1, len(texts))
+    if len(texts) == 0:  # a batch of one clip has no other pairs, and `split` would make a pass of none
+        return text[0].new_empty(0, text[0].shape[-1]).to(device)
     pooled = []
     for words, frames in zip(texts.split(size), videos.split(size), strict=True):
         parts = [part[rows].to(device) for rows, side in ((words, text), (frames, video)) for part in side]
         pooled.append(model.pooled(model.join(*parts)))
-    return torch.cat(pooled) if pooled else text[0].new_empty(0, text[0].shape[-1]).to(device)
+    return torch.cat(pooled)
 
 
 def align_similarity(
