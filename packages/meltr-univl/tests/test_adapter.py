@@ -152,6 +152,8 @@ def test_limits_of_the_tables_are_told() -> None:
         model_config(UnivlOptions(size="tiny", text_length=200), meta)
     with pytest.raises(UserError, match="40,000 tokens, the published model 30,522"):
         model_config(UnivlOptions(), {**meta, "vocabulary": 40_000})
+    with pytest.raises(UserError, match="cannot keep 101 hypotheses"):
+        model_config(UnivlOptions(size="tiny", beams=101), meta)
 
 
 def test_no_decay_for_norms_and_biases_and_a_slower_text_encoder(make_context: Callable[..., RunContext]) -> None:

@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from meltr.errors import UserError
 from meltr_univl.beam_search import NOTHING, beam_search
 from meltr_univl.config import ModelConfig
 from meltr_univl.model import Univl
@@ -112,6 +113,11 @@ def test_examples_do_not_see_each_other(model: Univl, memory: tuple[Tensor, Tens
         alone = beam_search(model, memory[0][row : row + 1], memory[1][row : row + 1], beams=3, length=6)
         assert torch.equal(alone.ids[0], together.ids[row])
         torch.testing.assert_close(alone.scores[0], together.scores[row])
+
+
+def test_more_hypotheses_than_words_are_refused(model: Univl, memory: tuple[Tensor, Tensor]) -> None:
+    with pytest.raises(UserError, match="cannot keep 105 hypotheses: the vocabulary has 104 tokens"):
+        beam_search(model, *memory, beams=105, length=2)
 
 
 def test_no_example_at_all(model: Univl) -> None:

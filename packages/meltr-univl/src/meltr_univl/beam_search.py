@@ -11,6 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from meltr.errors import UserError
 from meltr.text.wordpiece import CLS, SEP
 from meltr_univl.model import Univl
 
@@ -30,6 +31,15 @@ class Hypotheses(NamedTuple):
     scores: Tensor
 
 
+def check_beams(beams: int, vocabulary: int) -> None:
+    """Raise a `UserError` if there are more hypotheses than first words: `beams` of a vocabulary of so many tokens."""
+    if beams > vocabulary:
+        raise UserError(
+            f"Beam search cannot keep {beams:,} hypotheses: the vocabulary has {vocabulary:,} tokens.",
+            f"Use --set beams=5, or another number up to {vocabulary}; meltr predict needs as many as --top asks for.",
+        )
+
+
 @torch.no_grad()
 def beam_search(model: Univl, memory: Tensor, memory_mask: Tensor, *, beams: int = 5, length: int = 48) -> Hypotheses:
     """Return the captions of examples.
@@ -40,7 +50,11 @@ def beam_search(model: Univl, memory: Tensor, memory_mask: Tensor, *, beams: int
         memory_mask: 1 at real ones, (B, M).
         beams: K, at most V.
         length: Most tokens of a caption.
+
+    Raises:
+        UserError: If K is more than V.
     """
+    check_beams(beams, model.config.vocabulary)
     size, device = len(memory), memory.device
     ids = torch.full((size, beams, length), NOTHING, dtype=torch.long, device=device)
     scores = torch.zeros(size, beams, dtype=memory.dtype, device=device)

@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from meltr.errors import UserError
+from meltr_univl.beam_search import check_beams
 from meltr_univl.config import SIZES, ModelConfig
 from meltr_univl.model import Univl
 from meltr_univl.options import UnivlOptions
@@ -32,7 +33,8 @@ def model_config(options: UnivlOptions, meta: Mapping[str, Any]) -> ModelConfig:
         meta: Facts of the data: ``vocabulary`` and ``video_dim``.
 
     Raises:
-        UserError: If texts, captions or clips are longer than the model's tables, or the vocabulary is larger.
+        UserError: If texts, captions or clips are longer than the model's tables, the vocabulary is larger, or there
+            are more hypotheses than words.
     """
     config = replace(SIZES[options.size], attention=options.attention, video_dim=meta["video_dim"])
     limits = {
@@ -45,6 +47,7 @@ def model_config(options: UnivlOptions, meta: Mapping[str, Any]) -> ModelConfig:
             raise UserError(
                 f"{name}={wanted} is more than the {most} positions of the model.", f"Use --set {name}={most} or less."
             )
+    check_beams(options.beams, meta["vocabulary"])
     if options.size == "tiny":
         return replace(config, vocabulary=meta["vocabulary"])
     if meta["vocabulary"] > config.vocabulary:
