@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Sequence
+from fnmatch import fnmatch
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -13,6 +15,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+from meltr import LossTransformer
 from meltr_univl.config import ModelConfig
 from meltr_univl.losses import Batch, LossSettings
 from meltr_univl.masking import Masks
@@ -37,6 +40,10 @@ class Goldens:
     def __init__(self, folder: Path, dtype: torch.dtype = torch.float64) -> None:
         self.folder, self.dtype = folder, dtype
         self._tensors: dict[str, dict[str, Tensor]] = {}
+
+    @property
+    def name(self) -> str:
+        return f"{self.folder.name}-{str(self.dtype).removeprefix('torch.')}"
 
     @property
     def float32(self) -> bool:
@@ -94,6 +101,12 @@ class Goldens:
         model.load_state_dict(ours)
         return model.eval()
 
+    def combiner(self, rows: Sequence[int] = range(len(EIGHT))) -> LossTransformer:
+        """Return MELTR for losses in another order: numbers of the released one."""
+        weights = {k.removeprefix("init."): t for k, t in self.tensors("meltr").items() if k.startswith("init.")}
+        weights["task_embedding.weight"] = weights["task_embedding.weight"][list(rows)]
+        return LossTransformer.from_state_dict(weights, heads=self.config["meltr"]["nhead"])
+
     def batch(self, name: str) -> tuple[Batch, Masks]:
         found = {
             key.removeprefix(f"{name}."): tensor[:, 0]
@@ -115,6 +128,25 @@ class Goldens:
 
     def settings(self) -> LossSettings:
         return LossSettings(negatives="own", margin=self.config["model"]["margin"])
+
+    def leaves_out(self, name: str) -> bool:
+        """Return whether the set is a part of a larger one and says that it does not have this tensor."""
+        return any(fnmatch(name, pattern) for pattern in self.config.get("left_out", ()))
+
+    def check(
+        self, found: Tensor, name: str, atol: float, *, file: str = "outputs", where: tuple[Any, ...] = (...,)
+    ) -> None:
+        """Compare with a tensor of a file, unless the set leaves it out.
+
+        Args:
+            found: What was computed.
+            name: Name of the tensor.
+            atol: Absolute tolerance.
+            file: Name of the file.
+            where: Which entries count.
+        """
+        if not self.leaves_out(name):
+            self.close(found[where], self.tensors(file)[name][where], atol)
 
     def close(self, found: Tensor, expected: Tensor, atol: float) -> None:
         """Absolute tolerances are those of the set's description."""
