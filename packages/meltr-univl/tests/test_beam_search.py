@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import product
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from torch import Tensor
 from meltr.errors import UserError
 from meltr_univl.beam_search import NOTHING, beam_search
 from meltr_univl.config import ModelConfig
+from meltr_univl.decoder import Kept
 from meltr_univl.model import Univl
 
 CLS, SEP = 101, 102
@@ -87,15 +89,54 @@ def test_nothing_changes_by_keeping_keys_and_values(
         torch.testing.assert_close(found.scores[row], torch.tensor(sums, dtype=torch.float64))
 
 
-def test_with_a_beam_for_everything_the_best_of_all_sentences_is_found(
-    model: Univl, memory: tuple[Tensor, Tensor]
+@pytest.mark.parametrize("ending", [-4.0, 0.3, 0.8, 25.0])
+def test_a_beam_that_cuts_nothing_finds_the_best_of_all_sentences(
+    model: Univl, memory: tuple[Tensor, Tensor], ending: float
 ) -> None:
-    """Of all sentences of two words: those that end, [SEP] first, end the search only if they are ahead at once."""
-    words = [5, 6, 7, 8, SEP]
-    found = beam_search(model, memory[0][:1], memory[1][:1], beams=104, length=1)
-    order = log_probabilities(model, torch.tensor([[CLS]]), memory[0][0], memory[1][0])[0].argsort(descending=True)
-    assert found.ids[0, :, 0].tolist() == order.tolist()
-    assert set(order[:5].tolist()) == set(words)
+    """All sentences of the five words, scored whole: those of the first length at which one that just ends is best."""
+    with torch.no_grad():
+        assert model.decoder is not None
+        model.decoder.classifier.cls.predictions.bias[SEP] = ending
+    found = beam_search(model, *memory, beams=104, length=3)
+    for row in range(3):
+        for length in (1, 2, 3):
+            sentences, scores = every_sentence(model, memory[0][row], memory[1][row], length)
+            if int(sentences[0, -1]) == SEP:
+                break
+        most = min(len(sentences), 104)
+        assert (found.ids[row, :, length:] == NOTHING).all()
+        assert found.ids[row, :most, :length].tolist() == sentences[:most].tolist()
+        torch.testing.assert_close(found.scores[row, :most], scores[:most])
+
+
+@torch.no_grad()
+def every_sentence(model: Univl, memory: Tensor, mask: Tensor, length: int) -> tuple[Tensor, Tensor]:
+    """Return all sentences of so many of the five words, (N, length), best first, and their log-probabilities (N,)."""
+    sentences = torch.tensor(list(product((5, 6, 7, 8, SEP), repeat=length)))
+    many = len(sentences)
+    given = torch.cat([torch.full((many, 1), CLS), sentences[:, :-1]], 1)
+    logits = model.decode(given, torch.ones_like(given), memory.expand(many, -1, -1), mask.expand(many, -1))
+    scores = logits.log_softmax(-1).gather(2, sentences[..., None])[..., 0].sum(1)
+    order = scores.argsort(descending=True)
+    return sentences[order], scores[order]
+
+
+def test_sums_are_exact_where_the_decoder_is_in_half_precision(model: Univl, memory: tuple[Tensor, Tensor]) -> None:
+    seen, step = [], model.float().decode_step
+    with torch.no_grad():
+        assert model.decoder is not None
+        model.decoder.classifier.cls.predictions.bias[SEP] = -4.0
+
+    def watched(ids: Tensor, kept: Kept) -> tuple[Tensor, Kept]:
+        logits, kept = step(ids, kept)
+        seen.append(logits.float().log_softmax(-1).amax((1, 2)))
+        return logits, kept
+
+    model.decode_step = watched  # type: ignore[method-assign]
+    with torch.autocast("cpu", torch.bfloat16):
+        found = beam_search(model, memory[0][:1].float(), memory[1][:1], beams=1, length=10)
+    assert len(seen) == 10
+    torch.testing.assert_close(found.scores[:, 0], torch.stack(seen).sum(0))
 
 
 def test_it_ends_when_the_best_has_just_ended(model: Univl, memory: tuple[Tensor, Tensor]) -> None:

@@ -57,7 +57,8 @@ def beam_search(model: Univl, memory: Tensor, memory_mask: Tensor, *, beams: int
     check_beams(beams, model.config.vocabulary)
     size, device = len(memory), memory.device
     ids = torch.full((size, beams, length), NOTHING, dtype=torch.long, device=device)
-    scores = torch.zeros(size, beams, dtype=memory.dtype, device=device)
+    exact = torch.promote_types(memory.dtype, torch.float32)  # half precision cannot tell sums of ten or more apart
+    scores = torch.zeros(size, beams, dtype=exact, device=device)
     going = torch.arange(size, device=device)
     kept = model.start_decoding(memory, memory_mask)
     last, sums, tokens = torch.full((size, 1), CLS, device=device), scores[:, :1], ids[:, :1, :0]
@@ -65,7 +66,7 @@ def beam_search(model: Univl, memory: Tensor, memory_mask: Tensor, *, beams: int
         if len(going) == 0:
             break
         logits, kept = model.decode_step(last, kept)
-        totals = sums[..., None] + logits.log_softmax(-1).to(sums.dtype)
+        totals = sums[..., None] + logits.to(exact).log_softmax(-1)
         sums, places = totals.flatten(1).topk(beams)
         parents, last = places // logits.shape[-1], places % logits.shape[-1]
         tokens = torch.cat([tokens.gather(1, parents[..., None].expand(-1, -1, tokens.shape[2])), last[..., None]], 2)

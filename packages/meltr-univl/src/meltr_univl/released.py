@@ -15,6 +15,8 @@ RELEASED: dict[str, Any] = {
     "train.clip_tensor_norm": 1.0,
     "train.schedule_counts": "after",
     "bilevel.every": 3,
+    "bilevel.phase": 0,
+    "bilevel.replay_size": 10,
     "bilevel.replay_eviction": "fifo",
     "bilevel.replay_reset": True,
     "bilevel.outer_clip_norm": 50.0,
