@@ -47,6 +47,17 @@ def test_never_and_always(probability: float, expected: float) -> None:
     able = torch.ones(5, 7, dtype=torch.bool)
     chosen = choose(able, generator=None, probability=probability)
     assert float(chosen.float().mean()) == expected
+    able[0], able[1, ::2] = False, False
+    assert torch.equal(choose(able, generator=None, probability=probability), able & bool(expected))
+
+
+def test_a_small_probability_hides_one_place_anywhere() -> None:
+    """Given that one is chosen, it is the only one almost always, and each place is as likely."""
+    able = torch.ones(MANY, 5, dtype=torch.bool)
+    able[:, 3] = False
+    chosen = choose(able, generator=torch.Generator().manual_seed(5), probability=1e-6)
+    assert (chosen.sum(1) == 1).all()
+    torch.testing.assert_close(chosen.double().mean(0), 0.25 * able[0].double(), atol=0.012, rtol=0)
 
 
 def test_without_the_promise_places_are_independent() -> None:
