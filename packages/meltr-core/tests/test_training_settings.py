@@ -134,3 +134,14 @@ def test_settings_that_cannot_go_together_are_refused_before_anything_is_written
     assert message in caught.value.message
     assert hint in (caught.value.hint or "")
     assert not (tmp_path / "run").exists()
+
+
+def test_clip_norm_is_the_length_of_the_whole_gradient(run, tmp_path):
+    """One step of SGD from one start: the weights of two limits lie lr times their difference apart."""
+    found = []
+    for limit in (1e-3, 3e-3):
+        settings = {"train.optimizer": "sgd", "train.lr": 0.5, "train.max_steps": 1, "train.clip_norm": limit}
+        run(str(limit), **settings)
+        found.append(load_file(tmp_path / str(limit) / "checkpoints" / "last" / "backbone.safetensors"))
+    apart = torch.cat([(found[0][name] - found[1][name]).flatten().double() for name in found[0]])
+    assert float(apart.norm()) == pytest.approx(0.5 * 2e-3, rel=1e-3)
