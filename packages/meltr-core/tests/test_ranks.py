@@ -168,7 +168,8 @@ def test_the_death_of_a_process_ends_the_others_with_one_message():
 
 
 def fail(ranks):
-    """An error of one's own is none of the others'."""
+    """An error of one's own is none of the others': both are connected before either leaves."""
+    ranks.barrier()
     raise ValueError("a mistake of mine")
 
 

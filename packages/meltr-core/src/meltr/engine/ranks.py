@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -17,6 +18,13 @@ from meltr.errors import MeltrError, UserError
 
 BUCKET = 2**24
 """Elements that `Ranks.mean_` sends in one all-reduce."""
+
+SETTLE = 0.2
+"""Seconds in which gloo's threads drop the tensors of the last exchange.
+
+They need the interpreter for that, even after the group is destroyed: an interpreter that is already shutting down ends
+such a thread, and with it the process ("terminate called without an active exception", SIGABRT).
+"""
 
 NEEDED = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 HINT = "Start it with torchrun: torchrun --nproc-per-node 2 -m meltr run ..."
@@ -169,6 +177,7 @@ def joined(
     finally:
         if dist.is_initialized():
             dist.destroy_process_group()
+            time.sleep(SETTLE)
 
 
 def lost_a_peer(error: RuntimeError) -> bool:
