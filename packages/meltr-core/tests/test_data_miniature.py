@@ -115,6 +115,11 @@ def test_what_is_asked_for_is_drawn_in_equal_numbers(seed, count, movements):
         assert sum(counts) == count
 
 
+def test_scenes_may_be_drawn_before_chosen_backgrounds():
+    scenes = draw(60, ONE_MOVEMENT, np.random.default_rng(0), ("space", "snow"))
+    assert [sum(scene.place == place for scene in scenes) for place in ("space", "snow")] == [30, 30]
+
+
 @given(st.integers(0, 1000))
 def test_no_two_scenes_look_alike_and_nothing_in_a_scene_is_confused(seed):
     scenes = draw(96, ONE_MOVEMENT, np.random.default_rng(seed))

@@ -20,7 +20,7 @@ from meltr.data.media import decode
 from meltr.data.miniature.language import ACTIONS, DOES, LABELS, NUMBERS, OTHER_NAMES, WAYS, WHERE, captions
 from meltr.data.miniature.layouts import ONE_MOVEMENT
 from meltr.data.miniature.movements import PHASES, STEADY
-from meltr.data.miniature.rendering import HEIGHT, WIDTH
+from meltr.data.miniature.rendering import HEIGHT, WIDTH, render
 from meltr.data.miniature.scenes import COLOURS, PLACES, SHAPES, Scene, draw
 from meltr.metrics.baselines import baseline
 
@@ -71,6 +71,15 @@ def test_open_questions_have_the_answers_of_their_scene(dataset, tmp_path, witho
         mentioned = words & set(item.question.rstrip("?").split())
         # What the question names is what the scene shows, and never the answer.
         assert mentioned <= truth(scene) - {item.answer}
+
+
+@pytest.mark.parametrize(
+    ("dataset", "task"), [("tgif-action", "qa"), ("tgif-transition", "qa"), ("kinetics400", "action")]
+)
+def test_where_only_movements_are_asked_for_it_is_dark(dataset, task, tmp_path, without_clips):
+    _, scenes = without_clips(dataset, task, tmp_path, count=60)
+    assert all(render(scene).mean(axis=(0, 3)).mean() < 60 for scene in list(scenes.values())[:20])
+    assert {len(scene.still) for scene in scenes.values()} == {0, 1, 2}
 
 
 def test_multiple_choice_has_the_answer_of_its_scene(tmp_path, without_clips):

@@ -23,6 +23,12 @@ def model():
     return Violet(TINY, heads=("vtm", "mtm", "mvm", "answer", "choice"), answers=5, answer_dropout=0.0).double()
 
 
+def test_a_small_model_starts_with_all_codes_alike():
+    states = torch.randn(50, TINY.width, generator=torch.Generator().manual_seed(0))
+    assert Violet(TINY, heads=("mvm",)).mvm(states).std(0).mean() < 0.01
+    assert Violet(replace(TINY, start="bert"), heads=("mvm",)).mvm(states).std(0).mean() > 0.1
+
+
 def masks_for(batch: Batch, settings: LossSettings | None = None) -> Masks:
     generator = torch.Generator().manual_seed(7)
     return draw_batch_masks(batch, TINY.cell, settings=settings, generator=generator)

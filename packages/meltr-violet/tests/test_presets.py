@@ -39,7 +39,8 @@ def test_every_task_and_data_set_has_a_recipe(task: str, dataset: str, flags: di
     options = VioletOptions(**spec.options)
     assert spec.preset is not None
     assert options.size == ("tiny" if "sample" in flags else "base")
-    assert spec.losses == INFO.task(task).losses
+    every = INFO.task(task).losses
+    assert spec.losses == (every[:2] if spec.preset == "tiny-choice" else every)
 
 
 @pytest.mark.parametrize("preset", [preset.name for preset in INFO.presets])

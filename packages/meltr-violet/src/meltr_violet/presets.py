@@ -122,34 +122,41 @@ TINY = PresetInfo(
 TINY_RETRIEVAL = PresetInfo(
     name="tiny-retrieval",
     summary="The small model for retrieval, whose texts are longer.",
-    settings={**_TINY, "options.text_length": 20},
+    settings={**_TINY, "options.text_length": 20, "train.betas": [0.9, 0.98], "train.epochs": 3},
 )
 
 TINY_CHOICE = PresetInfo(
     name="tiny-choice",
-    summary="The small model for questions with choices: short texts, more passes over fewer questions.",
+    summary="The small model for questions with choices: short texts, small frames; answering and matching only, for "
+    "masks would hide most of such frames.",
     settings={
         **_TINY,
+        "losses": ["answer", "vtm"],
         "options.text_length": 20,
         "options.choice_text": "plain",
-        "train.epochs": 12,
-        "train.max_steps": 432,
+        "options.frames": 5,
+        "options.image_size": 32,
+        "train.betas": [0.9, 0.98],
+        "train.batch_size": 16,
+        "train.epochs": 24,
+        "train.max_steps": 400,
+        "train.warmup": 0.2,
         "train.eval_every": 4,
     },
 )
 
 TINY_ACTION = PresetInfo(
     name="tiny-action",
-    summary="The small model for actions: no text, more passes over fewer clips; masked video is in the way at first.",
+    summary="The small model for actions: no text, more passes over fewer clips.",
     settings={
         **_TINY,
         "options.text_length": 3,
-        "options.frames": 5,
-        "train.lr": 5e-4,
+        "options.frames": 4,
+        "train.betas": [0.9, 0.98],
         "train.batch_size": 16,
         "train.epochs": 20,
-        "train.eval_every": 10,
-        "bilevel.outer_lr": 1e-3,
+        "train.eval_every": 8,
+        "train.warmup": 0.2,
     },
 )
 

@@ -22,7 +22,7 @@ from meltr.data.miniature.layouts import Layout
 from meltr.data.miniature.scenes import draw
 from meltr.errors import UserError, did_you_mean
 
-VERSION = 2
+VERSION = 3
 """Part of the name of a folder in the cache: raised whenever what is written changes."""
 
 SIZES = {"train": 320, "validation": 64, "test": 96}
@@ -76,7 +76,9 @@ def write(
     folder.parent.mkdir(parents=True, exist_ok=True)
     beside = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
     try:
-        splits = {split: draw(count, layout.movements, _rng(seed, split)) for split, count in counts.items()}
+        splits = {
+            split: draw(count, layout.movements, _rng(seed, split), layout.places) for split, count in counts.items()
+        }
         write_clips(layout.annotate(beside, splits, _rng(seed, "words")), progress)
         beside.chmod(0o755)
         beside.replace(folder)

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from meltr.data.miniature.language import LABELS
-from meltr.data.miniature.layouts import ONE_MOVEMENT, Layout, Splits, numbered
+from meltr.data.miniature.layouts import DARK, ONE_MOVEMENT, Layout, Splits, numbered
 from meltr.data.miniature.scenes import Scene
 from meltr.files import write_text
 
@@ -30,4 +30,4 @@ def annotate(folder: Path, splits: Splits, rng: np.random.Generator) -> dict[Pat
     return clips
 
 
-LAYOUT = Layout(ONE_MOVEMENT, tuple(FILES), annotate, fewest=len(ONE_MOVEMENT))
+LAYOUT = Layout(ONE_MOVEMENT, tuple(FILES), annotate, DARK, fewest=len(ONE_MOVEMENT))

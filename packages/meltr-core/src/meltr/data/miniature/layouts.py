@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from meltr.data.miniature.movements import PHASES, REPEATED, STEADY, Movement
-from meltr.data.miniature.scenes import Scene
+from meltr.data.miniature.scenes import PLACES, Scene
 
 Splits = Mapping[str, Sequence[Scene]]
 """Split -> its clips."""
@@ -24,6 +24,11 @@ TWO_PHASES = tuple((Movement(first), Movement(second)) for first in PHASES for s
 """Clips in which one thing happens and then another."""
 
 
+DARK = ("space",)
+"""For data sets that only ask what moves how: a small model learns that from a few hundred clips before a dark, nearly
+even background, and not before patterns that differ from clip to clip."""
+
+
 @dataclass(frozen=True)
 class Layout:
     """A data set's layout.
@@ -33,12 +38,14 @@ class Layout:
         splits: The splits that it has as published.
         annotate: Called with the folder, the scenes of each split and a source of randomness; writes the annotations
             and returns which file shall show which scene.
+        places: Backgrounds of its clips.
         fewest: Clips that training needs at least: every class must occur.
     """
 
     movements: tuple[tuple[Movement, ...], ...]
     splits: tuple[str, ...]
     annotate: Callable[[Path, Splits, np.random.Generator], dict[Path, Scene]]
+    places: tuple[str, ...] = PLACES
     fewest: int = 1
 
 

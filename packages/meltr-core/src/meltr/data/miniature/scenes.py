@@ -63,7 +63,12 @@ def balanced(values: Sequence[T], count: int, rng: np.random.Generator) -> list[
     return [values[pick] for pick in picks]
 
 
-def draw(count: int, movements: Sequence[tuple[Movement, ...]], rng: np.random.Generator) -> list[Scene]:
+def draw(
+    count: int,
+    movements: Sequence[tuple[Movement, ...]],
+    rng: np.random.Generator,
+    places: Sequence[str] = PLACES,
+) -> list[Scene]:
     """Draw scenes that are balanced in shape, colour, place, number of shapes and `movements`.
 
     No two scenes agree in shape, colour, movements and place as long as there are enough combinations (half of all).
@@ -72,16 +77,17 @@ def draw(count: int, movements: Sequence[tuple[Movement, ...]], rng: np.random.G
         count: How many.
         movements: What may happen in a clip; the clips show them in equal numbers.
         rng: Where the randomness comes from.
+        places: Backgrounds.
     """
     shapes, colours = balanced(SHAPES, count, rng), balanced(COLOURS, count, rng)
-    happenings, places = balanced(movements, count, rng), balanced(PLACES, count, rng)
+    happenings, settings = balanced(movements, count, rng), balanced(places, count, rng)
     numbers = balanced(range(MOST_STILL + 1), count, rng)
     scenes = []
-    for shape, colour, moves, place, number in zip(shapes, colours, happenings, places, numbers, strict=True):
+    for shape, colour, moves, place, number in zip(shapes, colours, happenings, settings, numbers, strict=True):
         thing = Thing(shape, colour)
         frames = int(rng.integers(FRAMES[0], FRAMES[1] + 1))
         scenes.append(Scene(thing, moves, place, _still(thing, number, rng), frames, int(rng.integers(2**31))))
-    if 2 * count <= len(SHAPES) * len(COLOURS) * len(PLACES) * len(movements):
+    if 2 * count <= len(SHAPES) * len(COLOURS) * len(places) * len(movements):
         _make_distinct(scenes, rng)
     return scenes
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from meltr.data.miniature.language import Choice, captions, kinds, question, repeated_action, transition
-from meltr.data.miniature.layouts import ONE_MOVEMENT, REPETITIONS, TWO_PHASES, Layout, Splits, numbered
+from meltr.data.miniature.layouts import DARK, ONE_MOVEMENT, REPETITIONS, TWO_PHASES, Layout, Splits, numbered
 from meltr.data.miniature.scenes import Scene
 from meltr.files import write_text
 
@@ -68,6 +68,8 @@ def annotate(
     return clips
 
 
-ACTION = Layout(REPETITIONS, SPLITS, partial(annotate, word="action", columns=CHOICE_COLUMNS, ask=actions))
-TRANSITION = Layout(TWO_PHASES, SPLITS, partial(annotate, word="transition", columns=CHOICE_COLUMNS, ask=transitions))
+ACTION = Layout(REPETITIONS, SPLITS, partial(annotate, word="action", columns=CHOICE_COLUMNS, ask=actions), DARK)
+TRANSITION = Layout(
+    TWO_PHASES, SPLITS, partial(annotate, word="transition", columns=CHOICE_COLUMNS, ask=transitions), DARK
+)
 FRAME = Layout(ONE_MOVEMENT, SPLITS, partial(annotate, word="frameqa", columns=FRAME_COLUMNS, ask=frames))
