@@ -84,6 +84,17 @@ def test_labels(tmp_path, task):
     assert [item.id for item in corpus.splits["train"]] == ["first", "2"]
 
 
+@pytest.mark.parametrize("task", ["action", "classification", "retrieval", "captioning", "sentiment"])
+def test_questions_are_for_qa_alone(tmp_path, task):
+    """Question and answer would be taken for the text and the class of the other task."""
+    whole = {"question": "what?", "answer": "a", "choices": ["a", "b"], "label": "x", "captions": "c", "score": 1}
+    write(tmp_path, {"split": "train", "video": "clips/a.mp4", **whole})
+    (item,) = read("manifest", task, tmp_path).splits["train"]
+    assert (item.question, item.answer, item.choices, item.correct) == (None, None, (), None)
+    (item,) = read("manifest", "qa", tmp_path).splits["train"]
+    assert (item.question, item.answer, item.choices, item.correct) == ("what?", "a", ("a", "b"), 0)
+
+
 def test_the_manifest_may_be_named_itself_and_lie_elsewhere(tmp_path):
     write(tmp_path, {"split": "train", "video": "../clips/a.mp4", "label": "x"})
     (tmp_path / "lists").mkdir()

@@ -74,9 +74,10 @@ def test_open_questions_have_the_answers_of_their_scene(dataset, tmp_path, witho
 
 
 @pytest.mark.parametrize(
-    ("dataset", "task"), [("tgif-action", "qa"), ("tgif-transition", "qa"), ("kinetics400", "action")]
+    ("dataset", "task"),
+    [("tgif-action", "qa"), ("tgif-transition", "qa"), ("kinetics400", "action"), ("manifest", "action")],
 )
-def test_where_only_movements_are_asked_for_it_is_dark(dataset, task, tmp_path, without_clips):
+def test_where_movements_are_the_classes_it_is_dark(dataset, task, tmp_path, without_clips):
     _, scenes = without_clips(dataset, task, tmp_path, count=60)
     assert all(render(scene).mean(axis=(0, 3)).mean() < 60 for scene in list(scenes.values())[:20])
     assert {len(scene.still) for scene in scenes.values()} == {0, 1, 2}

@@ -122,7 +122,13 @@ TINY = PresetInfo(
 TINY_RETRIEVAL = PresetInfo(
     name="tiny-retrieval",
     summary="The small model for retrieval, whose texts are longer.",
-    settings={**_TINY, "options.text_length": 20, "train.betas": [0.9, 0.98], "train.epochs": 3},
+    settings={
+        **_TINY,
+        "options.text_length": 20,
+        "train.betas": [0.9, 0.98],
+        "train.epochs": 3,
+        "train.max_steps": 540,
+    },
 )
 
 TINY_CHOICE = PresetInfo(
@@ -152,10 +158,12 @@ TINY_ACTION = PresetInfo(
         **_TINY,
         "options.text_length": 3,
         "options.frames": 4,
+        "train.lr": 6e-4,
         "train.betas": [0.9, 0.98],
         "train.batch_size": 16,
-        "train.epochs": 20,
-        "train.eval_every": 8,
+        "train.epochs": 24,
+        "train.max_steps": 400,
+        "train.eval_every": 6,
         "train.warmup": 0.2,
     },
 )

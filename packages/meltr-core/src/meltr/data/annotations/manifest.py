@@ -14,15 +14,16 @@
 | ``transcript`` | what is said (captioning, sentiment) |
 | ``id`` | name of the example; default: the number of its line |
 
-A line may hold more than its task needs. Lines of one file, part and split are one item in retrieval and captioning.
-Without lines for
-``validation``, a part of the training items is set aside; without lines for ``test``, nothing is tested.
+A line may hold more than its task needs: what belongs to another task is checked and left out. Lines of one file, part
+and split are one item in retrieval and captioning. Without lines for ``validation``, a part of the training items is
+set aside; without lines for ``test``, nothing is tested.
 """
 
 from __future__ import annotations
 
 import posixpath
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -130,6 +131,8 @@ def _item(record: Mapping[str, Any], task: str, *, where: str, line: int) -> tup
         span=_span(record, where),
         score=number_of(record, "score", where, low=-STRONGEST, high=STRONGEST) if "score" in record else None,
     )
+    if task != "qa":  # It would be taken for the text and the class of another task.
+        item = replace(item, question=None, answer=None, choices=(), correct=None)
     return SPLITS[split], item
 
 

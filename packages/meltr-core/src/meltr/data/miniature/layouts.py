@@ -25,7 +25,7 @@ TWO_PHASES = tuple((Movement(first), Movement(second)) for first in PHASES for s
 
 
 DARK = ("space",)
-"""For data sets that only ask what moves how: a small model learns that from a few hundred clips before a dark, nearly
+"""For data sets whose classes are movements: a small model learns that from a few hundred clips before a dark, nearly
 even background, and not before patterns that differ from clip to clip."""
 
 

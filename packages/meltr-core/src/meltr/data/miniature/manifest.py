@@ -9,7 +9,7 @@ import numpy as np
 
 from meltr.data.miniature.cmu_mosi import FEELING, OPINIONS
 from meltr.data.miniature.language import LABELS, captions, kinds, question
-from meltr.data.miniature.layouts import ONE_MOVEMENT, Layout, Splits, numbered
+from meltr.data.miniature.layouts import DARK, ONE_MOVEMENT, Layout, Splits, numbered
 from meltr.data.miniature.scenes import Scene
 from meltr.files import write_lines
 
@@ -32,11 +32,12 @@ def annotate(folder: Path, splits: Splits, rng: np.random.Generator) -> dict[Pat
             "transcript": f"the {scene.thing.shape} is {opinion}",
             "score": round(OPINIONS[opinion] + FEELING[scene.thing.colour], 1),
         }
-        for kind in rng.permutation(kinds(scene))[:QUESTIONS]:
+        asks = [kind for kind in kinds(scene) if kind != "place"]  # all clips show one
+        for kind in rng.permutation(asks)[:QUESTIONS]:
             asked = question(scene, str(kind), rng)
             lines.append({"split": split, "video": video, "question": asked.text, "answer": asked.answer, **about})
     write_lines(folder / "manifest.jsonl", lines)
     return clips
 
 
-LAYOUT = Layout(ONE_MOVEMENT, ("train", "validation", "test"), annotate, fewest=len(ONE_MOVEMENT))
+LAYOUT = Layout(ONE_MOVEMENT, ("train", "validation", "test"), annotate, DARK, fewest=len(ONE_MOVEMENT))
