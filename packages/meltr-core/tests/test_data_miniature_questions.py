@@ -75,7 +75,7 @@ def test_open_questions_have_the_answers_of_their_scene(dataset, tmp_path, witho
 
 @pytest.mark.parametrize(
     ("dataset", "task"),
-    [("tgif-action", "qa"), ("tgif-transition", "qa"), ("kinetics400", "action"), ("manifest", "action")],
+    [("tgif-action", "qa"), ("tgif-transition", "qa"), ("kinetics400", "action")],
 )
 def test_where_movements_are_the_classes_it_is_dark(dataset, task, tmp_path, without_clips):
     _, scenes = without_clips(dataset, task, tmp_path, count=60)

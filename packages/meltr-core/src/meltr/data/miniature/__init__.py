@@ -22,7 +22,7 @@ from meltr.data.miniature.layouts import Layout
 from meltr.data.miniature.scenes import draw
 from meltr.errors import UserError, did_you_mean
 
-VERSION = 3
+VERSION = 4
 """Part of the name of a folder in the cache: raised whenever what is written changes."""
 
 SIZES = {"train": 320, "validation": 64, "test": 96}

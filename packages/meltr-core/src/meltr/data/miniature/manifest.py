@@ -8,13 +8,13 @@ from typing import Any
 import numpy as np
 
 from meltr.data.miniature.cmu_mosi import FEELING, OPINIONS
-from meltr.data.miniature.language import LABELS, captions, kinds, question
-from meltr.data.miniature.layouts import DARK, ONE_MOVEMENT, Layout, Splits, numbered
-from meltr.data.miniature.scenes import Scene
+from meltr.data.miniature.language import captions, kinds, question
+from meltr.data.miniature.layouts import ONE_MOVEMENT, Layout, Splits, numbered
+from meltr.data.miniature.scenes import PLACES, Scene
 from meltr.files import write_lines
 
 CAPTIONS, QUESTIONS = 3, 3
-"""Captions of a clip; questions about it, each of another kind."""
+"""Captions of a clip; questions about it, each of another kind. Its class is the place that it shows."""
 
 
 def annotate(folder: Path, splits: Splits, rng: np.random.Generator) -> dict[Path, Scene]:
@@ -28,16 +28,15 @@ def annotate(folder: Path, splits: Splits, rng: np.random.Generator) -> dict[Pat
         clips[folder / video] = scene
         about = {
             "captions": captions(scene, CAPTIONS, rng),
-            "label": LABELS[scene.movements[0].name],
+            "label": scene.place,
             "transcript": f"the {scene.thing.shape} is {opinion}",
             "score": round(OPINIONS[opinion] + FEELING[scene.thing.colour], 1),
         }
-        asks = [kind for kind in kinds(scene) if kind != "place"]  # all clips show one
-        for kind in rng.permutation(asks)[:QUESTIONS]:
+        for kind in rng.permutation(kinds(scene))[:QUESTIONS]:
             asked = question(scene, str(kind), rng)
             lines.append({"split": split, "video": video, "question": asked.text, "answer": asked.answer, **about})
     write_lines(folder / "manifest.jsonl", lines)
     return clips
 
 
-LAYOUT = Layout(ONE_MOVEMENT, ("train", "validation", "test"), annotate, DARK, fewest=len(ONE_MOVEMENT))
+LAYOUT = Layout(ONE_MOVEMENT, ("train", "validation", "test"), annotate, fewest=len(PLACES))
