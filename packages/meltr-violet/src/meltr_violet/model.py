@@ -88,10 +88,12 @@ class Violet(nn.Module):
                 nn.init.normal_(module.weight)
         for parameter in (self.video.emb_cls, self.video.emb_pos, self.video.emb_len):
             nn.init.normal_(parameter)
-        if self.mvm is not None:
+        if isinstance(self.mvm, nn.Sequential):
             # Most cells have one code: the bias shall learn that before the states do, which would all become one.
+            last = self.mvm[-1]
+            assert isinstance(last, nn.Linear)
             with torch.no_grad():
-                self.mvm[-1].weight.mul_(0.01)
+                last.weight.mul_(0.01)
 
     def forward(self, frames: Tensor, ids: Tensor) -> Tensor:
         """Return the states of clips (B, T, 3, H, W) with texts (B, X), shape (B, T n + X, D)."""
