@@ -88,9 +88,8 @@ def train(manifest: Path, combiner: str, settings: tuple[str, ...], steps: int, 
     command = [sys.executable, "-m", "meltr", "run", "--backbone", "violet", "--task", "action"]
     command += ["--dataset", "manifest", "--data-root", os.fspath(manifest), "--preset", "tiny-action"]
     command += ["--combiner", combiner, "--quiet", "--output-dir", os.fspath(folder), "--name", "run"]
-    chosen = (*settings, f"max_steps={steps}", "train.epochs=1000", "eval_every=1000", "codes=colour")
-    chosen = (*chosen, "bilevel.estimator=auto", "save_predictions=false")
-    for setting in chosen:
+    fixed = ("train.epochs=1000", "eval_every=1000", "codes=colour", "estimator=auto", "save_predictions=false")
+    for setting in (*settings, f"max_steps={steps}", *fixed):
         command += ["--set", setting]
     done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
     if done.returncode:

@@ -80,10 +80,10 @@ def draw(
         places: Backgrounds.
     """
     shapes, colours = balanced(SHAPES, count, rng), balanced(COLOURS, count, rng)
-    happenings, settings = balanced(movements, count, rng), balanced(places, count, rng)
+    happenings, grounds = balanced(movements, count, rng), balanced(places, count, rng)
     numbers = balanced(range(MOST_STILL + 1), count, rng)
     scenes = []
-    for shape, colour, moves, place, number in zip(shapes, colours, happenings, settings, numbers, strict=True):
+    for shape, colour, moves, place, number in zip(shapes, colours, happenings, grounds, numbers, strict=True):
         thing = Thing(shape, colour)
         frames = int(rng.integers(FRAMES[0], FRAMES[1] + 1))
         scenes.append(Scene(thing, moves, place, _still(thing, number, rng), frames, int(rng.integers(2**31))))
