@@ -14,9 +14,9 @@
 | ``transcript`` | what is said (captioning, sentiment) |
 | ``id`` | name of the example; default: the number of its line |
 
-A line may hold more than its task needs: what belongs to another task is checked and left out. Lines of one file, part
-and split are one item in retrieval and captioning. Without lines for ``validation``, a part of the training items is
-set aside; without lines for ``test``, nothing is tested.
+A line may hold more than its task needs; question, answer and choices are checked, but left out of items of other tasks
+than qa. Lines of one file, part and split are one item in retrieval and captioning. Without lines for ``validation``, a
+part of the training items is set aside; without lines for ``test``, nothing is tested.
 """
 
 from __future__ import annotations
