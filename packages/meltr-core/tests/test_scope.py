@@ -16,7 +16,7 @@ from meltr import Bilevel, LossTransformer
 from meltr.errors import UserError
 from meltr.hypergradients.problem import SchemeOptions
 from meltr.hypergradients.scope import find_scope
-from scope_cases import MODELS, Block, Parts, Tied, Vit, names
+from scope_cases import MODELS, Again, Block, EncoderDecoder, Parts, Tied, Towers, Vit, names
 
 GAMMA = 0.3
 KINDS = ["heads", "last_block"]
@@ -61,6 +61,46 @@ def test_scope_holds_the_parameters_expected_by_hand(architecture, kind):
     scope = find_scope(kind, model, trainable(model), model.losses)
     found = [name for name, p in model.named_parameters() if any(p is each for each in scope.parameters)]
     assert found == [name for name, _ in model.named_parameters() if name in getattr(model, kind)()]
+
+
+LAST_BLOCKS = [
+    (Vit, 2, ["blocks.1.", "blocks.2.", "head."]),
+    (Vit, 3, ["blocks.", "head."]),
+    (Vit, 9, ["blocks.", "head."]),
+    (Towers, 2, ["text.layers.", "text.out.", "image.layers.", "image.out.", "temperature"]),
+    (EncoderDecoder, 2, ["decoder.layers.", "out."]),
+    (EncoderDecoder, 3, ["decoder.layers.", "out.", "encoder.layers.1."]),
+    (EncoderDecoder, 4, ["decoder.layers.", "out.", "encoder.layers."]),
+    (Again, 2, ["blocks.1.mlp.1.", "blocks.2.mlp.1.", "head."]),
+]
+"""Model, number of last blocks, where the parameters in scope lie."""
+
+
+@pytest.mark.parametrize(("architecture", "count", "places"), LAST_BLOCKS)
+def test_several_last_blocks(architecture, count, places):
+    """The parameters expected by hand, the g of the Jacobian cut there, and no evaluation of the blocks below."""
+    model, m = build(architecture)
+    scope = find_scope("last_block", model, trainable(model), model.losses, count=count)
+    expected = {name for place in places for name in names(model, place)}
+    assert {n for n, p in model.named_parameters() if any(p is each for each in scope.parameters)} == expected
+    dense = Dense(model, m, gamma=GAMMA, parameters=scope.parameters)
+    g = dense.j() @ dense.v()
+    steps = outer_steps(model, m, "forward", scope="last_block", scope_blocks=count)
+    torch.testing.assert_close(next(steps)[0], g, rtol=1e-9, atol=1e-12)
+    below = [b for b in model.modules() if isinstance(b, Block) and not {id(p) for p in b.mlp[1].parameters()} & {
+        id(p) for p in scope.parameters}]  # fmt: skip
+    start = [block.calls for block in below]
+    model.losses()
+    once = [block.calls - before for block, before in zip(below, start, strict=True)]
+    start = [block.calls for block in below]
+    torch.testing.assert_close(next(steps)[0], g, rtol=1e-9, atol=1e-12)
+    assert [block.calls - before for block, before in zip(below, start, strict=True)] == once
+
+
+def test_no_block_is_no_number_of_blocks():
+    model, m = build(Vit)
+    with pytest.raises(ValueError, match="scope_blocks must be at least 1, got 0"):
+        Bilevel(model, m, scope="last_block", scope_blocks=0)
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from meltr.hypergradients.vectors import displaced, weighted_sum
+from meltr.hypergradients.vectors import Combination, displaced, dot
 
 STEPS = (0.1, -0.1, 0.01, -0.03)
 
@@ -65,16 +65,50 @@ def test_a_graph_made_before_can_still_be_differentiated():
     torch.testing.assert_close(gradient, 3 * w.detach() ** 2)
 
 
-def test_a_weighted_sum_is_the_product_with_the_jacobian():
-    """Gaps: a parameter that the first, a later, or no task depends on."""
+def rows_with_gaps() -> tuple[list[list[torch.Tensor | None]], torch.Tensor, torch.Tensor]:
+    """Rows in which a parameter is missing from the first, a later, or every one; weights; the rows as a matrix."""
     torch.manual_seed(0)
     a, b, c = torch.randn(3), torch.randn(3), torch.randn(2)
     rows, weights = [[a, None, None], [b, None, c], [None, None, c]], torch.tensor([2.0, -1.0, 0.5])
+    zero = torch.zeros(2)
+    dense = torch.stack([torch.cat([a, zero]), torch.cat([b, c]), torch.cat([0 * a, c])])
+    return rows, weights, dense
+
+
+def test_a_combination_is_the_product_with_the_jacobian():
+    rows, weights, dense = rows_with_gaps()
     kept = [[None if part is None else part.clone() for part in row] for row in rows]
-    first, second, third = weighted_sum(weights, rows)
-    torch.testing.assert_close(first, 2 * a - b)
-    torch.testing.assert_close(third, -0.5 * c)
+    found = Combination(weights, rows)
+    first, second, third = found
     assert second is None
+    assert [part is None for part in found[1:]] == [True, False]
+    torch.testing.assert_close(torch.cat([first, third]), weights @ dense)
+    torch.testing.assert_close(found.products(), (dense @ dense.T @ weights).double())
     assert all(
         x is y or torch.equal(x, y) for row, old in zip(rows, kept, strict=True) for x, y in zip(row, old, strict=True)
     )
+
+
+def test_a_spent_combination_gives_the_same_and_lets_go_of_its_rows():
+    rows, weights, dense = rows_with_gaps()
+    parts = Combination(weights, rows).spend()
+    first = next(parts)
+    assert all(row[0] is None for row in rows), "the parts of the first parameter were used"
+    assert rows[1][2] is not None, "those of the last one were not"
+    _, third = parts
+    torch.testing.assert_close(torch.cat([first, third]), weights @ dense)
+    assert all(part is None for row in rows for part in row)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("size", [1, 32_768, 32_769, 100_003])
+def test_inner_products_of_any_length_and_layout(size, dtype):
+    """Against float64; bfloat16 products carry the type's own rounding."""
+    torch.manual_seed(size)
+    wide = torch.randn(size, 2, dtype=torch.float64)
+    a, b = wide[:, 0].to(dtype), torch.randn(size, dtype=torch.float64).to(dtype)
+    exact = (a.double() * b.double()).sum()
+    scale = (a.double() * b.double()).abs().sum()
+    tolerance = {torch.float32: 1e-7, torch.float64: 1e-15, torch.bfloat16: 4e-3}[dtype]
+    assert abs(dot([a, None], [b, a]) - exact) <= tolerance * scale
+    assert dot([a, None], [b, a]).dtype == torch.float64

@@ -269,8 +269,12 @@ class BilevelSpec(Info):
         scaled: Multiply aid-fp's series by its step size; AuxiLearn's code does not.
         hessian: How Hessian-vector products are taken: differences of gradients, or double backward.
         scope: Parameters that the outer step sees: ``full``; ``last_block`` (and the heads); ``heads``.
+        scope_blocks: How many of the last blocks ``scope=last_block`` takes.
         outer_fraction: Part of the batch that the outer step sees.
         estimator: How g = J q is computed; ``auto`` picks by what the model supports.
+        retain_graph: Keep the graph of an outer step's forward for the inner gradient that follows; false: evaluate it
+            again, a forward more an outer step, and no memory beyond that of an ordinary step (with ``scope`` there is
+            nothing to save).
         outer_batch: ``shared``: the next inner step's batch, one forward for both; ``replay``: two draws from the last
             `replay_size` batches (the released code); ``held_out``: primary loss on a held-out part of train.
         gamma: Weight of the regulariser |m(l) - sum(l)| in the primary objective (eq. 6).
@@ -291,8 +295,10 @@ class BilevelSpec(Info):
     scaled: bool = True
     hessian: Literal["difference", "double_backward"] = "difference"
     scope: Literal["full", "last_block", "heads"] = "full"
+    scope_blocks: int = Field(1, ge=1)
     outer_fraction: float = Field(1.0, gt=0, le=1)
     estimator: Literal["auto", "one_sided", "forward", "difference", "per_task", "double_backward"] = "auto"
+    retain_graph: bool = True
     outer_batch: Literal["shared", "replay", "held_out"] = "shared"
     gamma: float = Field(0.1, ge=0)
     direct_term: bool = False

@@ -57,11 +57,14 @@ class Bilevel:
         scheme_options: Numbers of the scheme.
         estimator_name: How g = J q is computed: ``auto``, ``one_sided``, ``forward``, ``difference``, ``per_task``,
             ``double_backward``.
+        retain_graph: Keep the graph of an outer step's forward for the inner gradient that follows; False: evaluate
+            again, which costs a forward an outer step, and no memory beyond that of an ordinary step.
         direct_term: Add the regulariser's own derivative by phi.
         outer_clip_norm: Clip phi's gradient to this norm.
         inner_optimizer: The optimiser of w, for schemes that look at its step (``itd``, ``sama``).
         parameters: The parameters w, if not all trainable ones of `model`.
         scope: ``full``; ``last_block`` or ``heads``: the outer step sees only those parameters.
+        scope_blocks: How many of the last blocks ``last_block`` takes.
         blocks: The model's blocks, for `scope`; None: found by `meltr.blocks.find_blocks`.
         generators: Generators that the losses draw from besides the global ones; replayed for extra forwards.
         autocast: Data type of an autocast context around the losses; None: none.
@@ -85,11 +88,13 @@ class Bilevel:
         scheme_name: str = "aid-fp-lite",
         scheme_options: SchemeOptions | None = None,
         estimator_name: str = "auto",
+        retain_graph: bool = True,
         direct_term: bool = False,
         outer_clip_norm: float | None = None,
         inner_optimizer: torch.optim.Optimizer | None = None,
         parameters: Iterable[Tensor] | None = None,
         scope: Kind = "full",
+        scope_blocks: int = 1,
         blocks: Sequence[nn.Module] | None = None,
         generators: Sequence[torch.Generator] = (),
         autocast: torch.dtype | None = None,
@@ -101,12 +106,14 @@ class Bilevel:
             raise ValueError(f"every must be at least 1, got {every}")
         if gamma < 0:
             raise ValueError(f"gamma must not be negative, got {gamma}")
+        if scope_blocks < 1:
+            raise ValueError(f"scope_blocks must be at least 1, got {scope_blocks}")
         wanted = model.parameters() if parameters is None else parameters
         self.parameters = [parameter for parameter in wanted if parameter.requires_grad]
         if not self.parameters:
             raise ValueError("the model has no trainable parameters")
         self.combiner, self.outer_optimizer, self.inner_optimizer = combiner, outer_optimizer, inner_optimizer
-        self.every, self.gamma, self.direct_term = every, gamma, direct_term
+        self.every, self.gamma, self.direct_term, self.retain_graph = every, gamma, direct_term, retain_graph
         self.outer_clip_norm, self.estimator_name = outer_clip_norm, estimator_name
         self.scheme_options = scheme_options or SchemeOptions()
         self.sharing, self.model = (sharing, model) if sharing is not None else sharing_of(model)
@@ -124,7 +131,7 @@ class Bilevel:
         self._automatic = estimator_name == "auto"
         self._estimator: Estimator | None = None if self._automatic else estimator(estimator_name)
         self._unreliable = False
-        self._scope_kind, self._blocks = scope, blocks
+        self._scope_kind, self._scope_blocks, self._blocks = scope, scope_blocks, blocks
         self._scope: Scope | None = None
         self._scope_known = scope == "full"
         self._log = log or (lambda line: None)
@@ -241,7 +248,10 @@ class Bilevel:
     def _evaluate_inner(self, compute: Compute | Sequence[Compute], *, shared: bool) -> Evaluation:
         if callable(compute) or len(compute) == 1:
             only = compute if callable(compute) else compute[0]
-            return self._function(only, outer=shared).first(inner=True)
+            function = self._function(only, outer=shared)
+            if shared and not self.retain_graph and self._scope_kind == "full":
+                return SplitEvaluation.first([function])
+            return function.first(inner=True)
         return SplitEvaluation.first([self._function(each, outer=shared) for each in compute])
 
     def _evaluate_aside(self, compute: Compute) -> LossEvaluation:
@@ -268,6 +278,8 @@ class Bilevel:
             combiner_state=state,
         )
         problem.keep_rows = self._keep_rows(auxiliary)
+        # An inner gradient beyond the scope, and second derivatives, need the graph after the rows were taken.
+        problem.retain_graph = self._scope is not None or self.scheme_options.hessian == "double_backward"
         with self.setup.preserved_buffers():  # a backward through checkpointed regions moves them
             direction = self._scheme(problem)
             products = self._products(problem, direction)
@@ -282,12 +294,16 @@ class Bilevel:
         """Return w, or the parameters in scope: found from the graph of the first outer step."""
         if not self._scope_known:
             evaluate = auxiliary.functions()[0].fresh
-            self._scope = find_scope(self._scope_kind, self.model, self.parameters, evaluate, self._blocks)
+            self._scope = find_scope(
+                self._scope_kind, self.model, self.parameters, evaluate, self._blocks, count=self._scope_blocks
+            )
             self._scope_known = True
             assert self._scope is not None
             count = sum(parameter.numel() for parameter in self._scope.parameters)
             share = count / sum(parameter.numel() for parameter in self.parameters)
-            self._log(f"scope: {self._scope_kind} ({count:,} parameters, {share:.1%})")
+            several = self._scope_kind == "last_block" and self._scope_blocks > 1
+            name = f"last {self._scope_blocks} blocks" if several else self._scope_kind
+            self._log(f"scope: {name} ({count:,} parameters, {share:.1%})")
         return self.parameters if self._scope is None else self._scope.parameters
 
     def _keep_rows(self, auxiliary: Evaluation) -> bool:
@@ -360,7 +376,7 @@ class Bilevel:
             combined, a = sensitivities(self.combiner, evaluation.values)
         own = self._own_gradients(evaluation)
         if problem is not None and problem.rows is not None and self._scope is None:
-            self._add(problem.combine(a), evaluation)
+            self._add(problem.spend_rows(a), evaluation)
         else:
             evaluation.inner_backward(a, self.parameters)
         if own is not None:
@@ -390,10 +406,13 @@ class Bilevel:
             return None
         return self.combiner.own_gradients(view)
 
-    def _add(self, gradient: Direction, evaluation: Evaluation) -> None:
+    def _add(self, gradient: Iterable[Tensor | None], evaluation: Evaluation) -> None:
         """Add a gradient of these losses to ``.grad`` in place of a backward, scaled where there is a scaler."""
         evaluation.settle()
         scaler, sharing = self.setup.scaler, self.sharing
-        scaled = [part if part is None or scaler is None else scaler.scale(part) for part in gradient]
-        whole = [None if g is None else sharing.as_gradient(p, g) for p, g in zip(self.parameters, scaled, strict=True)]
-        accumulate(self.parameters, whole)
+
+        def whole(parameter: Tensor, part: Tensor | None) -> Tensor | None:
+            scaled = part if part is None or scaler is None else scaler.scale(part)
+            return None if scaled is None else sharing.as_gradient(parameter, scaled)
+
+        accumulate(self.parameters, map(whole, self.parameters, gradient))

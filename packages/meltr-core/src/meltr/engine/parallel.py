@@ -183,13 +183,15 @@ class Sharded(Distributed):
         parts: tuple[Tensor, ...] = self._root(compute)
         return parts
 
-    def gradient(self, losses: Sequence[Tensor], seeds: Sequence[Tensor], parameters: Sequence[Tensor]) -> Direction:
-        """Return this rank's shards of the averaged gradient; ``.grad`` stays as it was, the graph too."""
+    def gradient(
+        self, losses: Sequence[Tensor], seeds: Sequence[Tensor], parameters: Sequence[Tensor], *, retain: bool = True
+    ) -> list[Tensor | None]:
+        """Return this rank's shards of the averaged gradient; ``.grad`` stays as it was."""
         aside = [shard.grad for shard in self._shards]
         for shard in self._shards:
             shard.grad = None
         try:
-            torch.autograd.backward(list(losses), list(seeds), retain_graph=True)
+            torch.autograd.backward(list(losses), list(seeds), retain_graph=retain)
             return [None if parameter.grad is None else local(parameter.grad) for parameter in parameters]
         finally:
             for shard, gradient in zip(self._shards, aside, strict=True):

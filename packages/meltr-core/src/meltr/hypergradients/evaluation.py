@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from meltr.hypergradients.graph import needed_later
 from meltr.hypergradients.replay import RandomState, preserved_buffers
 from meltr.hypergradients.scope import Scope
 from meltr.hypergradients.sharing import Averaging, Compute, Sharing
@@ -62,7 +63,7 @@ class Setup:
         """Return weights of losses times the gradient scaler's factor, if there is one."""
         return list(seeds) if self.scaler is None else [self.scaler.scale(seed) for seed in seeds]
 
-    def unscaled(self, direction: Direction) -> Direction:
+    def unscaled(self, direction: list[Tensor | None]) -> list[Tensor | None]:
         """Take the gradient scaler's factor out of a gradient."""
         return direction if self.scaler is None else scale(direction, 1.0 / self.scaler.get_scale())
 
@@ -176,6 +177,8 @@ class Evaluation:
 
     values: Tensor
     setup: Setup
+    keeps_graph = True
+    """False if every piece is evaluated anew for the next gradient: a backward then frees its graph as it goes."""
 
     @property
     def size(self) -> int:
@@ -210,7 +213,7 @@ class Evaluation:
         """Let buffers move as in an ordinary step, where no `inner_backward` does it."""
 
     def share(self, weights: Sequence[Tensor | None], parameters: Sequence[Tensor]) -> Direction:
-        """Return this process' share of J^T weights by one backward a piece; the graph stays.
+        """Return this process' share of J^T weights by one backward a piece; it can be asked for again.
 
         Args:
             weights: One 0-dim tensor a loss; None leaves the loss out.
@@ -218,12 +221,28 @@ class Evaluation:
         """
         total: Direction | None = None
         for piece in self.pieces():
-            own = piece.own_share(weights, parameters)
+            own = piece.own_share(weights, parameters, retain=self.keeps_graph)
             del piece  # and its graph, before the next one is made
             total = own if total is None else add(total, own)
         assert total is not None
         count = len(self.functions())
         return total if count == 1 else scale(total, 1 / count)
+
+    def rows(self, parameters: Sequence[Tensor], *, retain: bool) -> list[list[Tensor | None]]:
+        """Return this process' share of the rows of J, the gradients of all losses, by one backward a loss and piece.
+
+        Args:
+            parameters: What to differentiate by; unused ones get None.
+            retain: Keep the graph; otherwise each part of it is freed by the last backward that needs it.
+        """
+        total: list[list[Tensor | None]] | None = None
+        for piece in self.pieces():
+            own = piece.own_rows(parameters, retain=retain and self.keeps_graph)
+            del piece  # and its graph, before the next one is made
+            total = own if total is None else [add(a, b) for a, b in zip(total, own, strict=True)]
+        assert total is not None
+        count = len(self.functions())
+        return total if count == 1 else [scale(row, 1 / count) for row in total]
 
     def gradient(self, weights: Sequence[Tensor | None], parameters: Sequence[Tensor]) -> Direction:
         """Return J^T weights, averaged over processes; see `share`."""
@@ -277,13 +296,21 @@ class LossEvaluation(Evaluation):
         with self.setup.as_evaluated():
             self.setup.sharing.inner_backward(live, self.setup.scaled(seeds), parameters, self._averaging)
 
-    def own_share(self, weights: Sequence[Tensor | None], parameters: Sequence[Tensor]) -> Direction:
-        """Return this process' share of J^T weights by one backward; the graph stays."""
+    def own_rows(self, parameters: Sequence[Tensor], *, retain: bool) -> list[list[Tensor | None]]:
+        """Return this process' share of the rows of J by one backward a loss (see `rows`)."""
+        kept = [True] * self.size if retain else needed_later(self.parts)
+        return [self.own_share(self.only(task), parameters, retain=kept[task]) for task in range(self.size)]
+
+    def own_share(
+        self, weights: Sequence[Tensor | None], parameters: Sequence[Tensor], *, retain: bool = True
+    ) -> list[Tensor | None]:
+        """Return this process' share of J^T weights by one backward, which frees the graph unless `retain`."""
         live, seeds = self._live(weights)
         if not live:
             return [None] * len(parameters)
         with self.setup.as_evaluated():
-            return self.setup.unscaled(self.setup.sharing.gradient(live, self.setup.scaled(seeds), parameters))
+            own = self.setup.sharing.gradient(live, self.setup.scaled(seeds), parameters, retain=retain)
+            return self.setup.unscaled(own)
 
     def _live(self, weights: Sequence[Tensor | None]) -> tuple[list[Tensor], list[Tensor]]:
         pairs = [
@@ -299,32 +326,51 @@ class SplitEvaluation(Evaluation):
 
     The losses of the batch are the means over its pieces, and m is not linear: so all pieces are first evaluated
     without a graph, the combiner sees the means, and every piece is evaluated with its graph whenever a gradient is
-    wanted. One piece's graph is alive at a time.
+    wanted. One piece's graph is alive at a time, and none beside a whole gradient. A single piece can be evaluated like
+    that too, to save memory: its first graph then serves the first gradient.
 
     Args:
         functions: The loss function of every piece, each evaluated before.
         values: Their mean over pieces and processes, shape (T+1,).
         full_precision: Evaluate in full float32.
+        ready: The only piece with its graph, for the first gradient.
     """
 
-    def __init__(self, functions: Sequence[LossFunction], values: Tensor, *, full_precision: bool = False) -> None:
+    keeps_graph = False
+
+    def __init__(
+        self,
+        functions: Sequence[LossFunction],
+        values: Tensor,
+        *,
+        full_precision: bool = False,
+        ready: LossEvaluation | None = None,
+    ) -> None:
         self.setup, self.values = functions[0].setup, values
-        self._functions, self._full_precision = functions, full_precision
+        self._functions, self._full_precision, self._ready = functions, full_precision, ready
 
     @classmethod
     def first(cls, functions: Sequence[LossFunction]) -> SplitEvaluation:
-        """Evaluate pieces for the first time, without a graph; generators move, buffers do not.
+        """Evaluate pieces for the first time, several without a graph; generators move, buffers do not.
 
         Raises:
             ValueError: If there are no pieces.
         """
         if not functions:
             raise ValueError("no loss function: expected one, or one for every piece of the batch")
+        if len(functions) == 1:
+            with functions[0].setup.preserved_buffers():
+                ready = functions[0].first(inner=False)
+            return cls(functions, ready.values, ready=ready)
         local = torch.stack([function.peek() for function in functions]).mean(0)
         return cls(functions, functions[0].setup.sharing.mean(local))
 
     def pieces(self) -> Iterator[LossEvaluation]:
         """Yield every piece, evaluated anew with its graph."""
+        ready, self._ready = self._ready, None
+        if ready is not None:
+            yield ready
+            return
         for function in self._functions:
             yield function.fresh(full_precision=self._full_precision)
 
@@ -347,6 +393,7 @@ class SplitEvaluation(Evaluation):
         Raises:
             ValueError: If no loss depends on a parameter.
         """
+        self._ready = None
         last = len(self._functions) - 1
         for number, function in enumerate(self._functions):
             piece = function.inner("backward" if number == last else "later")

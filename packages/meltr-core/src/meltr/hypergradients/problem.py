@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from typing import Literal
@@ -14,7 +14,7 @@ from meltr.combiners.base import sensitivities
 from meltr.errors import UserError
 from meltr.hypergradients.evaluation import LOW_PRECISION, Evaluation
 from meltr.hypergradients.replay import RandomState
-from meltr.hypergradients.vectors import Direction, add, displaced, scale, weighted_sum
+from meltr.hypergradients.vectors import Combination, Direction, add, displaced
 
 ROWS_KEPT = 3
 """Up to this many losses, all rows of J are kept: they give u, v and g at once, for (T+1) gradients of memory."""
@@ -52,6 +52,7 @@ class OuterProblem:
         gamma: Weight of the regulariser of eq. 6.
         primary: The primary loss on another batch; None if it is the first of `auxiliary` (shared batch).
         keep_rows: Compute the gradient of every task once and keep it (see `ROWS_KEPT`).
+        retain_graph: Keep the graph of `auxiliary` when the rows are kept; otherwise they must do for everything.
         options: Numbers of the scheme.
         inner_optimizer: The optimiser of w, for schemes that look at its step; None if unknown.
         others: Number i -> the losses on independent batch i, for schemes that draw fresh ones; None if there are none.
@@ -66,12 +67,13 @@ class OuterProblem:
     gamma: float = 0.0
     primary: Evaluation | None = None
     keep_rows: bool = False
+    retain_graph: bool = True
     options: SchemeOptions = field(default_factory=SchemeOptions)
     inner_optimizer: torch.optim.Optimizer | None = None
     others: Callable[[int], Evaluation] | None = None
     combiner_state: RandomState | None = field(default=None, repr=False)
     _ahead: Tensor | None = field(default=None, repr=False)
-    _rows: list[Direction] | None = field(default=None, repr=False)
+    _rows: list[list[Tensor | None]] | None = field(default=None, repr=False)
 
     @property
     def size(self) -> int:
@@ -79,7 +81,7 @@ class OuterProblem:
         return self.auxiliary.size
 
     @property
-    def rows(self) -> list[Direction] | None:
+    def rows(self) -> list[list[Tensor | None]] | None:
         """The rows of this process' J if they were kept: row t is the gradient of task t."""
         return self._rows
 
@@ -92,7 +94,7 @@ class OuterProblem:
     def primary_gradient(self) -> Direction:
         """Return v = grad_w L_pri with L_pri = l_0 + gamma |m(l) - sum(l)|: one weighted backward, the graph stays."""
         if self.keep_rows and self._rows is None:
-            self._rows = [self.row(task) for task in range(self.size)]
+            self._rows = self.auxiliary.rows(self.parameters, retain=self.retain_graph)
         weights = regulariser_weights(self.auxiliary.values, self.combined, self.sensitivities, self.gamma)
         if self.primary is not None:
             own = self.primary.gradient(self.primary.only(0), self.parameters)
@@ -133,11 +135,13 @@ class OuterProblem:
         if self._rows is None:
             wanted = self.auxiliary.only(0) if weights is None else list(weights)
             return self.auxiliary.gradient(wanted, self.parameters)
-        if weights is None:
-            total = scale(self._rows[0], 1.0)
-        else:
-            total = weighted_sum(weights, self._rows)
+        total = self._rows[0] if weights is None else Combination(weights, self._rows)
         return self.auxiliary.setup.sharing.mean_direction(total, self.parameters)
+
+    def spend_rows(self, weights: Tensor) -> Iterable[Tensor | None]:
+        """Yield J^T weights like `combine`, from kept rows that nobody needs any more: their memory goes with them."""
+        found = self.combine(weights)
+        return found.spend() if isinstance(found, Combination) else found
 
     def primary_gradient_now(self) -> Direction:
         """Return grad_w L_pri at the weights of now (see `displaced`): a forward and a backward, on both batches.

@@ -46,7 +46,7 @@ def sama(problem: OuterProblem) -> Direction:
     groups = {id(p): group for group in optimizer.param_groups for p in group["params"]}
     v = problem.primary_gradient()
     u = problem.unified_gradient()
-    found_direction: Direction = []
+    found_direction: list[Tensor | None] = []
     for parameter, own, gradient in zip(problem.parameters, v, u, strict=True):
         if own is None:
             found_direction.append(None)

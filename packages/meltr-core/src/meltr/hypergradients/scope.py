@@ -98,7 +98,7 @@ class Scope:
     def __init__(self, model: nn.Module, parameters: Sequence[Tensor]) -> None:
         self.parameters = list(parameters)
         self._ids = {id(parameter) for parameter in parameters}
-        self._below = list(self._outermost_without(model))
+        self._below = list(dict.fromkeys(self._outermost_without(model)))  # one may be a part of several others
         self._tapes: WeakKeyDictionary[Any, _Tape] = WeakKeyDictionary()
 
     def _outermost_without(self, module: nn.Module) -> Iterator[nn.Module]:
@@ -227,19 +227,22 @@ def find_scope(
     parameters: Sequence[Tensor],
     evaluate: Callable[[], Any],
     blocks: Sequence[nn.Module] | None = None,
+    *,
+    count: int = 1,
 ) -> Scope | None:
     """Find the parameters of a scope from the graph of one evaluation.
 
     The heads are the parameters on which no block's input depends, outside the blocks: what comes after all of them. A
     last block is one on which no other block's input depends, less what it shares with other blocks; there may be
-    several (one a tower).
+    several (one a tower). The last but one are those on which only last blocks depend, and so on.
 
     Args:
-        kind: ``heads``, or ``last_block`` (the heads and the last blocks); ``full`` gives None.
+        kind: ``heads``, or ``last_block`` (the heads and the last block); ``full`` gives None.
         model: The backbone.
         parameters: All parameters w.
         evaluate: Evaluates the losses with a graph.
         blocks: The model's blocks; None: see `meltr.blocks.find_blocks`.
+        count: How many of the last blocks ``last_block`` takes, in every tower; all of them if there are fewer.
 
     Raises:
         UserError: If there are no blocks, or nothing is in scope.
@@ -264,7 +267,7 @@ def find_scope(
     finally:
         for handle in handles:
             handle.remove()
-    chosen = _in_scope(kind, parameters, inputs)
+    chosen = _in_scope(0 if kind == "heads" else count, parameters, inputs)
     if not chosen:
         raise UserError(f"scope={kind}: no trainable parameter of {type(model).__name__} lies in it.", hint)
     return Scope(model, chosen)
@@ -274,16 +277,26 @@ def _is_compiled(module: nn.Module) -> bool:
     return getattr(module, "_compiled_call_impl", None) is not None or "_orig_mod" in module._modules
 
 
-def _in_scope(kind: Kind, parameters: Sequence[Tensor], inputs: dict[nn.Module, set[int]]) -> list[Tensor]:
+def _in_scope(count: int, parameters: Sequence[Tensor], inputs: dict[nn.Module, set[int]]) -> list[Tensor]:
+    """Return the parameters of the heads and of the last `count` blocks, in their order.
+
+    Args:
+        count: Blocks.
+        parameters: All parameters.
+        inputs: Block -> the numbers of the parameters on which its input depends.
+    """
     places = {id(parameter): index for index, parameter in enumerate(parameters)}
     own = {block: {places[id(p)] for p in block.parameters() if id(p) in places} for block in inputs}
-    below = set().union(*inputs.values())
-    inside = set().union(*own.values())
-    chosen = set(range(len(parameters))) - below - inside
-    if kind == "last_block":
-        for block, mine in own.items():
-            others = [other for other in inputs if other is not block]
-            alone = mine.difference(*(own[other] for other in others))
-            if alone and not alone & set().union(*(inputs[other] for other in others)):
-                chosen |= alone
+    alone = {block: mine.difference(*(own[each] for each in own if each is not block)) for block, mine in own.items()}
+    after = {
+        block: [each for each in inputs if each is not block and mine & inputs[each]] for block, mine in alone.items()
+    }
+    chosen = set(range(len(parameters))) - set().union(*inputs.values()) - set().union(*own.values())
+    last: set[nn.Module] = set()
+    for _ in range(count):
+        found = {block for block in inputs if last.issuperset(after[block])} - last
+        if not found:
+            break
+        last |= found
+    chosen = chosen.union(*(alone[block] for block in last))
     return [parameter for index, parameter in enumerate(parameters) if index in chosen]

@@ -44,9 +44,18 @@ class Sharing:
         """
         return as_parts(compute())
 
-    def gradient(self, losses: Sequence[Tensor], seeds: Sequence[Tensor], parameters: Sequence[Tensor]) -> Direction:
-        """Return the gradient of sum_t seeds_t * losses_t by one backward, this process' share; the graph stays."""
-        return list(torch.autograd.grad(losses, parameters, seeds, retain_graph=True, allow_unused=True))
+    def gradient(
+        self, losses: Sequence[Tensor], seeds: Sequence[Tensor], parameters: Sequence[Tensor], *, retain: bool = True
+    ) -> list[Tensor | None]:
+        """Return the gradient of sum_t seeds_t * losses_t by one backward, this process' share.
+
+        Args:
+            losses: 0-dim tensors with their graph.
+            seeds: One weight a loss.
+            parameters: What to differentiate by; unused ones get None.
+            retain: Keep the graph for another backward.
+        """
+        return list(torch.autograd.grad(losses, parameters, seeds, retain_graph=retain, allow_unused=True))
 
     def inner_backward(
         self, losses: Sequence[Tensor], seeds: Sequence[Tensor], parameters: Sequence[Tensor], averaging: Averaging

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import overload
 
 import torch
 from torch import Tensor
 
 from meltr.hypergradients.replay import unchanged_versions
 
-Direction = list[Tensor | None]
+Direction = Sequence[Tensor | None]
 """A vector in parameter space: one tensor a parameter, None where it is zero."""
 
 
-def add(one: Direction, other: Direction, *, alpha: float = 1.0) -> Direction:
+def add(one: Direction, other: Direction, *, alpha: float = 1.0) -> list[Tensor | None]:
     """Return one + alpha * other."""
     return [
         a if b is None else b * alpha if a is None else torch.add(a, b, alpha=alpha)
@@ -22,28 +23,62 @@ def add(one: Direction, other: Direction, *, alpha: float = 1.0) -> Direction:
     ]
 
 
-def scale(direction: Direction, factor: float | Tensor) -> Direction:
+def scale(direction: Direction, factor: float | Tensor) -> list[Tensor | None]:
     """Return factor * direction."""
     return [None if part is None else part * factor for part in direction]
 
 
-def weighted_sum(weights: Tensor, directions: Sequence[Direction]) -> Direction:
-    """Return sum_t weights[t] * directions[t], with no memory but the result's.
+class Combination(Sequence[Tensor | None]):
+    """The direction sum_t weights[t] * rows[t], of which each part is computed when it is asked for.
 
     Args:
         weights: Shape (n,).
-        directions: n directions.
+        rows: n directions.
     """
-    total = scale(directions[0], weights[0])
-    for weight, direction in zip(weights[1:], directions[1:], strict=True):
-        for place, part in enumerate(direction):
+
+    def __init__(self, weights: Tensor, rows: Sequence[list[Tensor | None]]) -> None:
+        self.weights, self.rows = weights, rows
+
+    def __len__(self) -> int:
+        """Parameters."""
+        return len(self.rows[0])
+
+    @overload
+    def __getitem__(self, place: int) -> Tensor | None: ...
+    @overload
+    def __getitem__(self, place: slice) -> list[Tensor | None]: ...
+    def __getitem__(self, place: int | slice) -> Tensor | list[Tensor | None] | None:
+        """Return what belongs to one parameter; None where it is None in all rows."""
+        if isinstance(place, slice):
+            return [self[each] for each in range(*place.indices(len(self)))]
+        total: Tensor | None = None
+        for weight, row in zip(self.weights, self.rows, strict=True):
+            part = row[place]
             if part is not None:
-                so_far = total[place]
-                total[place] = part * weight if so_far is None else so_far.addcmul_(part, weight.to(part.dtype))
-    return total
+                total = part * weight if total is None else total.addcmul_(part, weight.to(part.dtype))
+        return total
+
+    def products(self) -> Tensor:
+        """Return the inner products of every row with the combination, shape (n,), float64.
+
+        By the Gram matrix of the rows: the combination is not made for it.
+        """
+        size = len(self.rows)
+        gram = [[dot(self.rows[i], self.rows[j]) for j in range(i + 1)] for i in range(size)]
+        return torch.stack([torch.stack([gram[max(i, j)][min(i, j)] for j in range(size)]) for i in range(size)]) @ (
+            self.weights.double().to(gram[0][0].device)
+        )
+
+    def spend(self) -> Iterator[Tensor | None]:
+        """Yield the parts, and drop those of the rows as they are used."""
+        for place in range(len(self)):
+            part = self[place]
+            for row in self.rows:
+                row[place] = None
+            yield part
 
 
-def accumulate(parameters: Sequence[Tensor], gradient: Direction) -> None:
+def accumulate(parameters: Sequence[Tensor], gradient: Iterable[Tensor | None]) -> None:
     """Add a gradient to ``.grad``."""
     for parameter, part in zip(parameters, gradient, strict=True):
         if part is not None:
@@ -55,8 +90,20 @@ def dot(one: Direction, other: Direction) -> Tensor:
     pairs = [(local(a), local(b)) for a, b in zip(one, other, strict=True) if a is not None and b is not None]
     if not pairs:
         return torch.zeros((), dtype=torch.float64)
-    products = [torch.sum(a.flatten() * b.flatten(), dtype=torch.float64) for a, b in pairs]
+    products = [_dot(a.flatten(), b.flatten()) for a, b in pairs]
     return torch.stack([product.to(products[0].device) for product in products]).sum()
+
+
+_CHUNK = 2**15
+"""Numbers whose products may be summed in float32: few enough not to lose a digit."""
+
+
+def _dot(a: Tensor, b: Tensor) -> Tensor:
+    if a.device.type != "cpu" or a.dtype != b.dtype or a.dtype not in (torch.float32, torch.float64):
+        return torch.sum(a * b, dtype=torch.float64)
+    # On the CPU a sum of another type than its terms is by far slower than the products.
+    chunks = zip(a.split(_CHUNK), b.split(_CHUNK), strict=True)
+    return torch.stack([torch.dot(one, other) for one, other in chunks]).sum(dtype=torch.float64)
 
 
 def local(tensor: Tensor) -> Tensor:

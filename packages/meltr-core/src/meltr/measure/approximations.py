@@ -43,12 +43,14 @@ class Approximation:
         early: Over the first third of the outer steps; None if its g is the exact one (only taken less often) or it
             cannot run.
         late: Over the last third.
+        whole: Over all outer steps.
         remark: What the engine says about it, or why it cannot run.
     """
 
     price: Price
     early: Stage | None = None
     late: Stage | None = None
+    whole: Stage | None = None
     remark: str = ""
 
 
@@ -140,8 +142,8 @@ def _row(
 ) -> Approximation:
     if not found:
         return Approximation(price, remark=remark)
-    early, late = _stages(problem.spec.losses, found, truth)
-    return Approximation(price, early, late, remark)
+    early, late, whole = _stages(problem.spec.losses, found, truth)
+    return Approximation(price, early, late, whole, remark)
 
 
 def _probes(
@@ -175,10 +177,12 @@ def _peek(problem: Problem, probe: Stepper, exact: Stepper) -> tuple[Tensor, str
     return found.products, "; ".join(line for line in found.messages if not line.startswith("estimator"))
 
 
-def _stages(losses: Sequence[str], found: Sequence[Tensor], exact: Sequence[Tensor]) -> tuple[Stage, Stage]:
-    """Return the agreement over the first and the last third of the outer steps, at least one each."""
+def _stages(losses: Sequence[str], found: Sequence[Tensor], exact: Sequence[Tensor]) -> tuple[Stage, Stage, Stage]:
+    """Return the agreement over the first and the last third of the outer steps, at least one each, and over all."""
     third = max(1, len(exact) // 3)
-    return _stage(losses, found[:third], exact[:third]), _stage(losses, found[-third:], exact[-third:])
+    parts = (slice(third), slice(-third, None), slice(None))
+    early, late, whole = (_stage(losses, found[part], exact[part]) for part in parts)
+    return early, late, whole
 
 
 def _stage(losses: Sequence[str], found: Sequence[Tensor], exact: Sequence[Tensor]) -> Stage:

@@ -116,8 +116,7 @@ def measure(
         try:
             if name != REFERENCE:
                 rows[name], steppers[name] = _examined(problem, variant, rows[name], exact)
-            operations, peak = steppers[name].count(), steppers[name].peak(steppers[name].every)
-            rows[name] = dataclasses.replace(rows[name], operations=operations, mib=peak)
+            rows[name] = dataclasses.replace(rows[name], operations=steppers[name].count())
         except Exception as error:
             rows[name] = dataclasses.replace(rows[name], cause=cause(error))
             steppers.pop(name, None)
@@ -131,6 +130,9 @@ def measure(
         before=lambda name: steppers[name].at_outer_step(),
         units={name: stepper.every for name, stepper in steppers.items()},
     )
+    log(f"memory of {len(steppers)} variants")
+    for name, stepper in steppers.items():  # last: after the profiler, the C library's allocator is not as it was
+        rows[name] = dataclasses.replace(rows[name], mib=stepper.peak(stepper.every))
     base = rows[REFERENCE]
     priced = [
         _priced(row, base, timed[name], steppers[name].every, problem.reference.every) if name in timed else row

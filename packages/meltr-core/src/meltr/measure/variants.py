@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args, get_origin
 
@@ -22,8 +23,13 @@ ORACLE = "double_backward"
 EXACT = "exact"
 """The variant that is trained: the run as it is, but for g, which is then computed by one backward per task."""
 
+_RECOMPUTE = {"bilevel.scheme": BilevelSpec().scheme, "bilevel.estimator": "auto", "bilevel.retain_graph": False}
+
 FRACTIONS = (0.5, 0.25)
 """Parts of the batch that the outer step may see."""
+
+BLOCKS = (2, 4)
+"""Numbers of last blocks that the outer step may see, besides one; the user may name others."""
 
 STRIDES = (2, 4)
 """Multiples of K."""
@@ -77,6 +83,7 @@ def all_variants(spec: RunSpec) -> dict[str, Variant]:
     for name in estimators():
         settings = {"bilevel.scheme": default, "bilevel.estimator": name}
         found.append(Variant(name, f"{default} by {name}", settings))
+    found.append(Variant("recompute", f"{default}, evaluated again instead of keeping the graph", _RECOMPUTE))
     fidelity = {key: value for key, value in FIDELITY["released"].items() if _applies(key, spec)}
     released = {**fidelity, "bilevel.scheme": default, "bilevel.estimator": ORACLE}
     found.append(Variant("released", f"{default} as released", released, comparable=False))
@@ -105,8 +112,13 @@ def choose(spec: RunSpec, names: str | None) -> dict[str, Variant]:
     return {name: known[name] for name in dict.fromkeys([REFERENCE, *wanted])}
 
 
-def all_approximations(spec: RunSpec) -> dict[str, Variant]:
-    """Return the exact outer step of a run, and cheaper ones."""
+def all_approximations(spec: RunSpec, *, blocks: Sequence[int] = BLOCKS) -> dict[str, Variant]:
+    """Return the exact outer step of a run, and cheaper ones.
+
+    Args:
+        spec: The run that they are variants of.
+        blocks: Numbers of last blocks for ``scope=last_block``, besides one.
+    """
     cheaper: list[tuple[str, str, dict[str, Any]]] = [
         (REFERENCE, "multi-task learning", {"combiner": REFERENCE}),
         (EXACT, "the run as it is", {}),
@@ -114,6 +126,9 @@ def all_approximations(spec: RunSpec) -> dict[str, Variant]:
     for scope in choices(BilevelSpec, "scope"):
         if scope != spec.bilevel.scope:
             cheaper.append((scope, f"g over the parameters of scope {scope}", {"bilevel.scope": scope}))
+    for count in sorted(set(blocks)):
+        settings = {"bilevel.scope": "last_block", "bilevel.scope_blocks": count}
+        cheaper.append((f"last_{count}_blocks", f"g over the heads and the last {count} blocks", settings))
     for part in FRACTIONS:
         cheaper.append((f"batch/{1 / part:.0f}", f"g on {part:.0%} of the batch", {"bilevel.outer_fraction": part}))
     cheaper.append(("one_sided", "g by one-sided differences", {"bilevel.estimator": "one_sided"}))
@@ -132,8 +147,10 @@ def choose_approximations(spec: RunSpec, names: str | None) -> dict[str, Variant
     Raises:
         UserError: If there is no approximation of a name.
     """
-    known = all_approximations(spec)
-    wanted = list(known) if names is None else [name.strip() for name in names.split(",") if name.strip()]
+    named = [] if names is None else [name.strip() for name in names.split(",") if name.strip()]
+    counts = [int(found[1]) for name in named if (found := re.fullmatch(r"last_([1-9]\d*)_blocks", name))]
+    known = all_approximations(spec, blocks=(*BLOCKS, *counts))
+    wanted = list(known) if names is None else named
     for name in wanted:
         if name not in known:
             raise UserError(f"there is no approximation {name!r}", did_you_mean(name, known))

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from meltr.hypergradients.graph import shared_backwards
 from meltr.hypergradients.problem import ROWS_KEPT, OuterProblem
 from meltr.hypergradients.products.difference import CentralDifference
 from meltr.hypergradients.products.forward import forward_mode
@@ -36,31 +37,6 @@ def rows_pay(losses: Sequence[Tensor]) -> bool:
         losses: The T+1 losses with their graphs, 0-dim each.
     """
     return len(losses) <= 2 or (len(losses) <= ROWS_KEPT and shared_backwards(losses) < BACKWARDS)
-
-
-def shared_backwards(losses: Sequence[Tensor]) -> float:
-    """Return what one backward per loss costs together, in units of one backward through all of them.
-
-    Between 1 (no two losses share a part of the graph) and the number of losses (they share all of it), by the number
-    of operations.
-
-    Args:
-        losses: The losses with their graphs, 0-dim each.
-    """
-    reached = [_nodes(loss) for loss in losses]
-    union = set().union(*reached)
-    return sum(map(len, reached)) / max(1, len(union))
-
-
-def _nodes(loss: Tensor) -> set[object]:
-    found: set[object] = set()
-    waiting = [loss.grad_fn]
-    while waiting:
-        node = waiting.pop()
-        if node is not None and node not in found and node.next_functions:  # leaves cost nothing
-            found.add(node)
-            waiting.extend(following for following, _ in node.next_functions)
-    return found
 
 
 def choose(

@@ -1,0 +1,42 @@
+"""What the autograd graphs of several losses have in common."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import Tensor
+
+
+def shared_backwards(losses: Sequence[Tensor]) -> float:
+    """Return what one backward per loss costs together, in units of one backward through all of them.
+
+    Between 1 (no two losses share a part of the graph) and the number of losses (they share all of it), by the number
+    of operations.
+
+    Args:
+        losses: The losses with their graphs, 0-dim each.
+    """
+    reached = [_nodes(loss) for loss in losses]
+    union = set().union(*reached)
+    return sum(map(len, reached)) / max(1, len(union))
+
+
+def needed_later(losses: Sequence[Tensor]) -> list[bool]:
+    """Tell for each loss whether a later one shares a part of its graph, which its backward must then not free.
+
+    Args:
+        losses: The losses with their graphs, 0-dim each, in the order of their backwards.
+    """
+    reached = [_nodes(loss) for loss in losses]
+    return [not nodes.isdisjoint(set().union(*reached[place + 1 :])) for place, nodes in enumerate(reached)]
+
+
+def _nodes(loss: Tensor) -> set[object]:
+    found: set[object] = set()
+    waiting = [loss.grad_fn]
+    while waiting:
+        node = waiting.pop()
+        if node is not None and node not in found and node.next_functions:  # leaves cost nothing
+            found.add(node)
+            waiting.extend(following for following, _ in node.next_functions)
+    return found
