@@ -93,7 +93,12 @@ def gpu(session: nox.Session) -> None:
     if not has_gpu(session):
         session.skip("no CUDA device on this machine")
     session.run("pytest", "-m", "gpu", *session.posargs)
-    session.run("meltr", "bench", "--case", "transformer-base", "--device", "cuda", "--batch-size", "64")
+    base = ("meltr", "bench", "--case", "transformer-base", "--device", "cuda", "--batch-size", "64")
+    session.run(*base)
+    session.run(*base, "--precision", "bf16")
+    session.run(*base, "--set", "losses=[label,masked]", "--variants", "aid-fp-lite,recompute,double_backward")
+    blocks = "heads,last_block,last_2_blocks,last_4_blocks,last_8_blocks"
+    session.run(*base, "--approximations", "--variants", blocks)
     for case in ("violet-base", "allinone-base"):
         session.run("meltr", "bench", "--case", case, "--device", "cuda", "--set", "precision=bf16")
     session.run("python", "benchmarks/allinone_retrieval.py", "--size", "base", "--items", "32", "--device", "cuda")

@@ -86,8 +86,30 @@ def test_approximations(tmp_path):
     (case,) = json.loads(numbers.read_text())["cases"]
     rows = {row["price"]["name"]: row for row in case["rows"]}
     assert set(rows["heads"]["late"]) == {"ratios", "signs", "cosine"}
+    assert rows["heads"]["whole"]["signs"]["ce"] == 1.0
     assert rows["K=6"]["early"] is None
     assert case["table"]["run"]["backbone"] == "toy"
+
+
+def test_the_more_blocks_the_nearer_to_the_exact_g(tmp_path):
+    """Four layers: with all of them only the embedding is left out. The picture names variants and losses."""
+    pytest.importorskip("matplotlib")
+    plot, numbers = tmp_path / "signs.svg", tmp_path / "numbers.json"
+    variants = ["heads", "last_block", "last_2_blocks", "last_4_blocks"]
+    words = ["--approximations", "--steps", 3, "--repeat", 1, "--variants", ",".join(variants)]
+    result = bench(*CASE, "--set", "depth=4", *words, "--json", numbers, "--plot", plot)
+    assert result.exit_code == 0, result.output
+    (case,) = json.loads(numbers.read_text())["cases"]
+    rows = {row["price"]["name"]: row for row in case["rows"]}
+    assert "scope: last 4 blocks" in rows["last_4_blocks"]["remark"]
+    shares = [rows[name]["whole"]["ratios"]["label"] for name in variants]
+    assert shares == sorted(shares), "the primary's own term, a sum of squares over the parameters in scope, rules"
+    assert shares[0] < shares[-1] < 1.0
+    flops = [rows[name]["price"]["flops"] for name in variants]
+    assert flops == sorted(flops)
+    picture = plot.read_text()
+    for word in (*variants, "label", "contrast", "signs of g in 1 outer steps"):
+        assert word in picture, word
 
 
 def test_a_variant_that_cannot_run_says_why(tmp_path):

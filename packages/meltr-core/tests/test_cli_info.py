@@ -296,6 +296,28 @@ def test_nothing_heavy_is_imported(toy, words):
     assert sorted(os.listdir(toy.parent)) in (["toy.py"], ["__pycache__", "toy.py"])
 
 
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ({}, "PASSIVE 2000"),
+        ({"GOMP_SPINCOUNT": "7"}, "PASSIVE 7"),
+        ({"OMP_WAIT_POLICY": "ACTIVE"}, "ACTIVE None"),
+        ({"OMP_WAIT_POLICY": "PASSIVE"}, "PASSIVE None"),
+    ],
+)
+def test_threads_spin_shortly_unless_the_user_wants_it_otherwise(given, expected):
+    code = (
+        "import os, sys; sys.argv = ['meltr', '--version']\n"
+        "from meltr.cli.app import main\n"
+        "try: main()\n"
+        "except SystemExit: print(*(os.environ.get(name) for name in ('OMP_WAIT_POLICY', 'GOMP_SPINCOUNT')))"
+    )
+    names = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT")
+    clean = {name: value for name, value in os.environ.items() if name not in names} | given
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=clean, check=True)
+    assert result.stdout.splitlines()[-1] == expected
+
+
 def test_a_reader_that_leaves_early_is_no_error(tmp_path):
     command = f"{sys.executable} -m meltr config schema | head -n 1"
     done = subprocess.run(["sh", "-c", command], cwd=tmp_path, capture_output=True, text=True, timeout=60)

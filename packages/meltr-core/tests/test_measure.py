@@ -297,6 +297,16 @@ def test_chosen_variants_start_with_the_reference(problem):
     assert "Did you mean 'itd'?" in caught.value.hint
 
 
+def test_any_number_of_last_blocks_is_an_approximation(problem):
+    chosen = variants.choose_approximations(problem.spec, "last_3_blocks,last_12_blocks,last_2_blocks")
+    assert list(chosen) == ["sum", "exact", "last_3_blocks", "last_12_blocks", "last_2_blocks"]
+    assert chosen["last_12_blocks"].settings == {"bilevel.scope": "last_block", "bilevel.scope_blocks": 12}
+    assert "last_12_blocks" not in variants.choose_approximations(problem.spec, None)
+    for name in ("last_0_blocks", "last_03_blocks", "last_blocks"):
+        with pytest.raises(UserError, match=f"no approximation '{name}'"):
+            variants.choose_approximations(problem.spec, name)
+
+
 def test_a_benchmark_must_be_something_the_backbone_can_do():
     task = meltr.BackboneTask(task="t", losses=("a",), datasets=("d",))
     rest = {"name": "b", "summary": "", "adapter": "m:C", "tasks": (task,)}

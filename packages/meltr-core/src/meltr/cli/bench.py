@@ -57,7 +57,10 @@ Json = Annotated[
     str | None,
     typer.Option("--json", metavar="FILE|-", help="Write all numbers as JSON; -: print them.", rich_help_panel=_OUTPUT),
 ]
-Plot = Annotated[Path | None, typer.Option(metavar="FILE.png", help="Draw time and memory.", rich_help_panel=_OUTPUT)]
+Plot = Annotated[
+    Path | None,
+    typer.Option(metavar="FILE.png", help="Draw time and memory, or time and signs of g.", rich_help_panel=_OUTPUT),
+]
 Markdown = Annotated[
     str | None,
     typer.Option(
@@ -231,10 +234,13 @@ def _write(
         write_text(Path(str(json_to)), json.dumps(encode(content), indent=2, ensure_ascii=False) + "\n")
         remark(f"numbers: {json_to}")
     if plot is not None:
-        from meltr.measure.plot import draw
+        from meltr.measure.plot import draw, draw_approximations
 
-        caption = f"; blue: schemes; orange: ways to compute {schemes()[0]}" if table8 else ""
-        draw(tables, plot, caption=caption)
+        approximations = [result for result in results if isinstance(result, Approximations)]
+        if approximations:
+            draw_approximations(approximations, plot)
+        else:
+            draw(tables, plot, caption=f"; blue: schemes; orange: ways to compute {schemes()[0]}")
         remark(f"plot: {plot}")
     if markdown is not None:
         remark(f"tables: {update(markdown, text)}")

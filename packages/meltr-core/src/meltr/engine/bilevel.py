@@ -136,6 +136,7 @@ class Bilevel:
         self._scope_known = scope == "full"
         self._log = log or (lambda line: None)
         self._waiting: OwnStep | None = None
+        self._prepared = False
         self.steps = 0
         self.outer_steps = 0
 
@@ -174,15 +175,15 @@ class Bilevel:
         self.after_step()
         take_outer = self.outer_step_due if outer is None else outer and self._has_outer_loop
         shared = take_outer and outer_part is None
-        evaluation = self._evaluate_inner(compute, shared=shared)
-        if self.steps == 0 and isinstance(self.combiner, Combiner):
-            self.combiner.prepare(evaluation.values)
         found, problem = None, None
-        if take_outer:
-            auxiliary = evaluation if outer_part is None else self._evaluate_aside(outer_part)
+        if take_outer and outer_part is not None:
+            found = self._outer_step_on_part(outer_part, primary, others)
+        evaluation = self._evaluate_inner(compute, shared=shared)
+        self._prepare(evaluation.values)
+        if shared:
             held_out = None if primary is None else self._evaluate_aside(primary)
-            found, problem = self._outer_step(auxiliary, held_out, others)
-        combined, a = self._inner_step(evaluation, problem if shared else None)
+            found, problem = self._outer_step(evaluation, held_out, others)
+        combined, a = self._inner_step(evaluation, problem)
         self.steps += 1
         return StepResult(evaluation.values, combined, a, found)
 
@@ -253,6 +254,27 @@ class Bilevel:
                 return SplitEvaluation.first([function])
             return function.first(inner=True)
         return SplitEvaluation.first([self._function(each, outer=shared) for each in compute])
+
+    def _prepare(self, losses: Tensor) -> None:
+        """Let the combiner see the first losses of the run, once."""
+        if self.steps == 0 and not self._prepared and isinstance(self.combiner, Combiner):
+            self.combiner.prepare(losses)
+        self._prepared = True
+
+    def _outer_step_on_part(
+        self, part: Compute, primary: Compute | None, others: Callable[[int], Compute] | None
+    ) -> OuterResult:
+        """Take an outer step on a part of the batch: before the batch, so that their graphs are not alive together.
+
+        The batch draws the random numbers that it would draw without.
+        """
+        before = self.setup.random_state()
+        auxiliary = self._evaluate_aside(part)
+        self._prepare(auxiliary.values)
+        held_out = None if primary is None else self._evaluate_aside(primary)
+        found, _ = self._outer_step(auxiliary, held_out, others)
+        before.restore()
+        return found
 
     def _evaluate_aside(self, compute: Compute) -> LossEvaluation:
         with self.setup.preserved_buffers():

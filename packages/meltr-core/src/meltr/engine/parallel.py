@@ -13,7 +13,7 @@ from torch.nn.parallel import DistributedDataParallel
 from meltr.engine.ranks import Ranks
 from meltr.hypergradients.replay import as_parts
 from meltr.hypergradients.sharing import Averaging, Compute, Sharing
-from meltr.hypergradients.vectors import Direction, accumulate, dot, local
+from meltr.hypergradients.vectors import Direction, accumulate, dot, local, products
 
 
 class LossModule(nn.Module):
@@ -112,7 +112,7 @@ class DataParallel(Distributed):
 
     def products(self, rows: Iterable[Direction], direction: Direction) -> Tensor:
         """Return the mean over the ranks of the inner products of their rows with a direction, (T+1,)."""
-        return self.ranks.mean(torch.stack([dot(row, direction) for row in rows]).to(self.ranks.device))
+        return self.ranks.mean(products(rows, direction).to(self.ranks.device))
 
 
 class WrappedDataParallel(DataParallel):
@@ -203,7 +203,7 @@ class Sharded(Distributed):
 
     def products(self, rows: Iterable[Direction], direction: Direction) -> Tensor:
         """Return the inner products of averaged rows with a direction, summed over the shards, (T+1,)."""
-        return self.ranks.sum(torch.stack([dot(row, direction) for row in rows]).to(self.ranks.device))
+        return self.ranks.sum(products(rows, direction).to(self.ranks.device))
 
     def as_gradient(self, parameter: Tensor, part: Tensor) -> Tensor:
         """Return a shard as the DTensor that ``.grad`` must be."""

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from meltr.hypergradients.replay import Losses, as_parts
-from meltr.hypergradients.vectors import Direction, dot
+from meltr.hypergradients.vectors import Direction, dot, products
 
 Compute = Callable[[], Losses]
 
@@ -88,7 +88,7 @@ class Sharing:
 
     def products(self, rows: Iterable[Direction], direction: Direction) -> Tensor:
         """Return the inner products of shares of gradients with an averaged direction, averaged, float64, (T+1,)."""
-        return torch.stack([dot(row, direction) for row in rows])
+        return products(rows, direction)
 
     def as_gradient(self, parameter: Tensor, part: Tensor) -> Tensor:
         """Return what ``.grad`` of a parameter must be to hold `part`."""

@@ -94,6 +94,15 @@ def dot(one: Direction, other: Direction) -> Tensor:
     return torch.stack([product.to(products[0].device) for product in products]).sum()
 
 
+def products(rows: Iterable[Direction], direction: Direction) -> Tensor:
+    """Return the inner products of directions with one, float64, shape (n,); one of `rows` is alive at a time."""
+    found = []
+    for row in rows:
+        found.append(dot(row, direction))
+        del row  # before the next one is made
+    return torch.stack(found)
+
+
 _CHUNK = 2**15
 """Numbers whose products may be summed in float32: few enough not to lose a digit."""
 
