@@ -28,9 +28,9 @@ class Trunk(nn.Module):
         self.layers = nn.Sequential(*(nn.Sequential(nn.Linear(WIDTH, WIDTH), nn.Tanh()) for _ in range(DEPTH)))
         self.inputs, self.targets = torch.randn(examples, WIDTH), torch.randn(losses, examples, WIDTH)
 
-    def losses(self) -> list[Tensor]:
-        found = self.layers(self.inputs)
-        return [F.mse_loss(found, target) for target in self.targets]
+    def losses(self, count: int | None = None) -> list[Tensor]:
+        found = self.layers(self.inputs[:count])
+        return [F.mse_loss(found, target[:count]) for target in self.targets]
 
     @property
     def gradient(self) -> float:
@@ -38,18 +38,20 @@ class Trunk(nn.Module):
         return sum(parameter.nbytes for parameter in self.parameters()) / 2**20
 
 
-def memory_of_steps(model: Trunk, **settings) -> tuple[float, float]:
-    """Return the peak of an ordinary step and of one with an outer step, in MiB; the combiner is small."""
+def memory_of_steps(model: Trunk, *, part: int | None = None, **settings) -> tuple[float, float]:
+    """Return the peak of an ordinary step and of one with an outer step, in MiB; the combiner is small.
+
+    With `part`, the outer step sees that many examples.
+    """
     m = LossTransformer(len(model.targets), width=8, heads=2, feedforward=8, scale_hidden=8)
     bilevel = Bilevel(model, m, torch.optim.SGD(m.parameters(), 0.0), gamma=GAMMA, **settings)
 
     def step(outer: bool) -> None:
-        model.zero_grad()
-        bilevel.backward(model.losses, outer=outer)
+        bilevel.backward(model.losses, outer=outer, outer_part=None if part is None else lambda: model.losses(part))
+        model.zero_grad()  # at the end: what was there before must not be freed while the peak is looked for
 
     step(outer=False)
     step(outer=True)  # a difference looks for its step size
-    model.zero_grad()
     return tuple(peak_memory(lambda outer=outer: step(outer), torch.device("cpu")) for outer in (False, True))
 
 
@@ -60,6 +62,30 @@ def test_rows_cost_one_gradient_more_than_an_ordinary_step(examples):
     ordinary, outer = memory_of_steps(model, estimator_name="per_task")
     assert ordinary >= model.gradient
     assert outer <= ordinary + 1.25 * model.gradient
+
+
+def test_rows_that_are_not_kept_are_there_one_at_a_time():
+    """Four losses: v and one task's gradient, where an ordinary step has u."""
+    model = Trunk(4, 32)
+    ordinary, outer = memory_of_steps(model, estimator_name="per_task")
+    assert outer <= ordinary + 1.25 * model.gradient
+
+
+@pytest.mark.parametrize("estimator", ["difference", "forward"])
+def test_the_graph_of_a_part_is_gone_before_that_of_the_batch(estimator):
+    model = Trunk(4, 2048)
+    ordinary, outer = memory_of_steps(model, estimator_name=estimator, part=512)
+    assert outer <= 1.05 * ordinary
+
+
+def test_the_batch_draws_what_it_would_draw_without_a_part():
+    model, m = build(Encoder)
+    torch.manual_seed(7)
+    expected = Bilevel(model, m).backward(model.losses).losses
+    state = torch.get_rng_state()
+    result, *_ = take(model, m, "per_task", outer_part=lambda: [*model.losses().values()])
+    assert torch.equal(result.losses, expected)
+    assert torch.equal(torch.get_rng_state(), state)
 
 
 @pytest.mark.parametrize("estimator", ["difference", "forward"])
