@@ -88,13 +88,16 @@ def test_the_batch_draws_what_it_would_draw_without_a_part():
     assert torch.equal(torch.get_rng_state(), state)
 
 
-@pytest.mark.parametrize("estimator", ["difference", "forward"])
-def test_a_graph_that_is_not_retained_costs_no_memory(estimator):
-    """The activations of an ordinary step are freed while its gradient grows; so are those of v, and of u after it."""
+@pytest.mark.parametrize(("estimator", "more"), [("difference", 0.0), ("forward", 1.0)])
+def test_a_graph_that_is_not_retained_costs_no_memory(estimator, more):
+    """The activations of an ordinary step are freed while its gradient grows; so are those of v, and of u after it.
+
+    Forward mode holds v beside the tangents of all layers, which are as large as the activations.
+    """
     model = Trunk(4, 2048)
     ordinary, kept = memory_of_steps(model, estimator_name=estimator)
     _, outer = memory_of_steps(model, estimator_name=estimator, retain_graph=False)
-    assert outer <= 1.05 * ordinary
+    assert outer <= 1.05 * ordinary + more * model.gradient
     assert kept >= outer + 0.9 * model.gradient, "otherwise there is nothing to save"
 
 

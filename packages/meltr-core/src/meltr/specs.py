@@ -273,8 +273,8 @@ class BilevelSpec(Info):
         outer_fraction: Part of the batch that the outer step sees.
         estimator: How g = J q is computed; ``auto`` picks by what the model supports.
         retain_graph: Keep the graph of an outer step's forward for the inner gradient that follows; false: evaluate it
-            again, a forward more an outer step, and no memory beyond that of an ordinary step (with ``scope`` there is
-            nothing to save).
+            again, a forward more an outer step, and no memory beyond that of an ordinary step with differences (with
+            ``scope`` there is nothing to save).
         outer_batch: ``shared``: the next inner step's batch, one forward for both; ``replay``: two draws from the last
             `replay_size` batches (the released code); ``held_out``: primary loss on a held-out part of train.
         gamma: Weight of the regulariser |m(l) - sum(l)| in the primary objective (eq. 6).

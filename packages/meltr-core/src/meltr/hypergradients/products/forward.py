@@ -41,7 +41,8 @@ def _quiet_first_use() -> Iterator[None]:
 def forward_mode(problem: OuterProblem, direction: Direction) -> Tensor:
     """Return g = J q, shape (T+1,), float64: one forward with dual numbers, no graph.
 
-    Exact. Cost: about two forwards. Extra memory: none but the tangents of the layer at work. Attention runs on the
+    Exact. Cost: about two forwards. Extra memory: the tangents of all layers, which PyTorch keeps until the
+    pass ends; about as much as the graph of an ordinary step. Attention runs on the
     math kernel, the fused ones have no forward-mode rule; tied parameters are handled, frozen and unused ones have no
     tangent.
 
