@@ -96,8 +96,8 @@ def build_app(registry: Registry | None = None) -> typer.Typer:
 
 def main() -> None:
     """Run the command line: the ``meltr`` script."""
-    # Threads that wait by spinning slow a run down several times when another process wants a core too; threads that
-    # never spin make a small model half as fast again, for they must be woken for every operation.
+    # Threads that spin while they wait slow a run down when another process wants a core too; threads that never spin
+    # slow a small model down when none does, for they must be woken for every operation.
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
         os.environ.setdefault("GOMP_SPINCOUNT", "2000")

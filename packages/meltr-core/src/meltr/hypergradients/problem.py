@@ -92,7 +92,7 @@ class OuterProblem:
         return self.auxiliary.share(self.auxiliary.only(task), self.parameters)
 
     def primary_gradient(self) -> Direction:
-        """Return v = grad_w L_pri with L_pri = l_0 + gamma |m(l) - sum(l)|: one weighted backward, the graph stays."""
+        """Return v = grad_w L_pri with L_pri = l_0 + gamma |m(l) - sum(l)|: one backward, or from kept rows."""
         if self.keep_rows and self._rows is None:
             self._rows = self.auxiliary.rows(self.parameters, retain=self.retain_graph)
         weights = regulariser_weights(self.auxiliary.values, self.combined, self.sensitivities, self.gamma)

@@ -41,10 +41,9 @@ def _quiet_first_use() -> Iterator[None]:
 def forward_mode(problem: OuterProblem, direction: Direction) -> Tensor:
     """Return g = J q, shape (T+1,), float64: one forward with dual numbers, no graph.
 
-    Exact. Cost: about two forwards. Extra memory: the tangents of all layers, which PyTorch keeps until the
-    pass ends; about as much as the graph of an ordinary step. Attention runs on the
-    math kernel, the fused ones have no forward-mode rule; tied parameters are handled, frozen and unused ones have no
-    tangent.
+    Exact. Cost: about two forwards. Extra memory: the tangents of all layers, which PyTorch keeps until the pass ends.
+    Attention runs on the math kernel, the fused ones have no forward-mode rule; tied parameters are handled, frozen and
+    unused ones have no tangent.
 
     ``torch.func.jvp`` would not do: it fails on BatchNorm in training mode and replays dropout wrongly.
 
