@@ -17,8 +17,8 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from meltr import Bilevel, LossTransformer
-from meltr.engine.parallel import DataParallel
-from meltr.engine.ranks import Ranks, joined
+from meltr.parallel.data_parallel import DataParallel
+from meltr.parallel.ranks import Ranks, joined
 
 
 def losses_of(model: nn.Module, inputs: Tensor, count: int) -> Callable[[], list[Tensor]]:

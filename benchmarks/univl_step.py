@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from meltr.text.wordpiece import CLS, SEP
+from meltr.video.text.wordpiece import CLS, SEP
 from meltr_univl.beam_search import beam_search
 from meltr_univl.config import SIZES
 from meltr_univl.losses import LOSSES, Batch, task_losses

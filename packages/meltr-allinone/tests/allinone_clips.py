@@ -14,8 +14,8 @@ from PIL import Image
 from torch import Tensor
 
 from meltr.context import Data
-from meltr.data.media import decode
-from meltr.data.sampling import middles
+from meltr.video.frames.media import decode
+from meltr.video.frames.sampling import middles
 
 SHARED = Path(os.environ.get("MELTR_SHARED", Path(__file__).resolve().parents[4] / "shared"))
 SIZES = {"train": 10, "validation": 4, "test": 6}

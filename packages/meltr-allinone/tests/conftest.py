@@ -9,10 +9,10 @@ import torch
 
 from allinone_clips import SIZES, SMALL
 from meltr.context import RunContext
-from meltr.data import miniature
 from meltr.plugins import discover
 from meltr.specs import RunSpec
-from meltr.text.wordpiece import write_vocabulary
+from meltr.video import miniature
+from meltr.video.text.wordpiece import write_vocabulary
 from meltr_allinone.options import AllInOneOptions
 
 Make = Callable[..., RunContext]

@@ -14,11 +14,11 @@ from PIL import Image
 
 from allinone_clips import ALL, DRAWING, SIZES, R, S, by_hand, epoch, frames_in, same, write_manifest
 from meltr.context import Data
-from meltr.data.annotations import read
-from meltr.data.frame_cache import CacheSettings, fill_cache
-from meltr.data.media import decode
-from meltr.data.sampling import middles
 from meltr.errors import UserError
+from meltr.video.annotations import read
+from meltr.video.frame_cache import CacheSettings, fill_cache
+from meltr.video.frames.media import decode
+from meltr.video.frames.sampling import middles
 from meltr_allinone.data import build_data
 
 

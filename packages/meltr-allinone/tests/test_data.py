@@ -12,7 +12,7 @@ import torch
 
 from allinone_clips import ALL, DRAWING, SHARED, epoch, write_manifest
 from meltr.errors import UserError
-from meltr.text.vocabulary import VOCABULARY
+from meltr.video.text.vocabulary import VOCABULARY
 from meltr_allinone.data import build_data
 
 

@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from allinone_clips import SIZES, owner, owners
-from meltr.data.annotations import read
-from meltr.text.vocabulary import VOCABULARY
-from meltr.text.wordpiece import Tokenizer
+from meltr.video.annotations import read
+from meltr.video.text.vocabulary import VOCABULARY
+from meltr.video.text.wordpiece import Tokenizer
 from meltr_allinone.data import build_data
 
 

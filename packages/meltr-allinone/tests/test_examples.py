@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from allinone_clips import ALL, SIZES, S, epoch, owner, owners, write_manifest
-from meltr.data.annotations import read
-from meltr.text.vocabulary import VOCABULARY
-from meltr.text.wordpiece import Tokenizer, write_vocabulary
+from meltr.video.annotations import read
+from meltr.video.text.vocabulary import VOCABULARY
+from meltr.video.text.wordpiece import Tokenizer, write_vocabulary
 from meltr_allinone.data import build_data
 
 

@@ -13,9 +13,9 @@ import torch
 from safetensors.torch import load_file
 from torchvision.transforms.v2 import functional
 
-from meltr.data.sampling import middles
-from meltr.engine.optim import lr_factor
-from meltr.metrics.retrieval import summary, text_to_video, video_to_text
+from meltr.optim.building import lr_factor
+from meltr.video.frames.sampling import middles
+from meltr.video.tasks.retrieval import summary, text_to_video, video_to_text
 from meltr_allinone.alignment import alignment_distance, transport_plan
 from meltr_allinone.losses import contrastive_loss, similarity
 from meltr_allinone.official import with_frames

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from allinone_clips import SHARED
-from meltr.text.wordpiece import Tokenizer
+from meltr.video.text.wordpiece import Tokenizer
 from meltr_allinone.texts import Texts
 
 

@@ -6,8 +6,8 @@ Imported as a plugin file, with toy_backbone.py beside it.
 import torch
 
 import meltr
-from meltr.data.media import decode
-from meltr.data.media_files import kind
+from meltr.video.frames.media import decode
+from meltr.video.frames.media_files import kind
 from toy_backbone import Toy, register_datasets  # noqa: F401
 
 

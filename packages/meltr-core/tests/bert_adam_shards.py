@@ -13,8 +13,8 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import distribute_tensor
 
-from meltr.engine.bert_adam import BertAdam
-from meltr.engine.ranks import joined
+from meltr.optim.bert_adam import BertAdam
+from meltr.parallel.ranks import joined
 
 
 def main() -> None:

@@ -6,7 +6,7 @@ import os
 import signal
 from pathlib import Path
 
-from meltr.data.frame_cache import CacheSettings, writer
+from meltr.video.frame_cache import CacheSettings, writer
 
 encode = writer._encode
 

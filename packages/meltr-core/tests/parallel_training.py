@@ -13,11 +13,11 @@ from torch import nn
 from torch.nn import functional as F
 
 from meltr import Bilevel, LossTransformer
-from meltr.distributed import gather
-from meltr.engine.parallel import DataParallel, Sharded
-from meltr.engine.ranks import Ranks, joined
 from meltr.hypergradients.problem import SchemeOptions
-from meltr.hypergradients.sharing import Sharing
+from meltr.parallel.data_parallel import DataParallel, Sharded
+from meltr.parallel.gather import gather
+from meltr.parallel.ranks import Ranks, joined
+from meltr.parallel.sharing import Sharing
 
 STEPS, BATCH = 20, 8
 

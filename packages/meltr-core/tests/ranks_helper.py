@@ -46,7 +46,7 @@ def run_ranks(
     delay: float = 0.0,
     timeout: float = 60.0,
 ) -> list[Ended]:
-    """Call ``function(ranks)`` in `size` processes inside `meltr.engine.ranks.joined`; return how each ended.
+    """Call ``function(ranks)`` in `size` processes inside `meltr.parallel.ranks.joined`; return how each ended.
 
     Args:
         function: Of the top level of a test file; returns plain values and tensors.
@@ -104,8 +104,8 @@ def _wait(children: list[subprocess.Popen[bytes]], folder: Path, timeout: float)
 
 
 def main() -> int:
-    from meltr.engine.ranks import joined
     from meltr.errors import MeltrError
+    from meltr.parallel.ranks import joined
 
     torch.set_num_threads(1)
     file, name, result = sys.argv[1:]

@@ -11,9 +11,9 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from meltr.engine.parallel import Sharded
-from meltr.engine.ranks import Ranks, joined
-from meltr.engine.sharded import load_full, load_sharded, save_sharded
+from meltr.parallel.data_parallel import Sharded
+from meltr.parallel.ranks import Ranks, joined
+from meltr.parallel.sharded import load_full, load_sharded, save_sharded
 
 
 class Net(nn.Module):

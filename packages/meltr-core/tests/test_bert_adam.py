@@ -15,8 +15,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from meltr.engine.bert_adam import BertAdam
-from meltr.engine.optim import decay_groups
+from meltr.optim.bert_adam import BertAdam
+from meltr.optim.building import decay_groups
 
 SCRIPT = Path(__file__).with_name("bert_adam_shards.py")
 

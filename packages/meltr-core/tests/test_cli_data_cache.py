@@ -10,9 +10,9 @@ import pytest
 from typer.testing import CliRunner
 
 from meltr.cli.app import build_app
-from meltr.data import miniature
-from meltr.data.frame_cache import CachedFrames
 from meltr.plugins import discover
+from meltr.video import miniature
+from meltr.video.frame_cache import CachedFrames
 from video_files import numbers_of, picture, write_video
 
 pytest.importorskip("av")

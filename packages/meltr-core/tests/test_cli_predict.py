@@ -13,10 +13,10 @@ from typer.testing import CliRunner
 
 import meltr.data.processes
 from meltr.cli.app import build_app
-from meltr.cli.predict import _split_choices
 from meltr.context import PredictRequest
 from meltr.engine.predicting import load_run
 from meltr.plugins import discover
+from meltr.video.cli.predict import _split_choices
 from video_files import write_video
 
 pytest.importorskip("av")

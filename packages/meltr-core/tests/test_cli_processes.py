@@ -13,7 +13,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from meltr.engine.sharded import read_full
+from meltr.parallel.sharded import read_full
 
 TOY = Path(__file__).with_name("toy_backbone.py")
 

@@ -7,10 +7,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from meltr.data.contact_sheet import COLUMNS, HEIGHT, LINE, MARGIN, WIDTH, Tile, draw_sheet, tiles_of, write_sheet
-from meltr.data.media import MediaError
-from meltr.data.media_files import decodable, kind, list_media, middle_frame
 from meltr.errors import UserError
+from meltr.video.contact_sheet import COLUMNS, HEIGHT, LINE, MARGIN, WIDTH, Tile, draw_sheet, tiles_of, write_sheet
+from meltr.video.frames.media import MediaError
+from meltr.video.frames.media_files import decodable, kind, list_media, middle_frame
 from video_files import number_of, picture, write_video
 
 pytest.importorskip("av")

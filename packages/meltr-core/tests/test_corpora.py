@@ -12,11 +12,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from meltr.data import miniature
-from meltr.data.corpora import cut, open_corpus
-from meltr.data.corpus import Corpus, Item
 from meltr.errors import UserError
 from meltr.specs import BilevelSpec, RunSpec
+from meltr.video import miniature
+from meltr.video.corpora import cut, open_corpus
+from meltr.video.corpus import Corpus, Item
 
 
 def run_spec(*, outer_batch: str = "shared", data: dict | None = None, **fields) -> RunSpec:

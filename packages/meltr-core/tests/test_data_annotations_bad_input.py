@@ -9,7 +9,7 @@ import pytest
 
 from annotation_files import touch, write_kinetics, write_msrvtt, write_msvd, write_tgif
 from meltr import UserError
-from meltr.data.annotations import read
+from meltr.video.annotations import read
 
 
 def refused(dataset, task, root, **options) -> UserError:

@@ -10,12 +10,12 @@ from typing import Any
 
 import pytest
 
-from meltr.data import annotations, miniature
-from meltr.data.annotations.parsing import number_of
-from meltr.data.corpora import open_corpus
-from meltr.data.miniature.cmu_mosi import FEELING, OPINIONS
 from meltr.errors import UserError
 from meltr.specs import RunSpec
+from meltr.video import annotations, miniature
+from meltr.video.annotations.parsing import number_of
+from meltr.video.corpora import open_corpus
+from meltr.video.miniature.cmu_mosi import FEELING, OPINIONS
 
 
 def files(root: Path, *names: str) -> Path:

@@ -7,8 +7,8 @@ import json
 import pytest
 
 from annotation_files import touch, write_kinetics, write_msrvtt, write_msvd, write_tgif
-from meltr.data.annotations import READERS, layout, read
-from meltr.data.corpus import Item
+from meltr.video.annotations import READERS, layout, read
+from meltr.video.corpus import Item
 
 
 def test_msvd(tmp_path):

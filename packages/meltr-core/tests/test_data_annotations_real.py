@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from annotation_files import touch, write_csv
-from meltr.data.annotations import layout, read
+from meltr.video.annotations import layout, read
 
 
 @pytest.fixture(scope="module")

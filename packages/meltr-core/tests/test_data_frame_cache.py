@@ -16,11 +16,11 @@ import pytest
 import torch
 
 from dying import encode_or_die
-from meltr.data.corpus import Corpus, Item
-from meltr.data.frame_cache import CachedFrames, CacheSettings, fill_cache, without_failed, writer
-from meltr.data.frames import FrameSource
-from meltr.data.media import DecodedMedia
 from meltr.errors import UserError
+from meltr.video.corpus import Corpus, Item
+from meltr.video.frame_cache import CachedFrames, CacheSettings, fill_cache, without_failed, writer
+from meltr.video.frames.media import DecodedMedia
+from meltr.video.frames.source import FrameSource
 from video_files import numbers_of, write_video
 
 pytest.importorskip("av")
@@ -90,7 +90,7 @@ def test_processes_and_shards_do_not_change_the_frames(media, tmp_path, broken):
 CHILD = """
 import json, sys
 from pathlib import Path
-from meltr.data.frame_cache import CacheSettings, fill_cache
+from meltr.video.frame_cache import CacheSettings, fill_cache
 
 if __name__ == "__main__":
     media = {key: Path(path) for key, path in json.loads(sys.argv[1]).items()}

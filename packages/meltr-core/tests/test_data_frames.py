@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from meltr.data.frames import FrameSource, Remembered
+from meltr.video.frames.source import FrameSource, Remembered
 
 SIZE = 2 * 4 * 6 * 3
 """Bytes of the frames of one video of `Source`, once halved."""

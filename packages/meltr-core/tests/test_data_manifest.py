@@ -12,8 +12,8 @@ import pytest
 
 from annotation_files import touch
 from meltr import UserError
-from meltr.data.annotations import read
-from meltr.data.corpus import Item
+from meltr.video.annotations import read
+from meltr.video.corpus import Item
 
 
 def write(root: Path, *lines: object) -> Path:

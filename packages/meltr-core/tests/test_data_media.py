@@ -13,10 +13,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from meltr.data.frames import FrameSource
-from meltr.data.media import DecodedMedia, MediaError, decode
-from meltr.data.sampling import centres
 from meltr.errors import UserError
+from meltr.video.frames.media import DecodedMedia, MediaError, decode
+from meltr.video.frames.sampling import centres
+from meltr.video.frames.source import FrameSource
 from video_files import number_of, numbers_of, picture, write_video
 
 av = pytest.importorskip("av")

@@ -14,14 +14,14 @@ from hypothesis import strategies as st
 from typer.testing import CliRunner
 
 from meltr.cli.app import build_app
-from meltr.data import annotations, miniature
-from meltr.data.media import decode
-from meltr.data.miniature import encoding
-from meltr.data.miniature.layouts import ONE_MOVEMENT, REPETITIONS, TWO_PHASES
-from meltr.data.miniature.movements import MOVEMENTS, Movement
-from meltr.data.miniature.rendering import HEIGHT, RGB, WIDTH, render
-from meltr.data.miniature.scenes import COLOURS, PLACES, SHAPES, Scene, Thing, balanced, draw
 from meltr.errors import UserError
+from meltr.video import annotations, miniature
+from meltr.video.frames.media import decode
+from meltr.video.miniature import encoding
+from meltr.video.miniature.layouts import ONE_MOVEMENT, REPETITIONS, TWO_PHASES
+from meltr.video.miniature.movements import MOVEMENTS, Movement
+from meltr.video.miniature.rendering import HEIGHT, RGB, WIDTH, render
+from meltr.video.miniature.scenes import COLOURS, PLACES, SHAPES, Scene, Thing, balanced, draw
 
 SMALL = {"train": 8, "test": 3}
 WITH_VALIDATION = ("msvd", "msrvtt", "msrvtt-full", "cmu-mosi", "manifest")

@@ -14,15 +14,15 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
-from meltr.data import annotations, miniature
-from meltr.data.corpus import Corpus, Item
-from meltr.data.media import decode
-from meltr.data.miniature.language import ACTIONS, DOES, LABELS, NUMBERS, OTHER_NAMES, WAYS, WHERE, captions
-from meltr.data.miniature.layouts import ONE_MOVEMENT
-from meltr.data.miniature.movements import PHASES, STEADY
-from meltr.data.miniature.rendering import HEIGHT, WIDTH, render
-from meltr.data.miniature.scenes import COLOURS, PLACES, SHAPES, Scene, draw
-from meltr.metrics.baselines import baseline
+from meltr.video import annotations, miniature
+from meltr.video.corpus import Corpus, Item
+from meltr.video.frames.media import decode
+from meltr.video.miniature.language import ACTIONS, DOES, LABELS, NUMBERS, OTHER_NAMES, WAYS, WHERE, captions
+from meltr.video.miniature.layouts import ONE_MOVEMENT
+from meltr.video.miniature.movements import PHASES, STEADY
+from meltr.video.miniature.rendering import HEIGHT, WIDTH, render
+from meltr.video.miniature.scenes import COLOURS, PLACES, SHAPES, Scene, draw
+from meltr.video.tasks.baselines import baseline
 
 QUESTIONS = ("msvd", "tgif-action", "tgif-transition", "tgif-frame", "manifest")
 

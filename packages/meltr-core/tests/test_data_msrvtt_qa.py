@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 from annotation_files import touch
-from meltr.data import miniature
-from meltr.data.annotations import read
 from meltr.errors import UserError
+from meltr.video import miniature
+from meltr.video.annotations import read
 
 QUESTIONS = {
     "train": [("what is a man doing?", "talk", 0), ("who is singing?", "man", 0), ("what is falling?", "snow", 1)],

@@ -9,7 +9,7 @@ import json
 import numpy as np
 import pytest
 
-from meltr.data.pictures import pad_to_square, padded_squares, resize, shrink_short_side
+from meltr.video.frames.pictures import pad_to_square, padded_squares, resize, shrink_short_side
 
 Image = pytest.importorskip("PIL.Image")
 

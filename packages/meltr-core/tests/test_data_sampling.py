@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from meltr.data.sampling import SAMPLERS, centres, middles, random_in_segments, sampler_named
 from meltr.errors import UserError
+from meltr.video.frames.sampling import SAMPLERS, centres, middles, random_in_segments, sampler_named
 
 SIZES = {"total": st.integers(1, 2000), "count": st.integers(1, 40)}
 

@@ -1,4 +1,4 @@
-"""`meltr.distributed.gather`: losses over the joined batch, with gradients by every mode of differentiation."""
+"""`meltr.parallel.gather.gather`: losses over the joined batch, with gradients by every mode of differentiation."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ import torch
 from torch.autograd import forward_ad, grad
 from torch.nn import functional as F
 
-from meltr.distributed import gather
 from meltr.errors import MeltrError
+from meltr.parallel.gather import gather
 from ranks_helper import run_ranks
 
 ROWS, WIDTH, SIZE = 3, 4, 2

@@ -11,12 +11,12 @@ from typing import Any
 import pytest
 
 import meltr
-from meltr.data import annotations, miniature
 from meltr.engine.run import execute
 from meltr.errors import UserError
 from meltr.hookspecs import AdapterSpecs, DiscoverySpecs, ObserverSpecs
 from meltr.plugins import Registry, discover
 from meltr.settings import Keys, resolve
+from meltr.video import annotations, miniature
 
 PACKAGE = Path(__file__).resolve().parents[1]
 ROOT = PACKAGE.parents[1]

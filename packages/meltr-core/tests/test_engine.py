@@ -18,12 +18,12 @@ from torch import nn
 
 import meltr
 from meltr.combiners.fixed import plain_sum
+from meltr.devices import resolve_device
 from meltr.engine.batches import Cursor, ReplayBuffer
 from meltr.engine.checkpoints import Checkpoints, load_module, save_module
-from meltr.engine.devices import resolve_device
-from meltr.engine.optim import lr_factor
-from meltr.engine.ranks import Ranks
 from meltr.engine.run import evaluate_run, execute
+from meltr.optim.building import lr_factor
+from meltr.parallel.ranks import Ranks
 from meltr.plugins import discover
 from meltr.settings import resolve
 

@@ -13,7 +13,7 @@ from meltr import Bilevel, LossTransformer
 from meltr.hypergradients.graph import needed_later, shared_backwards
 from meltr.hypergradients.problem import SchemeOptions
 from meltr.hypergradients.schemes import SCHEMES
-from meltr.measure.memory import peak_memory
+from meltr.verify.memory import peak_memory
 
 GAMMA = 0.3
 WIDTH, DEPTH = 512, 6

@@ -13,8 +13,8 @@ from measure_cases import CHOICE, SMALL
 from meltr.cli.app import build_app
 from meltr.engine.run import evaluate_run
 from meltr.errors import UserError
-from meltr.measure.problem import Problem
 from meltr.settings import load_spec
+from meltr.verify.fixed_run import Problem
 
 WHY = "there is no noise in these data"
 

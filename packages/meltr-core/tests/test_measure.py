@@ -14,22 +14,23 @@ from torch import nn
 
 import meltr
 from measure_cases import TOY
+from meltr.bench import approximations
+from meltr.bench.cases import all_cases, pick, registry_with_cases, resolve_case
+from meltr.bench.markdown import update
+from meltr.bench.table8 import measure
 from meltr.combiners.base import sensitivities
 from meltr.engine.hooks import Hooks
 from meltr.errors import UserError
-from meltr.measure import approximations, variants
-from meltr.measure.agreement import agreement, cause
-from meltr.measure.cases import all_cases, pick, registry_with_cases, resolve_case
-from meltr.measure.markdown import update
-from meltr.measure.memory import peak_memory
-from meltr.measure.operations import Counter, FlopCounter
-from meltr.measure.problem import Problem
-from meltr.measure.replays import Traces
-from meltr.measure.table8 import measure
-from meltr.measure.timing import Timing, interleaved
 from meltr.plugins import discover
 from meltr.settings import resolve
 from meltr.specs import BilevelSpec
+from meltr.verify import variants
+from meltr.verify.agreement import agreement, cause
+from meltr.verify.fixed_run import Problem
+from meltr.verify.memory import peak_memory
+from meltr.verify.operations import Counter, FlopCounter
+from meltr.verify.replays import Traces
+from meltr.verify.timing import Timing, interleaved
 
 CPU = torch.device("cpu")
 FLAGS = {

@@ -14,8 +14,8 @@ import pytest
 from sklearn.feature_extraction.text import CountVectorizer
 from sklearn.naive_bayes import MultinomialNB
 
-from meltr.data.corpus import Corpus, Item
-from meltr.metrics.baselines import (
+from meltr.video.corpus import Corpus, Item
+from meltr.video.tasks.baselines import (
     answer_blindly,
     baseline,
     favourite_choices,
@@ -24,8 +24,8 @@ from meltr.metrics.baselines import (
     one_caption,
     question_only,
 )
-from meltr.metrics.captions import corpus_scores
-from meltr.metrics.typical_caption import typical_caption
+from meltr.video.tasks.captions import corpus_scores
+from meltr.video.tasks.typical_caption import typical_caption
 
 WORDS = ("what", "who", "where", "man", "dog", "red", "plays", "the", "ball", "near")
 

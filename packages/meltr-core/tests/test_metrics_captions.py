@@ -19,8 +19,8 @@ import numpy as np
 import pytest
 
 from meltr.errors import MeltrError, UserError
-from meltr.metrics import coco_captions as coco
-from meltr.metrics.captions import corpus_scores
+from meltr.video.tasks import coco_captions as coco
+from meltr.video.tasks.captions import corpus_scores
 
 NAMES = {"BLEU-1": "bleu1", "BLEU-2": "bleu2", "BLEU-3": "bleu3", "BLEU-4": "bleu4", "ROUGE_L": "rouge_l"}
 NAMES |= {"METEOR": "meteor", "CIDEr": "cider"}
@@ -239,7 +239,7 @@ def test_without_the_scorer_the_error_has_the_command(monkeypatch):
 
 def test_the_module_can_be_imported_without_the_scorer():
     code = (
-        "import sys; sys.modules['pycocoevalcap'] = None; import meltr.metrics.captions;"
+        "import sys; sys.modules['pycocoevalcap'] = None; import meltr.video.tasks.captions;"
         "assert not {'torch', 'scipy', 'matplotlib'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True)

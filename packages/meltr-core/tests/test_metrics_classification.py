@@ -78,7 +78,7 @@ def test_nan_and_misfits_are_refused():
 
 def test_metrics_are_light_to_import():
     code = (
-        "import sys, meltr.metrics.retrieval, meltr.metrics.classification, meltr.metrics.baselines;"
+        "import sys, meltr.video.tasks.retrieval, meltr.metrics.classification, meltr.video.tasks.baselines;"
         "heavy = {'torch', 'sklearn', 'torchmetrics', 'scipy'} & set(sys.modules);"
         "assert not heavy, heavy"
     )

@@ -10,7 +10,7 @@ from scipy.stats import pearsonr
 from sklearn.metrics import accuracy_score, f1_score, mean_absolute_error
 
 from meltr.errors import MeltrError
-from meltr.metrics.regression import pearson, sentiment_metrics
+from meltr.video.tasks.regression import pearson, sentiment_metrics
 
 
 @pytest.fixture(scope="module", params=[0, 1, 2])

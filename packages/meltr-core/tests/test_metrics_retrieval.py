@@ -15,7 +15,7 @@ from scipy.stats import rankdata
 
 from meltr.errors import MeltrError
 from meltr.metrics.ranking import ranks
-from meltr.metrics.retrieval import chance, retrieval_metrics, summary, text_to_video, video_to_text
+from meltr.video.tasks.retrieval import chance, retrieval_metrics, summary, text_to_video, video_to_text
 
 FEW_VALUES = arrays(np.float64, st.tuples(st.integers(1, 6), st.integers(1, 6)), elements=st.integers(0, 3).map(float))
 """Matrices with many ties."""

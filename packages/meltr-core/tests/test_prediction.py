@@ -10,7 +10,7 @@ import pytest
 
 from meltr.context import PredictRequest
 from meltr.errors import UserError
-from meltr.prediction import USES, answer_rows, check_request, chosen_answers, ranked_files
+from meltr.video.prediction import USES, answer_rows, check_request, chosen_answers, ranked_files
 
 FILES = (Path("a.mp4"), Path("b.png"))
 ASKED: dict[str, dict[str, Any]] = {

@@ -8,8 +8,8 @@ import time
 import pytest
 import torch
 
-from meltr.engine.ranks import Ranks, joined
 from meltr.errors import UserError
+from meltr.parallel.ranks import Ranks, joined
 from ranks_helper import run_ranks, store
 
 CPU = torch.device("cpu")

@@ -10,8 +10,8 @@ import torch
 from bilevel_cases import Recorder, flat, take, tiny
 from dense_reference import Dense
 from meltr import Bilevel, LinearCombiner
-from meltr.engine.bert_adam import BertAdam
 from meltr.errors import UserError
+from meltr.optim.bert_adam import BertAdam
 
 OPTIMIZERS = {
     "sgd": lambda p: torch.optim.SGD(p, 0.1, weight_decay=0.1),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from meltr.engine.optim import inner_lr
+from meltr.optim.building import inner_lr
 from meltr.specs import TrainSpec
 
 EPOCH, EPOCHS, TOTAL = 4, 2, 30

@@ -16,7 +16,7 @@ from torch.distributed.checkpoint import FileSystemWriter
 from torch.distributed.checkpoint.metadata import Metadata
 
 import meltr
-from meltr.engine.sharded import load_sharded, read_full, save_sharded
+from meltr.parallel.sharded import load_sharded, read_full, save_sharded
 
 SCRIPT = Path(__file__).with_name("sharded_training.py")
 

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 
 from meltr.builtin import register_tasks
-from meltr.metrics.captions import corpus_scores
 from meltr.metrics.classification import topk_accuracy
-from meltr.metrics.regression import sentiment_metrics
-from meltr.metrics.retrieval import retrieval_metrics
+from meltr.video.tasks.captions import corpus_scores
+from meltr.video.tasks.regression import sentiment_metrics
+from meltr.video.tasks.retrieval import retrieval_metrics
 
 TASKS = {task.name: task for task in register_tasks()}
 GUIDE = Path(__file__).resolve().parents[3] / "docs" / "plugins.md"

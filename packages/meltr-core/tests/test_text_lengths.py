@@ -2,8 +2,8 @@ from __future__ import annotations
 
 import pytest
 
-from meltr.data.corpus import Corpus, Item
-from meltr.text.lengths import notes_on_cut, notes_on_long_texts
+from meltr.video.corpus import Corpus, Item
+from meltr.video.text.lengths import notes_on_cut, notes_on_long_texts
 
 
 def corpus(**splits: tuple[Item, ...]) -> Corpus:

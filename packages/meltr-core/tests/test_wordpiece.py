@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from meltr import UserError
-from meltr.text.wordpiece import CLS, MASK, PAD, SEP, UNK, Tokenizer, read_vocabulary, write_vocabulary
+from meltr.video.text.wordpiece import CLS, MASK, PAD, SEP, UNK, Tokenizer, read_vocabulary, write_vocabulary
 
 QUESTION = "What does the woman do 3 times ?"
 CHOICES = ("jump", "stage", "roll step", "sway", "count fingers")

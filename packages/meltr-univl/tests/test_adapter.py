@@ -17,15 +17,15 @@ from typer.testing import CliRunner
 import meltr
 from meltr.cli.app import build_app
 from meltr.context import Data, PredictRequest, RunContext
-from meltr.data import miniature
-from meltr.engine.ranks import Ranks
 from meltr.engine.run import execute, open_run
 from meltr.errors import UserError
-from meltr.metrics.captions import corpus_scores
-from meltr.metrics.regression import sentiment_metrics
+from meltr.parallel.ranks import Ranks
 from meltr.plugins import discover
 from meltr.settings import resolve
 from meltr.specs import RunSpec
+from meltr.video import miniature
+from meltr.video.tasks.captions import corpus_scores
+from meltr.video.tasks.regression import sentiment_metrics
 from meltr_univl.adapter import UnivlAdapter
 from meltr_univl.building import model_config, parts_of
 from meltr_univl.losses import LOSSES

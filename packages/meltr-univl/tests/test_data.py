@@ -13,12 +13,12 @@ import torch
 from torch import Tensor
 
 from meltr.context import Data, RunContext
-from meltr.data import miniature
-from meltr.data.annotations import read
-from meltr.data.corpus import Item
 from meltr.errors import UserError
 from meltr.specs import RunSpec, TaskInfo
-from meltr.text.wordpiece import CLS, SEP
+from meltr.video import miniature
+from meltr.video.annotations import read
+from meltr.video.corpus import Item
+from meltr.video.text.wordpiece import CLS, SEP
 from meltr_univl.data import build_data
 from meltr_univl.examples import Examples
 from meltr_univl.feature_extraction import extract

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from meltr.data.media import MediaError
 from meltr.errors import UserError
+from meltr.video.frames.media import MediaError
 from meltr_univl.feature_extraction import Recipe, extract, fill_features
 from meltr_univl.feature_files import open_features
 from meltr_univl.features import read_record

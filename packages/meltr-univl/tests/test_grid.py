@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from numpy.testing import assert_allclose
 
-from meltr.data.miniature.rendering import OUTLINES
+from meltr.video.miniature.rendering import OUTLINES
 from meltr_univl.grid import COLUMNS, DIRECTIONS, HEIGHT, ROWS, WIDTH, Grid
 
 COLOURS, LIGHTER = slice(0, 36), slice(36, 48)

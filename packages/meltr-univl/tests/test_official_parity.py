@@ -10,7 +10,7 @@ from torch import Tensor
 
 from meltr import Bilevel
 from meltr.hypergradients.outer_gradient import outer_gradient
-from meltr.metrics.retrieval import summary, text_to_video
+from meltr.video.tasks.retrieval import summary, text_to_video
 from meltr_univl.beam_search import beam_search
 from meltr_univl.config import BASE
 from meltr_univl.losses import LOSSES, task_losses

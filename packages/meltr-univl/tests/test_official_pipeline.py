@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from meltr.data.corpus import Item
-from meltr.text.wordpiece import Tokenizer
+from meltr.video.corpus import Item
+from meltr.video.text.wordpiece import Tokenizer
 from meltr_univl.examples import Clips, Examples, Texts
 from meltr_univl.features import FeatureRecord, Features
 from meltr_univl.texts import Wording

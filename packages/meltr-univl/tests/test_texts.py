@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from meltr.text.wordpiece import CLS, PAD, SEP, Tokenizer, write_vocabulary
+from meltr.video.text.wordpiece import CLS, PAD, SEP, Tokenizer, write_vocabulary
 from meltr_univl.texts import Wording
 
 WORDS = ("add", "salt", "to", "the", "pan")

@@ -13,12 +13,12 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from meltr.context import RunContext
-from meltr.data import miniature
-from meltr.engine.ranks import Ranks
 from meltr.engine.run import open_run
+from meltr.parallel.ranks import Ranks
 from meltr.plugins import discover
 from meltr.settings import resolve
 from meltr.specs import RunSpec
+from meltr.video import miniature
 from meltr_violet.config import TINY, ModelConfig
 from meltr_violet.losses import Batch
 from meltr_violet.model import Violet

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from meltr.text.wordpiece import CLS, PAD, SEP, Tokenizer, read_vocabulary, write_vocabulary
+from meltr.video.text.wordpiece import CLS, PAD, SEP, Tokenizer, read_vocabulary, write_vocabulary
 from meltr_violet.choice_texts import encode_choices
 
 QUESTION = "What does the woman do 3 times ?"

@@ -13,7 +13,7 @@ import torch
 from PIL import Image, ImageOps
 
 from meltr import UserError
-from meltr.data.frames import Frames
+from meltr.video.frames.source import Frames
 from meltr_violet import code_extraction
 from meltr_violet.code_extraction import compute, fill_codes, fingerprint
 from meltr_violet.code_file import CodeFile, CodeSettings, CodeTable

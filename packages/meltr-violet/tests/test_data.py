@@ -16,12 +16,12 @@ from PIL import Image
 from torch import Tensor
 
 from meltr.context import Data, RunContext
-from meltr.data.annotations import read
-from meltr.data.frame_cache import CacheSettings, fill_cache
-from meltr.data.media import decode
 from meltr.errors import UserError
-from meltr.text.vocabulary import VOCABULARY
-from meltr.text.wordpiece import Tokenizer
+from meltr.video.annotations import read
+from meltr.video.frame_cache import CacheSettings, fill_cache
+from meltr.video.frames.media import decode
+from meltr.video.text.vocabulary import VOCABULARY
+from meltr.video.text.wordpiece import Tokenizer
 from meltr_violet.code_file import CodeSettings, CodeTable
 from meltr_violet.data import build_data
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from meltr.text.wordpiece import Tokenizer
+from meltr.video.text.wordpiece import Tokenizer
 from meltr_violet.config import BASE
 from meltr_violet.model import Violet
 from meltr_violet.official import TIED_BIAS, from_official

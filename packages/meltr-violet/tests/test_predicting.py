@@ -14,13 +14,13 @@ from PIL import Image
 from torch import Tensor
 
 from meltr.context import PredictRequest
-from meltr.data.media import decode
 from meltr.engine.predicting import TrainedRun, load_run
 from meltr.engine.run import evaluate_run, execute
 from meltr.errors import UserError
 from meltr.plugins import discover
 from meltr.specs import RunSpec
-from meltr.text.wordpiece import Tokenizer
+from meltr.video.frames.media import decode
+from meltr.video.text.wordpiece import Tokenizer
 from meltr_violet.code_file import CodeSettings, CodeTable
 from video_files import write_video
 

@@ -17,7 +17,7 @@ import pytest
 from PIL import Image
 
 from meltr import UserError
-from meltr.data.frames import FrameSource
+from meltr.video.frames.source import FrameSource
 from meltr_violet.codes import CodeSource, PreparedCodes, codes_or_ignored
 from meltr_violet.prepared import LAYOUTS, expected, find, find_codes
 from meltr_violet.prepared_frames import PreparedFrames

@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from typing import cast
 
 from meltr.context import RunContext
-from meltr.data.corpus import Corpus
-from meltr.data.frame_cache import CachedFrames, without_failed
-from meltr.data.frames import FrameSource, Remembered
-from meltr.data.media import DecodedMedia
 from meltr.data.processes import available_cores
+from meltr.video.corpus import Corpus
+from meltr.video.frame_cache import CachedFrames, without_failed
+from meltr.video.frames.media import DecodedMedia
+from meltr.video.frames.source import FrameSource, Remembered
 from meltr_allinone.options import AllInOneOptions
 from meltr_allinone.sampling import SAMPLERS, Drawn, Sampling
 from meltr_allinone.transforms import resized_squares

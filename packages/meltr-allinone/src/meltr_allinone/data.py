@@ -5,14 +5,14 @@ from __future__ import annotations
 from typing import Any, cast
 
 from meltr.context import Data, RunContext
-from meltr.data.corpora import cut, open_corpus
-from meltr.data.corpus import Corpus
 from meltr.data.loader import LoaderBatches
-from meltr.engine.seeding import derive
 from meltr.errors import UserError
-from meltr.text.lengths import notes_on_long_texts
-from meltr.text.vocabulary import run_vocabulary
-from meltr.text.wordpiece import Tokenizer
+from meltr.seeding import derive
+from meltr.video.corpora import cut, open_corpus
+from meltr.video.corpus import Corpus
+from meltr.video.text.lengths import notes_on_long_texts
+from meltr.video.text.vocabulary import run_vocabulary
+from meltr.video.text.wordpiece import Tokenizer
 from meltr_allinone.clips import open_clips
 from meltr_allinone.examples import Examples, Split, Wanted
 from meltr_allinone.options import AllInOneOptions

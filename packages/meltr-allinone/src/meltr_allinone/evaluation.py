@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader
 
 from meltr.context import Evaluation
 from meltr.metrics.classification import hits
-from meltr.metrics.retrieval import summary, text_to_video, video_to_text
+from meltr.video.tasks.retrieval import summary, text_to_video, video_to_text
 from meltr_allinone.examples import Split
 from meltr_allinone.model import AllInOne
 from meltr_allinone.retrieval import Retrieval, Scores

@@ -15,10 +15,10 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from meltr.data.corpus import Corpus, Item
-from meltr.data.frames import FrameSource
-from meltr.engine.seeding import derive
-from meltr.metrics.baselines import Baseline, baseline
+from meltr.seeding import derive
+from meltr.video.corpus import Corpus, Item
+from meltr.video.frames.source import FrameSource
+from meltr.video.tasks.baselines import Baseline, baseline
 from meltr_allinone.augmentation import Augmentation, augment
 from meltr_allinone.sampling import draws
 from meltr_allinone.texts import Texts

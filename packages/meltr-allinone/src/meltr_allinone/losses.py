@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from meltr.distributed import gather
-from meltr.text.wordpiece import PAD
+from meltr.parallel.gather import gather
+from meltr.video.text.wordpiece import PAD
 from meltr_allinone.alignment import alignment_distance
 from meltr_allinone.draws import Draws
 from meltr_allinone.masking import IGNORED

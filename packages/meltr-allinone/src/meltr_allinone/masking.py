@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from meltr.text.wordpiece import CLS, MASK, PAD, SEP
+from meltr.video.text.wordpiece import CLS, MASK, PAD, SEP
 
 PROBABILITY = 0.15
 """Part of the tokens that is chosen: on average, or of the padded length with whole words."""

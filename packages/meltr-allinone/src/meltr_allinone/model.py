@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from transformers import BertConfig
 from transformers.models.bert.modeling_bert import BertEmbeddings, BertPredictionHeadTransform
 
-from meltr.text.wordpiece import PAD
+from meltr.video.text.wordpiece import PAD
 from meltr_allinone.config import ModelConfig
 from meltr_allinone.rolling import roll_tokens
 

@@ -11,11 +11,11 @@ import torch
 from torch import Tensor
 
 from meltr.context import Prediction, PredictRequest, RunContext
-from meltr.data.media import DecodedMedia
-from meltr.engine.seeding import derive
-from meltr.prediction import answer_rows, check_request, chosen_answers, ranked_files
-from meltr.text.vocabulary import VOCABULARY
-from meltr.text.wordpiece import Tokenizer
+from meltr.seeding import derive
+from meltr.video.frames.media import DecodedMedia
+from meltr.video.prediction import answer_rows, check_request, chosen_answers, ranked_files
+from meltr.video.text.vocabulary import VOCABULARY
+from meltr.video.text.wordpiece import Tokenizer
 from meltr_allinone.evaluation import Evaluator
 from meltr_allinone.model import AllInOne
 from meltr_allinone.options import AllInOneOptions

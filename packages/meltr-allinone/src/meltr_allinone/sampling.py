@@ -13,8 +13,8 @@ from contextlib import contextmanager
 from functools import partial
 from typing import Literal
 
-from meltr.data.frames import Frames, FrameSource
-from meltr.data.sampling import Sampler, middles, random_in_segments
+from meltr.video.frames.sampling import Sampler, middles, random_in_segments
+from meltr.video.frames.source import Frames, FrameSource
 
 Sampling = Literal["uniform", "random", "released"]
 
@@ -27,7 +27,7 @@ SAMPLERS: Mapping[Sampling, Sampler] = {
 
 
 class Drawn:
-    """A `meltr.data.frames.FrameSource` that draws T frames, anew at every call, of those that another one holds.
+    """A `FrameSource` (meltr.video) that draws T frames, anew at every call, of those that another one holds.
 
     Args:
         pool: Frames by key, the same at every call, in their order in the video.

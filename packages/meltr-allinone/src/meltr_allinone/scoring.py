@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from meltr.engine.seeding import derive
+from meltr.seeding import derive
 from meltr_allinone.draws import draw_order
 from meltr_allinone.model import AllInOne
 

@@ -10,8 +10,8 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from meltr.data.corpus import Item
-from meltr.text.wordpiece import Tokenizer, read_vocabulary
+from meltr.video.corpus import Item
+from meltr.video.text.wordpiece import Tokenizer, read_vocabulary
 from meltr_allinone.masking import IGNORED
 
 

@@ -13,8 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from meltr.data.frames import Frames
-from meltr.data.pictures import resize
+from meltr.video.frames.pictures import resize
+from meltr.video.frames.source import Frames
 
 Normalisation = Literal["imagenet", "inception", "kinetics"]
 

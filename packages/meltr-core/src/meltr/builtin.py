@@ -1,10 +1,9 @@
-"""Core's own plugin: the tasks, data sets and combiners that come with meltr. An ordinary plugin like any other."""
+"""Core's own plugin: the task and the combiners that come with meltr. An ordinary plugin like any other."""
 
 from __future__ import annotations
 
-from meltr.data.annotations import READERS, layout
 from meltr.hookspecs import hookimpl
-from meltr.specs import CombinerInfo, DatasetInfo, TaskInfo
+from meltr.specs import CombinerInfo, TaskInfo
 
 
 @hookimpl
@@ -14,40 +13,6 @@ def register_tasks() -> list[TaskInfo]:
         TaskInfo(
             name="classification", summary="One label for an image.", metrics=("top1", "top5"), higher_is_better=True
         ),
-        TaskInfo(name="action", summary="One label for a video: what is done in it.", metrics=("top1", "top5")),
-        TaskInfo(
-            name="qa",
-            summary="Answer a question about a video: from a vocabulary of answers, or one of several choices.",
-            metrics=("accuracy",),
-        ),
-        TaskInfo(
-            name="retrieval",
-            summary="Find the video that a text describes (r@1 and so on), and the text of a video (v2t/r@1).",
-            metrics=("r@1", "r@5", "r@10", "medr", "v2t/r@1", "v2t/r@5", "v2t/r@10", "v2t/medr"),
-        ),
-        TaskInfo(
-            name="captioning",
-            summary="Say in a sentence what a video shows.",
-            metrics=("cider", "bleu4", "rouge_l", "meteor", "bleu1", "bleu2", "bleu3"),
-        ),
-        TaskInfo(
-            name="sentiment",
-            summary="How positive what is said in a video is, from -3 to 3.",
-            metrics=("mae", "corr", "ba", "f1", "ba_nonneg", "f1_nonneg", "acc7"),
-            higher_is_better=False,
-        ),
-    ]
-
-
-@hookimpl
-def register_datasets() -> list[DatasetInfo]:
-    """The data sets that `meltr.data.annotations` reads."""
-    layouts = [layout(name) for name in READERS]
-    return [
-        DatasetInfo(
-            name=each.dataset, summary=each.summary, tasks=each.tasks, layout=each.text(), homepage=each.homepage
-        )
-        for each in layouts
     ]
 
 

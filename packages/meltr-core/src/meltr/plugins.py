@@ -35,7 +35,9 @@ T = TypeVar("T")
 GROUP = "meltr"
 """Entry point group that a package names its plugin module in."""
 
-BUILTIN = "meltr.builtin"
+BUILTIN = ("meltr.builtin", "meltr.video.plugin")
+"""Modules of core's own plugins; they use the hooks that every plugin has."""
+
 REQUIRED_HOOKS = ("build_data", "build_model", "compute_task_losses", "evaluate")
 KINDS = {"task": TaskInfo, "dataset": DatasetInfo, "backbone": BackboneInfo, "combiner": CombinerInfo}
 _NOUNS = {"dataset": "data set"}
@@ -176,9 +178,11 @@ def discover(files: Sequence[Path] = ()) -> Registry:
         PluginError: If one of `files` is broken: it was asked for, so it must work.
     """
     registry = Registry()
-    _load(registry, "core", f"meltr-core {__version__}", lambda: importlib.import_module(BUILTIN))
+    for module in BUILTIN:
+        name = "core" if module == "meltr.builtin" else module.split(".")[1]
+        _load(registry, name, f"meltr-core {__version__}", lambda module=module: importlib.import_module(module))  # type: ignore[misc]
     for entry in sorted(set(importlib.metadata.entry_points(group=GROUP)), key=lambda each: (each.name, each.value)):
-        if entry.value != BUILTIN:
+        if entry.value not in BUILTIN:
             source = f"{entry.dist.name} {entry.dist.version}" if entry.dist is not None else entry.value
             _load(registry, entry.name, source, entry.load)
     for file in files:

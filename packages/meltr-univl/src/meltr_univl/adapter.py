@@ -8,8 +8,8 @@ from typing import Any
 from torch import Tensor, nn
 
 from meltr.context import Data, Evaluation, Prediction, PredictRequest, RunContext
-from meltr.engine.optim import decay_groups
 from meltr.hookspecs import hookimpl
+from meltr.optim.building import decay_groups
 from meltr_univl import building, data, predicting
 from meltr_univl.evaluation import Evaluator
 from meltr_univl.examples import Split

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from meltr.errors import UserError
-from meltr.text.wordpiece import CLS, SEP
+from meltr.video.text.wordpiece import CLS, SEP
 from meltr_univl.model import Univl
 
 NOTHING = -1

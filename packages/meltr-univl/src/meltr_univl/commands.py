@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from meltr.cli._options import AsJson
-from meltr.cli._output import print_json, remark
 from meltr.cli.data import add_command
-from meltr.cli.data_videos import (
+from meltr.cli.options import AsJson
+from meltr.cli.output import print_json, remark
+from meltr.progress import Counter
+from meltr.video.cli.videos import (
     AllowMissing,
     Dataset,
     Quiet,
@@ -22,7 +23,6 @@ from meltr.cli.data_videos import (
     media_of,
     miniature_folder,
 )
-from meltr.progress import Counter
 
 if TYPE_CHECKING:
     from meltr_univl.feature_extraction import FeatureReport
@@ -66,9 +66,9 @@ def features(
     if sample:
         data_root = miniature_folder(dataset, data_root, quiet=quiet)
 
-    from meltr.data.media import require
     from meltr.data.processes import available_cores
-    from meltr.engine.devices import resolve_device
+    from meltr.devices import resolve_device
+    from meltr.video.frames.media import require
     from meltr_univl.extractors import open_extractor
     from meltr_univl.feature_extraction import Recipe, fill_features
 

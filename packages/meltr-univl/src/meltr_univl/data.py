@@ -6,15 +6,15 @@ from dataclasses import asdict
 from typing import Any, cast
 
 from meltr.context import Data, RunContext
-from meltr.data.corpora import cut
-from meltr.data.corpus import Corpus
 from meltr.data.loader import LoaderBatches
 from meltr.data.processes import available_cores
-from meltr.engine.seeding import derive
 from meltr.errors import UserError
-from meltr.text.lengths import notes_on_cut
-from meltr.text.vocabulary import run_vocabulary
-from meltr.text.wordpiece import Tokenizer
+from meltr.seeding import derive
+from meltr.video.corpora import cut
+from meltr.video.corpus import Corpus
+from meltr.video.text.lengths import notes_on_cut
+from meltr.video.text.vocabulary import run_vocabulary
+from meltr.video.text.wordpiece import Tokenizer
 from meltr_univl.examples import Clips, Examples, Split, Texts
 from meltr_univl.options import UnivlOptions
 from meltr_univl.prepared_texts import NO_TRANSCRIPT

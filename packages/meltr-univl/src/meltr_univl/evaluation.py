@@ -12,9 +12,9 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from meltr.context import Evaluation
-from meltr.metrics.captions import corpus_scores
-from meltr.metrics.regression import sentiment_metrics
-from meltr.metrics.retrieval import retrieval_metrics
+from meltr.video.tasks.captions import corpus_scores
+from meltr.video.tasks.regression import sentiment_metrics
+from meltr.video.tasks.retrieval import retrieval_metrics
 from meltr_univl.beam_search import beam_search
 from meltr_univl.examples import Split
 from meltr_univl.model import Univl

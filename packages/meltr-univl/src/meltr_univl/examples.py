@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from meltr.data.corpus import Corpus, Item
-from meltr.metrics.baselines import Baseline, baseline, one_caption
-from meltr.metrics.captions import Tokens
+from meltr.video.corpus import Corpus, Item
+from meltr.video.tasks.baselines import Baseline, baseline, one_caption
+from meltr.video.tasks.captions import Tokens
 from meltr_univl.features import FeatureSource, Pick, window
 from meltr_univl.texts import Wording
 
@@ -159,7 +159,7 @@ class Split:
         corpus: The corpus that it belongs to, for baselines.
         examples: Its examples: retrieval has one a caption, other tasks one an item.
         workers: Processes that read examples.
-        tokens: How captions are cut for scoring, see `meltr.metrics.captions.Tokens`.
+        tokens: How captions are cut for scoring, see `meltr.video.tasks.captions.Tokens`.
         meteor: Whether METEOR is computed.
     """
 

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from meltr.data.frames import Frames
-from meltr.data.pictures import Picture, resize
 from meltr.errors import UserError, did_you_mean
+from meltr.video.frames.pictures import Picture, resize
+from meltr.video.frames.source import Frames
 from meltr.weights import read_weights
 from meltr_univl.features import PUBLISHED, Features
 from meltr_univl.grid import Grid

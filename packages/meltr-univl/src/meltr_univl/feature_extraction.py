@@ -12,10 +12,10 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from meltr.data.frames import Frames
 from meltr.data.processes import map_in_order
 from meltr.errors import MeltrError, UserError
 from meltr.files import write_bytes
+from meltr.video.frames.source import Frames
 from meltr_univl.extractors import Extractor, open_extractor
 from meltr_univl.feature_files import stem
 from meltr_univl.features import RECORD, FeatureRecord, Features, read_record, write_record

@@ -11,9 +11,9 @@ from typing import Any
 
 import numpy as np
 
-from meltr.data.annotations.finding import SUFFIXES
 from meltr.data.safe_pickle import ArraySpan, index_pickle
 from meltr.errors import UserError
+from meltr.video.annotations.finding import SUFFIXES
 from meltr_univl.features import MAKE, FeatureRecord, Features, FeatureSource, checked, read_record
 
 ENDINGS = (*SUFFIXES, ".jpg", ".jpeg", ".png", ".webp", ".bmp", ".npy")

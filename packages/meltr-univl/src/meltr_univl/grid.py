@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from meltr.data.frames import Frames
-from meltr.data.pictures import Picture, resize
+from meltr.video.frames.pictures import Picture, resize
+from meltr.video.frames.source import Frames
 from meltr_univl.features import Features
 
 Array = npt.NDArray[np.floating]

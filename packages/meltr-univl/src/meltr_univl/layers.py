@@ -16,7 +16,7 @@ from transformers.models.bert.modeling_bert import (
     BertSelfOutput,
 )
 
-from meltr.text.wordpiece import PAD
+from meltr.video.text.wordpiece import PAD
 from meltr_univl.config import EPS, HIDDEN_KEY, ModelConfig
 
 

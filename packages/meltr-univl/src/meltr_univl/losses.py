@@ -17,8 +17,8 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.nn import functional as F
 
-from meltr.distributed import gather
-from meltr.text.wordpiece import PAD
+from meltr.parallel.gather import gather
+from meltr.video.text.wordpiece import PAD
 from meltr_univl.masking import IGNORED, Masks
 from meltr_univl.model import Univl
 from meltr_univl.ranking import margin_ranking, mil_nce, row_cross_entropy

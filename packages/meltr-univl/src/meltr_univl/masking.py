@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from meltr.text.wordpiece import MASK
+from meltr.video.text.wordpiece import MASK
 
 PROBABILITY = 0.15
 MASKED, RANDOM = 0.8, 0.1

@@ -11,9 +11,9 @@ from typing import Any
 
 import numpy as np
 
-from meltr.data.frames import Frames
-from meltr.data.media import MediaError, check_whole, decode, open_video, require
-from meltr.data.pictures import Picture
+from meltr.video.frames.media import MediaError, check_whole, decode, open_video, require
+from meltr.video.frames.pictures import Picture
+from meltr.video.frames.source import Frames
 
 IMAGES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".ppm")
 """Endings of still images: each is one clip, of the same picture throughout."""

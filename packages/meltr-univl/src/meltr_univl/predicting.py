@@ -14,11 +14,11 @@ import numpy as np
 import torch
 
 from meltr.context import Prediction, PredictRequest, RunContext
-from meltr.data.media_files import kind
 from meltr.errors import UserError
-from meltr.prediction import check_request, ranked_files
-from meltr.text.vocabulary import VOCABULARY
-from meltr.text.wordpiece import Tokenizer
+from meltr.video.frames.media_files import kind
+from meltr.video.prediction import check_request, ranked_files
+from meltr.video.text.vocabulary import VOCABULARY
+from meltr.video.text.wordpiece import Tokenizer
 from meltr_univl.evaluation import Encoded, Evaluator, describe, encode, sentiments, similarity
 from meltr_univl.extractors import Extractor, open_extractor
 from meltr_univl.feature_extraction import extract

@@ -9,9 +9,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from meltr.data.annotations.assembly import assemble
-from meltr.data.annotations.layout import AnnotationFile, Layout
-from meltr.data.corpus import Corpus
+from meltr.video.annotations.assembly import assemble
+from meltr.video.annotations.layout import AnnotationFile, Layout
+from meltr.video.corpus import Corpus
 from meltr_univl.feature_files import FeaturePickle
 from meltr_univl.features import PUBLISHED
 from meltr_univl.prepared_texts import READERS
@@ -74,7 +74,7 @@ class Prepared:
     """A data set in prepared files.
 
     Args:
-        corpus: Its examples; `meltr.data.corpus.Corpus.media` is empty.
+        corpus: Its examples; `meltr.video.corpus.Corpus.media` is empty.
         features: Its features by the key of the video.
         files: Role (``features``, ``data``, ``train``, ``test``) -> file that was read.
     """

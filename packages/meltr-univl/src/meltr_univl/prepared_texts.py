@@ -9,10 +9,10 @@ from typing import Any
 
 import numpy as np
 
-from meltr.data.annotations.assembly import Draft, first
-from meltr.data.annotations.parsing import malformed, read_json, read_table, records, text_of
-from meltr.data.corpus import Item
 from meltr.data.safe_pickle import load_pickle
+from meltr.video.annotations.assembly import Draft, first
+from meltr.video.annotations.parsing import malformed, read_json, read_table, records, text_of
+from meltr.video.corpus import Item
 
 COLUMNS = ("start", "end", "text", "transcript")
 """What the pickle of YouCook2 has of every video: a value for each segment."""

@@ -8,15 +8,15 @@ from pathlib import Path
 from typing import cast
 
 from meltr.context import RunContext
-from meltr.data import miniature
-from meltr.data.annotations import layout_for, reader
-from meltr.data.annotations.assembly import Draft, assemble
-from meltr.data.annotations.layout import Layout, require_files, require_root
-from meltr.data.corpora import open_corpus
-from meltr.data.corpus import Corpus
 from meltr.engine.folder import RunFolder
 from meltr.errors import UserError
 from meltr.progress import Counter
+from meltr.video import miniature
+from meltr.video.annotations import layout_for, reader
+from meltr.video.annotations.assembly import Draft, assemble
+from meltr.video.annotations.layout import Layout, require_files, require_root
+from meltr.video.corpora import open_corpus
+from meltr.video.corpus import Corpus
 from meltr_univl import prepared
 from meltr_univl.feature_files import FeatureFolder, open_features
 from meltr_univl.features import MAKE, FeatureSource, require

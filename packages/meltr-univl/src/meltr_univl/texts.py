@@ -11,7 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from meltr.text.wordpiece import CLS, PAD, SEP, Tokenizer, read_vocabulary
+from meltr.video.text.wordpiece import CLS, PAD, SEP, Tokenizer, read_vocabulary
 
 
 class TextIds(NamedTuple):

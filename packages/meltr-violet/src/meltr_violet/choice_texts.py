@@ -7,7 +7,7 @@ from typing import Literal
 
 from torch import Tensor
 
-from meltr.text.wordpiece import Tokenizer
+from meltr.video.text.wordpiece import Tokenizer
 
 ChoiceFormat = Literal["prompt", "plain", "released"]
 

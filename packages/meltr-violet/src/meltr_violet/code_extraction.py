@@ -12,10 +12,10 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from meltr.data.frames import Frames, FrameSource
-from meltr.data.pictures import padded_squares
 from meltr.data.processes import map_in_order
 from meltr.errors import MeltrError, UserError
+from meltr.video.frames.pictures import padded_squares
+from meltr.video.frames.source import Frames, FrameSource
 from meltr_violet.code_file import CodeFile, CodeSettings, CodeTable
 from meltr_violet.codes import Codes
 from meltr_violet.dvae import SHRINKS, CodeEncoder

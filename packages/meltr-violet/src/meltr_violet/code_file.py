@@ -30,7 +30,7 @@ class CodeSettings:
 
     Args:
         frames: Frames a video.
-        sampler: Which ones: a sampler of `meltr.data.sampling.SAMPLERS`, or ``prepared`` for those of prepared files.
+        sampler: Which ones: one of `SAMPLERS` (meltr.video), or ``prepared`` for those of prepared files.
         size: Pixels on a side of the squares that the model sees; a code stands for 32 x 32 of them.
         encoder: Fingerprint of the encoder's weights.
     """

@@ -15,9 +15,9 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 import numpy.typing as npt
 
-from meltr.data.annotations.parsing import malformed
-from meltr.data.frames import Frames
 from meltr.data.safe_pickle import load_pickle
+from meltr.video.annotations.parsing import malformed
+from meltr.video.frames.source import Frames
 from meltr_violet.config import IGNORED
 
 Codes = npt.NDArray[np.int16]

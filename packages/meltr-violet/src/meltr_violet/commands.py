@@ -9,11 +9,13 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from meltr.cli._options import AsJson
-from meltr.cli._output import print_json, remark
 from meltr.cli.data import add_command
-from meltr.cli.data_cache import Chosen
-from meltr.cli.data_videos import (
+from meltr.cli.options import AsJson
+from meltr.cli.output import print_json, remark
+from meltr.errors import UserError
+from meltr.progress import Counter
+from meltr.video.cli.cache import Chosen
+from meltr.video.cli.videos import (
     AllowMissing,
     Dataset,
     Quiet,
@@ -24,11 +26,9 @@ from meltr.cli.data_videos import (
     media_of,
     miniature_folder,
 )
-from meltr.errors import UserError
-from meltr.progress import Counter
 
 if TYPE_CHECKING:
-    from meltr.data.frames import FrameSource
+    from meltr.video.frames.source import FrameSource
     from meltr_violet.code_extraction import CodeReport
     from meltr_violet.code_file import CodeSettings
 
@@ -85,7 +85,7 @@ def codes(
         videos = _published(dataset, task, data_root, frames=frames, sampler=sampler, allow_missing=allow_missing)
 
     from meltr.data.processes import available_cores
-    from meltr.engine.devices import resolve_device
+    from meltr.devices import resolve_device
     from meltr_violet.code_extraction import fill_codes, fingerprint
     from meltr_violet.code_file import CodeSettings
     from meltr_violet.dvae import load_code_encoder
@@ -116,7 +116,7 @@ def _prepared(
     dataset: str, task: str | None, root: Path | None, *, frames: int, allow_missing: bool
 ) -> Mapping[str, FrameSource] | None:
     """Return key -> source for VIOLET's prepared frames; None where there are none."""
-    from meltr.data.annotations import layout_for
+    from meltr.video.annotations import layout_for
     from meltr_violet import prepared
 
     found = prepared.find(dataset, layout_for(dataset, task)[1], root, allow_missing=allow_missing)
@@ -138,9 +138,9 @@ def _published(
     dataset: str, task: str | None, root: Path | None, *, frames: int, sampler: str, allow_missing: bool
 ) -> Mapping[str, FrameSource]:
     """Return key -> source for the videos of a data set as published, each with a source of its own."""
-    from meltr.data.media import DecodedMedia, require
-    from meltr.data.sampling import SAMPLERS
     from meltr.errors import did_you_mean
+    from meltr.video.frames.media import DecodedMedia, require
+    from meltr.video.frames.sampling import SAMPLERS
 
     fixed = [name for name in SAMPLERS if name != "random"]
     if sampler not in fixed:

@@ -8,20 +8,20 @@ from pathlib import Path
 from typing import Any, cast
 
 from meltr.context import Data, RunContext
-from meltr.data.annotations import layout
-from meltr.data.corpora import cut, open_corpus
-from meltr.data.corpus import Corpus
-from meltr.data.frame_cache import CachedFrames, without_failed
-from meltr.data.frames import FrameSource, Remembered
 from meltr.data.loader import LoaderBatches
-from meltr.data.media import DecodedMedia
-from meltr.data.pictures import padded_squares
 from meltr.data.processes import available_cores
-from meltr.engine.seeding import derive
 from meltr.errors import UserError
-from meltr.text.lengths import notes_on_long_texts
-from meltr.text.vocabulary import run_vocabulary
-from meltr.text.wordpiece import Tokenizer
+from meltr.seeding import derive
+from meltr.video.annotations import layout
+from meltr.video.corpora import cut, open_corpus
+from meltr.video.corpus import Corpus
+from meltr.video.frame_cache import CachedFrames, without_failed
+from meltr.video.frames.media import DecodedMedia
+from meltr.video.frames.pictures import padded_squares
+from meltr.video.frames.source import FrameSource, Remembered
+from meltr.video.text.lengths import notes_on_long_texts
+from meltr.video.text.vocabulary import run_vocabulary
+from meltr.video.text.wordpiece import Tokenizer
 from meltr_violet import prepared
 from meltr_violet.choice_texts import PROMPT_WORDS
 from meltr_violet.code_file import CodeFile
@@ -45,7 +45,7 @@ class Source:
         frames: Its frames by key, as they are.
         codes: Its visual codes; None: none.
         ready: True if frames need no decoding.
-        sampler: Which frames of a video they are, a name of `meltr.data.sampling.SAMPLERS`.
+        sampler: Which frames of a video they are, a name of `meltr.video.frames.sampling.SAMPLERS`.
     """
 
     corpus: Corpus

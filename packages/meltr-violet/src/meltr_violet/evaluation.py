@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader
 
 from meltr.context import Evaluation
 from meltr.metrics.classification import hits, per_class_accuracy, topk_accuracy
-from meltr.metrics.retrieval import retrieval_metrics
+from meltr.video.tasks.retrieval import retrieval_metrics
 from meltr_violet.examples import Split
 from meltr_violet.model import Violet
 from meltr_violet.scoring import answer_logits, choice_logits, score_pairs

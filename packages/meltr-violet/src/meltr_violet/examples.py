@@ -12,10 +12,10 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from meltr.data.corpus import Corpus, Item
-from meltr.data.frames import FrameSource
-from meltr.metrics.baselines import Baseline, baseline
-from meltr.text.wordpiece import Tokenizer
+from meltr.video.corpus import Corpus, Item
+from meltr.video.frames.source import FrameSource
+from meltr.video.tasks.baselines import Baseline, baseline
+from meltr.video.text.wordpiece import Tokenizer
 from meltr_violet.choice_texts import ChoiceFormat, encode_choices
 from meltr_violet.codes import CodeSource, FixedCodebook, codes_or_ignored
 from meltr_violet.config import IGNORED

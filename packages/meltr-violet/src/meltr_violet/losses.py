@@ -17,7 +17,7 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.nn import functional as F
 
-from meltr.distributed import gather
+from meltr.parallel.gather import gather
 from meltr_violet.config import IGNORED
 from meltr_violet.masking import Masks, black_out, code_targets, draw_cells, draw_masks
 from meltr_violet.model import Violet

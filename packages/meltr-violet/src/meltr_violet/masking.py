@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from meltr.text.wordpiece import CLS, MASK, PAD, SEP
+from meltr.video.text.wordpiece import CLS, MASK, PAD, SEP
 from meltr_violet.config import IGNORED
 
 PROBABILITY = 0.15

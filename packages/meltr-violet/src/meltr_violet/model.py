@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from meltr.text.wordpiece import PAD
+from meltr.video.text.wordpiece import PAD
 from meltr_violet.config import ModelConfig
 from meltr_violet.heads import ANSWER_DROPOUT, MaskedTextHead, mlp_head
 from meltr_violet.transformer import CrossEncoder, TextEmbedding

@@ -10,12 +10,12 @@ import torch
 from torch import Tensor
 
 from meltr.context import Prediction, PredictRequest, RunContext
-from meltr.data.corpus import Item
-from meltr.data.media import DecodedMedia
-from meltr.data.pictures import padded_squares
-from meltr.prediction import answer_rows, check_request, chosen_answers, ranked_files
-from meltr.text.vocabulary import VOCABULARY
-from meltr.text.wordpiece import Tokenizer
+from meltr.video.corpus import Item
+from meltr.video.frames.media import DecodedMedia
+from meltr.video.frames.pictures import padded_squares
+from meltr.video.prediction import answer_rows, check_request, chosen_answers, ranked_files
+from meltr.video.text.vocabulary import VOCABULARY
+from meltr.video.text.wordpiece import Tokenizer
 from meltr_violet.data import SAMPLER
 from meltr_violet.evaluation import PAIRS_PER_PASS
 from meltr_violet.examples import Texts

@@ -11,11 +11,11 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from meltr.data.annotations import layout as published_layout
-from meltr.data.annotations.assembly import Draft, assemble, first
-from meltr.data.annotations.layout import AnnotationFile, Layout
-from meltr.data.annotations.parsing import malformed
-from meltr.data.corpus import Corpus
+from meltr.video.annotations import layout as published_layout
+from meltr.video.annotations.assembly import Draft, assemble, first
+from meltr.video.annotations.layout import AnnotationFile, Layout
+from meltr.video.annotations.parsing import malformed
+from meltr.video.corpus import Corpus
 from meltr_violet.codes import PreparedCodes
 from meltr_violet.prepared_frames import PreparedFrames
 from meltr_violet.prepared_texts import captions, choices, questions
@@ -86,7 +86,7 @@ class Prepared:
     """A data set in prepared files.
 
     Args:
-        corpus: Its examples; `meltr.data.corpus.Corpus.media` is empty.
+        corpus: Its examples; `meltr.video.corpus.Corpus.media` is empty.
         frames: Its frames, by the key of the video.
         codes: Its visual codes; None where there is no such file. It may lack some videos (`Corpus.notes` says so);
             `meltr_violet.codes.codes_or_ignored` is the answer to that.

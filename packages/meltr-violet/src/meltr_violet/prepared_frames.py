@@ -14,11 +14,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from meltr.data.annotations.parsing import malformed, read_list
-from meltr.data.frames import Frames
-from meltr.data.media import require
 from meltr.data.safe_pickle import Span, index_pickle
 from meltr.errors import UserError
+from meltr.video.annotations.parsing import malformed, read_list
+from meltr.video.frames.media import require
+from meltr.video.frames.source import Frames
 
 NAME_BYTES = 4096
 """Longest name at the beginning of a line of a table."""
@@ -28,7 +28,7 @@ Place = Span | tuple[Any, ...]
 
 
 class PreparedFrames:
-    """A `meltr.data.frames.FrameSource` on a prepared file of the public repository tsujuifu/pytorch_violet.
+    """A `meltr.video.frames.source.FrameSource` on a prepared file of the public repository tsujuifu/pytorch_violet.
 
     Either a pickled dict, name of the video -> list of JPEG files in base64; or a table with a line for each video, its
     name and then the same texts, tab separated. Only where they lie is kept in memory. The object goes through pickle

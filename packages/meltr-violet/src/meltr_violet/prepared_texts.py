@@ -11,9 +11,9 @@ from itertools import count, takewhile
 from pathlib import Path
 from typing import Any
 
-from meltr.data.annotations.assembly import Draft, one_item_a_medium, outside_note
-from meltr.data.annotations.parsing import malformed, read_json, records, text_of
-from meltr.data.corpus import Item
+from meltr.video.annotations.assembly import Draft, one_item_a_medium, outside_note
+from meltr.video.annotations.parsing import malformed, read_json, records, text_of
+from meltr.video.corpus import Item
 
 OUTSIDE = "[outside the vocabulary]"
 """Answer of a question whose prepared answer is -1: the file does not say which it is."""

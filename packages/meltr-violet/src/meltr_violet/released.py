@@ -12,7 +12,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from meltr.text.wordpiece import MASK, PAD
+from meltr.video.text.wordpiece import MASK, PAD
 from meltr_violet.config import IGNORED
 from meltr_violet.masking import draw_tokens, normal_tokens
 

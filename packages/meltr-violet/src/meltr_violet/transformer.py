@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from transformers import BertConfig
 from transformers.models.bert.modeling_bert import BertEmbeddings, BertLayer
 
-from meltr.text.wordpiece import PAD
+from meltr.video.text.wordpiece import PAD
 from meltr_violet.config import ModelConfig
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from meltr.data.loader import equal_parts, part_of_batch
-from meltr.engine.seeding import derive
+from meltr.seeding import derive
 
 
 @dataclass(frozen=True)

@@ -11,8 +11,8 @@ from torch import Tensor
 
 from meltr.context import Data, RunContext
 from meltr.data.splits import Indices, limit_indices, split_indices
-from meltr.engine.seeding import derive
 from meltr.errors import UserError
+from meltr.seeding import derive
 from meltr_vision.batches import EvalSplit, ImageBatches, Pipeline
 from meltr_vision.folders import read_image_folder
 from meltr_vision.images import CIFARS, ImageSet, Splits, miniature, read_cifar, read_digits

@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from meltr.cli import _folders as folders
-from meltr.cli._options import Selection, registry_for
-from meltr.cli._output import remark, table
 from meltr.cli._processes import is_first, restarted
+from meltr.cli.options import Selection, registry_for
+from meltr.cli.output import remark, table
 from meltr.errors import UserError, did_you_mean
 from meltr.files import write_json
 from meltr.plugins import Registry
@@ -24,7 +24,7 @@ from meltr.settings import difference, load_spec, resolve
 from meltr.specs import RunSpec
 
 if TYPE_CHECKING:
-    from meltr.engine.ranks import Ranks
+    from meltr.parallel.ranks import Ranks
 
 MAY_CHANGE = {"device", "data_root", "data.download"}
 """Settings that a resumed run may have otherwise: where it computes and where its data lie."""

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from meltr.engine.ranks import Ranks
+    from meltr.parallel.ranks import Ranks
 
 
 def several() -> bool:
@@ -32,7 +32,7 @@ def together(device: str) -> Iterator[Ranks | None]:
     if not several():
         yield None
         return
-    from meltr.engine.ranks import joined
+    from meltr.parallel.ranks import joined
 
     with joined(device) as ranks:
         yield ranks

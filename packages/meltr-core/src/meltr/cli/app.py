@@ -23,7 +23,7 @@ from meltr import __version__
 from meltr.errors import MeltrError
 from meltr.plugins import Registry, discover
 
-COMMANDS = ("run", "evaluate", "predict", "plot", "compare", "data", "verify", "bench", "list_", "config", "doctor")
+COMMANDS = ("run", "evaluate", "plot", "compare", "data", "verify", "bench", "list_", "config", "doctor")
 """Modules of `meltr.cli`, in the order of ``meltr --help``."""
 
 _DEBUG = "meltr.debug"

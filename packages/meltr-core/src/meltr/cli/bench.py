@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from meltr.cli import _options as opt
+from meltr.cli import options as opt
 from meltr.cli._measuring import learned_spec, one_process, quiet_profiler
-from meltr.cli._options import Selection
-from meltr.cli._output import print_json, remark, table
+from meltr.cli.options import Selection
+from meltr.cli.output import print_json, remark, table
 from meltr.errors import UserError
 from meltr.files import encode, write_text
 from meltr.plugins import Registry
@@ -22,9 +22,9 @@ from meltr.settings import resolve
 from meltr.specs import RunSpec
 
 if TYPE_CHECKING:
-    from meltr.measure.approximations import Approximations
-    from meltr.measure.table8 import Table8
-    from meltr.measure.variants import Variant
+    from meltr.bench.approximations import Approximations
+    from meltr.bench.table8 import Table8
+    from meltr.verify.variants import Variant
 
 _WHAT = "What to measure"
 _OUTPUT = "Output"
@@ -109,7 +109,7 @@ def bench(
     Without --case and --backbone, the small cases of what is installed. Every variant takes whole cycles of K training
     steps with one outer step among them.
     """
-    from meltr.measure.cases import registry_with_cases
+    from meltr.bench.cases import registry_with_cases
 
     one_process()
     selection = Selection.of(
@@ -132,8 +132,8 @@ def bench(
 
 def _list(registry: Registry) -> None:
     """Print the cases and the variants."""
-    from meltr.measure.cases import all_cases, resolve_case
-    from meltr.measure.variants import all_approximations, all_variants
+    from meltr.bench.cases import all_cases, resolve_case
+    from meltr.verify.variants import all_approximations, all_variants
 
     cases = all_cases(registry)
     typer.echo("cases (* runs when no case is named):")
@@ -150,7 +150,7 @@ def _specs(registry: Registry, selection: Selection, cases: Sequence[str], flags
     Raises:
         UserError: If there is no such case, or cases and a run are both given.
     """
-    from meltr.measure.cases import pick, resolve_case
+    from meltr.bench.cases import pick, resolve_case
 
     given = {key: value for key, value in {**selection.flags(), **flags}.items() if value is not None}
     own = {"backbone", "task", "dataset"} & given.keys() or selection.config is not None
@@ -173,7 +173,7 @@ def _choose(spec: RunSpec, names: str | None, approximations: bool) -> dict[str,
     Raises:
         UserError: If there is no variant of a name.
     """
-    from meltr.measure import variants
+    from meltr.verify import variants
 
     return variants.choose_approximations(spec, names) if approximations else variants.choose(spec, names)
 
@@ -182,9 +182,9 @@ def _measured(
     registry: Registry, title: str, spec: RunSpec, *, variants: dict[str, Variant], turns: int, steps: int | None
 ) -> Table8 | Approximations:
     """Measure one case; what a plugin prints goes to standard error."""
-    from meltr.measure.approximations import compare
-    from meltr.measure.problem import Problem
-    from meltr.measure.table8 import measure
+    from meltr.bench.approximations import compare
+    from meltr.bench.table8 import measure
+    from meltr.verify.fixed_run import Problem
 
     def log(line: str) -> None:
         remark(f"... {line}")
@@ -215,10 +215,10 @@ def _write(
     results: Sequence[Table8 | Approximations], *, json_to: str | None, plot: Path | None, markdown: str | None
 ) -> None:
     """Print the tables and write the files that were asked for."""
-    from meltr.measure.approximations import Approximations
-    from meltr.measure.markdown import APPROXIMATION_LEGEND, LEGEND, page, update
-    from meltr.measure.table8 import circumstances
-    from meltr.measure.variants import schemes
+    from meltr.bench.approximations import Approximations
+    from meltr.bench.markdown import APPROXIMATION_LEGEND, LEGEND, page, update
+    from meltr.bench.table8 import circumstances
+    from meltr.verify.variants import schemes
 
     tables = [result.table if isinstance(result, Approximations) else result for result in results]
     table8 = tables == list(results)
@@ -234,7 +234,7 @@ def _write(
         write_text(Path(str(json_to)), json.dumps(encode(content), indent=2, ensure_ascii=False) + "\n")
         remark(f"numbers: {json_to}")
     if plot is not None:
-        from meltr.measure.plot import draw, draw_approximations
+        from meltr.bench.plot import draw, draw_approximations
 
         approximations = [result for result in results if isinstance(result, Approximations)]
         if approximations:

@@ -7,9 +7,9 @@ from typing import Annotated
 
 import typer
 
-from meltr.cli import _options as opt
-from meltr.cli._options import Selection, registry_for
-from meltr.cli._output import print_json, table
+from meltr.cli import options as opt
+from meltr.cli.options import Selection, registry_for
+from meltr.cli.output import print_json, table
 from meltr.settings import dump_yaml
 
 

@@ -1,4 +1,4 @@
-"""``meltr data``: the group of commands about data. Each command is a module of its own."""
+"""``meltr data``: the group of commands about data; plugins add the commands with `add_command`."""
 
 from __future__ import annotations
 
@@ -7,9 +7,6 @@ from typing import Any
 
 import typer
 
-from meltr.cli.data_cache import cache
-from meltr.cli.data_check import check
-from meltr.cli.data_sample import sample
 from meltr.errors import PluginError
 
 NAME = "data"
@@ -19,9 +16,6 @@ def register(app: typer.Typer) -> None:
     """Add the group to `app`."""
     group = typer.Typer(name=NAME, help="Check data sets, and prepare them.", no_args_is_help=True)
     app.add_typer(group, name=NAME)
-    add_command(app, "check", check)
-    add_command(app, "cache", cache)
-    add_command(app, "sample", sample)
 
 
 def add_command(app: typer.Typer, name: str, command: Callable[..., Any]) -> None:

@@ -15,8 +15,8 @@ from typing import Annotated, NamedTuple
 import typer
 
 from meltr import __version__
-from meltr.cli._options import AsJson, registry_for
-from meltr.cli._output import print_json, table
+from meltr.cli.options import AsJson, registry_for
+from meltr.cli.output import print_json, table
 from meltr.plugins import Registry
 
 OK, WARN, FAIL = "OK", "WARN", "FAIL"

@@ -11,8 +11,8 @@ from typing import Annotated, Any
 import typer
 
 from meltr.cli import _folders as folders
-from meltr.cli._options import AsJson, registry_for
-from meltr.cli._output import print_json, table
+from meltr.cli.options import AsJson, registry_for
+from meltr.cli.output import print_json, table
 from meltr.errors import UserError, did_you_mean
 from meltr.observers.text import metrics_text
 from meltr.settings import load_spec

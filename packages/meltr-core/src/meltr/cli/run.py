@@ -8,11 +8,11 @@ from typing import Annotated
 import typer
 
 from meltr.cli import _folders as folders
-from meltr.cli import _options as opt
+from meltr.cli import options as opt
 from meltr.cli._jobs import Job, agreed, new_job, perform, resumed_job, summary
-from meltr.cli._options import Selection
-from meltr.cli._output import print_json
 from meltr.cli._processes import is_first, together
+from meltr.cli.options import Selection
+from meltr.cli.output import print_json
 from meltr.errors import UserError
 from meltr.settings import dump_yaml
 

@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from meltr.cli import _options as opt
+from meltr.cli import options as opt
 from meltr.cli._measuring import learned_spec, one_process, quiet_profiler
-from meltr.cli._options import Selection, registry_for
-from meltr.cli._output import print_json, remark
+from meltr.cli.options import Selection, registry_for
+from meltr.cli.output import print_json, remark
 
 if TYPE_CHECKING:
-    from meltr.measure.verification import Verification
+    from meltr.verify.verification import Verification
 
 Tolerance = Annotated[
     float | None,
@@ -69,8 +69,8 @@ def verify(
     registry = registry_for(ctx, selection.plugin_files())
     spec = learned_spec(registry, selection.resolve(registry))
     quiet_profiler()
-    from meltr.measure.problem import Problem
-    from meltr.measure.verification import verify as check
+    from meltr.verify.fixed_run import Problem
+    from meltr.verify.verification import verify as check
 
     def log(line: str) -> None:
         if not as_json:
@@ -90,7 +90,7 @@ def _show(found: Verification) -> None:
     """Print what was found as tables, and the verdict as the last line."""
     from rich.console import Console
 
-    from meltr.measure.show import estimator_table, scheme_table
+    from meltr.verify.show import estimator_table, scheme_table
 
     run = found.run
     console = Console(highlight=False, soft_wrap=False)

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from meltr.engine.seeding import derive, seed_everything
+from meltr.seeding import derive, seed_everything
 
 
 class LoaderBatches:

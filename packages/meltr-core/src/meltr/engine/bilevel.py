@@ -21,7 +21,6 @@ from torch._functorch import config as functorch_config
 
 from meltr.combiners.base import Combiner, GradientCombiner, SelfTrained, sensitivities
 from meltr.engine.own_rule import OwnStep
-from meltr.engine.parallel import sharing_of
 from meltr.engine.results import OuterResult, StepResult
 from meltr.errors import UserError
 from meltr.hypergradients.evaluation import Evaluation, LossEvaluation, LossFunction, Setup, SplitEvaluation
@@ -33,8 +32,9 @@ from meltr.hypergradients.products.difference import CentralDifference
 from meltr.hypergradients.products.one_sided import OneSidedDifference
 from meltr.hypergradients.schemes import scheme
 from meltr.hypergradients.scope import Kind, Scope, find_scope
-from meltr.hypergradients.sharing import Compute, Sharing
 from meltr.hypergradients.vectors import Direction, accumulate
+from meltr.parallel.data_parallel import sharing_of
+from meltr.parallel.sharing import Compute, Sharing
 
 _WITH_STATE = (CentralDifference, OneSidedDifference)
 

@@ -25,10 +25,10 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from meltr.combiners.base import Combiner
-from meltr.engine.parallel import sharded_modules
-from meltr.engine.ranks import Ranks, lost_a_peer
-from meltr.engine.sharded import load_full, load_sharded, save_sharded
 from meltr.errors import MeltrError, UserError
+from meltr.parallel.data_parallel import sharded_modules
+from meltr.parallel.ranks import Ranks, lost_a_peer
+from meltr.parallel.sharded import load_full, load_sharded, save_sharded
 
 
 class Checkpoints:

@@ -15,9 +15,9 @@ from torch import Tensor, nn
 from meltr.blocks import find_blocks
 from meltr.context import BatchSource, Data, Evaluation, Prediction, PredictRequest, RunContext, StepRecord
 from meltr.engine.batches import slice_batch
-from meltr.engine.optim import autocast_dtype, parameter_groups
 from meltr.errors import MeltrError, PluginError
 from meltr.files import encode
+from meltr.optim.building import autocast_dtype, parameter_groups
 
 
 class Hooks:

@@ -9,8 +9,8 @@ from typing import Any
 from meltr.context import Data, RunContext
 from meltr.engine.batches import Cursor, ReplayBuffer, count_examples, to_device
 from meltr.engine.hooks import Hooks
-from meltr.engine.seeding import derive
-from meltr.hypergradients.sharing import Compute
+from meltr.parallel.sharing import Compute
+from meltr.seeding import derive
 
 FAR = 2**20
 """First epoch of the stream of independent batches: no training gets there."""

@@ -12,15 +12,15 @@ from typing import TYPE_CHECKING, Any
 from torch import nn
 
 from meltr.context import Data, Prediction, PredictRequest, RunContext
+from meltr.devices import resolve_device
 from meltr.engine.checkpoints import Checkpoints, load_backbone
-from meltr.engine.devices import resolve_device
 from meltr.engine.folder import RunFolder
 from meltr.engine.hooks import Hooks
-from meltr.engine.ranks import Ranks
 from meltr.engine.run import open_run, without_losses
-from meltr.engine.seeding import derive, seed_everything
 from meltr.errors import PluginError, UserError
 from meltr.files import decode
+from meltr.parallel.ranks import Ranks
+from meltr.seeding import derive, seed_everything
 
 if TYPE_CHECKING:
     from meltr.plugins import Registry

@@ -16,20 +16,20 @@ from torch import nn
 
 from meltr.combiners.base import Combiner
 from meltr.context import Data, RunContext
+from meltr.devices import resolve_device
 from meltr.engine.checkpoints import Checkpoints, load_backbone
-from meltr.engine.devices import resolve_device
 from meltr.engine.folder import RunFolder, versions
 from meltr.engine.hooks import Hooks
 from meltr.engine.meter import peak_memory_mb
-from meltr.engine.ranks import Ranks, joined
-from meltr.engine.seeding import derive, seed_everything
 from meltr.engine.trainer import Trainer
 from meltr.engine.wrapping import use_tf32, wrap
 from meltr.errors import PluginError, UserError
 from meltr.files import write_json, write_lines
-from meltr.hypergradients.sharing import Sharing
 from meltr.observers.jsonl import MetricsWriter
 from meltr.observers.logfile import LogObserver
+from meltr.parallel.ranks import Ranks, joined
+from meltr.parallel.sharing import Sharing
+from meltr.seeding import derive, seed_everything
 from meltr.specs import CombinerInfo, RunSpec
 
 if TYPE_CHECKING:

@@ -17,14 +17,14 @@ from meltr.engine.bilevel import Bilevel
 from meltr.engine.checkpoints import Checkpoints, load_backbone, load_module, load_training
 from meltr.engine.hooks import Hooks, better
 from meltr.engine.meter import FiniteGuard, Meter, peak_memory_mb
-from meltr.engine.optim import autocast_dtype, inner_lr, inner_optimizer, lr_factor, outer_optimizer, set_lr
 from meltr.engine.outer_batches import OuterBatches
-from meltr.engine.ranks import Ranks
-from meltr.engine.seeding import derive, seed_everything
 from meltr.errors import NonFiniteLossError, UserError
 from meltr.hypergradients.problem import SchemeOptions
-from meltr.hypergradients.sharing import Compute, Sharing
 from meltr.observers.jsonl import MetricsWriter
+from meltr.optim.building import autocast_dtype, inner_lr, inner_optimizer, lr_factor, outer_optimizer, set_lr
+from meltr.parallel.ranks import Ranks
+from meltr.parallel.sharing import Compute, Sharing
+from meltr.seeding import derive, seed_everything
 
 NEGATIVE_PATIENCE = 5
 """Log lines in a row with a negative sensitivity of the primary loss before the run warns."""

@@ -9,10 +9,10 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from meltr.engine.parallel import DataParallel, Sharded
-from meltr.engine.ranks import Ranks
 from meltr.errors import UserError
-from meltr.hypergradients.sharing import Sharing
+from meltr.parallel.data_parallel import DataParallel, Sharded
+from meltr.parallel.ranks import Ranks
+from meltr.parallel.sharing import Sharing
 from meltr.specs import RunSpec
 
 

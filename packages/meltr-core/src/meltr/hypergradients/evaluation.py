@@ -14,8 +14,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from meltr.hypergradients.graph import needed_later
 from meltr.hypergradients.replay import RandomState, preserved_buffers
 from meltr.hypergradients.scope import Scope
-from meltr.hypergradients.sharing import Averaging, Compute, Sharing
 from meltr.hypergradients.vectors import Direction, add, scale
+from meltr.parallel.sharing import Averaging, Compute, Sharing
 
 LOW_PRECISION = (torch.float16, torch.bfloat16)
 

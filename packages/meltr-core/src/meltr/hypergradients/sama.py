@@ -7,10 +7,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from meltr.engine.bert_adam import BertAdam
 from meltr.errors import UserError
 from meltr.hypergradients.problem import OuterProblem
 from meltr.hypergradients.vectors import Direction, local
+from meltr.optim.bert_adam import BertAdam
 
 
 def sama(problem: OuterProblem) -> Direction:

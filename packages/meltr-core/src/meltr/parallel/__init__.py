@@ -1,0 +1,1 @@
+"""The processes of a run: ranks, data parallelism, sharded checkpoints, gathered tensors."""

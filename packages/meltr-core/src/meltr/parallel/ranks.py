@@ -1,0 +1,218 @@
+"""The processes of a run: joined from torchrun's environment, and the few numbers they exchange."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from meltr.devices import resolve_device
+from meltr.errors import MeltrError, UserError
+
+BUCKET = 2**24
+"""Elements that `Ranks.mean_` sends in one all-reduce."""
+
+SETTLE = 0.2
+"""Seconds in which gloo's threads drop the tensors of the last exchange.
+
+They need the interpreter for that, even after the group is destroyed: an interpreter that is already shutting down ends
+such a thread, and with it the process ("terminate called without an active exception", SIGABRT).
+"""
+
+NEEDED = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
+HINT = "Start it with torchrun: torchrun --nproc-per-node 2 -m meltr run ..."
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """The processes that share a run; in a single process every exchange is the identity.
+
+    Args:
+        rank: Number of this process.
+        size: How many there are.
+        device: Device of this process.
+    """
+
+    rank: int
+    size: int
+    device: torch.device
+
+    @classmethod
+    def single(cls, device: torch.device) -> Ranks:
+        """Return a run of one process."""
+        return cls(0, 1, device)
+
+    @classmethod
+    def current(cls) -> Ranks:
+        """Return the processes of torch's default process group, or a single one if there is none."""
+        if not (dist.is_available() and dist.is_initialized()):
+            return cls.single(resolve_device("auto"))
+        on_gpu = "nccl" in str(dist.get_backend())
+        device = torch.device("cuda", torch.cuda.current_device()) if on_gpu else torch.device("cpu")
+        return cls(dist.get_rank(), dist.get_world_size(), device)
+
+    @property
+    def is_first(self) -> bool:
+        """True for the process that writes files and speaks."""
+        return self.rank == 0
+
+    def sum(self, values: Tensor) -> Tensor:
+        """Return the sum over the processes, of the same shape: the same bits everywhere."""
+        if self.size == 1:
+            return values
+        total = values.detach().clone()
+        dist.all_reduce(total)
+        return total
+
+    def mean(self, values: Tensor) -> Tensor:
+        """Return the mean over the processes, of the same shape: the same bits everywhere."""
+        return values if self.size == 1 else self.sum(values) / self.size
+
+    def mean_(self, tensors: Sequence[Tensor | None], shapes: Sequence[Tensor]) -> list[Tensor | None]:
+        """Return the means over the processes of a list of tensors, in a few large all-reduces.
+
+        An entry that is None everywhere stays None; where it is None in some processes only, it counts as zero there.
+
+        Args:
+            tensors: One entry a parameter.
+            shapes: Tensors of the same shapes, types and devices, for the zeros.
+        """
+        if self.size == 1:
+            return list(tensors)
+        present = torch.tensor([tensor is not None for tensor in tensors], dtype=torch.int32, device=self.device)
+        dist.all_reduce(present, dist.ReduceOp.MAX)
+        found: list[Tensor | None] = [None] * len(tensors)
+        for bucket in _buckets([number for number, wanted in enumerate(present.tolist()) if wanted], shapes):
+            parts = [tensors[number] for number in bucket]
+            whole = [
+                torch.zeros_like(shapes[n]) if part is None else part for n, part in zip(bucket, parts, strict=True)
+            ]
+            dtype = torch.promote_types(torch.float32, whole[0].dtype)
+            flat = torch.cat([part.flatten().to(dtype) for part in whole])
+            dist.all_reduce(flat)
+            flat /= self.size
+            for number, part, piece in zip(bucket, whole, flat.split([part.numel() for part in whole]), strict=True):
+                found[number] = piece.view_as(part).to(part.dtype)
+        return found
+
+    def broadcast(self, tensor: Tensor) -> Tensor:
+        """Give every process the first one's values, in place."""
+        if self.size > 1:
+            dist.broadcast(tensor, 0)
+        return tensor
+
+    def broadcast_object(self, value: Any) -> Any:
+        """Return the first process' value everywhere."""
+        if self.size == 1:
+            return value
+        box = [value]
+        dist.broadcast_object_list(box, 0, device=self.device)
+        return box[0]
+
+    def gather_objects(self, value: Any) -> list[Any]:
+        """Return every process' value, in the order of ranks."""
+        if self.size == 1:
+            return [value]
+        found: list[Any] = [None] * self.size
+        dist.all_gather_object(found, value)
+        return found
+
+    def barrier(self) -> None:
+        """Wait until all processes are here."""
+        if self.size > 1:
+            dist.barrier()
+
+
+def _buckets(numbers: Sequence[int], shapes: Sequence[Tensor]) -> Iterator[list[int]]:
+    """Yield runs of numbers whose tensors have one type and device, and at most about `BUCKET` elements together."""
+    bucket: list[int] = []
+    elements = 0
+    for number in numbers:
+        last, this = shapes[bucket[-1] if bucket else number], shapes[number]
+        if bucket and (elements >= BUCKET or (last.dtype, last.device) != (this.dtype, this.device)):
+            yield bucket
+            bucket, elements = [], 0
+        bucket.append(number)
+        elements += this.numel()
+    if bucket:
+        yield bucket
+
+
+@contextmanager
+def joined(
+    device: str, resume: str = "Continue with: meltr run --resume RUN, or let torchrun --max-restarts do it."
+) -> Iterator[Ranks]:
+    """Join the processes that torchrun started; without torchrun there is one, and nothing is set up.
+
+    Args:
+        device: ``auto``, ``cpu`` or ``cuda``; with one process also ``cuda:1`` or ``mps``.
+        resume: What a user does when another process died.
+
+    Raises:
+        UserError: If the environment is incomplete, or there are fewer GPUs than processes on this machine.
+        MeltrError: If another process stopped while this one waited for it.
+    """
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        yield Ranks.single(resolve_device(device))
+        return
+    missing = [name for name in NEEDED if not os.environ.get(name)]
+    if missing:
+        raise UserError(f"WORLD_SIZE is {os.environ['WORLD_SIZE']}, but {', '.join(missing)} is not set.", HINT)
+    rank, size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+    mine = _own_device(device, int(os.environ["LOCAL_RANK"]))
+    try:
+        _initialise(mine, rank, size)
+        yield Ranks(rank, size, mine)
+    except RuntimeError as error:
+        if not lost_a_peer(error):
+            raise
+        raise MeltrError(f"Process {rank} of {size} lost another one: it died or stopped answering.", resume) from error
+    finally:
+        if dist.is_initialized():
+            dist.destroy_process_group()
+            time.sleep(SETTLE)
+
+
+def lost_a_peer(error: RuntimeError) -> bool:
+    """Tell whether an error of a collective operation means that another process is gone."""
+    if isinstance(error, dist.DistError):
+        return True
+    words = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "Connection refused", "Timed out")
+    text = str(error)
+    return ("gloo" in text.lower() or "nccl" in text.lower()) and any(word.lower() in text.lower() for word in words)
+
+
+def _own_device(device: str, local_rank: int) -> torch.device:
+    """Return the device of the process with this number on this machine."""
+    kind, _, index = device.partition(":")
+    if index or kind == "mps":
+        raise UserError(f"device={device} cannot be shared by several processes.", "Use --device auto, cuda or cpu.")
+    if kind == "cpu" or (kind == "auto" and not torch.cuda.is_available()):
+        return torch.device("cpu")
+    count = torch.cuda.device_count()
+    if local_rank >= count:
+        raise UserError(
+            f"There are {count} CUDA devices here, but torchrun started at least {local_rank + 1} processes.",
+            f"Use torchrun --nproc-per-node {count}, or --device cpu." if count else "Use --device cpu.",
+        )
+    torch.cuda.set_device(local_rank)
+    return torch.device("cuda", local_rank)
+
+
+def _initialise(device: torch.device, rank: int, size: int) -> None:
+    backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
+    if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
+        dist.init_process_group(backend, rank=rank, world_size=size)
+        return
+    # torchrun's store outlives a restart: without a prefix of its own a new attempt finds the dead one's addresses.
+    kinds: Any = dist
+    store = kinds.TCPStore(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), is_master=False)
+    attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+    dist.init_process_group(backend, store=kinds.PrefixStore(f"meltr/{attempt}", store), rank=rank, world_size=size)

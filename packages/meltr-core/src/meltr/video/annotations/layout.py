@@ -1,0 +1,139 @@
+"""What a data set looks like on disk, as data: which file goes where, and how many items its authors count."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from meltr.errors import UserError
+from meltr.video.annotations.finding import SUFFIXES
+
+
+@dataclass(frozen=True)
+class AnnotationFile:
+    """One file of annotations.
+
+    Args:
+        role: What the reader calls it.
+        names: Names it may have, the usual one first; the ending tells the format.
+        holds: What is in it, in a few words.
+        needed: False if the data set can be read without it.
+    """
+
+    role: str
+    names: tuple[str, ...]
+    holds: str
+    needed: bool = True
+
+    def description(self) -> str:
+        """Return what is in it, that it is optional, and its other names."""
+        others = f"; or {' or '.join(self.names[1:])}" if self.names[1:] else ""
+        return f"{self.holds}{'' if self.needed else ' (optional)'}{others}"
+
+
+@dataclass(frozen=True)
+class MediaFolder:
+    """Where the videos or images lie.
+
+    Args:
+        folders: Folders below the root that may hold them, the usual one first; ``.``: the root itself, without its
+            subfolders. The others are searched at any depth.
+        example: Name of one of the files.
+        published: How many there are as published; None: unknown.
+    """
+
+    folders: tuple[str, ...]
+    example: str
+    published: int | None = None
+
+
+@dataclass(frozen=True)
+class Layout:
+    """A data set as it is published.
+
+    Args:
+        dataset: Its name.
+        summary: One line for ``meltr list``.
+        tasks: Tasks that it has annotations for.
+        files: Its annotations.
+        media: Its videos or images; None if the annotations hold their paths.
+        unit: What is counted.
+        published: Split -> how many items it has as published.
+        homepage: Where to get it.
+        folders: Folders below the root in which annotations may lie, the usual one first.
+    """
+
+    dataset: str
+    summary: str
+    tasks: tuple[str, ...]
+    files: tuple[AnnotationFile, ...]
+    media: MediaFolder | None
+    unit: str = "items"
+    published: Mapping[str, int] = field(default_factory=dict)
+    homepage: str | None = None
+    folders: tuple[str, ...] = (".",)
+
+    def text(self) -> str:
+        """Return which file goes where, a line each."""
+        rows = [(each.names[0], each.description()) for each in self.files]
+        if self.media is not None:
+            count = f"{self.media.published:,} " if self.media.published else ""
+            rows.append(
+                (f"{self.media.folders[0]}/", f"{count}files such as {self.media.example} ({' '.join(SUFFIXES)})")
+            )
+        width = max(len(name) for name, _ in rows)
+        return "\n".join(f"{name.ljust(width)}  {holds}" for name, holds in rows)
+
+    def find(self, root: Path) -> dict[str, Path]:
+        """Return role -> path of the annotation files below `root`, or of the only one, if `root` is a file."""
+        if root.is_file():
+            return {self.files[0].role: root}
+        return {each.role: path for each in self.files if (path := self._path(root, each)) is not None}
+
+    def _path(self, root: Path, file: AnnotationFile) -> Path | None:
+        candidates = (root / folder / name for name in file.names for folder in self.folders)
+        return next((path for path in candidates if path.is_file()), None)
+
+    def places(self, root: Path | None = None) -> str:
+        """Return which file goes where below `root`, and where to get them."""
+        where = str(root) if root is not None else "one folder, which --data-root names"
+        lines = [f"These belong in {where}:", *(f"  {line}" for line in self.text().splitlines())]
+        return "\n".join([*lines, f"Get them from {self.homepage}"] if self.homepage else lines)
+
+    def media_place(self, root: Path) -> str:
+        """Return where missing videos belong."""
+        if self.media is None:
+            return "The annotations say where each file is, relative to themselves."
+        place = f"They belong in {root / self.media.folders[0]}, as {self.media.example}."
+        return f"{place} Get them from {self.homepage}" if self.homepage else place
+
+    def advice(self, root: Path | None = None) -> str:
+        """Return what to do when something is missing: which file goes where, how to check it, and the way without."""
+        check = f"meltr data check --dataset {self.dataset} --data-root {root if root is not None else 'DIR'}"
+        return f"{self.places(root)}\n`{check}` says what is still missing. Without any files: --sample."
+
+
+def require_root(layout: Layout, root: Path | None) -> Path:
+    """Return `root`; UserError if it was not given, is not there, or is one of several files."""
+    if root is None:
+        raise UserError(f"{layout.dataset} needs its files, and --data-root was not given.", layout.advice())
+    if not root.exists():
+        raise UserError(f"{layout.dataset}: {root} does not exist.", layout.advice(root))
+    if root.is_file() and len(layout.files) > 1:
+        raise UserError(f"{layout.dataset}: {root} is a file, not a folder.", layout.advice(root.parent))
+    return root
+
+
+def require_files(layout: Layout, root: Path) -> dict[str, Path]:
+    """Return role -> path of the annotation files; UserError that lists those that are needed and missing."""
+    found = layout.find(root)
+    missing = [each for each in layout.files if each.needed and each.role not in found]
+    if missing:
+        listed = "\n".join(f"  {each.names[0]}: {each.description()}" for each in missing)
+        needed = sum(each.needed for each in layout.files)
+        raise UserError(
+            f"{layout.dataset}: {len(missing)} of {needed} annotation files are not in {root}:\n{listed}",
+            layout.advice(root),
+        )
+    return found

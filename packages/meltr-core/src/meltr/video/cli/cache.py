@@ -1,0 +1,99 @@
+"""``meltr data cache``: decode the videos of a data set once."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from meltr.cli.options import AsJson
+from meltr.cli.output import print_json, remark
+from meltr.progress import Counter
+from meltr.video.cli.videos import (
+    AllowMissing,
+    Dataset,
+    Quiet,
+    Root,
+    Sample,
+    Task,
+    Workers,
+    media_of,
+    miniature_folder,
+)
+
+if TYPE_CHECKING:
+    from meltr.video.frame_cache import CacheReport, CacheSettings
+
+_FRAMES = "Frames"
+
+Out = Annotated[Path, typer.Option(help="Folder of the cache; it is added to if it is there.")]
+Count = Annotated[
+    int,
+    typer.Option("--frames", min=1, help="Frames a video; may be more than a model takes.", rich_help_panel=_FRAMES),
+]
+Chosen = Annotated[
+    str, typer.Option(help="Which frames: 'centres' or 'middles' of equal segments.", rich_help_panel=_FRAMES)
+]
+Size = Annotated[
+    int,
+    typer.Option(
+        min=0, help="Pixels of the shorter side; 0: as in the video. Never enlarged.", rich_help_panel=_FRAMES
+    ),
+]
+Quality = Annotated[int, typer.Option(min=1, max=95, help="Of the JPEG files.", rich_help_panel=_FRAMES)]
+Raw = Annotated[bool, typer.Option("--raw", help="Pixels without loss, not JPEG.", rich_help_panel=_FRAMES)]
+
+
+def cache(
+    *,
+    dataset: Dataset,
+    out: Out,
+    task: Task = None,
+    data_root: Root = None,
+    sample: Sample = False,
+    frames: Count = 5,
+    sampler: Chosen = "centres",
+    size: Size = 224,
+    quality: Quality = 90,
+    raw: Raw = False,
+    workers: Workers = None,
+    allow_missing: AllowMissing = False,
+    quiet: Quiet = False,
+    as_json: AsJson = False,
+) -> None:
+    """Decode every video once, so that training never waits for a decoder.
+
+    A killed command goes on where it stopped when it is given again. Files that cannot be decoded are listed in
+    failed.jsonl and tried again by the next call.
+    """
+    from meltr.data.processes import available_cores
+    from meltr.video.frame_cache import CacheSettings, fill_cache
+
+    quiet = quiet or as_json
+    settings = CacheSettings(frames=frames, sampler=sampler, size=size or None, quality=None if raw else quality)
+    if sample:
+        data_root = miniature_folder(dataset, data_root, quiet=quiet)
+    media = media_of(dataset, task, data_root, allow_missing=allow_missing)
+    processes = min(8, available_cores()) if workers is None else workers
+    with Counter("videos", quiet=quiet) as progress:
+        report = fill_cache(media, out, settings, workers=processes, progress=progress)
+    _show(report, out, settings, as_json=as_json)
+
+
+def _show(report: CacheReport, out: Path, settings: CacheSettings, *, as_json: bool) -> None:
+    """Print what the cache holds and what went wrong."""
+    from meltr.video.frame_cache.layout import FAILED, named
+
+    if report.failed:
+        remark(
+            f"warning: {len(report.failed):,} of {report.total:,} files cannot be decoded and are left out: "
+            f"{named(sorted(report.failed))}; {out / FAILED} says why"
+        )
+    if as_json:
+        print_json({"cache": out, "settings": asdict(settings), **report._asdict()})
+        return
+    size = sum(file.stat().st_size for file in out.glob("shard-*"))
+    held = report.total - len(report.failed)
+    typer.echo(f"{out}: {held:,} videos ({report.added:,} new), {settings.text()}, {size / 2**20:,.1f} MiB")

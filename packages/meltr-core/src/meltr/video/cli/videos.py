@@ -1,0 +1,67 @@
+"""What the commands about the videos of a data set share: their options, and finding the files. Imports no torch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from meltr.cli.output import remark
+from meltr.errors import UserError
+from meltr.progress import Counter
+
+Dataset = Annotated[str, typer.Option(help="Data set; meltr list datasets shows them.")]
+Task = Annotated[str | None, typer.Option(help="Only the videos of this task; default: of all its tasks.")]
+Root = Annotated[Path | None, typer.Option(help="Folder of the data set.")]
+Sample = Annotated[bool, typer.Option("--sample", help="Use the data set's miniature instead.")]
+Workers = Annotated[int | None, typer.Option(min=0, help="Processes that decode; default: one a core, up to 8.")]
+AllowMissing = Annotated[bool, typer.Option("--allow-missing", help="Go on if files are not there.")]
+Quiet = Annotated[bool, typer.Option("--quiet", help="Show no progress.")]
+
+
+def miniature_folder(dataset: str, data_root: Path | None, *, quiet: bool) -> Path:
+    """Return the folder of the data set's miniature."""
+    from meltr.video import miniature
+
+    if data_root is not None:
+        raise UserError("--sample makes its own data, but --data-root was given too", "Leave one of them out.")
+    with Counter("clips of the miniature", quiet=quiet) as progress:
+        return miniature.cached(dataset, progress=progress)
+
+
+def media_of(dataset: str, task: str | None, root: Path | None, *, allow_missing: bool) -> Mapping[str, Path]:
+    """Return key -> file of all that the annotations name; several tasks may share files.
+
+    Raises:
+        UserError: If the annotations cannot be read, or files are missing and `allow_missing` is not given.
+    """
+    from meltr.video import annotations
+
+    media: dict[str, Path] = {}
+    for name in _readable(dataset, root) if task is None else [task]:
+        corpus = annotations.read(dataset, name, root, allow_missing=allow_missing)
+        media.update(corpus.media)
+        for note in corpus.notes:
+            remark(note)
+    return media
+
+
+def _readable(dataset: str, root: Path | None) -> Sequence[str]:
+    """Return the tasks that the annotations are for; the user's own may be for some only."""
+    from meltr.video import annotations
+
+    tasks = annotations.layout(dataset).tasks
+    if len(tasks) == 1:
+        return tasks
+    errors: dict[str, UserError] = {}
+    for name in tasks:
+        try:
+            annotations.read(dataset, name, root, allow_missing=True)
+        except UserError as error:
+            errors[name] = error
+    if len(errors) < len(tasks):
+        return [name for name in tasks if name not in errors]
+    causes = "".join(f"\n  {name}: {error.message}" for name, error in errors.items())
+    raise UserError(f"{dataset} cannot be read for any task:{causes}", "Say with --task which one it is for.")

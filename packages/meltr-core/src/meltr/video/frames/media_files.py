@@ -1,0 +1,89 @@
+"""Videos and images by their names, and which of them can be decoded. Imports PyAV and Pillow on first use only."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Literal
+
+from meltr.data.processes import map_in_order
+from meltr.errors import UserError
+from meltr.video.annotations.finding import SUFFIXES as VIDEO_SUFFIXES
+from meltr.video.frames.media import MediaError, decode
+from meltr.video.frames.source import Frames
+
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".ppm", ".tif", ".tiff")
+"""Endings that count as still images."""
+
+
+def kind(path: Path) -> Literal["video", "image"]:
+    """Return whether `path` is a video or an image, by its ending; a file with an unknown ending is a video."""
+    return "image" if path.suffix.lower() in IMAGE_SUFFIXES else "video"
+
+
+def list_media(folder: Path) -> tuple[Path, ...]:
+    """Return the videos and images of `folder`, sorted by name; hidden files and subfolders are left out.
+
+    Raises:
+        UserError: If the folder cannot be read, or holds none.
+    """
+    endings = (*VIDEO_SUFFIXES, *IMAGE_SUFFIXES)
+    try:
+        entries = sorted(folder.iterdir())
+    except OSError as error:
+        raise UserError(f"Cannot read the folder {folder}: {error.strerror or error}.", "Give a folder of videos.")
+    found = [each for each in entries if each.suffix.lower() in endings and each.name[0] != "." and each.is_file()]
+    if not found:
+        raise UserError(
+            f"{folder} holds no video and no image.",
+            f"Endings that count: {' '.join(endings)}. Subfolders are not searched.",
+        )
+    return tuple(found)
+
+
+def middle_frame(path: Path) -> Frames:
+    """Return the frame in the middle of a video, or the image, (H, W, 3).
+
+    Raises:
+        MediaError: If it cannot be decoded.
+    """
+    frame: Frames = decode(path, lambda total: (total // 2,)).frames[0]
+    return frame
+
+
+def decodable(
+    paths: Sequence[Path], *, workers: int, progress: Callable[[int, int, int], None]
+) -> tuple[tuple[Path, ...], dict[Path, str]]:
+    """Decode all files once; return those that can be decoded, and path -> what is wrong with each of the others.
+
+    Args:
+        paths: The files.
+        workers: Processes that decode, so that a decoder that crashes takes only its file with it; 0: this one.
+        progress: Called with the numbers of files that are done, of all, and of those that failed.
+
+    Raises:
+        UserError: If PyAV or Pillow is not installed, or no file can be decoded.
+    """
+    broken: dict[Path, str] = {}
+    checked = map_in_order(_problem, paths, workers=workers, died=_crashed)
+    for done, (path, problem) in enumerate(checked, start=1):
+        if problem is not None:
+            broken[path] = problem
+        progress(done, len(paths), len(broken))
+    kept = tuple(path for path in paths if path not in broken)
+    if not kept:
+        first = next(iter(broken.values()))
+        raise UserError(f"None of {len(paths)} files can be decoded. The first: {first}", "Give other files.")
+    return kept, broken
+
+
+def _problem(path: Path) -> str | None:
+    try:
+        middle_frame(path)
+    except MediaError as error:
+        return error.message
+    return None
+
+
+def _crashed(path: Path) -> str | None:
+    return f"{path} crashes the decoder."

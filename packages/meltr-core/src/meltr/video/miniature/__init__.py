@@ -1,0 +1,145 @@
+"""Miniature data sets: a few hundred clips of moving shapes, written on the spot in a data set's published layout.
+
+So the readers, the decoder and the training loop that ``--sample`` runs are those of the real data. What is asked for
+is drawn in equal numbers and independently, so that an answer, a choice or a class can only be told by looking at the
+clip, and a movement only by looking at several of its frames.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import tempfile
+from collections.abc import Mapping
+from importlib import import_module
+from pathlib import Path
+
+import numpy as np
+
+from meltr.errors import UserError, did_you_mean
+from meltr.video.miniature.encoding import Progress, write_clips
+from meltr.video.miniature.layouts import Layout
+from meltr.video.miniature.scenes import draw
+
+VERSION = 4
+"""Part of the name of a folder in the cache: raised whenever what is written changes."""
+
+SIZES = {"train": 320, "validation": 64, "test": 96}
+"""Split -> clips, for the splits that the data set has."""
+
+DATASETS = {
+    "msvd": "meltr.video.miniature.msvd:LAYOUT",
+    "tgif-action": "meltr.video.miniature.tgif:ACTION",
+    "tgif-transition": "meltr.video.miniature.tgif:TRANSITION",
+    "tgif-frame": "meltr.video.miniature.tgif:FRAME",
+    "msrvtt-7k": "meltr.video.miniature.msrvtt:SEVEN_K",
+    "msrvtt-9k": "meltr.video.miniature.msrvtt:NINE_K",
+    "msrvtt": "meltr.video.miniature.msrvtt_qa:LAYOUT",
+    "msrvtt-full": "meltr.video.miniature.msrvtt_full:LAYOUT",
+    "youcook2": "meltr.video.miniature.youcook2:LAYOUT",
+    "cmu-mosi": "meltr.video.miniature.cmu_mosi:LAYOUT",
+    "kinetics400": "meltr.video.miniature.kinetics:LAYOUT",
+    "manifest": "meltr.video.miniature.manifest:LAYOUT",
+}
+"""Data set -> its layout."""
+
+
+def write(
+    dataset: str,
+    folder: Path,
+    *,
+    seed: int = 0,
+    sizes: Mapping[str, int] | None = None,
+    progress: Progress | None = None,
+) -> Path:
+    """Write a miniature of a data set; whole, or not at all.
+
+    Args:
+        dataset: A key of `DATASETS`.
+        folder: Where it goes; must be missing or empty.
+        seed: The same seed gives the same annotations and the same pictures.
+        sizes: Split -> clips, where they are not to be `SIZES`.
+        progress: Called with the clips written so far and all there are.
+
+    Returns:
+        `folder`, in the layout that `meltr.video.annotations` reads.
+
+    Raises:
+        UserError: If there is no miniature of `dataset`, `sizes` is not right for it, `folder` holds something, or PyAV
+            or Pillow is missing.
+    """
+    layout = _layout(dataset)
+    counts = _counts(dataset, layout, sizes)
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise UserError(f"{folder} is not an empty folder; nothing is written there.", "Choose another folder.")
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    beside = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+    try:
+        splits = {
+            split: draw(count, layout.movements, _rng(seed, split), layout.places) for split, count in counts.items()
+        }
+        write_clips(layout.annotate(beside, splits, _rng(seed, "words")), progress)
+        beside.chmod(0o755)
+        beside.replace(folder)
+    finally:
+        shutil.rmtree(beside, ignore_errors=True)
+    return folder
+
+
+def cached(dataset: str, *, seed: int = 0, progress: Progress | None = None) -> Path:
+    """Return the folder of a miniature in the user's cache, written there if it is not there yet.
+
+    The cache is ``$MELTR_CACHE``, or ``meltr`` in ``$XDG_CACHE_HOME`` or ``~/.cache``.
+
+    Args:
+        dataset: A key of `DATASETS`.
+        seed: As for `write`.
+        progress: As for `write`.
+
+    Raises:
+        UserError: As `write`.
+    """
+    folder = cache_folder() / "miniature" / f"{dataset}-{seed}-v{VERSION}"
+    if folder.is_dir():
+        return folder
+    try:
+        return write(dataset, folder, seed=seed, progress=progress)
+    except OSError:
+        if folder.is_dir():  # Another process was faster, and wrote the same.
+            return folder
+        raise
+
+
+def cache_folder() -> Path:
+    """Return the folder in which meltr keeps what it can make again."""
+    chosen = os.environ.get("MELTR_CACHE")
+    if chosen:
+        return Path(chosen).expanduser()
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "meltr"
+
+
+def _layout(dataset: str) -> Layout:
+    if dataset not in DATASETS:
+        raise UserError(f"there is no miniature of {dataset!r}.", did_you_mean(dataset, DATASETS))
+    module, name = DATASETS[dataset].split(":")
+    found = getattr(import_module(module), name)
+    assert isinstance(found, Layout)
+    return found
+
+
+def _counts(dataset: str, layout: Layout, sizes: Mapping[str, int] | None) -> dict[str, int]:
+    unknown = [split for split in sizes or {} if split not in layout.splits]
+    if unknown:
+        raise UserError(f"{dataset} has no split {unknown[0]!r}.", did_you_mean(unknown[0], layout.splits))
+    counts = {split: (sizes or {}).get(split, SIZES[split]) for split in layout.splits}
+    for split, count in counts.items():
+        fewest = layout.fewest if split == "train" else 1
+        if count < fewest:
+            raise UserError(f"{count} clips for {split} of {dataset} are too few.", f"Give at least {fewest}.")
+    return counts
+
+
+def _rng(seed: int, purpose: str) -> np.random.Generator:
+    digest = hashlib.blake2b(f"{seed}:{purpose}".encode(), digest_size=8).digest()
+    return np.random.default_rng(int.from_bytes(digest, "big"))

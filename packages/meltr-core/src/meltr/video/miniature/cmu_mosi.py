@@ -1,0 +1,52 @@
+"""CMU-MOSI's layout: ``index.tsv`` and a clip an utterance. Sentiment shows in colour and in words, half of it each.
+
+Colours and words are drawn independently of each other: who only looks, or only reads, knows half.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+
+from meltr.files import write_text
+from meltr.video.miniature.encoding import RATE
+from meltr.video.miniature.language import pick
+from meltr.video.miniature.layouts import ONE_MOVEMENT, Layout, Splits, numbered
+from meltr.video.miniature.scenes import Scene, balanced
+
+FOLDS = {"train": "train", "validation": "valid", "test": "test"}
+"""Split -> fold."""
+
+FEELING: Mapping[str, float] = {"red": -1.5, "purple": -0.9, "blue": -0.3, "white": 0.3, "yellow": 0.9, "green": 1.5}
+"""Colour of what moves -> its part of the sentiment."""
+
+OPINIONS: Mapping[str, float] = {"awful": -1.5, "poor": -0.9, "dull": -0.3, "fine": 0.3, "good": 0.9, "great": 1.5}
+"""Word -> its part of the sentiment."""
+
+SAYS = (
+    "WELL I THINK THE {shape} IS {opinion}",
+    "THE {shape} WAS REALLY {opinion}",
+    "SO THAT {shape} UM IT IS {opinion}",
+)
+
+
+def annotate(folder: Path, splits: Splits, rng: np.random.Generator) -> dict[Path, Scene]:
+    """Write ``index.tsv``: words in capitals as in the original, times of the utterance in its monologue."""
+    rows = [("row", "video", "segment", "start", "end", "intensity", "fold_standard", "words")]
+    opinions = {split: balanced(tuple(OPINIONS), len(scenes), rng) for split, scenes in splits.items()}
+    clips = {}
+    for split, number, scene in numbered(splits):
+        opinion, colour = opinions[split].pop(), scene.thing.colour
+        words = pick(SAYS, rng).format(shape=scene.thing.shape.upper(), opinion=opinion.upper())
+        score = OPINIONS[opinion] + FEELING[colour]
+        video = f"speaker{number:03d}"
+        clips[folder / "Segmented" / f"{video}_1.mp4"] = scene
+        times = ("0.0", f"{scene.frames / RATE:.3f}")
+        rows.append((str(number - 1), video, "1", *times, f"{score:.1f}", FOLDS[split], words))
+    write_text(folder / "index.tsv", "".join("\t".join(row) + "\n" for row in rows))
+    return clips
+
+
+LAYOUT = Layout(ONE_MOVEMENT, tuple(FOLDS), annotate)

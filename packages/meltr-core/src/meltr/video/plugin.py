@@ -1,0 +1,64 @@
+"""The plugin of video and language: tasks, data sets and commands. Core loads it like any installed plugin."""
+
+from __future__ import annotations
+
+import typer
+
+from meltr.cli.data import add_command
+from meltr.hookspecs import hookimpl
+from meltr.specs import DatasetInfo, TaskInfo
+from meltr.video.annotations import READERS, layout
+from meltr.video.cli import predict
+from meltr.video.cli.cache import cache
+from meltr.video.cli.check import check
+from meltr.video.cli.sample import sample
+
+
+@hookimpl
+def register_tasks() -> list[TaskInfo]:
+    """Tasks that several video backbones share."""
+    return [
+        TaskInfo(name="action", summary="One label for a video: what is done in it.", metrics=("top1", "top5")),
+        TaskInfo(
+            name="qa",
+            summary="Answer a question about a video: from a vocabulary of answers, or one of several choices.",
+            metrics=("accuracy",),
+        ),
+        TaskInfo(
+            name="retrieval",
+            summary="Find the video that a text describes (r@1 and so on), and the text of a video (v2t/r@1).",
+            metrics=("r@1", "r@5", "r@10", "medr", "v2t/r@1", "v2t/r@5", "v2t/r@10", "v2t/medr"),
+        ),
+        TaskInfo(
+            name="captioning",
+            summary="Say in a sentence what a video shows.",
+            metrics=("cider", "bleu4", "rouge_l", "meteor", "bleu1", "bleu2", "bleu3"),
+        ),
+        TaskInfo(
+            name="sentiment",
+            summary="How positive what is said in a video is, from -3 to 3.",
+            metrics=("mae", "corr", "ba", "f1", "ba_nonneg", "f1_nonneg", "acc7"),
+            higher_is_better=False,
+        ),
+    ]
+
+
+@hookimpl
+def register_datasets() -> list[DatasetInfo]:
+    """The data sets that `meltr.video.annotations` reads."""
+    layouts = [layout(name) for name in READERS]
+    return [
+        DatasetInfo(
+            name=each.dataset, summary=each.summary, tasks=each.tasks, layout=each.text(), homepage=each.homepage
+        )
+        for each in layouts
+    ]
+
+
+@hookimpl
+def register_commands(app: typer.Typer) -> None:
+    """Add ``meltr predict`` and the commands of ``meltr data``."""
+    predict.register(app)
+    add_command(app, "check", check)
+    add_command(app, "cache", cache)
+    add_command(app, "sample", sample)

@@ -1,0 +1,117 @@
+"""Parts of an adapter's hook `predict` that are the same for all backbones. Imports no torch."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from meltr.context import Prediction, PredictRequest, RunContext
+from meltr.errors import UserError
+from meltr.video.frames.media_files import kind
+
+SHOWN = 5
+"""Answers in a message."""
+
+
+class Use(NamedTuple):
+    """What a run of a task can be asked.
+
+    Args:
+        does: What it does, in a few words.
+        ask: Arguments of ``meltr predict`` that ask it.
+        needs: Which of ``question`` and ``search`` it needs; empty: neither.
+        choosing: Whether it can choose among given answers.
+    """
+
+    does: str
+    ask: str
+    needs: str = ""
+    choosing: bool = False
+
+
+USES = {
+    "qa": Use("answers questions about videos", "--video FILE --question 'what is the man doing?'", "question", True),
+    "retrieval": Use("finds videos by a text", "--search 'a man plays the guitar' --videos DIR", "search"),
+    "action": Use("names the action of a video", "--video FILE", choosing=True),
+    "captioning": Use("describes videos", "--video FILE"),
+    "sentiment": Use("says how positive the speaker of a video is", "--video FILE"),
+}
+"""Task -> what its runs can be asked."""
+
+
+def check_request(request: PredictRequest, context: RunContext, *, must_choose: bool = False) -> None:
+    """Refuse what the run's task cannot use, and ask for what it lacks.
+
+    Args:
+        request: What is asked.
+        context: The run.
+        must_choose: Whether it cannot answer without choices.
+
+    Raises:
+        UserError: If something is of no use, or missing.
+    """
+    use = USES[context.spec.task]
+    hint = f"Ask it so: meltr predict {context.run_dir} {use.ask}{' --choices a,b,c' if must_choose else ''}"
+    given = {"question": request.question, "search": request.search, "choices": request.choices or None}
+    useful = {use.needs, "choices"} if use.choosing else {use.needs}
+    for name, value in given.items():
+        if value is not None and name not in useful:
+            raise UserError(f"This run {use.does}: it cannot use --{name}.", hint)
+    if use.needs and given[use.needs] is None:
+        raise UserError(f"This run {use.does}: it needs --{use.needs}.", hint)
+    if must_choose and not request.choices:
+        raise UserError("This run chooses among given answers: it needs --choices.", hint)
+
+
+def chosen_answers(request: PredictRequest, names: Sequence[str]) -> list[int]:
+    """Return the numbers of the answers that may be given: those of the choices, or all.
+
+    Args:
+        request: What is asked.
+        names: The answers that the run knows.
+
+    Raises:
+        UserError: If a choice is none of them.
+    """
+    unknown = [choice for choice in request.choices if choice not in names]
+    if unknown:
+        near = difflib.get_close_matches(unknown[0], names, n=SHOWN, cutoff=0.0)
+        raise UserError(
+            f"{unknown[0]!r} is none of the {len(names):,} answers that this run knows.",
+            f"Nearest to it: {', '.join(near)}. Without --choices, all are tried.",
+        )
+    return [names.index(choice) for choice in request.choices] or list(range(len(names)))
+
+
+def answer_rows(
+    files: Sequence[Path], probabilities: Sequence[Sequence[float]], names: Sequence[str], *, column: str, top: int
+) -> list[dict[str, Any]]:
+    """Return the `top` most probable answers for each file, best first; of equals, the first.
+
+    Args:
+        files: The files, N.
+        probabilities: For each of them, of each answer, (N, A).
+        names: The answers, A.
+        column: Name of the column with the answer.
+        top: How many.
+    """
+    rows = []
+    for file, row in zip(files, probabilities, strict=True):
+        best = sorted(range(len(row)), key=lambda place: -row[place])[:top]
+        rows += [{kind(file): file, column: names[place], "probability": row[place]} for place in best]
+    return rows
+
+
+def ranked_files(scored: Iterable[tuple[float, Path]], top: int, *, remark: str = "") -> Prediction:
+    """Return the `top` files with the highest scores, best first; of equals, the first named.
+
+    Args:
+        scored: Score and file.
+        top: How many.
+        remark: Added to what the rows are.
+    """
+    found = sorted(scored, key=lambda pair: -pair[0])
+    rows = tuple({kind(file): file, "score": score} for score, file in found[:top])
+    return Prediction(rows, f"best of {len(found):,} files{remark}")

@@ -1,0 +1,1 @@
+"""Metrics and baselines of the tasks of video and language."""
