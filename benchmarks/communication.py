@@ -16,7 +16,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from meltr import Bilevel, LossTransformer
+from meltr import Bilevel, CentralDifference, Estimator, ForwardMode, LossTransformer, PerTask
 from meltr.parallel.data_parallel import DataParallel
 from meltr.parallel.ranks import Ranks, joined
 
@@ -31,7 +31,7 @@ def losses_of(model: nn.Module, inputs: Tensor, count: int) -> Callable[[], list
     return losses
 
 
-def measure(ranks: Ranks, *, width: int, count: int, estimator: str, repeat: int = 7) -> str:
+def measure(ranks: Ranks, *, width: int, count: int, estimator: type[Estimator], repeat: int = 7) -> str:
     """Return a row of the table for one size."""
     torch.manual_seed(0)
     model = nn.Sequential(*(nn.Sequential(nn.Linear(width, width), nn.GELU()) for _ in range(4)))
@@ -45,7 +45,7 @@ def measure(ranks: Ranks, *, width: int, count: int, estimator: str, repeat: int
 
     outer = torch.optim.Adam(combiner.parameters(), 1e-4)
     sharing = DataParallel(ranks, model)
-    bilevel = Bilevel(model, combiner, outer, estimator_name=estimator, sharing=sharing)
+    bilevel = Bilevel(model, combiner, outer, estimator=estimator(), sharing=sharing)
     losses = losses_of(model, torch.randn(64, width), count)
     seconds: dict[bool, list[float]] = {False: [], True: []}
     elements = {False: 0, True: 0}
@@ -66,7 +66,7 @@ def measure(ranks: Ranks, *, width: int, count: int, estimator: str, repeat: int
     ratio = statistics.median(b / a for a, b in zip(seconds[False], seconds[True], strict=True))
     extra = elements[True] - size - phi
     return (
-        f"| {size:,} | {count} | {phi:,} | {estimator} | {elements[False]} | {elements[True]:,} "
+        f"| {size:,} | {count} | {phi:,} | {estimator.name} | {elements[False]} | {elements[True]:,} "
         f"| d + phi + {extra} | {ratio:.2f}x |"
     )
 
@@ -80,7 +80,11 @@ def main() -> None:
             print("| d | losses | phi | estimator | plain step | step with an outer step | that is | time |")
             print("| --- | --- | --- | --- | --- | --- | --- | --- |")
         forward = [(64, 3), (256, 3), (512, 3), (256, 8)]
-        cases = [*((width, count, "forward") for width, count in forward), (256, 3, "difference"), (256, 3, "per_task")]
+        cases = [
+            *((width, count, ForwardMode) for width, count in forward),
+            (256, 3, CentralDifference),
+            (256, 3, PerTask),
+        ]
         for width, count, estimator in cases:
             row = measure(ranks, width=width, count=count, estimator=estimator)
             if ranks.is_first:

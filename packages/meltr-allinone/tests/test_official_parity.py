@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file
 from torch.nn import functional as F
 
-from meltr import Bilevel, LossTransformer
+from meltr import Bilevel, DoubleBackward, ForwardMode, LossTransformer, PerTask
 from meltr.hypergradients.outer_gradient import outer_gradient
 from meltr_allinone.config import ModelConfig
 from meltr_allinone.draws import Draws
@@ -240,11 +240,11 @@ def combiner(golden) -> LossTransformer:
     )
 
 
-@pytest.mark.parametrize("estimator", ["per_task", "forward", "double_backward"])
+@pytest.mark.parametrize("estimator", [PerTask, ForwardMode, DoubleBackward])
 @pytest.mark.parametrize(("official", "primary"), [("mlm", "mlm"), ("ind_itc", "contrastive")])
 def test_meta_step(golden, official, primary, estimator):
     """The released meta step; double backward cannot go through fused attention."""
-    if estimator == "double_backward" and golden.attention == "fused":
+    if estimator is DoubleBackward and golden.attention == "fused":
         pytest.skip("fused attention has no double backward")
     settings, expected, model, m = golden.config["meltr"], golden.tensors("meltr"), golden.model(), combiner(golden)
     adam = settings["adam"]
@@ -256,7 +256,7 @@ def test_meta_step(golden, official, primary, estimator):
         m,
         optimizer,
         gamma=settings["gamma"],
-        estimator_name=estimator,
+        estimator=estimator(),
         outer_clip_norm=settings["max_grad_norm"],
     )
     order = [{"ind_itc": "contrastive"}.get(name, name) for name in settings["loss_order"]]

@@ -36,7 +36,7 @@ def rows(page: str, title: str) -> list[list[str]]:
 
 def test_every_setting_that_the_page_names_exists(page: str) -> None:
     registry = discover()
-    keys = Keys(registry, registry.backbone("allinone"), registry.combiner("meltr"))
+    keys = Keys(registry, registry.backbone("allinone"))
     named = re.findall(r"--set ([\w.]+)=", page)
     for title, column in (("Paper, released code, and meltr", -1), ("Settings", 0), ("Frames", 0)):
         named += [name for row in rows(page, title) for name in re.findall(r"`([a-z_.]+)`", row[column])]

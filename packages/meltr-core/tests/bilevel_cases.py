@@ -9,11 +9,25 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from meltr import Bilevel, LossTransformer
+from meltr import Bilevel, Estimator, LossTransformer, Scheme
+from meltr.builtin import register_estimators, register_schemes
 from meltr.engine.results import StepResult
+from meltr.plugins import load_object
 
 ESTIMATORS = ["forward", "difference", "per_task", "double_backward"]
+SCHEMES = [info.name for info in register_schemes()]
 RELATIVE = {"forward": 1e-5, "per_task": 1e-5, "double_backward": 1e-5, "difference": 2e-3}
+
+
+def scheme_of(name: str, **options) -> Scheme:
+    """A built-in scheme by its name; of the options those that it reads."""
+    kind = next(load_object(info.factory) for info in register_schemes() if info.name == name)
+    return kind(**{key: value for key, value in options.items() if key in kind.__dataclass_fields__})
+
+
+def estimator_of(name: str) -> Estimator:
+    """A new built-in estimator by its name."""
+    return next(load_object(info.factory)() for info in register_estimators() if info.name == name)
 
 
 class ConvNet(nn.Module):
@@ -110,7 +124,7 @@ def take(
 ) -> tuple[StepResult, list, list]:
     """One call of Bilevel.backward with an outer step; returns it, phi's gradient and w's gradient."""
     recorder = Recorder(m.parameters())
-    bilevel = Bilevel(model, m, recorder, estimator_name=estimator, **settings)
+    bilevel = Bilevel(model, m, recorder, estimator=estimator_of(estimator), **settings)
     model.zero_grad()
     torch.manual_seed(7)
     with warnings.catch_warnings():

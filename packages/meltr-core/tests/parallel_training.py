@@ -12,8 +12,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from bilevel_cases import estimator_of, scheme_of
 from meltr import Bilevel, LossTransformer
-from meltr.hypergradients.problem import SchemeOptions
 from meltr.parallel.data_parallel import DataParallel, Sharded
 from meltr.parallel.gather import gather
 from meltr.parallel.ranks import Ranks, joined
@@ -24,13 +24,13 @@ STEPS, BATCH = 20, 8
 CASES = {
     "mean": {},
     "contrastive": {"contrastive": True},
-    "difference": {"estimator_name": "difference"},
-    "forward": {"estimator_name": "forward", "losses": 4},
-    "per_task": {"estimator_name": "per_task", "losses": 4},
-    "contrastive-forward": {"contrastive": True, "estimator_name": "forward"},
+    "difference": {"estimator": "difference"},
+    "forward": {"estimator": "forward", "losses": 4},
+    "per_task": {"estimator": "per_task", "losses": 4},
+    "contrastive-forward": {"contrastive": True, "estimator": "forward"},
     "accumulate": {"accumulate": 2},
-    "aid-fp": {"scheme_name": "aid-fp", "scheme_options": SchemeOptions(step=0.1), "estimator_name": "difference"},
-    "itd": {"scheme_name": "itd", "estimator_name": "difference"},
+    "aid-fp": {"scheme": scheme_of("aid-fp", step=0.1), "estimator": "difference"},
+    "itd": {"scheme": scheme_of("itd"), "estimator": "difference"},
     "held-out": {"held_out": True},
 }
 
@@ -88,6 +88,10 @@ def train(ranks: Ranks, parallel: str, case: str) -> dict[str, torch.Tensor]:
     settings = dict(CASES[case])
     count, contrastive = settings.pop("losses", 3), settings.pop("contrastive", False)
     accumulate, held_out = settings.pop("accumulate", 1), settings.pop("held_out", False)
+    estimator, scheme = (
+        estimator_of(settings.pop("estimator", "auto")),
+        settings.pop("scheme", scheme_of("aid-fp-lite")),
+    )
     torch.manual_seed(0)
     model = Towers()
     m = LossTransformer(count, width=16, heads=2, feedforward=16, scale_hidden=16, start="sum")
@@ -98,7 +102,10 @@ def train(ranks: Ranks, parallel: str, case: str) -> dict[str, torch.Tensor]:
     }[parallel]()
     optimizer = torch.optim.SGD(model.parameters(), 0.05, momentum=0.9)
     outer = torch.optim.SGD(m.parameters(), 0.05)
-    bilevel = Bilevel(model, m, outer, gamma=0.1, sharing=sharing, inner_optimizer=optimizer, every=2, **settings)
+    bilevel = Bilevel(
+        model, m, outer, gamma=0.1, sharing=sharing, inner_optimizer=optimizer, every=2, scheme=scheme,
+        estimator=estimator, **settings,
+    )  # fmt: skip
     products = torch.zeros(count)
     start = torch.cat([p.detach().flatten().clone() for p in m.parameters()])
     for step in range(STEPS):

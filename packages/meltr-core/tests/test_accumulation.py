@@ -9,12 +9,10 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from bilevel_cases import ESTIMATORS, Recorder, Tiny, flat, take, tiny
+from bilevel_cases import ESTIMATORS, SCHEMES, Recorder, Tiny, estimator_of, flat, scheme_of, take, tiny
 from dense_reference import Dense
 from meltr import Bilevel
 from meltr.errors import UserError
-from meltr.hypergradients.problem import SchemeOptions
-from meltr.hypergradients.schemes import SCHEMES
 
 GAMMA = 0.3
 SLICES = [slice(0, 3), slice(3, 6), slice(6, 9)]
@@ -39,8 +37,7 @@ def settings(model: nn.Module, scheme: str, count: int | None = None) -> dict:
     return {
         "gamma": GAMMA,
         "direct_term": True,
-        "scheme_name": scheme,
-        "scheme_options": SchemeOptions(terms=2, step=0.3, damping=3.0),
+        "scheme": scheme_of(scheme, terms=2, step=0.3, damping=3.0),
         "inner_optimizer": torch.optim.AdamW(model.parameters(), 0.1, eps=0.1),
         "others": others if scheme == "stocbio" else None,
     }
@@ -168,7 +165,7 @@ def test_an_inner_step_between_outer_steps_is_ordinary_accumulation(estimator):
     torch.manual_seed(7)
     loss = m(joined(pieces(plain))())
     loss.backward()
-    bilevel = Bilevel(model, m, Recorder(m.parameters()), estimator_name=estimator)
+    bilevel = Bilevel(model, m, Recorder(m.parameters()), estimator=estimator_of(estimator))
     torch.manual_seed(7)
     result = bilevel.backward(pieces(model), outer=False)
     assert result.outer is None
@@ -178,8 +175,8 @@ def test_an_inner_step_between_outer_steps_is_ordinary_accumulation(estimator):
 
 def test_second_order_graphs_of_pieces_are_refused():
     model, m = tiny()
-    options = SchemeOptions(hessian="double_backward")
-    bilevel = Bilevel(model, m, Recorder(m.parameters()), scheme_name="aid-fp", scheme_options=options)
+    scheme = scheme_of("aid-fp", hessian="double_backward")
+    bilevel = Bilevel(model, m, Recorder(m.parameters()), scheme=scheme)
     with pytest.raises(UserError, match="no gradient accumulation") as raised:
         bilevel.backward(pieces(model), outer=True)
     assert "hessian=difference" in str(raised.value)

@@ -10,10 +10,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from bilevel_cases import ESTIMATORS, Recorder, Tiny, flat, take
+from bilevel_cases import ESTIMATORS, Recorder, Tiny, estimator_of, flat, scheme_of, take
 from dense_reference import Dense, series
 from meltr import Bilevel, LossTransformer
-from meltr.hypergradients.problem import SchemeOptions
 from scope_cases import WIDTH, Vit
 
 CASES = [
@@ -55,8 +54,8 @@ def outer_steps(regions: str, estimator: str, scheme: str, hessian: str, scope: 
     model.regions = regions
     recorder = Recorder(m.parameters())
     bilevel = Bilevel(
-        model, m, recorder, estimator_name=estimator, gamma=0.2, scope=scope, scheme_name=scheme,
-        scheme_options=SchemeOptions(step=0.5, terms=2, damping=2.0, hessian=hessian),
+        model, m, recorder, estimator=estimator_of(estimator), gamma=0.2, scope=scope,
+        scheme=scheme_of(scheme, step=0.5, terms=2, damping=2.0, hessian=hessian),
         inner_optimizer=torch.optim.SGD(model.parameters(), 0.1, momentum=0.9),
     )  # fmt: skip
 
@@ -126,9 +125,9 @@ def test_statistics_move_as_in_a_plain_step_with_checkpointing(scheme, hessian, 
     plain = copy.deepcopy(model)
     torch.manual_seed(7)
     m(torch.stack(list(plain.losses().values()))).backward()
-    options = SchemeOptions(step=0.5, terms=2, damping=2.0, hessian=hessian)
+    chosen = scheme_of(scheme, step=0.5, terms=2, damping=2.0, hessian=hessian)
     take(
-        model, m, estimator, scheme_name=scheme, scheme_options=options,
+        model, m, estimator, scheme=chosen,
         inner_optimizer=torch.optim.SGD(model.parameters(), 0.1), others=lambda number: model.losses,
     )  # fmt: skip
     for buffer, theirs in zip(model.buffers(), plain.buffers(), strict=True):
@@ -185,8 +184,8 @@ def test_fused_attention_equals_the_dense_formula(scheme, hessian, estimator):
         q = 0.5 * dense.v(dense.w - 0.5 * dense.u())
     else:
         q = series(dense.h(), v, 0.5, 2) if scheme == "aid-fp" else v
-    options = SchemeOptions(step=0.5, terms=2, hessian=hessian)
-    result, phi, inner = take(model, m, estimator, gamma=0.2, scheme_name=scheme, scheme_options=options)
+    chosen = scheme_of(scheme, step=0.5, terms=2, hessian=hessian)
+    result, phi, inner = take(model, m, estimator, gamma=0.2, scheme=chosen)
     tolerance = 1e-5 if scheme == "aid-fp" and hessian == "difference" else 1e-7 if estimator == "difference" else 1e-10
     g, expected = dense.j() @ q, dense.phi_gradient(q)
     assert (result.outer.products - g).norm() <= tolerance * g.norm()

@@ -15,7 +15,7 @@ from meltr.engine.run import execute
 from meltr.errors import UserError
 from meltr.hookspecs import AdapterSpecs, DiscoverySpecs, ObserverSpecs
 from meltr.plugins import Registry, discover
-from meltr.settings import Keys, resolve
+from meltr.settings import Keys, Parts, resolve
 from meltr.video import annotations, miniature
 
 PACKAGE = Path(__file__).resolve().parents[1]
@@ -178,10 +178,12 @@ def setting_paths(text: str) -> set[str]:
 @pytest.mark.parametrize("page", [*PAGES, "packages/meltr-core/README.md"])
 def test_every_setting_that_a_page_names_exists(registry, page):
     keys = [
-        Keys(registry, backbone, combiner)
+        Keys(registry, backbone, Parts.named(registry, combiner=combiner))
         for backbone in (None, *registry.backbones.values())
-        for combiner in registry.combiners.values()
+        for combiner in registry.combiners
     ]
+    keys += [Keys(registry, None, Parts.named(registry, scheme=name)) for name in registry.schemes]
+    keys += [Keys(registry, None, Parts.named(registry, estimator=name)) for name in registry.estimators]
 
     def exists(path: str) -> bool:
         for each in keys:

@@ -7,12 +7,22 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from bilevel_cases import ESTIMATORS, RELATIVE, ConvNet, Encoder, build, flat, take, tiny
+from bilevel_cases import (
+    ESTIMATORS,
+    RELATIVE,
+    SCHEMES,
+    ConvNet,
+    Encoder,
+    build,
+    estimator_of,
+    flat,
+    scheme_of,
+    take,
+    tiny,
+)
 from dense_reference import Dense
 from meltr import Bilevel, LossTransformer
 from meltr.hypergradients.graph import needed_later, shared_backwards
-from meltr.hypergradients.problem import SchemeOptions
-from meltr.hypergradients.schemes import SCHEMES
 from meltr.verify.memory import peak_memory
 
 GAMMA = 0.3
@@ -59,7 +69,7 @@ def memory_of_steps(model: Trunk, *, part: int | None = None, **settings) -> tup
 def test_rows_cost_one_gradient_more_than_an_ordinary_step(examples):
     """Two losses: the task gradients and nothing else, whatever the activations take; v and u are never made."""
     model = Trunk(2, examples)
-    ordinary, outer = memory_of_steps(model, estimator_name="per_task")
+    ordinary, outer = memory_of_steps(model, estimator=estimator_of("per_task"))
     assert ordinary >= model.gradient
     assert outer <= ordinary + 1.25 * model.gradient
 
@@ -67,14 +77,14 @@ def test_rows_cost_one_gradient_more_than_an_ordinary_step(examples):
 def test_rows_that_are_not_kept_are_there_one_at_a_time():
     """Four losses: v and one task's gradient, where an ordinary step has u."""
     model = Trunk(4, 32)
-    ordinary, outer = memory_of_steps(model, estimator_name="per_task")
+    ordinary, outer = memory_of_steps(model, estimator=estimator_of("per_task"))
     assert outer <= ordinary + 1.25 * model.gradient
 
 
 @pytest.mark.parametrize("estimator", ["difference", "forward"])
 def test_the_graph_of_a_part_is_gone_before_that_of_the_batch(estimator):
     model = Trunk(4, 2048)
-    ordinary, outer = memory_of_steps(model, estimator_name=estimator, part=512)
+    ordinary, outer = memory_of_steps(model, estimator=estimator_of(estimator), part=512)
     assert outer <= 1.05 * ordinary
 
 
@@ -95,8 +105,8 @@ def test_a_graph_that_is_not_retained_costs_no_memory(estimator, more):
     Forward mode holds v beside the tangents of all layers, which are as large as the activations.
     """
     model = Trunk(4, 2048)
-    ordinary, kept = memory_of_steps(model, estimator_name=estimator)
-    _, outer = memory_of_steps(model, estimator_name=estimator, retain_graph=False)
+    ordinary, kept = memory_of_steps(model, estimator=estimator_of(estimator))
+    _, outer = memory_of_steps(model, estimator=estimator_of(estimator), retain_graph=False)
     assert outer <= 1.05 * ordinary + more * model.gradient
     assert kept >= outer + 0.9 * model.gradient, "otherwise there is nothing to save"
 
@@ -147,8 +157,8 @@ def test_so_it_is_with_every_scheme(scheme, estimator, count):
     def others(model):
         return lambda number: lambda: list(model.losses(slice(number, number + 4), shift=0.2).values())[:count]
 
-    options = SchemeOptions(terms=2, step=0.3, damping=3.0)
-    asked = {"scheme_name": scheme, "scheme_options": options, "direct_term": True, "others": others}
+    options = scheme_of(scheme, terms=2, step=0.3, damping=3.0)
+    asked = {"scheme": options, "direct_term": True, "others": others}
     same_outer_step(pair, compute, estimator, {"rtol": 1e-9, "atol": 1e-11}, **asked)
 
 

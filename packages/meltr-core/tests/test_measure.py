@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 import math
 import time
-from typing import get_args
 
 import pytest
 import torch
@@ -23,7 +22,6 @@ from meltr.engine.hooks import Hooks
 from meltr.errors import UserError
 from meltr.plugins import discover
 from meltr.settings import resolve
-from meltr.specs import BilevelSpec
 from meltr.verify import variants
 from meltr.verify.agreement import agreement, cause
 from meltr.verify.fixed_run import Problem
@@ -187,8 +185,8 @@ def test_multi_task_learning_computes_one_forward_and_one_backward_a_step(proble
     assert (done.with_graph, done.without_graph, done.forward_mode, done.backwards) == (3, 0, 0, 3)
 
 
-def test_all_estimators_are_known():
-    assert set(DOCUMENTED) == set(variants.estimators())
+def test_all_estimators_are_known(problem):
+    assert set(DOCUMENTED) == set(variants.estimators(problem.registry))
 
 
 # the problem
@@ -285,16 +283,16 @@ def test_causes_name_the_operation():
 
 
 def test_every_scheme_and_estimator_is_a_variant(problem):
-    names = set(variants.all_variants(problem.spec))
-    assert set(get_args(BilevelSpec.model_fields["scheme"].annotation)) <= names
-    assert set(get_args(BilevelSpec.model_fields["estimator"].annotation)) - {"auto"} <= names
+    names = set(variants.all_variants(problem.spec, problem.registry))
+    assert set(problem.registry.schemes) <= names
+    assert set(problem.registry.estimators) - {"auto"} <= names
 
 
 def test_chosen_variants_start_with_the_reference(problem):
-    assert list(variants.choose(problem.spec, "itd, difference")) == ["sum", "itd", "difference"]
+    assert list(variants.choose(problem.spec, problem.registry, "itd, difference")) == ["sum", "itd", "difference"]
     assert list(variants.choose_approximations(problem.spec, "heads")) == ["sum", "exact", "heads"]
     with pytest.raises(UserError, match="no variant 'idt'") as caught:
-        variants.choose(problem.spec, "idt")
+        variants.choose(problem.spec, problem.registry, "idt")
     assert "Did you mean 'itd'?" in caught.value.hint
 
 
@@ -351,7 +349,7 @@ def test_the_losses_of_the_shared_trunk_share_one_forward(losses, monkeypatch):
 
 
 def test_table_relates_everything_to_multi_task_learning(problem):
-    chosen = variants.choose(problem.spec, "aid-fp-lite,released,none")
+    chosen = variants.choose(problem.spec, problem.registry, "aid-fp-lite,released,none")
     table = measure(problem, chosen, title="toy", turns=1)
     rows = {row.name: row for row in table.rows}
     assert (rows["sum"].time, rows["sum"].memory, rows["sum"].flops) == (1.0, 1.0, 1.0)

@@ -8,10 +8,10 @@ import pytest
 import torch
 from torch import nn
 
-from bilevel_cases import ConvNet, Encoder, Recorder, take
+from bilevel_cases import ConvNet, Encoder, Recorder, estimator_of, take
 from meltr import Bilevel, LossTransformer
-from meltr.hypergradients.products import auto, one_sided
-from meltr.hypergradients.products.one_sided import TOLERANCE
+from meltr.hypergradients.estimators import auto, one_sided
+from meltr.hypergradients.estimators.one_sided import TOLERANCE
 
 
 class Powers(nn.Module):
@@ -28,7 +28,7 @@ class Powers(nn.Module):
 def bilevel(model: nn.Module, estimator: str = "one_sided", **settings) -> Bilevel:
     torch.manual_seed(0)
     m = LossTransformer(4, width=8, heads=2).to(next(model.parameters()).dtype)
-    return Bilevel(model, m, Recorder(m.parameters()), estimator_name=estimator, gamma=0.0, **settings)
+    return Bilevel(model, m, Recorder(m.parameters()), estimator=estimator_of(estimator), gamma=0.0, **settings)
 
 
 def products(training: Bilevel, model: nn.Module) -> torch.Tensor:
@@ -40,13 +40,13 @@ def test_closed_form_at_the_step_that_is_in_use():
     model = Powers()
     training = bilevel(model)
     exact = products(training, model)
-    w, step = model.w.detach(), training._estimator.step
+    w, step = model.w.detach(), training.estimator.step
     torch.testing.assert_close(exact, torch.stack([(k * w ** (k - 1)).sum() for k in (1, 2, 3, 4)]))
     e = step / 3  # v is one everywhere: its length is sqrt(9)
     expected = torch.stack([((w + e) ** k - w**k).sum() / e for k in (1, 2, 3, 4)])
     found = products(training, model)
     torch.testing.assert_close(found, expected, rtol=1e-8, atol=0)
-    assert (found - exact).norm() / exact.norm() == pytest.approx(training._estimator.error, rel=1e-3)
+    assert (found - exact).norm() / exact.norm() == pytest.approx(training.estimator.error, rel=1e-3)
 
 
 @pytest.mark.parametrize("kind", [ConvNet, Encoder])
@@ -57,7 +57,7 @@ def test_within_its_tolerance_and_without_a_trace(kind):
     m = LossTransformer(len(model.losses()), width=16, heads=2, start="random")
     exact, _, gradient = take(model, m, "double_backward", gamma=0.2)
     before = copy.deepcopy(model.state_dict())
-    training = Bilevel(model, m, Recorder(m.parameters()), estimator_name="one_sided", gamma=0.2)
+    training = Bilevel(model, m, Recorder(m.parameters()), estimator=estimator_of("one_sided"), gamma=0.2)
     for _ in range(2):
         model.load_state_dict(before)
         model.zero_grad()
@@ -114,13 +114,13 @@ def test_auto_takes_it_for_large_models_and_leaves_it_when_a_check_fails():
     model, lines = Drifting(), []
     training = bilevel(model, "auto", log=lines.append)
     products(training, model)
-    assert training.estimator_name == "one_sided"
+    assert training.estimator.chosen == "one_sided"
     model.weight = 1.0
     names = []
     for _ in range(one_sided.EARLY + 1):
         found = products(training, model)
-        names.append(training.estimator_name)
-    assert names[-2:] == ["auto", "forward"], names
+        names.append(training.estimator.chosen)
+    assert names[-2:] == [None, "forward"], names
     assert any("off by now" in line for line in lines)
     exact = products(bilevel(model, "double_backward"), model)
     assert (found - exact).norm() <= 1e-5 * exact.norm()
@@ -130,7 +130,7 @@ def test_auto_takes_an_exact_way_for_small_models():
     model = Drifting()
     training = bilevel(model, "auto")
     products(training, model)
-    assert training.estimator_name == "forward"
+    assert training.estimator.chosen == "forward"
 
 
 @pytest.mark.usefixtures("everything_is_large")
@@ -153,11 +153,11 @@ def test_a_check_without_finite_losses_changes_nothing():
     with torch.no_grad():
         model.w[0] = torch.inf
     assert not training.backward(model.losses, outer=True).outer.applied
-    assert training._estimator.step is None
+    assert training.estimator.step is None
     with torch.no_grad():
         model.w[0] = 0.5
     assert products(training, model).isfinite().all()
-    assert training._estimator.step is not None
+    assert training.estimator.step is not None
 
 
 def test_weights_below_float32_are_refused():

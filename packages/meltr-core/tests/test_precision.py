@@ -6,10 +6,20 @@ import pytest
 import torch
 from torch import nn
 
-from bilevel_cases import ESTIMATORS, Quadratic, Recorder, SmoothConvNet, SmoothEncoder, build, flat, take
+from bilevel_cases import (
+    ESTIMATORS,
+    Quadratic,
+    Recorder,
+    SmoothConvNet,
+    SmoothEncoder,
+    build,
+    estimator_of,
+    flat,
+    scheme_of,
+    take,
+)
 from meltr import Bilevel, LinearCombiner
 from meltr.errors import UserError
-from meltr.hypergradients.problem import SchemeOptions
 
 KINDS = [SmoothConvNet, SmoothEncoder]
 CASES = [
@@ -28,8 +38,7 @@ def settings(model: nn.Module, scheme: str, hessian: str, optimizer: type = torc
     more = {"eps": 1e-2} if optimizer is torch.optim.AdamW else {"momentum": 0.9, "nesterov": True}
     return {
         "gamma": 0.2,
-        "scheme_name": scheme,
-        "scheme_options": SchemeOptions(step=0.1, terms=2, damping=1.0, hessian=hessian),
+        "scheme": scheme_of(scheme, step=0.1, terms=2, damping=1.0, hessian=hessian),
         "inner_optimizer": optimizer(model.parameters(), 0.01, **more),
         "others": (lambda number: model.losses) if scheme == "stocbio" else None,
     }
@@ -151,7 +160,7 @@ def test_overflow_leaves_the_step_out_lowers_the_scale_and_training_goes_on(sche
     options = settings(model, scheme, "difference") | {"inner_optimizer": inner}
     del options["others"]
     bilevel = Bilevel(
-        model, m, outer, estimator_name=estimator, every=1, autocast=torch.float16, scaler=grad_scaler,
+        model, m, outer, estimator=estimator_of(estimator), every=1, autocast=torch.float16, scaler=grad_scaler,
         log=lines.append, **options,
     )  # fmt: skip
     applied, moved = [], []
@@ -198,7 +207,7 @@ def test_auto_never_chooses_differences_for_a_model_in_low_precision(kind, expec
     model.to(torch.bfloat16)
     bilevel = Bilevel(model, m, Recorder(m.parameters()))
     bilevel.backward(model.losses, outer=True)
-    assert bilevel.estimator_name == expected
+    assert bilevel.estimator.chosen == expected
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import nn
 
+from bilevel_cases import scheme_of
 from meltr import Bilevel, LinearCombiner, sensitivities
 from meltr.combiners.base import SelfTrained
 from meltr.combiners.dwa import DynamicWeightAverage
@@ -364,7 +365,7 @@ def test_rivals_train_a_model_in_a_plain_loop(name):
     optimizer = torch.optim.Adam(model.parameters(), 0.05)
     outer = torch.optim.Adam(combiner.parameters(), 0.01) if list(combiner.parameters()) else None
     scheme = info.settings.get("bilevel.scheme", "aid-fp-lite")
-    bilevel = Bilevel(model, combiner, outer, every=1, gamma=0.0, scheme_name=scheme, inner_optimizer=optimizer)
+    bilevel = Bilevel(model, combiner, outer, every=1, gamma=0.0, scheme=scheme_of(scheme), inner_optimizer=optimizer)
     first = bilevel.backward(losses)
     for step in range(1, 120):
         optimizer.step()

@@ -7,7 +7,7 @@ import copy
 import pytest
 import torch
 
-from bilevel_cases import Recorder, flat, take, tiny
+from bilevel_cases import Recorder, flat, scheme_of, take, tiny
 from dense_reference import Dense
 from meltr import Bilevel, LinearCombiner
 from meltr.errors import UserError
@@ -68,7 +68,7 @@ def test_direction_is_v_times_the_slope_of_the_real_step(kind, steps):
     dense = Dense(model, m, gamma=0.3)
     q = slope_of_the_step(model, optimizer, dense.u()) * dense.v()
     before = copy.deepcopy(optimizer.state_dict())
-    result, found, inner = take(model, m, "forward", gamma=0.3, scheme_name="sama", inner_optimizer=optimizer)
+    result, found, inner = take(model, m, "forward", gamma=0.3, scheme=scheme_of("sama"), inner_optimizer=optimizer)
     g, expected = dense.j() @ q, dense.phi_gradient(q)
     # Differences at 1e-6 of weights of order 1: rounding gives 1e-10 over a step of 1e-2 to 1e-1.
     assert (result.outer.products - g).norm() <= 1e-6 * g.norm()
@@ -90,7 +90,7 @@ def test_groups_with_settings_of_their_own(steps):
     warm_up(model, optimizer, steps)
     dense = Dense(model, m, gamma=0.3)
     expected = dense.phi_gradient(slope_of_the_step(model, optimizer, dense.u()) * dense.v())
-    _, found, _ = take(model, m, "forward", gamma=0.3, scheme_name="sama", inner_optimizer=optimizer)
+    _, found, _ = take(model, m, "forward", gamma=0.3, scheme=scheme_of("sama"), inner_optimizer=optimizer)
     assert (flat(found) - expected).norm() <= 1e-6 * expected.norm()
 
 
@@ -105,7 +105,7 @@ def test_slope_at_adams_default_eps():
         optimizer.step()
     dense = Dense(model, m, gamma=0.3)
     g = dense.j() @ (slope_of_the_step(model, optimizer, dense.u()) * dense.v())
-    result, _, _ = take(model, m, "per_task", gamma=0.3, scheme_name="sama", inner_optimizer=optimizer)
+    result, _, _ = take(model, m, "per_task", gamma=0.3, scheme=scheme_of("sama"), inner_optimizer=optimizer)
     assert (result.outer.products - g).norm() <= 1e-5 * g.norm()
 
 
@@ -130,7 +130,7 @@ def test_weights_that_never_had_a_gradient_are_no_trouble(dtype):
     exact_optimizer.load_state_dict(optimizer.state_dict())
     dense = Dense(exact, copy.deepcopy(m).double(), lambda: losses(exact))
     expected = dense.j() @ (slope_of_the_step(exact, exact_optimizer, dense.u()) * dense.v())
-    settings = {"gamma": 0.0, "scheme_name": "sama", "inner_optimizer": optimizer}
+    settings = {"gamma": 0.0, "scheme": scheme_of("sama"), "inner_optimizer": optimizer}
     result, _, _ = take(model, m, "per_task", compute=lambda: losses(model), **settings)
     assert result.outer.applied
     assert (result.outer.products - expected).norm() <= 1e-4 * expected.norm()
@@ -143,7 +143,7 @@ def test_hypergradient_descends_the_primary_loss_after_the_real_step():
     warm_up(model, optimizer, 3)
     dense = Dense(model, m, gamma=0.0)
     v = dense.v()
-    _, found, _ = take(model, m, "forward", gamma=0.0, scheme_name="sama", inner_optimizer=optimizer)
+    _, found, _ = take(model, m, "forward", gamma=0.0, scheme=scheme_of("sama"), inner_optimizer=optimizer)
     phi = [p for p, g in zip(m.parameters(), found, strict=True) if g is not None]
     gradient, start = flat(found), torch.nn.utils.parameters_to_vector(phi).detach()
     ends, h = [], 1e-5
@@ -170,7 +170,9 @@ def test_hypergradient_descends_the_primary_loss_after_the_real_step():
 )
 def test_optimisers_whose_step_it_cannot_differentiate_are_named(make, words):
     model, m = tiny()
-    bilevel = Bilevel(model, m, Recorder(m.parameters()), scheme_name="sama", inner_optimizer=make(model.parameters()))
+    bilevel = Bilevel(
+        model, m, Recorder(m.parameters()), scheme=scheme_of("sama"), inner_optimizer=make(model.parameters())
+    )
     with pytest.raises(UserError) as raised:
         bilevel.backward(model.losses, outer=True)
     assert all(word in str(raised.value) for word in words), raised.value
@@ -181,7 +183,7 @@ def test_other_schemes_name_what_they_miss():
     m = LinearCombiner(4).double()
 
     def error(scheme: str, **settings) -> str:
-        bilevel = Bilevel(model, m, Recorder(m.parameters()), scheme_name=scheme, **settings)
+        bilevel = Bilevel(model, m, Recorder(m.parameters()), scheme=scheme_of(scheme), **settings)
         with pytest.raises(UserError) as raised:
             bilevel.backward(model.losses, outer=True)
         return str(raised.value)
@@ -192,5 +194,5 @@ def test_other_schemes_name_what_they_miss():
     message = error("itd")
     assert "does not know it" in message
     assert "inner_optimizer=" in message
-    assert "SchemeOptions(step=" in message
+    assert "ITD(step=" in message
     assert "inner_optimizer=" in error("itd", inner_optimizer=torch.optim.SGD(model.head.parameters(), 0.1))

@@ -10,9 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from bilevel_cases import ConvNet, Encoder, build, flat, take
-from meltr.hypergradients.problem import SchemeOptions
-from meltr.hypergradients.schemes import SCHEMES
+from bilevel_cases import SCHEMES, ConvNet, Encoder, build, flat, scheme_of, take
 
 CURVED = ("aid-fp", "aid-cg", "stocbio")
 CASES = [
@@ -24,8 +22,7 @@ CASES = [
 def settings(model: nn.Module, scheme: str, hessian: str) -> dict:
     """An outer step with a scheme; every scheme is given all that one of them needs."""
     return {
-        "scheme_name": scheme,
-        "scheme_options": SchemeOptions(step=None if scheme == "itd" else 0.1, terms=2, hessian=hessian),
+        "scheme": scheme_of(scheme, step=None if scheme == "itd" else 0.1, terms=2, hessian=hessian),
         "inner_optimizer": torch.optim.AdamW(model.parameters(), 0.01),
         "others": (lambda number: model.losses) if scheme == "stocbio" else None,
         "gamma": 0.2,

@@ -5,9 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from bilevel_cases import ESTIMATORS, flat, take, tiny
+from bilevel_cases import ESTIMATORS, flat, scheme_of, take, tiny
 from dense_reference import Dense, galerkin, series
-from meltr.hypergradients.problem import SchemeOptions
 
 GAMMA = 0.3
 EXACT = 1e-9
@@ -69,7 +68,7 @@ def test_scheme_equals_its_formula(scheme, hessian, batch):
     g = dense.j() @ q
     result, found, inner = take(
         model, m, "forward", primary=primary, others=other_batches(model), gamma=GAMMA,
-        scheme_name=scheme, scheme_options=SchemeOptions(hessian=hessian, **options),
+        scheme=scheme_of(scheme, hessian=hessian, **options),
     )  # fmt: skip
     tolerance = BY_DIFFERENCE if hessian == "difference" and scheme in ("aid-fp", "aid-cg", "stocbio") else EXACT
     assert (result.outer.products - g).norm() <= tolerance * g.norm()
@@ -87,7 +86,7 @@ def test_direct_term_is_added(scheme, batch):
     q, options = expected_direction(scheme, model, m, dense)
     _, found, _ = take(
         model, m, "forward", primary=primary, others=other_batches(model), gamma=GAMMA, direct_term=True,
-        scheme_name=scheme, scheme_options=SchemeOptions(hessian="double_backward", **options),
+        scheme=scheme_of(scheme, hessian="double_backward", **options),
     )  # fmt: skip
     expected = dense.phi_gradient(q, direct_term=True)
     assert (flat(found) - expected).norm() <= EXACT * expected.norm()
@@ -109,7 +108,7 @@ def test_look_ahead_is_the_derivative_through_the_step(rates, batch, direct_term
         rate, optimizer = torch.full_like(rate, 0.5), None
     _, found, _ = take(
         model, m, "forward", primary=primary, gamma=GAMMA, direct_term=direct_term, inner_optimizer=optimizer,
-        scheme_name="itd", scheme_options=SchemeOptions(step=0.5 if rates == "step" else None),
+        scheme=scheme_of("itd", step=0.5 if rates == "step" else None),
     )  # fmt: skip
     expected = dense.look_ahead_gradient(rate, direct_term=direct_term)
     assert (flat(found) - expected).norm() <= EXACT * expected.norm()
@@ -123,7 +122,7 @@ def test_scheme_with_every_estimator(scheme, estimator):
     q, options = expected_direction(scheme, model, m, dense)
     _, found, _ = take(
         model, m, estimator, others=other_batches(model), gamma=GAMMA,
-        scheme_name=scheme, scheme_options=SchemeOptions(hessian="double_backward", **options),
+        scheme=scheme_of(scheme, hessian="double_backward", **options),
     )  # fmt: skip
     expected = dense.phi_gradient(q)
     # In float64 the difference's ladder of steps ends at 1e-5, with an error of order 1e-10.
@@ -154,10 +153,8 @@ def test_kept_task_gradients_serve_every_scheme(scheme, hessian):
         q = series(dense.h(), v, 0.4, 1)
     else:
         q = galerkin(dense.h() + 5 * torch.eye(len(v), dtype=v.dtype), v, 1)
-    options = SchemeOptions(terms=1, step=0.4, damping=5.0, hessian=hessian)
-    result, found, inner = take(
-        model, two, "auto", compute=losses, others=others, gamma=GAMMA, scheme_name=scheme, scheme_options=options
-    )
+    chosen = scheme_of(scheme, terms=1, step=0.4, damping=5.0, hessian=hessian)
+    result, found, inner = take(model, two, "auto", compute=losses, others=others, gamma=GAMMA, scheme=chosen)
     expected = dense.phi_gradient(q)
     tolerance = BY_DIFFERENCE if hessian == "difference" else EXACT
     assert (flat(found) - expected).norm() <= tolerance * expected.norm()
@@ -184,9 +181,7 @@ def test_difference_of_gradients_has_second_order(monkeypatch):
     errors = []
     for distance in (1e-2, 1e-3):
         monkeypatch.setattr("meltr.hypergradients.hessian.DISPLACEMENT", distance)
-        result, _, _ = take(
-            model, m, "forward", gamma=GAMMA, scheme_name="aid-fp", scheme_options=SchemeOptions(terms=1, step=1.0)
-        )
+        result, _, _ = take(model, m, "forward", gamma=GAMMA, scheme=scheme_of("aid-fp", terms=1, step=1.0))
         errors.append(float((result.outer.products - expected).norm()))
     assert errors[0] / errors[1] == pytest.approx(100, rel=0.1)
 
@@ -201,7 +196,7 @@ def test_dropout_in_the_combiner_is_one_draw_an_outer_step(scheme, hessian):
     q, options = expected_direction(scheme, model, m, dense)
     _, found, _ = take(
         model, m, "forward", gamma=GAMMA, direct_term=scheme != "itd",
-        scheme_name=scheme, scheme_options=SchemeOptions(hessian=hessian, **options),
+        scheme=scheme_of(scheme, hessian=hessian, **options),
     )  # fmt: skip
     expected = dense.phi_gradient(q, direct_term=scheme != "itd")
     tolerance = BY_DIFFERENCE if hessian == "difference" and scheme in ("aid-fp", "aid-cg") else EXACT
@@ -213,10 +208,8 @@ def test_dropout_in_the_combiner_with_independent_batches():
     m.encoder.dropout.p = m.encoder.dropout1.p = m.encoder.dropout2.p = 0.1
     found = {}
     for hessian in ("difference", "double_backward"):
-        options = SchemeOptions(step=0.4, hessian=hessian)
-        _, phi, _ = take(
-            model, m, "forward", others=other_batches(model), scheme_name="stocbio", scheme_options=options
-        )
+        chosen = scheme_of("stocbio", step=0.4, hessian=hessian)
+        _, phi, _ = take(model, m, "forward", others=other_batches(model), scheme=chosen)
         found[hessian] = flat(phi)
     gap = (found["difference"] - found["double_backward"]).norm()
     assert gap <= BY_DIFFERENCE * found["double_backward"].norm()

@@ -7,10 +7,9 @@ import itertools
 import pytest
 import torch
 
-from bilevel_cases import ESTIMATORS, Quadratic, take
+from bilevel_cases import ESTIMATORS, Quadratic, scheme_of, take
 from dense_reference import galerkin, series
 from meltr import Bilevel, LinearCombiner
-from meltr.hypergradients.problem import SchemeOptions
 
 TASKS, SIZE = 6, 4
 A = torch.tensor([0.9, 0.4, 0.7, 0.3, 0.5, 0.6], dtype=torch.float64)
@@ -36,9 +35,7 @@ def hessian(model: Quadratic) -> torch.Tensor:
 
 def products(model, m, scheme, *, estimator="forward", others=None, **options) -> torch.Tensor:
     """g as the engine finds it; phi's gradient must be minus that, because m is linear."""
-    result, (found,), _ = take(
-        model, m, estimator, others=others, gamma=0.0, scheme_name=scheme, scheme_options=SchemeOptions(**options)
-    )
+    result, (found,), _ = take(model, m, estimator, others=others, gamma=0.0, scheme=scheme_of(scheme, **options))
     assert torch.equal(found, -result.outer.products)
     return result.outer.products
 
@@ -243,7 +240,7 @@ def test_no_direction_leaves_the_combiner_alone():
     """Also what an optimiser makes of its zero gradient."""
     model, m = problem()
     assert torch.equal(products(model, m, "none"), torch.zeros(TASKS, dtype=torch.float64))
-    bilevel = Bilevel(model, m, torch.optim.Adam(m.parameters(), 0.1), every=1, scheme_name="none", gamma=0.3)
+    bilevel = Bilevel(model, m, torch.optim.Adam(m.parameters(), 0.1), every=1, scheme=scheme_of("none"), gamma=0.3)
     for _ in range(3):
         bilevel.backward(model.losses)
     assert bilevel.outer_steps == 2
@@ -262,7 +259,7 @@ def test_no_primary_gradient_means_no_direction(scheme):
         expected = j @ (rate * model.a[0] @ (-rate * j.T @ A))
     optimizer = torch.optim.SGD(model.parameters(), rate)
     result, (found,), _ = take(
-        model, m, "forward", gamma=0.0, scheme_name=scheme, inner_optimizer=optimizer,
+        model, m, "forward", gamma=0.0, scheme=scheme_of(scheme), inner_optimizer=optimizer,
         others=lambda number: model.losses,
     )  # fmt: skip
     assert result.outer.applied

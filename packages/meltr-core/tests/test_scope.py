@@ -10,11 +10,10 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from bilevel_cases import ESTIMATORS, Recorder, flat
+from bilevel_cases import ESTIMATORS, Recorder, estimator_of, flat, scheme_of
 from dense_reference import Dense, series
 from meltr import Bilevel, LossTransformer
 from meltr.errors import UserError
-from meltr.hypergradients.problem import SchemeOptions
 from meltr.hypergradients.scope import find_scope
 from scope_cases import MODELS, Again, Block, EncoderDecoder, Parts, Tied, Towers, Vit, names
 
@@ -44,7 +43,7 @@ def expected_parameters(model: nn.Module, kind: str) -> list[torch.Tensor]:
 def outer_steps(model, m, estimator: str, count: int = 2, *, compute=None, **settings):
     """Outer steps at the same weights and seed; modules below the scope are skipped from the second one on."""
     recorder = Recorder(m.parameters())
-    bilevel = Bilevel(model, m, recorder, estimator_name=estimator, gamma=GAMMA, **settings)
+    bilevel = Bilevel(model, m, recorder, estimator=estimator_of(estimator), gamma=GAMMA, **settings)
     for _ in range(count):
         model.zero_grad()
         torch.manual_seed(7)
@@ -127,8 +126,8 @@ def test_schemes_that_evaluate_again_stop_there_too(architecture, scheme, hessia
     q = 0.5 * dense.v(dense.w - 0.5 * dense.u()) if scheme == "itd" else series(dense.h(), dense.v(), 0.5, 2)
     expected = dense.phi_gradient(q)
     tolerance = 1e-5 if scheme == "aid-fp" and hessian == "difference" else 1e-10
-    options = SchemeOptions(terms=2, step=0.5, hessian=hessian)
-    for _, phi in outer_steps(model, m, "forward", scope="last_block", scheme_name=scheme, scheme_options=options):
+    chosen = scheme_of(scheme, terms=2, step=0.5, hessian=hessian)
+    for _, phi in outer_steps(model, m, "forward", scope="last_block", scheme=chosen):
         assert (phi - expected).norm() <= tolerance * expected.norm()
 
 
@@ -146,8 +145,8 @@ def test_modules_below_are_evaluated_once(architecture, estimator, scheme):
         return [block.calls - one for block, one in zip(blocks, before, strict=True)]
 
     once = counts()
-    options = SchemeOptions(step=0.1)
-    steps = outer_steps(model, m, estimator, scope="last_block", scheme_name=scheme, scheme_options=options)
+    chosen = scheme_of(scheme, step=0.1)
+    steps = outer_steps(model, m, estimator, scope="last_block", scheme=chosen)
     next(steps)  # finds the scope
     before = [block.calls for block in blocks]
     next(steps)

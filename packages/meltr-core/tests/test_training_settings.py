@@ -45,10 +45,10 @@ def outer_lines(folder: Path) -> list[dict]:
 @pytest.mark.parametrize(
     "settings",
     [
-        {"bilevel.scheme": "aid-fp", "bilevel.scheme_step": 0.01},
-        {"bilevel.scheme": "aid-cg", "bilevel.damping": 0.1, "bilevel.hessian": "double_backward"},
-        {"bilevel.scheme": "stocbio", "bilevel.scheme_step": 0.01},
-        {"bilevel.scheme": "stocbio", "bilevel.outer_batch": "replay", "bilevel.terms": 1},
+        {"bilevel.scheme": "aid-fp", "scheme_options.step": 0.01},
+        {"bilevel.scheme": "aid-cg", "scheme_options.damping": 0.1, "scheme_options.hessian": "double_backward"},
+        {"bilevel.scheme": "stocbio", "scheme_options.step": 0.01},
+        {"bilevel.scheme": "stocbio", "bilevel.outer_batch": "replay", "scheme_options.terms": 1},
         {"bilevel.scheme": "itd", "bilevel.outer_batch": "held_out"},
         {"bilevel.scheme": "sama"},
         {"bilevel.scheme": "itd", "bilevel.outer_fraction": 0.5},
@@ -122,7 +122,11 @@ def test_activation_checkpointing_changes_nothing(run, tmp_path, combiner):
     ("settings", "message", "hint"),
     [
         ({"train.accumulate": 5}, "batch_size=32 cannot be cut into 1 processes x 5 pieces", "multiple of 5"),
-        ({"train.compile": True, "bilevel.hessian": "double_backward"}, "double_backward", "hessian=difference"),
+        (
+            {"train.compile": True, "bilevel.scheme": "aid-fp", "scheme_options.hessian": "double_backward"},
+            "double_backward",
+            "hessian=difference",
+        ),
         ({"train.compile": True, "bilevel.estimator": "double_backward"}, "double_backward", "estimator=auto"),
     ],
 )

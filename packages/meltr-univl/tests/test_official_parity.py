@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from meltr import Bilevel
+from meltr import Bilevel, DoubleBackward, Estimator, ForwardMode, PerTask
 from meltr.hypergradients.outer_gradient import outer_gradient
 from meltr.video.tasks.retrieval import summary, text_to_video
 from meltr_univl.beam_search import beam_search
@@ -218,22 +218,24 @@ def test_the_combined_loss(golden: Goldens) -> None:
     golden.close(slopes, expected["d_combined_d_losses"], 1e-5)
 
 
-@pytest.mark.parametrize("estimator", ["per_task", "forward", "double_backward"])
+@pytest.mark.parametrize("estimator", [PerTask, ForwardMode, DoubleBackward])
 @pytest.mark.parametrize("regularised", [False, True])
 @pytest.mark.parametrize(("target", "primary"), [("retrieval", "align"), ("caption", "decoder")])
-def test_meta_gradients(golden: Goldens, target: str, primary: str, regularised: bool, estimator: str) -> None:
+def test_meta_gradients(
+    golden: Goldens, target: str, primary: str, regularised: bool, estimator: type[Estimator]
+) -> None:
     prefix = f"hyper.{target}.{'reg' if regularised else 'noreg'}."
     if golden.leaves_out(f"{prefix}val_loss"):
         pytest.skip(f"{golden.folder} leaves out {prefix}*")
     expected = golden.tensors("meltr")
     gamma = golden.config["meltr"]["gamma"] if regularised else 0.0
-    model, m = golden.model(attention="eager" if estimator == "double_backward" else "fused"), golden.combiner()
+    model, m = golden.model(attention="eager" if estimator is DoubleBackward else "fused"), golden.combiner()
 
     def losses(source: str, *wanted: str) -> dict[str, Tensor]:
         return task_losses(model, *golden.batch(source), wanted=wanted, settings=golden.settings())
 
     optimizer = torch.optim.SGD(m.parameters(), 0.0)
-    meltr = Bilevel(model, m, optimizer, gamma=gamma, estimator_name=estimator)
+    meltr = Bilevel(model, m, optimizer, gamma=gamma, estimator=estimator())
     with torch.enable_grad():
         result = meltr.outer_step(lambda: losses("train1", primary), lambda: losses("train0", *EIGHT))
         vector = torch.stack(list(losses("train0", *EIGHT).values())).detach()

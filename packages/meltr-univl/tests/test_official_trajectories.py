@@ -19,6 +19,7 @@ from torch import Tensor
 
 import meltr_univl.adapter
 from meltr.context import Data
+from meltr.engine.building import estimator_of, scheme_of
 from meltr.engine.results import OuterResult, StepResult
 from meltr.engine.run import open_run
 from meltr.engine.trainer import Trainer
@@ -130,7 +131,15 @@ class Run:
         self.rows = [EIGHT.index(name) for name in context.losses]  # a run has its primary loss first
         self.model, self.combiner = golden.model(), golden.combiner(self.rows)
         data = Data(self.batches, None)
-        self.trainer = Trainer(hooks, context, data, model=self.model, combiner=self.combiner)
+        self.trainer = Trainer(
+            hooks,
+            context,
+            data,
+            model=self.model,
+            combiner=self.combiner,
+            scheme=scheme_of(installed(), context.spec),
+            estimator=estimator_of(installed(), context.spec),
+        )
         self._watch_steps()
         self._watch_outer_steps()
         self._draw_as_recorded()

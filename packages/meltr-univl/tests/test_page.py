@@ -36,7 +36,7 @@ def rows(page: str, title: str) -> list[list[str]]:
 
 def test_every_setting_that_the_page_names_exists(page: str) -> None:
     registry = discover()
-    keys = Keys(registry, registry.backbone("univl"), registry.combiner("meltr"))
+    keys = Keys(registry, registry.backbone("univl"))
     named = re.findall(r"--set ([\w.]+)=", page)
     for title, column in (
         ("Paper, released code, and meltr", -1),

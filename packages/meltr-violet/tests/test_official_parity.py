@@ -11,7 +11,7 @@ import re
 import pytest
 import torch
 
-from meltr import Bilevel, LossTransformer
+from meltr import Bilevel, DoubleBackward, ForwardMode, LossTransformer, PerTask
 from meltr.hypergradients.outer_gradient import outer_gradient
 from meltr_violet.losses import LossSettings, cross_entropy, task_losses
 from meltr_violet.losses import _Passes as Passes
@@ -269,7 +269,7 @@ def test_inner_step(golden):
         close(golden, m(losses), expected["meltr_after"], 1e-4)
 
 
-@pytest.mark.parametrize("estimator", ["per_task", "forward", "double_backward"])
+@pytest.mark.parametrize("estimator", [PerTask, ForwardMode, DoubleBackward])
 def test_meta_step(golden, estimator):
     expected, case = golden.json("losses.json")["meta_step"], golden.tensors("case_meltr")
     model, m = golden.model(), loss_transformer(golden, "retrieval")
@@ -278,7 +278,7 @@ def test_meta_step(golden, estimator):
         m.parameters(), expected["lr"], betas=tuple(expected["betas"]), weight_decay=expected["weight_decay"]
     )
     meltr = Bilevel(
-        model, m, optimizer, gamma=expected["gamma"], estimator_name=estimator, outer_clip_norm=expected["max_norm"]
+        model, m, optimizer, gamma=expected["gamma"], estimator=estimator(), outer_clip_norm=expected["max_norm"]
     )
     seen: list[torch.Tensor] = []
 

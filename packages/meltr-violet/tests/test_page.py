@@ -37,7 +37,7 @@ def rows(page: str, title: str) -> list[list[str]]:
 
 def test_every_setting_that_the_page_names_exists(page: str) -> None:
     registry = discover()
-    keys = Keys(registry, registry.backbone("violet"), registry.combiner("meltr"))
+    keys = Keys(registry, registry.backbone("violet"))
     switches = [row[-1] for row in rows(page, "Paper, released code, and meltr")]
     settings = [row[0] for row in rows(page, "Settings")] + [row[0] for row in rows(page, "Weights")]
     named = [name for cell in switches + settings for name in re.findall(r"`([\w.]+)`", cell)]

@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from meltr import Bilevel, LossTransformer
+from meltr import Bilevel, CentralDifference, ForwardMode, LossTransformer, PerTask
 from meltr.blocks import find_blocks
 from meltr.engine.wrapping import checkpoint_blocks
 from meltr_violet.config import TINY
@@ -53,7 +53,7 @@ def outer_gradient(model, batch, estimator, settings=None) -> tuple[torch.Tensor
     torch.manual_seed(1)
     m = LossTransformer(LOSSES, width=32, feedforward=32, scale_hidden=32, start="random").to(model.video.emb_pos.dtype)
     recorder, generator = Recorder(m.parameters()), torch.Generator().manual_seed(5)
-    bilevel = Bilevel(model, m, recorder, estimator_name=estimator, generators=[generator])
+    bilevel = Bilevel(model, m, recorder, estimator=estimator(), generators=[generator])
     torch.manual_seed(5)
     result = bilevel.backward(lambda: losses_of(model, batch, generator, settings), outer=True)
     return recorder.seen, result.outer.products
@@ -66,7 +66,7 @@ def test_every_way_to_the_hypergradient_agrees(tiny_batch, choices):
     model = make(choices=bool(choices))
     settings = LossSettings(pairs_per_pass=4)
     expected, g = outer_gradient(copy.deepcopy(model), batch, "double_backward", settings)
-    for estimator, tolerance in {"forward": 1e-4, "per_task": 1e-4, "difference": 5e-3}.items():
+    for estimator, tolerance in {ForwardMode: 1e-4, PerTask: 1e-4, CentralDifference: 5e-3}.items():
         mine = copy.deepcopy(model)
         found, products = outer_gradient(mine, batch, estimator, settings)
         assert (products - g).norm() <= tolerance * g.norm(), estimator

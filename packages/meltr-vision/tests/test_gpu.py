@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from meltr import Bilevel, LossTransformer
+from meltr import Bilevel, CentralDifference, DoubleBackward, Estimator, ForwardMode, LossTransformer, PerTask
 from meltr.engine.run import execute
 from meltr.plugins import discover
 from meltr.settings import resolve
@@ -17,7 +17,7 @@ pytestmark = [
     pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device on this machine"),
 ]
 
-TOLERANCE = {"forward": 1e-4, "per_task": 1e-4, "difference": 5e-3}
+TOLERANCE = {ForwardMode: 1e-4, PerTask: 1e-4, CentralDifference: 5e-3}
 
 
 class NoStep(torch.optim.SGD):
@@ -39,17 +39,17 @@ def test_every_estimator_agrees_with_double_backward(make_context, monkeypatch, 
     generator = torch.Generator(device)
     context = type(context)(**{**vars(context), "device": device, "generator": generator})
 
-    def products(estimator: str) -> torch.Tensor:
+    def products(estimator: type[Estimator]) -> torch.Tensor:
         torch.manual_seed(1)
         m = LossTransformer(context.losses, width=32, start="random").to(device)
-        bilevel = Bilevel(net, m, NoStep(m.parameters()), estimator_name=estimator, generators=[generator])
+        bilevel = Bilevel(net, m, NoStep(m.parameters()), estimator=estimator(), generators=[generator])
         generator.manual_seed(5)
         torch.manual_seed(5)
         net.zero_grad()
         result = bilevel.backward(lambda: VisionAdapter().compute_task_losses(net, batch, context), outer=True)
         return result.outer.products
 
-    expected = products("double_backward")
+    expected = products(DoubleBackward)
     for estimator, tolerance in TOLERANCE.items():
         assert (products(estimator) - expected).norm() <= tolerance * expected.norm(), estimator
 

@@ -9,11 +9,11 @@ import pytest
 import torch
 from torch import nn
 
-from meltr import Bilevel, LossTransformer
+from meltr import Bilevel, CentralDifference, ForwardMode, LossTransformer, PerTask
 from meltr_vision.adapter import VisionAdapter
 from meltr_vision.building import build_classifier
 
-RELATIVE = {"forward": 1e-5, "per_task": 1e-5, "difference": 2e-3}
+RELATIVE = {ForwardMode: 1e-5, PerTask: 1e-5, CentralDifference: 2e-3}
 
 
 class Recorder(torch.optim.SGD):
@@ -31,7 +31,7 @@ def outer_gradient(model, context, batch, estimator) -> tuple[torch.Tensor, torc
     torch.manual_seed(1)
     m = LossTransformer(context.losses, width=32, feedforward=32, scale_hidden=32, start="random")
     recorder = Recorder(m.parameters())
-    bilevel = Bilevel(model, m, recorder, estimator_name=estimator, generators=[context.generator])
+    bilevel = Bilevel(model, m, recorder, estimator=estimator(), generators=[context.generator])
     context.generator.manual_seed(5)
     torch.manual_seed(5)
     with warnings.catch_warnings():

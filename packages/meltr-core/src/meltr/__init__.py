@@ -29,13 +29,31 @@ if TYPE_CHECKING:
     from meltr.errors import PluginError as PluginError
     from meltr.errors import UserError as UserError
     from meltr.hookspecs import hookimpl as hookimpl
+    from meltr.hypergradients.estimators import Auto as Auto
+    from meltr.hypergradients.estimators import CentralDifference as CentralDifference
+    from meltr.hypergradients.estimators import DoubleBackward as DoubleBackward
+    from meltr.hypergradients.estimators import Estimator as Estimator
+    from meltr.hypergradients.estimators import ForwardMode as ForwardMode
+    from meltr.hypergradients.estimators import OneSidedDifference as OneSidedDifference
+    from meltr.hypergradients.estimators import PerTask as PerTask
+    from meltr.hypergradients.problem import OuterProblem as OuterProblem
+    from meltr.hypergradients.schemes import AIDCG as AIDCG
+    from meltr.hypergradients.schemes import AIDFP as AIDFP
+    from meltr.hypergradients.schemes import ITD as ITD
+    from meltr.hypergradients.schemes import SAMA as SAMA
+    from meltr.hypergradients.schemes import AIDFPLite as AIDFPLite
+    from meltr.hypergradients.schemes import NoDirection as NoDirection
+    from meltr.hypergradients.schemes import Scheme as Scheme
+    from meltr.hypergradients.schemes import StocBiO as StocBiO
     from meltr.specs import BackboneInfo as BackboneInfo
     from meltr.specs import BackboneTask as BackboneTask
     from meltr.specs import BenchmarkInfo as BenchmarkInfo
     from meltr.specs import CombinerInfo as CombinerInfo
     from meltr.specs import DatasetInfo as DatasetInfo
+    from meltr.specs import EstimatorInfo as EstimatorInfo
     from meltr.specs import PresetInfo as PresetInfo
     from meltr.specs import RunSpec as RunSpec
+    from meltr.specs import SchemeInfo as SchemeInfo
     from meltr.specs import TaskInfo as TaskInfo
 
 __version__ = "0.1.0"
@@ -54,13 +72,32 @@ _HOME = {
     "hookimpl": "meltr.hookspecs",
     **dict.fromkeys(
         (
+            "Auto",
+            "CentralDifference",
+            "DoubleBackward",
+            "Estimator",
+            "ForwardMode",
+            "OneSidedDifference",
+            "PerTask",
+        ),
+        "meltr.hypergradients.estimators",
+    ),
+    "OuterProblem": "meltr.hypergradients.problem",
+    **dict.fromkeys(
+        ("AIDCG", "AIDFP", "AIDFPLite", "ITD", "NoDirection", "SAMA", "Scheme", "StocBiO"),
+        "meltr.hypergradients.schemes",
+    ),
+    **dict.fromkeys(
+        (
             "BackboneInfo",
             "BackboneTask",
             "BenchmarkInfo",
             "CombinerInfo",
             "DatasetInfo",
+            "EstimatorInfo",
             "PresetInfo",
             "RunSpec",
+            "SchemeInfo",
             "TaskInfo",
         ),
         "meltr.specs",

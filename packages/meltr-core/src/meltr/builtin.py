@@ -1,9 +1,9 @@
-"""Core's own plugin: the task and the combiners that come with meltr. An ordinary plugin like any other."""
+"""Core's own plugin: the task, combiners, schemes and estimators that come with meltr. An ordinary plugin."""
 
 from __future__ import annotations
 
 from meltr.hookspecs import hookimpl
-from meltr.specs import CombinerInfo, TaskInfo
+from meltr.specs import CombinerInfo, EstimatorInfo, SchemeInfo, TaskInfo
 
 
 @hookimpl
@@ -48,6 +48,87 @@ def register_combiners() -> list[CombinerInfo]:
             primary_only=True,
         ),
         *_rivals(),
+    ]
+
+
+@hookimpl
+def register_schemes() -> list[SchemeInfo]:
+    """The rows of Table 8, and SAMA."""
+    home, options = "meltr.hypergradients.schemes", "meltr.hypergradients.options"
+    return [
+        SchemeInfo(
+            name="aid-fp-lite",
+            summary="q = v: the Hessian replaced by the identity (the paper's scheme, section 4.3).",
+            factory=f"{home}:AIDFPLite",
+        ),
+        SchemeInfo(
+            name="aid-fp",
+            summary="A Neumann series for the inverse Hessian times v (AuxiLearn).",
+            factory=f"{home}:AIDFP",
+            options=f"{options}:AIDFPOptions",
+        ),
+        SchemeInfo(
+            name="aid-cg",
+            summary="Conjugate gradients on (H + damping) q = v.",
+            factory=f"{home}:AIDCG",
+            options=f"{options}:AIDCGOptions",
+        ),
+        SchemeInfo(
+            name="stocbio",
+            summary="A series with an independent batch for every factor (StocBiO).",
+            factory=f"{home}:StocBiO",
+            options=f"{options}:StocBiOOptions",
+        ),
+        SchemeInfo(
+            name="itd",
+            summary="The primary gradient after one look-ahead step (Meta-Weight-Net).",
+            factory=f"{home}:ITD",
+            options=f"{options}:ITDOptions",
+        ),
+        SchemeInfo(
+            name="sama",
+            summary="v times the derivative of the inner optimiser's step (SAMA; not in the paper).",
+            factory=f"{home}:SAMA",
+        ),
+        SchemeInfo(
+            name="none",
+            summary="q = 0: the combiner stays as it is (multi-task learning).",
+            factory=f"{home}:NoDirection",
+        ),
+    ]
+
+
+@hookimpl
+def register_estimators() -> list[EstimatorInfo]:
+    """Five ways to compute g = J q, and the choice between them."""
+    home, options = "meltr.hypergradients.estimators", "meltr.hypergradients.options"
+    return [
+        EstimatorInfo(
+            name="auto", summary="Chooses one of the others at the first outer step.", factory=f"{home}:Auto"
+        ),
+        EstimatorInfo(
+            name="one_sided",
+            summary="One-sided differences of the losses, checked: one forward.",
+            factory=f"{home}:OneSidedDifference",
+            options=f"{options}:OneSidedDifferenceOptions",
+        ),
+        EstimatorInfo(
+            name="forward", summary="Forward mode, exact: about two forwards.", factory=f"{home}:ForwardMode"
+        ),
+        EstimatorInfo(
+            name="difference",
+            summary="Central differences of the losses: two forwards.",
+            factory=f"{home}:CentralDifference",
+            options=f"{options}:CentralDifferenceOptions",
+        ),
+        EstimatorInfo(
+            name="per_task", summary="One backward per task, exact: T + 1 backwards.", factory=f"{home}:PerTask"
+        ),
+        EstimatorInfo(
+            name="double_backward",
+            summary="Double backward, exact: the released code's way, and the most memory.",
+            factory=f"{home}:DoubleBackward",
+        ),
     ]
 
 

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     import typer
 
     from meltr.context import Data, Evaluation, Prediction, PredictRequest, RunContext, StepRecord
-    from meltr.specs import BackboneInfo, CombinerInfo, DatasetInfo, TaskInfo
+    from meltr.specs import BackboneInfo, CombinerInfo, DatasetInfo, EstimatorInfo, SchemeInfo, TaskInfo
 
 PROJECT = "meltr"
 hookspec = pluggy.HookspecMarker(PROJECT)
@@ -42,6 +42,16 @@ class DiscoverySpecs:
     @hookspec
     def register_combiners(self) -> Sequence[CombinerInfo]:
         """Return rules that turn the task losses into one loss."""
+        raise AssertionError("specification only")
+
+    @hookspec
+    def register_schemes(self) -> Sequence[SchemeInfo]:
+        """Return rules that choose the direction q of the hypergradient."""
+        raise AssertionError("specification only")
+
+    @hookspec
+    def register_estimators(self) -> Sequence[EstimatorInfo]:
+        """Return ways to compute g = J q."""
         raise AssertionError("specification only")
 
     @hookspec

@@ -25,7 +25,16 @@ from pydantic import ValidationError
 from meltr import __version__
 from meltr.errors import MeltrError, PluginError, UserError, did_you_mean
 from meltr.hookspecs import PROJECT, AdapterSpecs, DiscoverySpecs, ObserverSpecs
-from meltr.specs import PLUGIN_API, BackboneInfo, CombinerInfo, DatasetInfo, RunSpec, TaskInfo
+from meltr.specs import (
+    PLUGIN_API,
+    BackboneInfo,
+    CombinerInfo,
+    DatasetInfo,
+    EstimatorInfo,
+    RunSpec,
+    SchemeInfo,
+    TaskInfo,
+)
 
 if TYPE_CHECKING:
     import typer
@@ -39,7 +48,14 @@ BUILTIN = ("meltr.builtin", "meltr.video.plugin")
 """Modules of core's own plugins; they use the hooks that every plugin has."""
 
 REQUIRED_HOOKS = ("build_data", "build_model", "compute_task_losses", "evaluate")
-KINDS = {"task": TaskInfo, "dataset": DatasetInfo, "backbone": BackboneInfo, "combiner": CombinerInfo}
+KINDS = {
+    "task": TaskInfo,
+    "dataset": DatasetInfo,
+    "backbone": BackboneInfo,
+    "combiner": CombinerInfo,
+    "scheme": SchemeInfo,
+    "estimator": EstimatorInfo,
+}
 _NOUNS = {"dataset": "data set"}
 _FOREIGN = re.compile(r"^<|pluggy|pydantic|importlib|meltr.plugins\.py$")
 
@@ -83,6 +99,8 @@ class Registry:
     tasks: dict[str, TaskInfo] = field(default_factory=dict)
     datasets: dict[str, DatasetInfo] = field(default_factory=dict)
     combiners: dict[str, CombinerInfo] = field(default_factory=dict)
+    schemes: dict[str, SchemeInfo] = field(default_factory=dict)
+    estimators: dict[str, EstimatorInfo] = field(default_factory=dict)
     broken: list[BrokenPlugin] = field(default_factory=list)
     modules: list[object] = field(default_factory=list)
     _plugins: list[_Plugin] = field(default_factory=list, repr=False)
@@ -109,6 +127,14 @@ class Registry:
     def combiner(self, name: str) -> CombinerInfo:
         """Return the combiner `name`; UserError with the valid choices if there is none."""
         return self._get("combiner", name, self.combiners)
+
+    def scheme(self, name: str) -> SchemeInfo:
+        """Return the scheme `name`; UserError with the valid choices if there is none."""
+        return self._get("scheme", name, self.schemes)
+
+    def estimator(self, name: str) -> EstimatorInfo:
+        """Return the estimator `name`; UserError with the valid choices if there is none."""
+        return self._get("estimator", name, self.estimators)
 
     def register_commands(self, app: typer.Typer) -> None:
         """Let every plugin add its commands to `app`; one that fails becomes broken and its commands are taken out."""

@@ -16,10 +16,20 @@ from pydantic.fields import FieldInfo
 
 from meltr.errors import PluginError, UserError, did_you_mean
 from meltr.plugins import Registry, load_object
-from meltr.specs import BackboneInfo, BilevelSpec, CombinerInfo, DataSpec, PresetInfo, RunSpec, TrainSpec
+from meltr.specs import (
+    BackboneInfo,
+    BilevelSpec,
+    CombinerInfo,
+    DataSpec,
+    EstimatorInfo,
+    PresetInfo,
+    RunSpec,
+    SchemeInfo,
+    TrainSpec,
+)
 
 SECTIONS: dict[str, type[BaseModel]] = {"train": TrainSpec, "bilevel": BilevelSpec, "data": DataSpec}
-OPTION_SECTIONS = ("options", "combiner_options")
+OPTION_SECTIONS = ("options", "combiner_options", "scheme_options", "estimator_options")
 FIDELITY: dict[str, dict[str, Any]] = {
     "paper": {},
     "released": {"bilevel.outer_batch": "replay", "combiner_options.start": "random"},
@@ -35,14 +45,55 @@ class _Value(NamedTuple):
 
 
 class _Layer(NamedTuple):
-    """Settings of one source; `loose` layers may hold options of a combiner or backbone that is not in use."""
+    """Settings of one source.
+
+    Those in the sections `loose` may be meant for a backbone, combiner, scheme or estimator that is not in use; they
+    are then ignored. All others must fit.
+    """
 
     values: dict[str, _Value]
-    loose: bool
+    loose: Sequence[str] = ()
 
 
-def _layer(values: Mapping[str, Any], origin: str, *, loose: bool = True) -> _Layer:
+def _layer(values: Mapping[str, Any], origin: str, *, loose: Sequence[str] = OPTION_SECTIONS) -> _Layer:
     return _Layer({key: _Value(value, origin) for key, value in values.items()}, loose)
+
+
+class Parts(NamedTuple):
+    """What a run is made of besides its backbone, each with settings of its own.
+
+    Args:
+        combiner: Its settings are ``combiner_options.*``.
+        scheme: Its settings are ``scheme_options.*``.
+        estimator: Its settings are ``estimator_options.*``.
+    """
+
+    combiner: CombinerInfo
+    scheme: SchemeInfo
+    estimator: EstimatorInfo
+
+    @classmethod
+    def named(
+        cls, registry: Registry, *, combiner: str | None = None, scheme: str | None = None, estimator: str | None = None
+    ) -> Parts:
+        """Return the parts of these names, the default ones for None.
+
+        Raises:
+            UserError: If one is unknown.
+        """
+        return cls(
+            registry.combiner(combiner or DEFAULTS["combiner"]),
+            registry.scheme(scheme or DEFAULTS["scheme"]),
+            registry.estimator(estimator or DEFAULTS["estimator"]),
+        )
+
+
+DEFAULTS: Mapping[str, str] = {
+    "combiner": RunSpec.model_fields["combiner"].default,
+    "scheme": BilevelSpec.model_fields["scheme"].default,
+    "estimator": BilevelSpec.model_fields["estimator"].default,
+}
+"""The parts of a run that names none."""
 
 
 def resolve(
@@ -77,9 +128,9 @@ def resolve(
     chosen = {"backbone": backbone, "task": task, "dataset": dataset, "preset": preset}
     flag_values = {key: value for each in (chosen, flags or {}) for key, value in each.items() if value is not None}
     layers = [
-        _Layer(_read_config(config), loose=True),
-        _layer(flag_values, "flags", loose=False),
-        _Layer(dict(_split_set(text) for text in sets), loose=False),
+        _Layer(_read_config(config), loose=OPTION_SECTIONS),
+        _layer(flag_values, "flags", loose=()),
+        _Layer(dict(_split_set(text) for text in sets)),
     ]
     info, spec_task, spec_dataset = _select(registry, layers)
     sample = _pick("sample", layers) in _TRUE
@@ -88,14 +139,17 @@ def resolve(
     recipe = _find_preset(info, _pick("preset", layers) or default)
     preset_layer = _layer(_flatten(recipe.settings), f"preset {recipe.name}") if recipe else _layer({}, "")
     chosen_by = [preset_layer, *layers]
-    combiner = registry.combiner(_pick("combiner", chosen_by) or "meltr")
+    combiner = registry.combiner(_pick("combiner", chosen_by) or DEFAULTS["combiner"])
     wanted = str(_pick("fidelity", chosen_by))
     fidelity = {**FIDELITY.get(wanted, {}), **(info.released if wanted == "released" else {})}
-    brought = _layer(combiner.settings, f"combiner {combiner.name}", loose=False)
+    brought = _layer(combiner.settings, f"combiner {combiner.name}", loose=("scheme_options", "estimator_options"))
     layers = [preset_layer, _layer(fidelity, "fidelity"), brought, *layers]
-    keys = Keys(registry, info, combiner)
+    parts = Parts.named(
+        registry, combiner=combiner.name, scheme=_pick("scheme", layers), estimator=_pick("estimator", layers)
+    )
+    keys = Keys(registry, info, parts)
     merged: dict[str, _Value] = {}
-    for layer in _without_foreign_options(layers, info.name, combiner.name):
+    for layer in _without_foreign_options(layers, info.name, parts):
         merged.update({keys.expand(key, item.origin): item for key, item in layer.values.items()})
     merged.update({key: _Value(value, "flags") for key, value in _identity(info, recipe, combiner).items()})
     if plugins:
@@ -129,20 +183,21 @@ def difference(a: RunSpec, b: RunSpec) -> list[str]:
 
 
 class Keys:
-    """The settings that exist for one backbone and one combiner.
+    """The settings that exist for one backbone and the other parts of a run.
 
     Args:
         registry: What is installed.
         backbone: Whose ``options.*`` exist; None: nobody's.
-        combiner: Whose ``combiner_options.*`` exist.
+        parts: Whose ``combiner_options.*``, ``scheme_options.*`` and ``estimator_options.*`` exist; None: the default
+            parts'.
     """
 
-    def __init__(self, registry: Registry, backbone: BackboneInfo | None, combiner: CombinerInfo) -> None:
+    def __init__(self, registry: Registry, backbone: BackboneInfo | None, parts: Parts | None = None) -> None:
         self.registry = registry
         self.backbone = backbone
-        self.combiner = combiner
+        self.parts = parts = parts or Parts.named(registry)
         self.models: dict[str, type[BaseModel]] = {"": RunSpec, **SECTIONS}
-        options = (backbone.options if backbone else None, combiner.options)
+        options = (backbone.options if backbone else None, *(part.options for part in parts))
         for section, path in zip(OPTION_SECTIONS, options, strict=True):
             if path:
                 self.models[section] = _options_model(path)
@@ -164,10 +219,16 @@ class Keys:
         return paths[0]
 
     def _guess(self, key: str) -> str:
-        leaf = key.rpartition(".")[2]
-        for info in self.registry.combiners.values():
-            if info.options and info.name != self.combiner.name and leaf in _options_model(info.options).model_fields:
-                return f"It is a setting of the combiner {info.name!r}; this run uses {self.combiner.name!r}."
+        section, _, leaf = key.rpartition(".")
+        for kind, own in self.parts._asdict().items():
+            if section not in ("", f"{kind}_options"):
+                continue
+            others: Mapping[str, CombinerInfo | SchemeInfo | EstimatorInfo] = getattr(self.registry, f"{kind}s")
+            able = [each.name for each in others.values() if each.options and leaf in _fields(each.options)]
+            if able:
+                owners = f"{kind} {able[0]!r}" if len(able) == 1 else f"{kind}s {', '.join(map(repr, able))}"
+                reads = ", ".join(_fields(own.options)) if own.options else "none"
+                return f"It is a setting of the {owners}; this run uses {own.name!r} (its settings: {reads})."
         names = {path.rpartition(".")[2]: path for path in self.fields} | {path: path for path in self.fields}
         close = [path for path in self.fields if path.endswith(f".{leaf}")]  # right name, wrong section
         close = close or list(dict.fromkeys(names[n] for n in difflib.get_close_matches(key, names, n=3, cutoff=0.6)))
@@ -182,11 +243,20 @@ def _options_model(path: str) -> type[BaseModel]:
     return model
 
 
+def _fields(path: str) -> Sequence[str]:
+    """Return the names of the settings in an options model."""
+    return list(_options_model(path).model_fields)
+
+
 def _pick(key: str, layers: Sequence[_Layer]) -> str | None:
-    """Return the value of a selection key in the strongest layer that has one."""
+    """Return the value of a selection key, or of the same key of the outer loop, in the strongest layer that has one.
+
+    Within a layer the later one counts, as it does when layers are merged.
+    """
     for layer in reversed(layers):
-        if key in layer.values and layer.values[key].value is not None:
-            return str(layer.values[key].value)
+        for name, item in reversed(layer.values.items()):
+            if name in (key, f"bilevel.{key}") and item.value is not None:
+                return str(item.value)
     return None
 
 
@@ -237,17 +307,18 @@ def _find_preset(info: BackboneInfo, name: str | None) -> PresetInfo | None:
     return recipe
 
 
-def _without_foreign_options(layers: Sequence[_Layer], backbone: str, combiner: str) -> Iterable[_Layer]:
-    """Leave out what a preset or file says about a combiner or backbone that is not the one in use."""
-    current = "meltr"
+def _without_foreign_options(layers: Sequence[_Layer], backbone: str, parts: Parts) -> Iterable[_Layer]:
+    """Drop what a preset or file says about a backbone, combiner, scheme or estimator that is not the one in use."""
+    current = dict(DEFAULTS)
     for layer in layers:
-        if not layer.loose:
-            yield layer
-            continue
-        current = _pick("combiner", [layer]) or current
-        foreign = ["combiner_options"] if current != combiner else []
-        if (_pick("backbone", [layer]) or backbone) != backbone:
-            foreign.append("options")
+        foreign = set()
+        for kind, own in parts._asdict().items():
+            if f"{kind}_options" in layer.loose:
+                current[kind] = _pick(kind, [layer]) or current[kind]
+                if current[kind] != own.name:
+                    foreign.add(f"{kind}_options")
+        if "options" in layer.loose and (_pick("backbone", [layer]) or backbone) != backbone:
+            foreign.add("options")
         yield layer._replace(values={k: v for k, v in layer.values.items() if k.partition(".")[0] not in foreign})
 
 
@@ -279,11 +350,18 @@ def _validated(registry: Registry, keys: Keys, merged: Mapping[str, _Value], *, 
     except ValidationError as error:
         problems += _explain(error, merged, "")
     if problems:
-        hint = f"`meltr config schema --backbone {keys.backbone.name} --combiner {keys.combiner.name}` lists them all."
+        hint = f"`{_schema_command(keys)}` lists them all."
         noun = "this setting is" if len(problems) == 1 else "these settings are"
         raise UserError("\n".join([f"{noun} not valid:", *problems]), hint)
-    _check_combiner(spec, keys.combiner)
+    _check_combiner(spec, keys.parts.combiner)
     return spec
+
+
+def _schema_command(keys: Keys) -> str:
+    """Return the command that lists the settings of a run."""
+    named = {"backbone": keys.backbone, "combiner": keys.parts.combiner}
+    named |= {kind: own for kind, own in keys.parts._asdict().items() if own.name != DEFAULTS[kind]}
+    return " ".join(["meltr config schema", *(f"--{kind} {own.name}" for kind, own in named.items() if own)])
 
 
 def _explain(error: ValidationError, merged: Mapping[str, _Value], section: str) -> list[str]:

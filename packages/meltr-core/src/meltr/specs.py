@@ -192,6 +192,42 @@ class CombinerInfo(Info):
     settings: dict[str, Any] = {}
 
 
+class SchemeInfo(Info):
+    """A scheme: the rule that chooses the direction q of the hypergradient.
+
+    Args:
+        name: What the user writes after ``--set scheme=``.
+        summary: One line for ``meltr list``.
+        factory: ``"module:Class"``, called with the settings as keywords; returns a `meltr.Scheme`. Imported only when
+            a run needs it.
+        options: ``"module:Model"``, a pydantic model (extra="forbid", importing no torch) of its settings
+            (``scheme_options.*``), or None.
+    """
+
+    name: str
+    summary: str
+    factory: str = Field(pattern=r"^[\w.]+:\w+$")
+    options: str | None = Field(default=None, pattern=r"^[\w.]+:\w+$")
+
+
+class EstimatorInfo(Info):
+    """An estimator: a way to compute g = J q.
+
+    Args:
+        name: What the user writes after ``--set estimator=``.
+        summary: One line for ``meltr list``.
+        factory: ``"module:Class"``, called with the settings as keywords; returns a new `meltr.Estimator`. Imported
+            only when a run needs it.
+        options: ``"module:Model"``, a pydantic model (extra="forbid", importing no torch) of its settings
+            (``estimator_options.*``), or None.
+    """
+
+    name: str
+    summary: str
+    factory: str = Field(pattern=r"^[\w.]+:\w+$")
+    options: str | None = Field(default=None, pattern=r"^[\w.]+:\w+$")
+
+
 class TrainSpec(Info):
     """Inner loop: how the backbone w is trained.
 
@@ -262,16 +298,12 @@ class BilevelSpec(Info):
     Args:
         every: K, the inner steps between two outer steps.
         scheme: Which direction q stands for the inverse Hessian times the primary gradient (Table 8); ``none``: the
-            combiner stays as it is.
-        terms: Terms or iterations of aid-fp, aid-cg and stocbio; None: 3.
-        scheme_step: Step size of the series (aid-fp: 1e-4, stocbio: 0.5) or of itd's look-ahead (the learning rate).
-        damping: Added by aid-cg to the Hessian's diagonal.
-        scaled: Multiply aid-fp's series by its step size; AuxiLearn's code does not.
-        hessian: How Hessian-vector products are taken: differences of gradients, or double backward.
+            combiner stays as it is. ``meltr list schemes`` shows them; their settings are ``scheme_options.*``.
         scope: Parameters that the outer step sees: ``full``; ``last_block`` (and the heads); ``heads``.
         scope_blocks: How many of the last blocks ``scope=last_block`` takes.
         outer_fraction: Part of the batch that the outer step sees.
-        estimator: How g = J q is computed; ``auto`` picks by what the model supports.
+        estimator: How g = J q is computed; ``auto`` picks by what the model supports. ``meltr list estimators`` shows
+            them; their settings are ``estimator_options.*``.
         retain_graph: Keep the graph of an outer step's forward for the inner gradient that follows; false: evaluate it
             again, a forward more an outer step, and no memory beyond that of an ordinary step with differences (with
             ``scope`` there is nothing to save).
@@ -288,16 +320,11 @@ class BilevelSpec(Info):
     """
 
     every: int = Field(3, ge=1)
-    scheme: Literal["aid-fp-lite", "aid-fp", "aid-cg", "stocbio", "itd", "sama", "none"] = "aid-fp-lite"
-    terms: int | None = Field(None, ge=0)
-    scheme_step: float | None = Field(None, gt=0)
-    damping: float = Field(0.0, ge=0)
-    scaled: bool = True
-    hessian: Literal["difference", "double_backward"] = "difference"
+    scheme: str = "aid-fp-lite"
     scope: Literal["full", "last_block", "heads"] = "full"
     scope_blocks: int = Field(1, ge=1)
     outer_fraction: float = Field(1.0, gt=0, le=1)
-    estimator: Literal["auto", "one_sided", "forward", "difference", "per_task", "double_backward"] = "auto"
+    estimator: str = "auto"
     retain_graph: bool = True
     outer_batch: Literal["shared", "replay", "held_out"] = "shared"
     gamma: float = Field(0.1, ge=0)
@@ -346,6 +373,8 @@ class RunSpec(Info):
             names for the task.
         options: The backbone's own settings, complete.
         combiner_options: The combiner's own settings, complete.
+        scheme_options: The scheme's own settings, complete.
+        estimator_options: The estimator's own settings, complete.
         plugins: Files given with ``--plugin``.
         sample: Use the data set's miniature instead of the real files.
     """
@@ -367,4 +396,6 @@ class RunSpec(Info):
     bilevel: BilevelSpec = BilevelSpec()
     data: DataSpec = DataSpec()
     combiner_options: dict[str, Any] = {}
+    scheme_options: dict[str, Any] = {}
+    estimator_options: dict[str, Any] = {}
     options: dict[str, Any] = {}

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from meltr.report import style
-from meltr.verify.variants import REFERENCE, schemes
+from meltr.verify.variants import REFERENCE
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -125,4 +125,4 @@ def _colour(row: Price) -> str:
     """Return the colour of the reference, of schemes, or of the ways to compute one of them."""
     if row.name == REFERENCE:
         return "#999999"
-    return style.PALETTE[0] if row.name in schemes() else style.PALETTE[1]
+    return style.PALETTE[0] if row.settings.get("bilevel.scheme") == row.name else style.PALETTE[1]

@@ -20,7 +20,7 @@ from meltr.verify.fixed_run import Found, Problem, Stepper
 from meltr.verify.operations import Operations
 from meltr.verify.oracle import choose_oracle
 from meltr.verify.timing import Timing, interleaved
-from meltr.verify.variants import ORACLE, REFERENCE, Variant
+from meltr.verify.variants import ORACLE, REFERENCE, Variant, exact_hessian
 
 
 @dataclass(frozen=True)
@@ -182,7 +182,8 @@ class _Exact:
         """Return what a variant's scheme finds exactly; None if that cannot run."""
         exact = {**settings, "train.precision": "fp32", "bilevel.estimator": self.name}
         if self.name == ORACLE:
-            exact["bilevel.hessian"] = ORACLE
+            scheme = settings.get("bilevel.scheme", self._problem.spec.bilevel.scheme)
+            exact |= exact_hessian(self._problem.registry, scheme)
         key = str(sorted(exact.items()))
         if key not in self._known:
             try:

@@ -10,7 +10,7 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from meltr.plugins import Registry
-from meltr.settings import Keys, alternatives, show
+from meltr.settings import Keys, Parts, alternatives, show
 
 
 class SettingRow(NamedTuple):
@@ -22,20 +22,31 @@ class SettingRow(NamedTuple):
     help: str
 
 
-def describe_settings(registry: Registry, backbone: str | None = None, combiner: str | None = None) -> list[SettingRow]:
+def describe_settings(
+    registry: Registry,
+    backbone: str | None = None,
+    *,
+    combiner: str | None = None,
+    scheme: str | None = None,
+    estimator: str | None = None,
+) -> list[SettingRow]:
     """Return every setting with its type, default and meaning.
 
     Args:
         registry: What is installed.
         backbone: Include the settings (``options.*``) of this one.
         combiner: Include the settings (``combiner_options.*``) of this one, ``meltr`` if not given.
+        scheme: Include the settings (``scheme_options.*``) of this one, the default one if not given.
+        estimator: Include the settings (``estimator_options.*``) of this one, the default one if not given.
     """
     info = registry.backbone(backbone) if backbone else None
-    keys = Keys(registry, info, registry.combiner(combiner or "meltr"))
+    keys = Keys(registry, info, Parts.named(registry, combiner=combiner, scheme=scheme, estimator=estimator))
+    names = {"bilevel.scheme": " | ".join(registry.schemes), "bilevel.estimator": " | ".join(registry.estimators)}
     rows = []
     for path, spec in keys.fields.items():
         default = "required" if spec.is_required() else show(spec.get_default(call_default_factory=True))
-        rows.append(SettingRow(path, _type_name(spec), default, _help(keys.models[path.rpartition(".")[0]], path)))
+        kind = names.get(path) or _type_name(spec)
+        rows.append(SettingRow(path, kind, default, _help(keys.models[path.rpartition(".")[0]], path)))
     return rows
 
 

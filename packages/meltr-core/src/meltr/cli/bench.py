@@ -121,7 +121,7 @@ def bench(
     flags = {"train.precision": precision, "train.compile": compiled or None}
     specs = _specs(registry, selection, case or (), flags)
     _check_plot(plot)
-    chosen = {title: _choose(spec, variants, approximations) for title, spec in specs.items()}
+    chosen = {title: _choose(spec, registry, variants, approximations=approximations) for title, spec in specs.items()}
     quiet_profiler()
     results = [
         _measured(registry, title, spec, variants=chosen[title], turns=turns, steps=steps if approximations else None)
@@ -139,7 +139,10 @@ def _list(registry: Registry) -> None:
     typer.echo("cases (* runs when no case is named):")
     typer.echo(table([[f"{'*' if c.info.default else ' '} {name}", c.info.summary] for name, c in cases.items()]))
     some = resolve_case(registry, next(iter(cases.values())), flags={})
-    for title, known in (("variants", all_variants(some)), ("with --approximations", all_approximations(some))):
+    for title, known in (
+        ("variants", all_variants(some, registry)),
+        ("with --approximations", all_approximations(some)),
+    ):
         typer.echo(f"{title}:")
         typer.echo(table([[each.name, each.summary] for each in known.values()]))
 
@@ -167,7 +170,7 @@ def _specs(registry: Registry, selection: Selection, cases: Sequence[str], flags
     }
 
 
-def _choose(spec: RunSpec, names: str | None, approximations: bool) -> dict[str, Variant]:
+def _choose(spec: RunSpec, registry: Registry, names: str | None, *, approximations: bool) -> dict[str, Variant]:
     """Return the variants to be measured.
 
     Raises:
@@ -175,7 +178,7 @@ def _choose(spec: RunSpec, names: str | None, approximations: bool) -> dict[str,
     """
     from meltr.verify import variants
 
-    return variants.choose_approximations(spec, names) if approximations else variants.choose(spec, names)
+    return variants.choose_approximations(spec, names) if approximations else variants.choose(spec, registry, names)
 
 
 def _measured(
@@ -218,13 +221,13 @@ def _write(
     from meltr.bench.approximations import Approximations
     from meltr.bench.markdown import APPROXIMATION_LEGEND, LEGEND, page, update
     from meltr.bench.table8 import circumstances
-    from meltr.verify.variants import schemes
+    from meltr.verify.variants import DEFAULT
 
     tables = [result.table if isinstance(result, Approximations) else result for result in results]
     table8 = tables == list(results)
     where = circumstances(tables[0].run["device"])
     content = {**where, "cases": [result.as_dict() for result in results]}
-    legend = LEGEND.format(first=schemes()[0]) if table8 else APPROXIMATION_LEGEND
+    legend = LEGEND.format(first=DEFAULT) if table8 else APPROXIMATION_LEGEND
     text = page(results, where, legend=legend)
     if json_to == "-":
         print_json(content)
@@ -240,7 +243,7 @@ def _write(
         if approximations:
             draw_approximations(approximations, plot)
         else:
-            draw(tables, plot, caption=f"; blue: schemes; orange: ways to compute {schemes()[0]}")
+            draw(tables, plot, caption=f"; blue: schemes; orange: ways to compute {DEFAULT}")
         remark(f"plot: {plot}")
     if markdown is not None:
         remark(f"tables: {update(markdown, text)}")

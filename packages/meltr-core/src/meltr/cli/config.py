@@ -58,13 +58,17 @@ def schema(
     *,
     backbone: Annotated[str | None, typer.Option(help="Include the settings of this backbone.")] = None,
     combiner: Annotated[str | None, typer.Option(help="Include the settings of this one; default: meltr.")] = None,
+    scheme: Annotated[str | None, typer.Option(help="Include the settings of this one; default: aid-fp-lite.")] = None,
+    estimator: Annotated[str | None, typer.Option(help="Include the settings of this one; default: auto.")] = None,
     plugin: Annotated[list[Path] | None, typer.Option(help="Python file with a plugin; may be repeated.")] = None,
     as_json: opt.AsJson = False,
 ) -> None:
     """List every setting with its type, default and meaning."""
     from meltr.cli._schema import describe_settings
 
-    rows = describe_settings(registry_for(ctx, plugin or ()), backbone, combiner)
+    rows = describe_settings(
+        registry_for(ctx, plugin or ()), backbone, combiner=combiner, scheme=scheme, estimator=estimator
+    )
     if as_json:
         print_json([row._asdict() for row in rows])
     else:

@@ -12,7 +12,7 @@ from meltr.cli.output import print_json, table
 from meltr.errors import UserError, did_you_mean
 from meltr.plugins import Registry
 
-SECTIONS = ("backbones", "tasks", "datasets", "combiners", "presets")
+SECTIONS = ("backbones", "tasks", "datasets", "combiners", "schemes", "estimators", "presets")
 
 _EMPTY = {
     "backbones": "none: install an adapter package, or name a file with --plugin FILE",
@@ -29,12 +29,13 @@ def register(app: typer.Typer) -> None:
 def list_command(
     ctx: typer.Context,
     section: Annotated[
-        str | None, typer.Argument(help="backbones, tasks, datasets, combiners or presets; default: all.")
+        str | None,
+        typer.Argument(help="backbones, tasks, datasets, combiners, schemes, estimators or presets; default: all."),
     ] = None,
     plugin: Annotated[list[Path] | None, typer.Option(help="Python file with a plugin; may be repeated.")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """List backbones, tasks, data sets, combiners and presets, and broken plugins with their cause."""
+    """List what is installed: backbones, tasks, data sets, combiners, ..., and broken plugins with their cause."""
     if section is not None and section not in SECTIONS:
         raise UserError(f"there is no list of {section!r}", did_you_mean(section, SECTIONS))
     registry = registry_for(ctx, plugin or ())
@@ -82,5 +83,7 @@ def _row(section: str, entry: dict[str, Any]) -> list[str]:
         return [entry["name"], ", ".join(entry["tasks"]), place, entry["summary"]]
     if section == "combiners":
         return [entry["name"], "learned" if entry["learned"] else "", entry["summary"]]
+    if section in ("schemes", "estimators"):
+        return [entry["name"], entry["summary"]]
     default = f"default for {', '.join(entry['default_for'])}" if entry["default_for"] else ""
     return [entry["name"], entry["backbone"], default, entry["summary"]]

@@ -23,20 +23,15 @@ from meltr.combiners.base import Combiner, GradientCombiner, SelfTrained, sensit
 from meltr.engine.own_rule import OwnStep
 from meltr.engine.results import OuterResult, StepResult
 from meltr.errors import UserError
+from meltr.hypergradients.estimators import Auto, Estimator
 from meltr.hypergradients.evaluation import Evaluation, LossEvaluation, LossFunction, Setup, SplitEvaluation
 from meltr.hypergradients.outer_gradient import outer_gradient
-from meltr.hypergradients.problem import ROWS_KEPT, OuterProblem, SchemeOptions
-from meltr.hypergradients.products import Estimator, estimator
-from meltr.hypergradients.products.auto import choose, rows_pay
-from meltr.hypergradients.products.difference import CentralDifference
-from meltr.hypergradients.products.one_sided import OneSidedDifference
-from meltr.hypergradients.schemes import scheme
+from meltr.hypergradients.problem import OuterProblem
+from meltr.hypergradients.schemes import AIDFPLite, Scheme
 from meltr.hypergradients.scope import Kind, Scope, find_scope
 from meltr.hypergradients.vectors import Direction, accumulate
 from meltr.parallel.data_parallel import sharing_of
 from meltr.parallel.sharing import Compute, Sharing
-
-_WITH_STATE = (CentralDifference, OneSidedDifference)
 
 
 class Bilevel:
@@ -53,10 +48,9 @@ class Bilevel:
         outer_optimizer: Optimiser of the combiner's parameters; None: the combiner stays as it is.
         every: K, inner steps between two outer steps.
         gamma: Weight of the regulariser |m(l) - sum(l)| in the primary objective (eq. 6).
-        scheme_name: Which direction q (see `meltr.hypergradients.schemes`).
-        scheme_options: Numbers of the scheme.
-        estimator_name: How g = J q is computed: ``auto``, ``one_sided``, ``forward``, ``difference``, ``per_task``,
-            ``double_backward``.
+        scheme: Chooses the direction q, e.g. ``AIDFP(terms=3)``; None: `AIDFPLite` (see
+            `meltr.hypergradients.schemes`).
+        estimator: Computes g = J q, e.g. ``ForwardMode()``; None: `Auto` (see `meltr.hypergradients.estimators`).
         retain_graph: Keep the graph of an outer step's forward for the inner gradient that follows; False: evaluate
             again, which costs a forward an outer step, and no memory beyond that of an ordinary step.
         direct_term: Add the regulariser's own derivative by phi.
@@ -74,7 +68,7 @@ class Bilevel:
 
     Raises:
         ValueError: If a number is out of range, or w is empty.
-        UserError: If scheme or estimator is unknown.
+        UserError: If `scheme` or `estimator` is something else, or the combiner cannot work with sharded weights.
     """
 
     def __init__(
@@ -85,9 +79,8 @@ class Bilevel:
         *,
         every: int = 3,
         gamma: float = 0.1,
-        scheme_name: str = "aid-fp-lite",
-        scheme_options: SchemeOptions | None = None,
-        estimator_name: str = "auto",
+        scheme: Scheme | None = None,
+        estimator: Estimator | None = None,
         retain_graph: bool = True,
         direct_term: bool = False,
         outer_clip_norm: float | None = None,
@@ -114,8 +107,10 @@ class Bilevel:
             raise ValueError("the model has no trainable parameters")
         self.combiner, self.outer_optimizer, self.inner_optimizer = combiner, outer_optimizer, inner_optimizer
         self.every, self.gamma, self.direct_term, self.retain_graph = every, gamma, direct_term, retain_graph
-        self.outer_clip_norm, self.estimator_name = outer_clip_norm, estimator_name
-        self.scheme_options = scheme_options or SchemeOptions()
+        self.outer_clip_norm = outer_clip_norm
+        self.scheme, self.estimator = _checked(
+            AIDFPLite() if scheme is None else scheme, Auto() if estimator is None else estimator
+        )
         self.sharing, self.model = (sharing, model) if sharing is not None else sharing_of(model)
         enabled = scaler if scaler is not None and scaler.is_enabled() else None
         self.setup = Setup(self.model, tuple(generators), autocast, enabled, self.sharing)
@@ -127,10 +122,6 @@ class Bilevel:
                 f"{type(combiner).__name__} needs whole task gradients, but the weights are sharded.",
                 "Use --set parallel=ddp.",
             )
-        self._scheme = scheme(scheme_name)
-        self._automatic = estimator_name == "auto"
-        self._estimator: Estimator | None = None if self._automatic else estimator(estimator_name)
-        self._unreliable = False
         self._scope_kind, self._scope_blocks, self._blocks = scope, scope_blocks, blocks
         self._scope: Scope | None = None
         self._scope_known = scope == "full"
@@ -216,32 +207,18 @@ class Bilevel:
             self._apply_own(self.combiner.own_gradients(waiting))
 
     def state_dict(self) -> dict[str, Any]:
-        """Return counters, the estimator chosen and its step size; weights and optimisers are the caller's."""
-        steps = self._estimator.state_dict() if isinstance(self._estimator, _WITH_STATE) else None
-        return {
-            "steps": self.steps,
-            "outer_steps": self.outer_steps,
-            "estimator": self.estimator_name if self._estimator is not None else None,
-            "estimator_state": steps,
-            "unreliable": self._unreliable,
-        }
+        """Return counters and the state of the estimator; weights and optimisers are the caller's."""
+        return {"steps": self.steps, "outer_steps": self.outer_steps, "estimator": self.estimator.state_dict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue where `state_dict` was taken."""
         self.steps, self.outer_steps = int(state["steps"]), int(state["outer_steps"])
-        if state["estimator"] is not None:
-            self.estimator_name = state["estimator"]
-            self._estimator = estimator(self.estimator_name)
-        self._unreliable = bool(state["unreliable"])
-        if isinstance(self._estimator, _WITH_STATE):
-            self._estimator.load_state_dict(state["estimator_state"])
-        if self._automatic and isinstance(self._estimator, OneSidedDifference):
-            self._estimator.warn = False  # another way is chosen instead
+        self.estimator.load_state_dict(state["estimator"])
 
     def _function(self, compute: Compute, *, outer: bool) -> LossFunction:
         """Return the loss function of a batch; one that an outer step sees can be evaluated again."""
         # The fused attention kernels have no second derivative.
-        math = outer and "double_backward" in (self.estimator_name, self.scheme_options.hessian)
+        math = outer and (self.estimator.needs_second_derivative or self.scheme.needs_second_derivative)
         own = isinstance(self.combiner, SelfTrained) and (self.combiner.after_step or not self._scope_known)
         scope = self._scope if outer else None
         return LossFunction(compute, self.setup, scope=scope, math_attention=math, snapshot=outer or own)
@@ -294,16 +271,16 @@ class Bilevel:
             a,
             gamma=self.gamma,
             primary=primary,
-            options=self.scheme_options,
             inner_optimizer=self.inner_optimizer,
             others=None if others is None else lambda number: self._evaluate_aside(others(number)),
             combiner_state=state,
+            log=self._log,
         )
-        problem.keep_rows = self._keep_rows(auxiliary)
+        problem.keep_rows = self.estimator.keeps_rows(auxiliary)
         # An inner gradient beyond the scope, and second derivatives, need the graph after the rows were taken.
-        problem.retain_graph = self._scope is not None or self.scheme_options.hessian == "double_backward"
+        problem.retain_graph = self._scope is not None or self.scheme.needs_second_derivative
         with self.setup.preserved_buffers():  # a backward through checkpointed regions moves them
-            direction = self._scheme(problem)
+            direction = self.scheme.direction(problem)
             products = self._products(problem, direction)
         direct_at = problem.primary_losses if self.direct_term else None
         with problem.one_draw():
@@ -328,28 +305,10 @@ class Bilevel:
             self._log(f"scope: {name} ({count:,} parameters, {share:.1%})")
         return self.parameters if self._scope is None else self._scope.parameters
 
-    def _keep_rows(self, auxiliary: Evaluation) -> bool:
-        if auxiliary.size > ROWS_KEPT or not self.sharing.whole_weights:
-            return False
-        if self.estimator_name != "auto":
-            return self.estimator_name == "per_task"
-        return isinstance(auxiliary, LossEvaluation) and rows_pay(auxiliary.parts)
-
     def _products(self, problem: OuterProblem, direction: Direction) -> Tensor:
         if all(part is None for part in direction):
             return torch.zeros(problem.size, dtype=torch.float64, device=problem.auxiliary.values.device)
-        if self._estimator is None:
-            name, reason, ready, products = choose(problem, direction, differences=not self._unreliable)
-            self.estimator_name, self._estimator = name, ready or estimator(name)
-            self._log(f"estimator: {name} ({reason})")
-            return products
-        products = self._estimator(problem, direction)
-        if self._automatic and isinstance(self._estimator, OneSidedDifference) and not self._estimator.reliable:
-            self._log(
-                f"estimator: one_sided is {self._estimator.error:.1%} off by now; the next outer step chooses anew"
-            )
-            self.estimator_name, self._estimator, self._unreliable = "auto", None, True
-        return products
+        return self.estimator(problem, direction)
 
     def _apply(self, gradients: Sequence[Tensor | None], products: Tensor) -> OuterResult:
         assert self.outer_optimizer is not None
@@ -438,3 +397,17 @@ class Bilevel:
             return None if scaled is None else sharing.as_gradient(parameter, scaled)
 
         accumulate(self.parameters, map(whole, self.parameters, gradient))
+
+
+def _checked(scheme: object, estimator: object) -> tuple[Scheme, Estimator]:
+    """Return scheme and estimator; UserError if one is something else, such as the name of one."""
+    if not isinstance(scheme, Scheme):
+        raise UserError(
+            f"scheme must be a meltr.Scheme, got {scheme!r}.", "For example: Bilevel(..., scheme=meltr.AIDFP(terms=3))."
+        )
+    if not isinstance(estimator, Estimator):
+        raise UserError(
+            f"estimator must be a meltr.Estimator, got {estimator!r}.",
+            "For example: Bilevel(..., estimator=meltr.ForwardMode()).",
+        )
+    return scheme, estimator

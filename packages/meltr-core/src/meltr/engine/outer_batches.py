@@ -26,10 +26,12 @@ class OuterBatches:
         context: Of the run.
         data: Its splits.
         losses: Turns a batch into a loss function.
+        independent: Independent batches that the scheme draws in an outer step.
     """
 
-    def __init__(self, hooks: Hooks, context: RunContext, data: Data, losses: Losses) -> None:
+    def __init__(self, hooks: Hooks, context: RunContext, data: Data, losses: Losses, *, independent: int = 0) -> None:
         self._hooks, self._context, self._data, self._losses = hooks, context, data, losses
+        self._count = independent
         self._spec = context.spec.bilevel
         held_out = data.held_out if self._spec.outer_batch == "held_out" else None
         self._held_out = None if held_out is None else Cursor(held_out)
@@ -58,10 +60,9 @@ class OuterBatches:
 
     def others(self, outer_steps: int) -> Callable[[int], Compute]:
         """Return the loss functions on independent batches for one outer step, by number."""
-        terms = 3 if self._spec.terms is None else self._spec.terms
 
         def losses(number: int) -> Compute:
-            batch = to_device(self._independent.at(outer_steps * terms + number), self._context.device)
+            batch = to_device(self._independent.at(outer_steps * self._count + number), self._context.device)
             return self._losses(self._part(batch), self._context)
 
         return losses

@@ -17,6 +17,7 @@ from torch import nn
 from meltr.combiners.base import Combiner
 from meltr.context import Data, RunContext
 from meltr.devices import resolve_device
+from meltr.engine.building import check, estimator_of, scheme_of
 from meltr.engine.checkpoints import Checkpoints, load_backbone
 from meltr.engine.folder import RunFolder, versions
 from meltr.engine.hooks import Hooks
@@ -25,6 +26,8 @@ from meltr.engine.trainer import Trainer
 from meltr.engine.wrapping import use_tf32, wrap
 from meltr.errors import PluginError, UserError
 from meltr.files import write_json, write_lines
+from meltr.hypergradients.estimators import Estimator
+from meltr.hypergradients.schemes import Scheme
 from meltr.observers.jsonl import MetricsWriter
 from meltr.observers.logfile import LogObserver
 from meltr.parallel.ranks import Ranks, joined
@@ -38,13 +41,15 @@ if TYPE_CHECKING:
 
 @dataclass
 class Prepared:
-    """Data, model and combiner of a run, on their device."""
+    """Data, model and combiner of a run, on their device, and its scheme and estimator."""
 
     hooks: Hooks
     context: RunContext
     data: Data
     model: nn.Module
     combiner: Combiner
+    scheme: Scheme
+    estimator: Estimator
     plugin: str
     ranks: Ranks
     sharing: Sharing
@@ -121,6 +126,8 @@ def prepare(
     logs = [] if run_dir is None or trained or not ranks.is_first else [LogObserver()]
     hooks, context = open_run(spec, registry, [*observers, *logs], run_dir=run_dir, ranks=ranks)
     context = dataclasses.replace(context, weights_follow=trained)
+    scheme, estimator = scheme_of(registry, spec), estimator_of(registry, spec)
+    check(spec, ranks, scheme, estimator)
     combiner_info, device, generator = registry.combiner(spec.combiner), context.device, context.generator
     seed_everything(derive(spec.seed, "data"), generator)
     data = hooks.build_data(context)
@@ -140,7 +147,19 @@ def prepare(
     seed_everything(derive(spec.seed, "combiner"), generator)
     combiner = _build_combiner(combiner_info, context, data.left_out)
     plugin = registry.owner("backbone", spec.backbone)
-    return Prepared(hooks, context, data, model, combiner.to(device), plugin, ranks, sharing, blocks)
+    return Prepared(
+        hooks,
+        context,
+        data,
+        model,
+        combiner.to(device),
+        scheme=scheme,
+        estimator=estimator,
+        plugin=plugin,
+        ranks=ranks,
+        sharing=sharing,
+        blocks=blocks,
+    )
 
 
 def _left_out_as_trained(data: Data, folder: RunFolder) -> Data:
@@ -225,6 +244,8 @@ def _train(prepared: Prepared, folder: RunFolder, *, resume: bool) -> dict[str, 
         prepared.data,
         model=prepared.model,
         combiner=prepared.combiner,
+        scheme=prepared.scheme,
+        estimator=prepared.estimator,
         checkpoints=checkpoints,
         ranks=prepared.ranks,
         sharing=prepared.sharing,
@@ -287,7 +308,7 @@ def _finish(
         "test": test,
         "steps": trainer.step,
         "outer_steps": trainer.bilevel.outer_steps,
-        "estimator": trainer.bilevel.estimator_name if trainer.outer is not None else None,
+        "estimator": trainer.bilevel.estimator.chosen or "auto" if trainer.outer is not None else None,
         "seconds": round(trainer.seconds, 3),
         "wall_seconds": round(time.perf_counter() - started, 3),
         "examples_per_second": round(trainer.step * trainer.batch_size / max(trainer.seconds, 1e-9), 2),

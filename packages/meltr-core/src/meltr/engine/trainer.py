@@ -19,7 +19,8 @@ from meltr.engine.hooks import Hooks, better
 from meltr.engine.meter import FiniteGuard, Meter, peak_memory_mb
 from meltr.engine.outer_batches import OuterBatches
 from meltr.errors import NonFiniteLossError, UserError
-from meltr.hypergradients.problem import SchemeOptions
+from meltr.hypergradients.estimators import Estimator
+from meltr.hypergradients.schemes import Scheme
 from meltr.observers.jsonl import MetricsWriter
 from meltr.optim.building import autocast_dtype, inner_lr, inner_optimizer, lr_factor, outer_optimizer, set_lr
 from meltr.parallel.ranks import Ranks
@@ -39,6 +40,8 @@ class Trainer:
         data: Its splits.
         model: The backbone, on its device.
         combiner: On the same device.
+        scheme: Chooses the direction q of an outer step.
+        estimator: Computes g; one that no other trainer uses.
         checkpoints: Where to save; None: nowhere.
         metrics: Where to log; None: nowhere.
         ranks: The processes of the run.
@@ -54,6 +57,8 @@ class Trainer:
         *,
         model: nn.Module,
         combiner: Combiner,
+        scheme: Scheme,
+        estimator: Estimator,
         checkpoints: Checkpoints | None = None,
         metrics: MetricsWriter | None = None,
         ranks: Ranks | None = None,
@@ -75,8 +80,8 @@ class Trainer:
         trained = trained and len(context.losses) > 1 and any(p.requires_grad for p in combiner.parameters())
         self.outer = outer_optimizer(spec.bilevel, combiner) if trained else None
         self.scaler = torch.amp.GradScaler(context.device.type) if spec.train.precision == "fp16" else None
-        self.bilevel = self._bilevel()
-        self.outer_batches = OuterBatches(hooks, context, data, self._losses)
+        self.bilevel = self._bilevel(scheme, estimator)
+        self.outer_batches = OuterBatches(hooks, context, data, self._losses, independent=scheme.independent_batches)
         self.batch_size = min(spec.train.batch_size, data.train.size)
         self.meter = Meter(context.losses, context.device)
         self.guard = FiniteGuard(context.losses, context.device)
@@ -89,7 +94,7 @@ class Trainer:
         self._last_outer: tuple[dict[str, float], float] | None = None
         self._negative = 0
 
-    def _bilevel(self) -> Bilevel:
+    def _bilevel(self, scheme: Scheme, estimator: Estimator) -> Bilevel:
         spec = self.context.spec
         generators = [] if self.context.generator is None else [self.context.generator]
         return Bilevel(
@@ -98,21 +103,14 @@ class Trainer:
             self.outer,
             every=spec.bilevel.every,
             gamma=spec.bilevel.gamma,
-            scheme_name=spec.bilevel.scheme,
-            scheme_options=SchemeOptions(
-                terms=spec.bilevel.terms,
-                step=spec.bilevel.scheme_step,
-                damping=spec.bilevel.damping,
-                scaled=spec.bilevel.scaled,
-                hessian=spec.bilevel.hessian,
-            ),
+            scheme=scheme,
+            estimator=estimator,
             inner_optimizer=self.optimizer,
             scope=spec.bilevel.scope,
             scope_blocks=spec.bilevel.scope_blocks,
             blocks=self.blocks,
             scaler=self.scaler,
             sharing=self.sharing,
-            estimator_name=spec.bilevel.estimator,
             retain_graph=spec.bilevel.retain_graph,
             direct_term=spec.bilevel.direct_term,
             outer_clip_norm=spec.bilevel.outer_clip_norm,

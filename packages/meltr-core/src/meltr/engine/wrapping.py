@@ -60,7 +60,7 @@ def check(spec: RunSpec, ranks: Ranks) -> None:
     Raises:
         UserError: Naming them and what to do.
     """
-    train, bilevel = spec.train, spec.bilevel
+    train = spec.train
     if train.batch_size % (ranks.size * train.accumulate):
         parts = f"{ranks.size} processes x {train.accumulate} pieces"
         raise UserError(
@@ -69,25 +69,12 @@ def check(spec: RunSpec, ranks: Ranks) -> None:
         )
     if train.sync_batchnorm and ranks.size > 1 and ranks.device.type == "cpu":
         raise UserError("sync_batchnorm=true works on GPUs only.", "Leave it out, or use a backbone without BatchNorm.")
-    second_order = "double_backward" in (bilevel.estimator, bilevel.hessian)
-    if train.compile and second_order:
-        raise UserError(
-            "double_backward cannot differentiate a compiled model twice.",
-            "Use --set estimator=auto --set hessian=difference, or leave compile=true out.",
-        )
-    if ranks.size > 1 and bilevel.hessian == "double_backward" and bilevel.scheme in ("aid-fp", "aid-cg", "stocbio"):
-        raise UserError("hessian=double_backward needs one process.", "Use --set hessian=difference.")
     if ranks.size > 1 and train.parallel == "fsdp":
         _check_sharded(spec)
 
 
 def _check_sharded(spec: RunSpec) -> None:
     train, bilevel = spec.train, spec.bilevel
-    if bilevel.estimator in ("forward", "double_backward"):
-        raise UserError(
-            f"estimator={bilevel.estimator} cannot reach sharded weights.",
-            "Use --set estimator=auto (one_sided in float32, else per_task).",
-        )
     if train.precision == "fp16":
         raise UserError("precision=fp16 does not go with parallel=fsdp.", "Use --set precision=bf16.")
     if bilevel.scope != "full":

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import torch
 from torch import Tensor, autograd
 
@@ -10,12 +12,17 @@ from meltr.hypergradients.evaluation import Evaluation, LossEvaluation
 from meltr.hypergradients.problem import OuterProblem
 from meltr.hypergradients.vectors import Direction, add, scale
 
+HessianKind = Literal["difference", "double_backward"]
+"""How Hessian-vector products are taken; see `hessian_product`."""
+
 DISPLACEMENT = 1e-4
 """Length ||e p|| of the displacement of a difference of gradients."""
 
 
-def hessian_product(problem: OuterProblem, direction: Direction, evaluation: Evaluation | None = None) -> Direction:
-    """Return H p, in one of two ways (``hessian`` of the scheme's options).
+def hessian_product(
+    problem: OuterProblem, direction: Direction, *, by: HessianKind, evaluation: Evaluation | None = None
+) -> Direction:
+    """Return H p, in one of two ways.
 
     ``difference``: (u(w + e p) - u(w - e p)) / (2 e) with u = J^T a, both factors at the displaced weights: two
     forwards and two backwards in full float32, the memory of two gradients. Error O(e^2), plus rounding over e. In a
@@ -28,13 +35,14 @@ def hessian_product(problem: OuterProblem, direction: Direction, evaluation: Eva
     Args:
         problem: The outer problem.
         direction: p, one entry a parameter.
+        by: ``difference`` or ``double_backward``.
         evaluation: Losses on an independent batch; None: those of the problem.
 
     Raises:
         UserError: If double backward, or a difference, is asked for where it cannot be right.
     """
     at = problem.auxiliary if evaluation is None else evaluation
-    if problem.options.hessian == "double_backward":
+    if by == "double_backward":
         return _by_double_backward(problem, direction, at)
     problem.require_precision("hessian=difference", "hessian=double_backward")
     length = problem.norm(direction)

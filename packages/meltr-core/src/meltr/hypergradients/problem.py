@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
-from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -20,23 +19,8 @@ ROWS_KEPT = 3
 """Up to this many losses, all rows of J are kept: they give u, v and g at once, for (T+1) gradients of memory."""
 
 
-@dataclass(frozen=True)
-class SchemeOptions:
-    """Numbers of the schemes; each scheme says which it reads and what None means.
-
-    Args:
-        terms: Terms of a series, or iterations.
-        step: Step size of a series or of a look-ahead.
-        damping: Added to the Hessian's diagonal by AID-CG.
-        scaled: AID-FP: multiply the series by its step size, so that it tends to the inverse Hessian.
-        hessian: How Hessian-vector products are taken: ``difference`` or ``double_backward``.
-    """
-
-    terms: int | None = None
-    step: float | None = None
-    damping: float = 0.0
-    scaled: bool = True
-    hessian: Literal["difference", "double_backward"] = "difference"
+def _silent(line: str) -> None:
+    """Say nothing."""
 
 
 @dataclass
@@ -53,10 +37,10 @@ class OuterProblem:
         primary: The primary loss on another batch; None if it is the first of `auxiliary` (shared batch).
         keep_rows: Compute the gradient of every task once and keep it (see `ROWS_KEPT`).
         retain_graph: Keep the graph of `auxiliary` when the rows are kept; otherwise they must do for everything.
-        options: Numbers of the scheme.
         inner_optimizer: The optimiser of w, for schemes that look at its step; None if unknown.
         others: Number i -> the losses on independent batch i, for schemes that draw fresh ones; None if there are none.
         combiner_state: The generators before the combiner made a: its dropout is one draw an outer step (`one_draw`).
+        log: Called with a line when an estimator has made a choice.
     """
 
     parameters: Sequence[Tensor]
@@ -68,10 +52,10 @@ class OuterProblem:
     primary: Evaluation | None = None
     keep_rows: bool = False
     retain_graph: bool = True
-    options: SchemeOptions = field(default_factory=SchemeOptions)
     inner_optimizer: torch.optim.Optimizer | None = None
     others: Callable[[int], Evaluation] | None = None
     combiner_state: RandomState | None = field(default=None, repr=False)
+    log: Callable[[str], None] = field(default=_silent, repr=False)
     _ahead: Tensor | None = field(default=None, repr=False)
     _rows: list[list[Tensor | None]] | None = field(default=None, repr=False)
 
@@ -212,7 +196,7 @@ class OuterProblem:
         if any(id(parameter) not in rates for parameter in self.parameters):
             raise UserError(
                 "This scheme looks one step of the inner optimiser ahead, and does not know it.",
-                "Pass inner_optimizer=... to Bilevel, or a step size (SchemeOptions(step=...), --set scheme_step=...).",
+                "Pass inner_optimizer=... to Bilevel, or give scheme 'itd' a step size: ITD(step=0.1), --set step=0.1.",
             )
         return [rates[id(parameter)] for parameter in self.parameters]
 

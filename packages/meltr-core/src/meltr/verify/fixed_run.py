@@ -12,9 +12,9 @@ from torch import Tensor
 
 from meltr.combiners.base import Combiner
 from meltr.context import Data, RunContext, StepRecord
+from meltr.engine import building, wrapping
 from meltr.engine.run import prepare
 from meltr.engine.trainer import Trainer
-from meltr.engine.wrapping import check
 from meltr.hookspecs import hookimpl
 from meltr.optim.building import autocast_dtype
 from meltr.plugins import load_object
@@ -192,7 +192,10 @@ class Stepper:
     ) -> None:
         self.problem, self.spec = problem, spec
         prepared = problem.prepared
-        check(spec, prepared.ranks)
+        wrapping.check(spec, prepared.ranks)
+        scheme = building.scheme_of(problem.registry, spec)
+        estimator = building.estimator_of(problem.registry, spec)
+        building.check(spec, prepared.ranks, scheme, estimator)
         self.combiner = self._new_combiner() if combiner is None else combiner
         self.trainer = Trainer(
             problem.hooks,
@@ -200,12 +203,14 @@ class Stepper:
             problem.data if data is None else data,
             model=problem.model,
             combiner=self.combiner,
+            scheme=scheme,
+            estimator=estimator,
             ranks=prepared.ranks,
             sharing=prepared.sharing,
             blocks=prepared.blocks,
         )
         self._combiner_start = Snapshot(list(self.combiner.state_dict(keep_vars=True).values()))
-        self._settled = spec.bilevel.estimator in ("forward", "per_task", "double_backward")
+        self._settled = not estimator.state_dict()
 
     def _new_combiner(self) -> Combiner:
         """Build the combiner; those of all variants that build the same start with the same values."""
@@ -223,7 +228,13 @@ class Stepper:
     @property
     def estimator(self) -> str | None:
         """The way g is computed, None if the variant takes no outer steps."""
-        return self.trainer.bilevel.estimator_name if self.trainer.outer is not None else None
+        return self._used if self.trainer.outer is not None else None
+
+    @property
+    def _used(self) -> str:
+        """Name of the estimator that computes g; ``auto`` if it has not chosen yet."""
+        estimator = self.trainer.bilevel.estimator
+        return estimator.chosen or estimator.name
 
     def steps(self, number: int) -> None:
         """Take training steps as a run does."""
@@ -295,7 +306,7 @@ class Stepper:
         assert record.gradient_products is not None
         products = torch.tensor(list(record.gradient_products.values()), dtype=torch.float64)
         gradient = gradients[0] if gradients else None
-        return Found(products, gradient, trainer.bilevel.estimator_name, tuple(watch.messages), all(kept))
+        return Found(products, gradient, self._used, tuple(watch.messages), all(kept))
 
     def count(self) -> Operations:
         """Take one cycle from the start and return what it computed."""

@@ -10,6 +10,7 @@ from typing import Any, Literal, get_args, get_origin
 from pydantic import BaseModel
 
 from meltr.errors import UserError, did_you_mean
+from meltr.plugins import Registry, load_object
 from meltr.settings import FIDELITY, alternatives
 from meltr.specs import BilevelSpec, RunSpec
 
@@ -23,7 +24,10 @@ ORACLE = "double_backward"
 EXACT = "exact"
 """The variant that is trained: the run as it is, but for g, which is then computed by one backward per task."""
 
-_RECOMPUTE = {"bilevel.scheme": BilevelSpec().scheme, "bilevel.estimator": "auto", "bilevel.retain_graph": False}
+DEFAULT = BilevelSpec().scheme
+"""The scheme that every run has unless the user chooses another."""
+
+_RECOMPUTE = {"bilevel.scheme": DEFAULT, "bilevel.estimator": "auto", "bilevel.retain_graph": False}
 
 FRACTIONS = (0.5, 0.25)
 """Parts of the batch that the outer step may see."""
@@ -59,28 +63,35 @@ def choices(model: type[BaseModel], name: str) -> tuple[str, ...]:
     return tuple(word for kind in kinds if get_origin(kind) is Literal for word in get_args(kind))
 
 
-def schemes() -> tuple[str, ...]:
+def schemes(registry: Registry) -> tuple[str, ...]:
     """Return the names of all schemes, the default one first."""
-    default = BilevelSpec().scheme
-    return (default, *(name for name in choices(BilevelSpec, "scheme") if name != default))
+    return (DEFAULT, *(name for name in registry.schemes if name != DEFAULT))
 
 
-def estimators() -> tuple[str, ...]:
+def estimators(registry: Registry) -> tuple[str, ...]:
     """Return the names of all estimators but ``auto``."""
-    return tuple(name for name in choices(BilevelSpec, "estimator") if name != "auto")
+    return tuple(name for name in registry.estimators if name != "auto")
 
 
-def all_variants(spec: RunSpec) -> dict[str, Variant]:
+def exact_hessian(registry: Registry, scheme: str) -> dict[str, Any]:
+    """Return the settings by which a scheme takes exact Hessian products; none if it takes no Hessian products."""
+    path = registry.scheme(scheme).options
+    has_choice = path is not None and "hessian" in load_object(path).model_fields
+    return {"scheme_options.hessian": ORACLE} if has_choice else {}
+
+
+def all_variants(spec: RunSpec, registry: Registry) -> dict[str, Variant]:
     """Return Table 8: multi-task learning, each scheme, the default scheme with each estimator, the released code.
 
     Args:
         spec: The run that they are variants of.
+        registry: What is installed.
     """
-    default = BilevelSpec().scheme
+    default = DEFAULT
     found = [Variant(REFERENCE, "multi-task learning", {"combiner": REFERENCE}, comparable=False)]
-    for name in schemes():
+    for name in schemes(registry):
         found.append(Variant(name, f"scheme {name}", {"bilevel.scheme": name, "bilevel.estimator": "auto"}))
-    for name in estimators():
+    for name in estimators(registry):
         settings = {"bilevel.scheme": default, "bilevel.estimator": name}
         found.append(Variant(name, f"{default} by {name}", settings))
     found.append(Variant("recompute", f"{default}, evaluated again instead of keeping the graph", _RECOMPUTE))
@@ -96,13 +107,13 @@ def _applies(key: str, spec: RunSpec) -> bool:
     return section != "combiner_options" or name in spec.combiner_options
 
 
-def choose(spec: RunSpec, names: str | None) -> dict[str, Variant]:
+def choose(spec: RunSpec, registry: Registry, names: str | None) -> dict[str, Variant]:
     """Return the variants that the user named, separated by commas, with the reference first; None: all.
 
     Raises:
         UserError: If there is no variant of a name.
     """
-    known = all_variants(spec)
+    known = all_variants(spec, registry)
     if names is None:
         return known
     wanted = [name.strip() for name in names.split(",") if name.strip()]

@@ -16,7 +16,7 @@ from meltr.verify.fixed_run import Found, Problem, Stepper
 from meltr.verify.oracle import DIFFERENCES, EXACT, SHARED, TOLERANCES, Oracle, choose_oracle
 from meltr.verify.replays import Check, Traces, check_replay
 from meltr.verify.timing import Timing, interleaved
-from meltr.verify.variants import ORACLE, estimators, schemes
+from meltr.verify.variants import ORACLE, estimators, exact_hessian, schemes
 
 TOLERANCES_LOW = (5e-2, 1e-1)
 
@@ -133,8 +133,9 @@ def verify(
     oracle = choose_oracle(problem)
     exact = oracle.found
     steppers: dict[str, Stepper] = {"plain": problem.reference}
-    rows = [_estimator_row(problem, each, oracle, traces, tolerance, steppers, log) for each in (*estimators(), "auto")]
-    others = [_scheme_row(problem, each, exact, steppers, log) for each in schemes()]
+    ways = (*estimators(problem.registry), "auto")
+    rows = [_estimator_row(problem, each, oracle, traces, tolerance, steppers, log) for each in ways]
+    others = [_scheme_row(problem, each, exact, steppers, log) for each in schemes(problem.registry)]
     log(f"time and memory of {len(steppers)} kinds of step")
     prices = _prices(problem, steppers, turns)
     plain = prices["plain"]
@@ -226,7 +227,8 @@ def _scheme_row(
 
 def _hessian_error(problem: Problem, scheme: str, found: Found) -> float | str:
     """Return the error of g with Hessian products by differences against double backward, or why there is none."""
-    settings = {**SHARED, "bilevel.scheme": scheme, "bilevel.hessian": ORACLE, "bilevel.estimator": found.estimator}
+    hessian = exact_hessian(problem.registry, scheme)
+    settings = {**SHARED, "bilevel.scheme": scheme, **hessian, "bilevel.estimator": found.estimator}
     try:
         exact = problem.stepper(settings).find()
     except Exception as error:

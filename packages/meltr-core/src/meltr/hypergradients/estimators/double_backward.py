@@ -2,25 +2,39 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import torch
 from torch import Tensor
 
+from meltr.hypergradients.estimators.base import Estimator
 from meltr.hypergradients.evaluation import LossEvaluation
 from meltr.hypergradients.problem import OuterProblem
 from meltr.hypergradients.vectors import Direction
 
 
-def double_backward(problem: OuterProblem, direction: Direction) -> Tensor:
-    """Return g = J q, shape (T+1,), float64: the derivative of <J^T a, q> by a.
+class DoubleBackward(Estimator):
+    """g = J q as the derivative of <J^T a, q> by a.
 
     Exact, and independent of the other ways. Cost: a backward that builds a graph and its transpose, and the memory of
     both. Fails with fused attention, torch.compile and FSDP2; the losses must have been evaluated with math attention.
     """
-    own = []
-    for piece in problem.auxiliary.pieces():
-        own.append(_of_piece(problem, direction, piece))
-        del piece  # and its graph, before the next one is made
-    return problem.auxiliary.setup.sharing.mean(torch.stack(own).mean(0))
+
+    name: ClassVar[str] = "double_backward"
+    needs_whole_weights: ClassVar[bool] = True
+
+    @property
+    def needs_second_derivative(self) -> bool:
+        """True."""
+        return True
+
+    def __call__(self, problem: OuterProblem, direction: Direction) -> Tensor:
+        """Return g = J q, shape (T+1,), float64."""
+        own = []
+        for piece in problem.auxiliary.pieces():
+            own.append(_of_piece(problem, direction, piece))
+            del piece  # and its graph, before the next one is made
+        return problem.auxiliary.setup.sharing.mean(torch.stack(own).mean(0))
 
 
 def _of_piece(problem: OuterProblem, direction: Direction, piece: LossEvaluation) -> Tensor:

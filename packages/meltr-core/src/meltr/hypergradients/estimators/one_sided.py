@@ -3,14 +3,23 @@
 from __future__ import annotations
 
 import warnings
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
+from meltr.hypergradients.estimators.base import Estimator
+from meltr.hypergradients.estimators.difference import (
+    LADDER,
+    check_recheck,
+    losses_along,
+    neighbours,
+    undefined,
+    usable,
+)
+from meltr.hypergradients.estimators.per_task import PerTask
 from meltr.hypergradients.problem import OuterProblem
-from meltr.hypergradients.products.difference import LADDER, losses_along, neighbours, undefined, usable
-from meltr.hypergradients.products.per_task import per_task
 from meltr.hypergradients.vectors import Direction
 
 TOLERANCE = 1e-2
@@ -20,11 +29,11 @@ EARLY = 10
 """Besides the regular ones, there is a check at this call: models change fastest at the start."""
 
 
-class OneSidedDifference:
+class OneSidedDifference(Estimator):
     """g_t = (l_t(w + e q) - l_t(w)) / e: the cheapest way, since l(w) is there already.
 
     Cost: one forward without a graph; under autocast or TF32 two, since both losses must come from float32 forwards.
-    Extra memory: a copy of q; nothing with `overwrite`. Error: O(e) plus the losses' rounding error over e.
+    Extra memory: none, the weights are kept where q was. Error: O(e) plus the losses' rounding error over e.
 
     That error is checked: at the first call, the tenth, and every `recheck`-th, g comes from one backward per task,
     which is exact, and the step of the ladder that agrees best with it is used until the next check. One backward per
@@ -32,7 +41,6 @@ class OneSidedDifference:
 
     Args:
         recheck: Calls between two checks. A check costs T + 1 backwards and four forwards (the first time nine).
-        overwrite: The caller does not need the direction any more.
         warn: Warn when a check finds too much error; False if the caller looks at `reliable`.
 
     Attributes:
@@ -40,8 +48,10 @@ class OneSidedDifference:
         error: Relative error of g at the last check.
     """
 
-    def __init__(self, recheck: int = 100, *, overwrite: bool = False, warn: bool = True) -> None:
-        self.recheck, self.overwrite, self.warn = recheck, overwrite, warn
+    name: ClassVar[str] = "one_sided"
+
+    def __init__(self, *, recheck: int = 100, warn: bool = True) -> None:
+        self.recheck, self.warn = check_recheck(recheck), warn
         self.step: float | None = None
         self.error = float("nan")
         self._calls = 0
@@ -57,6 +67,19 @@ class OneSidedDifference:
         Raises:
             UserError: If weights are float16 or bfloat16.
         """
+        return self.products(problem, direction, overwrite=True)
+
+    def products(self, problem: OuterProblem, direction: Direction, *, overwrite: bool) -> Tensor:
+        """Return g like a call.
+
+        Args:
+            problem: The outer problem.
+            direction: q.
+            overwrite: Leave anything in the memory of `direction`; False: copy it, so that it stays as it is.
+
+        Raises:
+            UserError: If weights are float16 or bfloat16.
+        """
         problem.require_precision("estimator=one_sided", "estimator=per_task")
         length = problem.norm(direction)
         if not usable(length):
@@ -64,24 +87,24 @@ class OneSidedDifference:
         check = self.step is None or self._calls == EARLY or self._calls % self.recheck == 0
         self._calls += 1
         if check:
-            return self._check(problem, direction, length)
+            return self._check(problem, direction, length, overwrite=overwrite)
         assert self.step is not None
-        return self._differences(problem, direction, [self.step / length])[0]
+        return self._differences(problem, direction, [self.step / length], overwrite=overwrite)[0]
 
     def state_dict(self) -> dict[str, Any]:
         """Return step, error and number of calls, for a run that is resumed."""
         return {"step": self.step, "error": self.error, "calls": self._calls}
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue where `state_dict` was taken."""
         self.step, self.error, self._calls = state["step"], float(state["error"]), int(state["calls"])
 
-    def _check(self, problem: OuterProblem, direction: Direction, length: float) -> Tensor:
-        exact = per_task(problem, direction)
+    def _check(self, problem: OuterProblem, direction: Direction, length: float, *, overwrite: bool) -> Tensor:
+        exact = PerTask()(problem, direction)
         if not bool(exact.isfinite().all()):
             return exact  # of no use; without a step yet, the next call checks again
         around = LADDER if self.step is None else neighbours(self.step)
-        values = self._differences(problem, direction, [step / length for step in around])
+        values = self._differences(problem, direction, [step / length for step in around], overwrite=overwrite)
         gaps = (values - exact).norm(dim=1) / exact.norm() if bool(exact.any()) else exact.new_zeros(len(around))
         gaps = torch.where(gaps.isfinite(), gaps, torch.inf)
         best = int(gaps.argmin())
@@ -90,14 +113,16 @@ class OneSidedDifference:
             warnings.warn(
                 f"The one-sided difference is {self.error:.1%} off. Use --set estimator=auto, forward or per_task.",
                 RuntimeWarning,
-                stacklevel=3,
+                stacklevel=4,
             )
         return exact
 
-    def _differences(self, problem: OuterProblem, direction: Direction, distances: list[float]) -> Tensor:
+    def _differences(
+        self, problem: OuterProblem, direction: Direction, distances: list[float], *, overwrite: bool
+    ) -> Tensor:
         """Return one-sided differences for each e of `distances`, largest first, shape (len(distances), T+1)."""
         here = _losses_here(problem)
-        ahead = losses_along(problem, direction, distances, overwrite=self.overwrite)
+        ahead = losses_along(problem, direction, distances, overwrite=overwrite)
         return (ahead - here) / torch.tensor(distances, dtype=torch.float64, device=here.device)[:, None]
 
 

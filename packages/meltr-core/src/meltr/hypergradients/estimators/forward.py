@@ -6,6 +6,7 @@ import math
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +14,7 @@ from torch.autograd import forward_ad
 from torch.func import functional_call
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from meltr.hypergradients.estimators.base import Estimator
 from meltr.hypergradients.evaluation import LossFunction
 from meltr.hypergradients.problem import OuterProblem
 from meltr.hypergradients.vectors import Direction, scale
@@ -38,23 +40,30 @@ def _quiet_first_use() -> Iterator[None]:
         yield
 
 
-def forward_mode(problem: OuterProblem, direction: Direction) -> Tensor:
-    """Return g = J q, shape (T+1,), float64: one forward with dual numbers, no graph.
+class ForwardMode(Estimator):
+    """g = J q by one forward with dual numbers, without a graph.
 
     Exact. Cost: about two forwards. Extra memory: the tangents of all layers, which PyTorch keeps until the pass ends.
     Attention runs on the math kernel, the fused ones have no forward-mode rule; tied parameters are handled, frozen and
     unused ones have no tangent.
 
     ``torch.func.jvp`` would not do: it fails on BatchNorm in training mode and replays dropout wrongly.
-
-    Raises:
-        NotImplementedError: If an operation of the model has no forward-mode derivative (CPU LSTM, CTC loss).
-        RuntimeError: The same, from operations that say so differently (a compiled model before torch 2.15).
     """
-    factor = _factor(problem, direction)
-    scaled = direction if factor == 1.0 else scale(direction, factor)
-    own = [_of_piece(problem, scaled, piece) for piece in problem.auxiliary.functions()]
-    return problem.auxiliary.setup.sharing.mean(torch.stack(own).mean(0) / factor)
+
+    name: ClassVar[str] = "forward"
+    needs_whole_weights: ClassVar[bool] = True
+
+    def __call__(self, problem: OuterProblem, direction: Direction) -> Tensor:
+        """Return g = J q, shape (T+1,), float64.
+
+        Raises:
+            NotImplementedError: If an operation of the model has no forward-mode derivative (CPU LSTM, CTC loss).
+            RuntimeError: The same, from operations that say so differently (a compiled model before torch 2.15).
+        """
+        factor = _factor(problem, direction)
+        scaled = direction if factor == 1.0 else scale(direction, factor)
+        own = [_of_piece(problem, scaled, piece) for piece in problem.auxiliary.functions()]
+        return problem.auxiliary.setup.sharing.mean(torch.stack(own).mean(0) / factor)
 
 
 def _factor(problem: OuterProblem, direction: Direction) -> float:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
+from meltr.hypergradients.estimators.base import Estimator
 from meltr.hypergradients.problem import OuterProblem
 from meltr.hypergradients.vectors import Direction
 
@@ -17,12 +18,12 @@ LADDER = tuple(10.0 ** (-exponent / 2) for exponent in range(2, 11))
 """Step sizes that may be chosen, as lengths ||e q|| in parameter space: 1e-1, 3e-2, ..., 1e-5."""
 
 
-class CentralDifference:
+class CentralDifference(Estimator):
     """g_t = (l_t(w + e q) - l_t(w - e q)) / (2 e): works with every kernel, compiled or not.
 
-    Cost: two forwards without a graph. Extra memory: a copy of q, while which the weights are put back bit-exactly from
-    where q was; nothing with `overwrite`. Error: O(e^2) plus the losses' rounding error over e; forwards run in float32
-    (autocast is switched off) and the subtraction in float64.
+    Cost: two forwards without a graph. Extra memory: none, the weights are kept where q was, to be put back bit by bit.
+    Error: O(e^2) plus the losses' rounding error over e; forwards run in float32 (autocast is switched off) and the
+    subtraction in float64.
 
     No fixed step suits every model (its curvature sets the best one), so the step is chosen: on the first call the
     whole ladder is evaluated, later every `recheck` calls the neighbours of the current step, and the step whose value
@@ -30,15 +31,16 @@ class CentralDifference:
 
     Args:
         recheck: Calls between two checks of the step size.
-        overwrite: The caller does not need the direction any more.
 
     Attributes:
         step: The length ||e q|| in use; None before the first call.
         disagreement: Relative difference of the values at two neighbouring steps at the last check: an error estimate.
     """
 
-    def __init__(self, recheck: int = 50, *, overwrite: bool = False) -> None:
-        self.recheck, self.overwrite = recheck, overwrite
+    name: ClassVar[str] = "difference"
+
+    def __init__(self, *, recheck: int = 50) -> None:
+        self.recheck = check_recheck(recheck)
         self.step: float | None = None
         self.disagreement = float("nan")
         self._calls = 0
@@ -66,14 +68,14 @@ class CentralDifference:
         """Return the step and the number of calls, for a run that is resumed."""
         return {"step": self.step, "calls": self._calls}
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue where `state_dict` was taken."""
         self.step, self._calls = state["step"], int(state["calls"])
 
     def _differences(self, problem: OuterProblem, direction: Direction, steps: Sequence[float]) -> Tensor:
         """Return central differences for each e of `steps`, largest first, shape (len(steps), T+1), float64."""
         signed = [e for step in steps for e in (step, -step)]
-        sides = losses_along(problem, direction, signed, overwrite=self.overwrite).unflatten(0, (len(steps), 2))
+        sides = losses_along(problem, direction, signed, overwrite=True).unflatten(0, (len(steps), 2))
         distances = torch.tensor(steps, dtype=torch.float64, device=sides.device)
         differences: Tensor = (sides[:, 0] - sides[:, 1]) / (2 * distances[:, None])
         return differences
@@ -90,11 +92,18 @@ class CentralDifference:
         if self.disagreement > 0.05:
             warnings.warn(
                 f"The central difference is uncertain: the best two neighbouring step sizes disagree by "
-                f"{self.disagreement:.0%}. Use estimator='forward' or 'per_task' (--set estimator=per_task).",
+                f"{self.disagreement:.0%}. Use ForwardMode() or PerTask() (--set estimator=per_task).",
                 RuntimeWarning,
                 stacklevel=3,
             )
         return values[best + 1]
+
+
+def check_recheck(recheck: int) -> int:
+    """Return the number of calls between two checks; ValueError if it is below 1."""
+    if recheck < 1:
+        raise ValueError(f"recheck must be at least 1, got {recheck}")
+    return recheck
 
 
 def usable(length: float) -> bool:

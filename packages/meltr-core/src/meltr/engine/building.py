@@ -1,0 +1,74 @@
+"""Builds scheme and estimator of a run from what plugins registered, and refuses settings that they cannot serve."""
+
+from __future__ import annotations
+
+from typing import Any, TypeVar
+
+from meltr.errors import PluginError, UserError
+from meltr.hypergradients.estimators import Estimator
+from meltr.hypergradients.schemes import Scheme
+from meltr.parallel.ranks import Ranks
+from meltr.plugins import Registry, load_object
+from meltr.specs import EstimatorInfo, RunSpec, SchemeInfo
+
+Kind = TypeVar("Kind", Scheme, Estimator)
+
+
+def scheme_of(registry: Registry, spec: RunSpec) -> Scheme:
+    """Return the scheme of a run.
+
+    Raises:
+        UserError: If it is unknown, or a setting is out of range.
+        PluginError: If its factory returns something else.
+    """
+    return _built(registry.scheme(spec.bilevel.scheme), spec.scheme_options, Scheme)  # type: ignore[type-abstract]
+
+
+def estimator_of(registry: Registry, spec: RunSpec) -> Estimator:
+    """Return a new estimator for a run.
+
+    Raises:
+        UserError: If it is unknown, or a setting is out of range.
+        PluginError: If its factory returns something else.
+    """
+    return _built(registry.estimator(spec.bilevel.estimator), spec.estimator_options, Estimator)  # type: ignore[type-abstract]
+
+
+def check(spec: RunSpec, ranks: Ranks, scheme: Scheme, estimator: Estimator) -> None:
+    """Refuse a scheme or an estimator that cannot work with the other settings.
+
+    Args:
+        spec: The run.
+        ranks: Its processes.
+        scheme: Its scheme.
+        estimator: Its estimator.
+
+    Raises:
+        UserError: Naming the settings and what to do.
+    """
+    if spec.train.compile and (scheme.needs_second_derivative or estimator.needs_second_derivative):
+        raise UserError(
+            "double_backward cannot differentiate a compiled model twice.",
+            "Use --set estimator=auto and, with a scheme that has it, --set hessian=difference; or leave compile=true "
+            "out.",
+        )
+    if ranks.size > 1 and scheme.needs_second_derivative:
+        raise UserError("hessian=double_backward needs one process.", "Use --set hessian=difference.")
+    if ranks.size > 1 and spec.train.parallel == "fsdp" and estimator.needs_whole_weights:
+        raise UserError(
+            f"estimator={estimator.name} cannot reach sharded weights.",
+            "Use --set estimator=auto (one_sided in float32, else per_task).",
+        )
+
+
+def _built(info: SchemeInfo | EstimatorInfo, options: dict[str, Any], kind: type[Kind]) -> Kind:
+    noun = kind.__name__.lower()
+    try:
+        built = load_object(info.factory)(**options)
+    except ValueError as error:
+        raise UserError(f"{noun} {info.name!r}: {error}.") from error
+    if not isinstance(built, kind):
+        raise PluginError(
+            f"{noun} {info.name!r} ({info.factory}) returned {type(built).__name__}, expected a meltr.{kind.__name__}."
+        )
+    return built

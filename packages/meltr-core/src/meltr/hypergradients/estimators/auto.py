@@ -1,0 +1,163 @@
+"""The choice that ``estimator=auto`` makes, why, and when it chooses anew."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from meltr.hypergradients.estimators.base import Estimator
+from meltr.hypergradients.estimators.difference import CentralDifference
+from meltr.hypergradients.estimators.forward import ForwardMode
+from meltr.hypergradients.estimators.one_sided import OneSidedDifference
+from meltr.hypergradients.estimators.per_task import PerTask
+from meltr.hypergradients.evaluation import Evaluation, LossEvaluation
+from meltr.hypergradients.graph import shared_backwards
+from meltr.hypergradients.problem import ROWS_KEPT, OuterProblem
+from meltr.hypergradients.vectors import Direction
+
+TOLERANCE = 1e-2
+"""Relative difference from one backward per task above which forward mode is not trusted (bf16 rounds at 4e-3)."""
+
+DIFFERENCE_TOLERANCE = 5e-2
+"""The same for central differences, whose error reaches a few per cent in deep networks with kinks."""
+
+BACKWARDS = 2.5
+"""One backward per task pays while all of them together cost less than this many (v, a difference and u: 2.5)."""
+
+LARGE = 10_000_000
+"""Parameters from which operations are what a step costs; below, an exact way costs little more and is taken."""
+
+
+class Auto(Estimator):
+    """Chooses an estimator for the model at the first outer step, and chooses anew if that one becomes unreliable.
+
+    With up to `ROWS_KEPT` losses, one backward per task gives v, g and the next inner gradient at once. That is the
+    cheapest way with two losses, and with three that have most of their forward passes to themselves (then the T+1
+    backwards together cost little more than one). Otherwise, for large models in float32, one-sided differences, which
+    cost a single forward and check themselves against one backward per task; else forward mode where the model supports
+    it, checked once; else central differences in float32, checked alike; else one backward per task. (Only a backward
+    treats a target that was made of w under ``torch.no_grad`` as a constant.) Nothing is timed: the same run always
+    makes the same choice.
+
+    If a later check finds that one-sided differences are off, the next outer step chooses again, without them. Choices
+    and reasons go to the problem's `log`.
+    """
+
+    name: ClassVar[str] = "auto"
+
+    def __init__(self) -> None:
+        self._working: Estimator | None = None
+        self._differences_failed = False
+
+    @property
+    def chosen(self) -> str | None:
+        """Name of the estimator in use; None before a choice is made."""
+        return None if self._working is None else self._working.name
+
+    def keeps_rows(self, evaluation: Evaluation) -> bool:
+        """Tell whether the estimator in use keeps the rows; before the choice, whether that would pay."""
+        if self._working is not None:
+            return self._working.keeps_rows(evaluation)
+        if not (isinstance(evaluation, LossEvaluation) and PerTask().keeps_rows(evaluation)):
+            return False
+        return rows_pay(evaluation.parts)
+
+    def __call__(self, problem: OuterProblem, direction: Direction) -> Tensor:
+        """Return g = J q, shape (T+1,), float64."""
+        if self._working is None:
+            self._working, reason, products = self._choose(problem, direction)
+            problem.log(f"estimator: {self._working.name} ({reason})")
+            return products
+        products = self._working(problem, direction)
+        if isinstance(self._working, OneSidedDifference) and not self._working.reliable:
+            problem.log(
+                f"estimator: one_sided is {self._working.error:.1%} off by now; the next outer step chooses anew"
+            )
+            self._working, self._differences_failed = None, True
+        return products
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the choice, the state of the estimator in use, and whether one-sided differences have failed."""
+        state = {} if self._working is None else self._working.state_dict()
+        return {"chosen": self.chosen, "state": state, "differences_failed": self._differences_failed}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continue where `state_dict` was taken."""
+        self._differences_failed = bool(state["differences_failed"])
+        self._working = None if state["chosen"] is None else _candidate(state["chosen"])
+        if self._working is not None:
+            self._working.load_state_dict(state["state"])
+
+    def _choose(self, problem: OuterProblem, direction: Direction) -> tuple[Estimator, str, Tensor]:
+        """Return an estimator for the problem, the reason in a line, and g of shape (T+1,) for this step."""
+        setup = problem.auxiliary.setup
+        if problem.keep_rows:
+            rows = PerTask()
+            return rows, "the task gradients give the inner and the outer step at once", rows(problem, direction)
+        reason = ""
+        if not self._differences_failed and _differences_pay(problem):
+            one_sided = OneSidedDifference(warn=False)
+            exact = one_sided.products(problem, direction, overwrite=False)  # what follows needs the direction
+            reason = f"differs from one backward per task by {one_sided.error:.1e}"
+            if one_sided.step is not None and one_sided.reliable:
+                return one_sided, f"the cheapest way; {reason}", exact
+            reason = f"a one-sided difference {reason}; "
+        else:
+            exact = PerTask()(problem, direction)
+        if not setup.sharing.whole_weights:
+            return *_without_forward_mode(problem, direction, exact, f"{reason}the weights are sharded"), exact
+        forward = ForwardMode()
+        try:
+            products = forward(problem, direction)
+        except (NotImplementedError, RuntimeError) as error:
+            cause = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+            return *_without_forward_mode(problem, direction, exact, f"{reason}no forward mode: {cause}"), exact
+        gap = _gap(products, exact)
+        if not gap <= TOLERANCE * (5 if setup.low_precision else 1):
+            reason = f"{reason}forward mode differs from one backward per task by {gap:.1e}"
+            return *_without_forward_mode(problem, direction, exact, reason), exact
+        return forward, f"{reason}forward mode works (differs from one backward per task by {gap:.1e})", products
+
+
+def rows_pay(losses: Sequence[Tensor]) -> bool:
+    """Tell whether one backward per task, rows kept, is the cheapest way for these losses.
+
+    Args:
+        losses: The T+1 losses with their graphs, 0-dim each.
+    """
+    return len(losses) <= 2 or (len(losses) <= ROWS_KEPT and shared_backwards(losses) < BACKWARDS)
+
+
+def _candidate(name: str) -> Estimator:
+    """Return a new estimator of those that can be chosen."""
+    candidates = (PerTask(), OneSidedDifference(warn=False), ForwardMode(), CentralDifference())
+    return next(each for each in candidates if each.name == name)
+
+
+def _differences_pay(problem: OuterProblem) -> bool:
+    """Tell whether the model is large and float32: in float64 nobody looks for speed, below differences are none."""
+    setup = problem.auxiliary.setup
+    exact_enough = not setup.low_precision and problem.auxiliary.values.dtype == torch.float32
+    return exact_enough and sum(parameter.numel() for parameter in setup.model.parameters()) >= LARGE
+
+
+def _without_forward_mode(
+    problem: OuterProblem, direction: Direction, exact: Tensor, reason: str
+) -> tuple[Estimator, str]:
+    """Return central differences if they are near enough to `exact`, else one backward per task; with the reason."""
+    if problem.auxiliary.setup.low_precision:
+        return PerTask(), reason
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)  # an uncertain difference is not chosen
+        gap = _gap(CentralDifference()(problem, direction), exact)
+    if not gap <= DIFFERENCE_TOLERANCE:
+        return PerTask(), f"{reason}; so do differences, by {gap:.1e}"
+    return CentralDifference(), reason
+
+
+def _gap(products: Tensor, exact: Tensor) -> float:
+    return float((products - exact).norm() / exact.norm().clamp_min(1e-300)) if exact.norm() > 0 else 0.0

@@ -1,0 +1,67 @@
+"""What an estimator is: an object that computes g = J q, with whatever state that takes."""
+
+from __future__ import annotations
+
+import abc
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+from torch import Tensor
+
+from meltr.hypergradients.evaluation import Evaluation
+from meltr.hypergradients.problem import OuterProblem
+from meltr.hypergradients.vectors import Direction
+
+
+class Estimator(abc.ABC):
+    """Computes g = J q. One that keeps a state serves one training loop.
+
+    Attributes:
+        name: What the user writes after ``--set estimator=``.
+        needs_whole_weights: True if it cannot work with weights that are sharded over processes.
+    """
+
+    name: ClassVar[str]
+    needs_whole_weights: ClassVar[bool] = False
+
+    @abc.abstractmethod
+    def __call__(self, problem: OuterProblem, direction: Direction) -> Tensor:
+        """Return g = J q, shape (T+1,), averaged over processes.
+
+        Weights, buffers and generators are as before afterwards. The memory of `direction` may hold anything.
+
+        Args:
+            problem: The outer problem; its `log` takes lines that the user should see.
+            direction: q, one tensor a parameter; None where it is zero.
+        """
+
+    def keeps_rows(self, evaluation: Evaluation) -> bool:
+        """Tell whether the gradients of all tasks should be kept: they then give v, g and the next inner gradient.
+
+        Args:
+            evaluation: The losses of an outer step.
+        """
+        return False
+
+    @property
+    def needs_second_derivative(self) -> bool:
+        """True if the losses are differentiated twice: attention then runs on the math kernel."""
+        return False
+
+    @property
+    def chosen(self) -> str | None:
+        """Name of the estimator that does the work: its own; None if that is not decided yet."""
+        return self.name
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what a resumed run needs: plain values and tensors. Empty if there is no state."""
+        return {}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continue where `state_dict` was taken.
+
+        Raises:
+            ValueError: If the state belongs to another estimator.
+        """
+        if state:
+            raise ValueError(f"estimator {self.name!r} has no state, got one with {', '.join(state)}")

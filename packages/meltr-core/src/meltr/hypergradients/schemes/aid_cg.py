@@ -1,0 +1,67 @@
+"""AID-CG: approximate implicit differentiation by conjugate gradients."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import ClassVar
+
+from meltr.hypergradients.hessian import HessianKind, hessian_product
+from meltr.hypergradients.problem import OuterProblem
+from meltr.hypergradients.schemes.base import HessianScheme, check_hessian, check_terms
+from meltr.hypergradients.vectors import Direction, add, scale
+
+
+@dataclass(frozen=True, kw_only=True)
+class AIDCG(HessianScheme):
+    """q with (H + damping I) q = v, after a fixed number of conjugate-gradient iterations.
+
+    Grazzi et al., ICML 2020; Rajeswaran et al. (iMAML), NeurIPS 2019. The Hessian of a network is indefinite, for which
+    conjugate gradients are not made: the iteration stops when it meets a direction of negative curvature (at the first
+    iteration that leaves q = v, AID-FP-Lite), and the iterate with the smallest residual is returned.
+
+    Cost: the backward of v, and a Hessian-vector product an iteration (two forwards and two backwards by differences).
+    Extra memory: six gradients.
+
+    Args:
+        terms: Iterations.
+        damping: Added to the Hessian's diagonal.
+        hessian: How Hessian products are taken: ``difference`` of gradients, or ``double_backward``.
+
+    Raises:
+        ValueError: If a number is out of range.
+    """
+
+    name: ClassVar[str] = "aid-cg"
+    terms: int = 3
+    damping: float = 0.0
+    hessian: HessianKind = "difference"
+
+    def __post_init__(self) -> None:
+        check_terms(self.terms)
+        check_hessian(self.hessian)
+        if not 0 <= self.damping < math.inf:
+            raise ValueError(f"damping must be a number of at least 0, got {self.damping}")
+
+    def direction(self, problem: OuterProblem) -> Direction:
+        """Return q."""
+        v = problem.primary_gradient()
+        residual, search = v, v
+        size = float(problem.dot(v, v))
+        iterate: Direction = [None] * len(v)
+        best, smallest = v, size
+        for number in range(self.terms):
+            if size == 0.0:
+                break
+            curved = add(hessian_product(problem, search, by=self.hessian), search, alpha=self.damping)
+            curvature = float(problem.dot(search, curved))
+            if not curvature > 0.0:
+                break
+            length = size / curvature
+            iterate = add(iterate, search, alpha=length)
+            residual = add(residual, curved, alpha=-length)
+            before, size = size, float(problem.dot(residual, residual))
+            if number == 0 or size < smallest:
+                best, smallest = iterate, size
+            search = add(residual, scale(search, size / before))
+        return best

@@ -1,0 +1,26 @@
+"""AID-FP-Lite, the paper's scheme (section 4.3, Table 8)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from meltr.hypergradients.problem import OuterProblem
+from meltr.hypergradients.schemes.base import Scheme
+from meltr.hypergradients.vectors import Direction
+
+
+@dataclass(frozen=True)
+class AIDFPLite(Scheme):
+    """q = v = grad_w L_pri: the inverse Hessian of implicit differentiation replaced by the identity.
+
+    The fixed-point (Neumann) series of approximate implicit differentiation, cut after its first term.
+
+    Cost: one backward (none if the rows of J are kept). Extra memory: one gradient.
+    """
+
+    name: ClassVar[str] = "aid-fp-lite"
+
+    def direction(self, problem: OuterProblem) -> Direction:
+        """Return q."""
+        return problem.primary_gradient()

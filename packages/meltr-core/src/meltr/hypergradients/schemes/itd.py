@@ -1,0 +1,52 @@
+"""ITD with one look-ahead step: iterative differentiation through w' = w - alpha u (Meta-Weight-Net)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from meltr.hypergradients.problem import OuterProblem
+from meltr.hypergradients.schemes.base import Scheme, check_step
+from meltr.hypergradients.vectors import Direction
+
+
+@dataclass(frozen=True, kw_only=True)
+class ITD(Scheme):
+    """q = alpha grad_w L_pri(w - alpha u).
+
+    Shu et al. (Meta-Weight-Net), NeurIPS 2019; Liu et al. (Auto-Lambda), TMLR 2022; the ITD row of Table 8. The
+    derivative of L_pri(w - alpha grad_w m(l(w))) by phi is -grad_phi (a . J q) with this q and J at w: exact, without a
+    functional copy of the model or an unrolled graph. alpha may differ between parameters, as learning rates do.
+
+    Cost: a backward for u, a forward and a backward at w' (for both batches if the primary loss has its own). Extra
+    memory: a copy of the weights, two gradients.
+
+    Args:
+        step: alpha; None: the learning rate of each parameter in the inner optimiser.
+
+    Raises:
+        ValueError: If `step` is not a positive number.
+    """
+
+    name: ClassVar[str] = "itd"
+    step: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.step is not None:
+            check_step(self.step)
+
+    def direction(self, problem: OuterProblem) -> Direction:
+        """Return q.
+
+        Raises:
+            UserError: If there is no step size, and the inner optimiser is not known.
+        """
+        step = self.step
+        rates = [step] * len(problem.parameters) if step is not None else problem.learning_rates()
+        ahead: Direction = [
+            None if part is None else part * -rate for part, rate in zip(problem.unified_gradient(), rates, strict=True)
+        ]
+        with problem.displaced(ahead) as move:
+            move(1.0)
+            found = problem.primary_gradient_now()
+        return [None if part is None else part * rate for part, rate in zip(found, rates, strict=True)]

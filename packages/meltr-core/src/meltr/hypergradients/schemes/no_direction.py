@@ -1,0 +1,24 @@
+"""No hypergradient: the combiner stays as it is (the row 'multi-task learning' of Table 8)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from meltr.hypergradients.problem import OuterProblem
+from meltr.hypergradients.schemes.base import Scheme
+from meltr.hypergradients.vectors import Direction
+
+
+@dataclass(frozen=True)
+class NoDirection(Scheme):
+    """q = 0: g is zero, and so is phi's gradient (but for the direct term, if that is on).
+
+    With a loss transformer that starts at the plain sum, this is multi-task learning. Cost: none.
+    """
+
+    name: ClassVar[str] = "none"
+
+    def direction(self, problem: OuterProblem) -> Direction:
+        """Return q."""
+        return [None] * len(problem.parameters)

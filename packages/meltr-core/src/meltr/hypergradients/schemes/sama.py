@@ -1,0 +1,55 @@
+"""SAMA: the hypergradient that knows the inner optimiser's step (Choe et al., NeurIPS 2023)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from torch import Tensor
+
+from meltr.errors import UserError
+from meltr.hypergradients.problem import OuterProblem
+from meltr.hypergradients.schemes.base import Scheme
+from meltr.hypergradients.vectors import Direction
+from meltr.optim.step_derivatives import KNOWN, step_derivative_of
+
+
+@dataclass(frozen=True)
+class SAMA(Scheme):
+    """q = lr D v, where lr D is the elementwise derivative of the inner optimiser's step by the gradient.
+
+    "Making Scalable Meta Learning Practical", section 3.2: w' = w - step(u), so dL_pri(w')/dphi is
+    -grad_phi <u, lr D v>, with the base Jacobian replaced by the identity as in AID-FP-Lite. Not in the MELTR paper.
+    Every optimiser gives its own derivative (`meltr.optim.step_derivatives`). v is taken at w, as in AID-FP-Lite;
+    gradient clipping does not enter D, BertAdam's included.
+
+    Cost: the backward of v and one for u. Extra memory: three gradients.
+    """
+
+    name: ClassVar[str] = "sama"
+
+    def direction(self, problem: OuterProblem) -> Direction:
+        """Return q.
+
+        Raises:
+            UserError: If the inner optimiser is not known, or the derivative of its step is not.
+        """
+        optimizer = problem.inner_optimizer
+        if optimizer is None:
+            raise UserError(
+                "scheme 'sama' differentiates the inner optimiser's step: none was given.",
+                f"It knows {KNOWN}; pass inner_optimizer=... to Bilevel.",
+            )
+        derivative = step_derivative_of(optimizer)
+        problem.learning_rates()  # every parameter must belong to the optimiser
+        groups = {id(p): group for group in optimizer.param_groups for p in group["params"]}
+        v = problem.primary_gradient()
+        u = problem.unified_gradient()
+        found: list[Tensor | None] = []
+        for parameter, own, gradient in zip(problem.parameters, v, u, strict=True):
+            if own is None:
+                found.append(None)
+                continue
+            state = optimizer.state.get(parameter, {})
+            found.append(own * derivative(parameter, groups[id(parameter)], state, gradient))
+        return found

@@ -1,0 +1,69 @@
+"""StocBiO: the stochastic hypergradient of Ji, Yang and Liang (ICML 2021)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from meltr.errors import UserError
+from meltr.hypergradients.hessian import HessianKind, hessian_product
+from meltr.hypergradients.problem import OuterProblem
+from meltr.hypergradients.schemes.base import HessianScheme, check_hessian, check_step, check_terms
+from meltr.hypergradients.vectors import Direction, add, scale
+
+
+@dataclass(frozen=True, kw_only=True)
+class StocBiO(HessianScheme):
+    """q = eta sum_{j=0..Q} prod_{i=1..j} (I - eta H_i) v with an independent batch for every factor.
+
+    Equation 6 of the StocBiO paper (not of the MELTR paper, whose eq. 6 is the regulariser). The expectation of the
+    product is the product of the expectations only because the batches are independent. The released code of StocBiO
+    uses one batch for all factors and drops the term j = 0; this follows the paper. With eta times the largest
+    eigenvalue of H above 2 the series diverges.
+
+    Cost: the backward of v, and Q Hessian-vector products (two forwards and two backwards each by differences), each on
+    a batch of its own. Extra memory: four gradients.
+
+    Args:
+        terms: Q, Hessian-vector products and independent batches.
+        step: eta, the step size of the series.
+        hessian: How Hessian products are taken: ``difference`` of gradients, or ``double_backward``.
+
+    Raises:
+        ValueError: If a number is out of range.
+    """
+
+    name: ClassVar[str] = "stocbio"
+    terms: int = 3
+    step: float = 0.5
+    hessian: HessianKind = "difference"
+
+    def __post_init__(self) -> None:
+        check_terms(self.terms)
+        check_step(self.step)
+        check_hessian(self.hessian)
+
+    @property
+    def independent_batches(self) -> int:
+        """One for every factor."""
+        return self.terms
+
+    def direction(self, problem: OuterProblem) -> Direction:
+        """Return q.
+
+        Raises:
+            UserError: If there are no independent batches.
+        """
+        if problem.others is None and self.terms > 0:
+            raise UserError(
+                "scheme 'stocbio' needs an independent batch for every factor of its series.",
+                "In a loop of your own, pass others=lambda i: (the losses on another batch) to Bilevel.backward.",
+            )
+        term = problem.primary_gradient()
+        total = term
+        for number in range(self.terms):
+            assert problem.others is not None
+            curved = hessian_product(problem, term, by=self.hessian, evaluation=problem.others(number))
+            term = add(term, curved, alpha=-self.step)
+            total = add(total, term)
+        return scale(total, self.step)
