@@ -7,14 +7,15 @@ import re
 import numpy as np
 import pytest
 
-from meltr.builtin import register_tasks
+from meltr import builtin
 from meltr.metrics.classification import topk_accuracy
+from meltr.video import plugin
 from meltr.video.tasks.captions import corpus_scores
 from meltr.video.tasks.regression import sentiment_metrics
 from meltr.video.tasks.retrieval import retrieval_metrics
 from places import ROOT
 
-TASKS = {task.name: task for task in register_tasks()}
+TASKS = {task.name: task for module in (builtin, plugin) for task in module.register_tasks()}
 GUIDE = ROOT / "docs" / "plugins.md"
 
 

@@ -234,9 +234,9 @@ def test_a_missing_library_is_answered_with_the_command_that_installs_it(tmp_pat
 
 def test_importing_the_modules_needs_no_library():
     heavy = ("av", "PIL", "torch")
-    names = ("media", "pictures", "sampling", "frame_cache")
+    names = ("frames.media", "frames.pictures", "frames.sampling", "frame_cache")
     code = f"import sys; sys.modules.update(dict.fromkeys({heavy}))\n" + "".join(
-        f"import meltr.data.{name}\n" for name in names
+        f"import meltr.video.{name}\n" for name in names
     )
     subprocess.run([sys.executable, "-c", code], check=True)
 
