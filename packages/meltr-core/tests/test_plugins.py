@@ -13,7 +13,7 @@ import typer
 
 from meltr.errors import PluginError, UserError
 from meltr.hookspecs import hookimpl
-from meltr.plugins import Registry, discover, load_object, run_manager
+from meltr.plugins import BUILTIN, Registry, discover, load_object, run_manager
 from meltr.specs import RunSpec
 
 IMPORTS = """
@@ -102,7 +102,7 @@ def test_healthy_plugins_are_collected_with_their_owner(install):
     assert registry.combiner("meltr").learned
     assert registry.owner("backbone", "toy") == "meltr-toy 1.2"
     assert registry.owner("combiner", "meltr").startswith("meltr-core ")
-    assert len(registry.modules) == 2
+    assert len(registry.modules) == len(BUILTIN) + 1
     with pytest.raises(KeyError):
         registry.owner("backbone", "absent")
 
@@ -198,7 +198,7 @@ def test_a_broken_plugin_is_named_with_its_cause_and_leaves_nothing_behind(insta
     assert list(registry.backbones) == ["toy"]
     for kind, names in (("dataset", registry.datasets), ("task", registry.tasks), ("combiner", registry.combiners)):
         assert {registry.owner(kind, name).split()[0] for name in names} <= {"meltr-core", "meltr-toy"}
-    assert len(registry.modules) == 2
+    assert len(registry.modules) == len(BUILTIN) + 1
 
 
 def test_of_two_plugins_with_one_name_the_first_wins_and_both_are_named(install):
@@ -313,11 +313,11 @@ def test_plugins_add_commands_and_a_failing_one_is_taken_out(install):
     registry = discover()
     app = typer.Typer()
     registry.register_commands(app)
-    assert command_names(app) == ["greet"]
+    assert command_names(app) == ["predict", "greet"]
     assert [plugin.name for plugin in registry.broken] == ["raises", "zwice"]
     assert "ZeroDivisionError: division by zero" in registry.broken[0].cause
     assert "register_commands() adds ['greet'], which another plugin or core already has" in registry.broken[1].cause
-    assert len(registry.modules) == 2
+    assert len(registry.modules) == len(BUILTIN) + 1
 
 
 class Watcher:
