@@ -17,7 +17,8 @@ from typer.testing import CliRunner
 import meltr
 from meltr.cli.app import build_app
 from meltr.context import Data, PredictRequest, RunContext
-from meltr.engine.run import execute, open_run
+from meltr.engine.built_run import open_run
+from meltr.engine.run import execute
 from meltr.errors import UserError
 from meltr.parallel.ranks import Ranks
 from meltr.plugins import discover

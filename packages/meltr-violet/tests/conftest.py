@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from meltr.context import RunContext
-from meltr.engine.run import open_run
+from meltr.engine.built_run import open_run
 from meltr.parallel.ranks import Ranks
 from meltr.plugins import discover
 from meltr.settings import resolve

@@ -8,6 +8,8 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from meltr.version import __version__ as __version__
+
 if TYPE_CHECKING:
     from meltr.combiners.base import Combiner as Combiner
     from meltr.combiners.base import GradientCombiner as GradientCombiner
@@ -55,8 +57,6 @@ if TYPE_CHECKING:
     from meltr.specs import RunSpec as RunSpec
     from meltr.specs import SchemeInfo as SchemeInfo
     from meltr.specs import TaskInfo as TaskInfo
-
-__version__ = "0.1.0"
 
 _HOME = {
     "Bilevel": "meltr.engine.bilevel",

@@ -139,7 +139,7 @@ def test_overwrite_deletes_a_run_but_nothing_else(meltr, engine):
     Path("runs/photos/cat.jpg").write_text("cat")
     result = meltr("run", *CHOICE, "--name", "photos", "--overwrite")
     assert result.exit_code == 2
-    assert "not the folder of a run" in result.stderr
+    assert "is not a run folder" in result.stderr
     assert Path("runs/photos/cat.jpg").exists()
 
 
@@ -271,7 +271,7 @@ def test_resume_of_something_else_suggests_a_run(meltr):
     meltr("run", *CHOICE, "--name", "mine")
     result = meltr("run", "--resume", "runs/mime")
     assert result.exit_code == 2
-    assert "no run.yaml" in result.stderr
+    assert "runs/mime is not a run folder: it does not exist" in result.stderr
     assert "Did you mean 'mine'?" in result.stderr
 
 
@@ -328,7 +328,7 @@ def test_evaluate_takes_all_seeds_together(meltr, engine):
 
 
 def test_evaluate_refuses_what_is_no_run(meltr):
-    assert "no run.yaml" in meltr("evaluate", "runs").stderr
+    assert "runs is not a run folder: it does not exist" in meltr("evaluate", "runs").stderr
     meltr("run", *CHOICE, "--name", "mine")
     result = meltr("evaluate", "runs/mine", "--split", "tets")
     assert result.exit_code == 2

@@ -22,6 +22,7 @@ from meltr.observers.console import ConsoleObserver, losses_table, results_table
 from meltr.observers.jsonl import MetricsWriter
 from meltr.observers.logfile import LogObserver
 from meltr.observers.tensorboard import TensorboardObserver
+from meltr.progress import duration
 from meltr.specs import RunSpec, TrainSpec
 
 LOSSES = ("ce", "rotation")
@@ -247,7 +248,7 @@ def test_missing_tensorboard_names_the_extra(monkeypatch: pytest.MonkeyPatch) ->
     ("seconds", "shown"), [(5, "0:05"), (59.7, "1:00"), (3845, "1:04:05"), (float("inf"), "-"), (float("nan"), "-")]
 )
 def test_durations(seconds: float, shown: str) -> None:
-    assert text.duration(seconds) == shown
+    assert duration(seconds) == shown
 
 
 @pytest.mark.parametrize(

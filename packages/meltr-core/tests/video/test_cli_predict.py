@@ -202,7 +202,7 @@ def test_of_several_seeds_the_first_that_was_started_is_asked(seeds, clips, tmp_
 def test_no_run(clips):
     result = call("predict", clips, "--videos", clips)
     assert result.exit_code == 2
-    assert "is not the folder of a run: it has no run.yaml" in result.stderr
+    assert "is not a run folder: it has no run.yaml" in result.stderr
 
 
 def test_a_plugin_file_that_moved(seeds, clips, tmp_path):
