@@ -13,7 +13,7 @@ import torch
 from allinone_clips import ALL, DRAWING, SHARED, epoch, write_manifest
 from meltr.errors import UserError
 from meltr.video.text.vocabulary import VOCABULARY
-from meltr_allinone.data import build_data
+from meltr_allinone.data.splits import build_data
 
 
 def test_splits_share_no_video(make_context):

@@ -6,7 +6,7 @@ import pytest
 
 from allinone_clips import SHARED
 from meltr.video.text.wordpiece import Tokenizer
-from meltr_allinone.texts import Texts
+from meltr_allinone.data.texts import Texts
 
 
 def test_the_texts_of_the_published_vocabulary():

@@ -13,11 +13,11 @@ from PIL import Image
 
 from meltr.errors import UserError
 from meltr.video.frames.media import MediaError
-from meltr_univl.feature_extraction import Recipe, extract, fill_features
-from meltr_univl.feature_files import open_features
-from meltr_univl.features import read_record
-from meltr_univl.grid import Grid
-from meltr_univl.moments import moments
+from meltr_univl.features.extraction import Recipe, extract, fill_features
+from meltr_univl.features.files import open_features
+from meltr_univl.features.grid import Grid
+from meltr_univl.features.moments import moments
+from meltr_univl.features.reading import read_record
 
 GRID = Recipe("grid")
 

@@ -16,9 +16,9 @@ import pytest
 
 from meltr.video.corpus import Item
 from meltr.video.text.wordpiece import Tokenizer
-from meltr_univl.examples import Clips, Examples, Texts
-from meltr_univl.features import FeatureRecord, Features
-from meltr_univl.texts import Wording
+from meltr_univl.data.examples import Clips, Examples, Texts
+from meltr_univl.data.texts import Wording
+from meltr_univl.features.reading import FeatureRecord, Features
 
 SHARED = Path(os.environ.get("MELTR_SHARED", Path(__file__).resolve().parents[4] / "shared"))
 _BESIDE = SHARED / "reference" / "univl"

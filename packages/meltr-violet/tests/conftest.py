@@ -19,10 +19,10 @@ from meltr.plugins import discover
 from meltr.settings import resolve
 from meltr.specs import RunSpec
 from meltr.video import miniature
-from meltr_violet.config import TINY, ModelConfig
-from meltr_violet.losses import Batch
-from meltr_violet.model import Violet
-from meltr_violet.official import from_official
+from meltr_violet.losses.tasks import Batch
+from meltr_violet.model.config import TINY, ModelConfig
+from meltr_violet.model.violet import Violet
+from meltr_violet.weights.official import from_official
 
 HERE = Path(__file__).resolve()
 SHARED = Path(os.environ.get("MELTR_SHARED", HERE.parents[4] / "shared"))

@@ -25,7 +25,7 @@ from meltr.video.cli.videos import (
 )
 
 if TYPE_CHECKING:
-    from meltr_univl.feature_extraction import FeatureReport
+    from meltr_univl.features.extraction import FeatureReport
 
 SHOWN = 3
 """Names in a message."""
@@ -69,8 +69,8 @@ def features(
     from meltr.data.processes import available_cores
     from meltr.devices import resolve_device
     from meltr.video.frames.media import require
-    from meltr_univl.extractors import open_extractor
-    from meltr_univl.feature_extraction import Recipe, fill_features
+    from meltr_univl.features.extraction import Recipe, fill_features
+    from meltr_univl.features.extractors import open_extractor
 
     open_extractor(extractor, weights)  # what is wrong with it should be said before videos are looked for
     for library in ("av", "PIL.Image"):

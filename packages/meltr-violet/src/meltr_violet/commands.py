@@ -29,8 +29,8 @@ from meltr.video.cli.videos import (
 
 if TYPE_CHECKING:
     from meltr.video.frames.source import FrameSource
-    from meltr_violet.code_extraction import CodeReport
-    from meltr_violet.code_file import CodeSettings
+    from meltr_violet.data.code_extraction import CodeReport
+    from meltr_violet.data.code_file import CodeSettings
 
 ENCODER = "https://cdn.openai.com/dall-e/encoder.pkl"
 """Where the public repository openai/DALL-E keeps the encoder. It publishes no checksum, so it is not fetched here."""
@@ -86,9 +86,9 @@ def codes(
 
     from meltr.data.processes import available_cores
     from meltr.devices import resolve_device
-    from meltr_violet.code_extraction import fill_codes, fingerprint
-    from meltr_violet.code_file import CodeSettings
-    from meltr_violet.dvae import load_code_encoder
+    from meltr_violet.data.code_extraction import fill_codes, fingerprint
+    from meltr_violet.data.code_file import CodeSettings
+    from meltr_violet.model.dvae import load_code_encoder
 
     model = load_code_encoder(path)
     settings = CodeSettings(frames, sampler, size, fingerprint(model))
@@ -117,7 +117,7 @@ def _prepared(
 ) -> Mapping[str, FrameSource] | None:
     """Return key -> source for VIOLET's prepared frames; None where there are none."""
     from meltr.video.annotations import layout_for
-    from meltr_violet import prepared
+    from meltr_violet.data import prepared
 
     found = prepared.find(dataset, layout_for(dataset, task)[1], root, allow_missing=allow_missing)
     if found is None:
