@@ -17,10 +17,10 @@ from dataclasses import replace
 import numpy as np
 import torch
 
-from meltr_allinone.config import SIZES
-from meltr_allinone.model import AllInOne
-from meltr_allinone.retrieval import Retrieval
-from meltr_allinone.scoring import joint_scores
+from meltr_allinone.model.all_in_one import AllInOne
+from meltr_allinone.model.config import SIZES
+from meltr_allinone.model.retrieval import Retrieval
+from meltr_allinone.model.scoring import joint_scores
 
 BATCH = 16
 

@@ -19,11 +19,11 @@ import numpy as np
 import torch
 
 from meltr.video.text.wordpiece import CLS, SEP
-from meltr_univl.beam_search import beam_search
-from meltr_univl.config import SIZES
-from meltr_univl.losses import LOSSES, Batch, task_losses
-from meltr_univl.masking import Masks, draw_masks
-from meltr_univl.model import Univl
+from meltr_univl.losses.masking import Masks, draw_masks
+from meltr_univl.losses.tasks import LOSSES, Batch, task_losses
+from meltr_univl.model.beam_search import beam_search
+from meltr_univl.model.config import SIZES
+from meltr_univl.model.univl import Univl
 
 EIGHT = LOSSES[:8]
 

@@ -9,7 +9,7 @@ import torch
 from torch.autograd import forward_ad
 from torch.nn import functional as F
 
-from meltr_allinone.alignment import alignment_distance, transport_plan
+from meltr_allinone.losses.alignment import alignment_distance, transport_plan
 
 
 def case(seed: int = 0, *, dtype: torch.dtype = torch.float64) -> dict[str, torch.Tensor]:

@@ -13,7 +13,7 @@ import torch
 from allinone_clips import ALL, DRAWING, epoch, write_manifest
 from meltr.errors import UserError
 from meltr.video.text.vocabulary import VOCABULARY
-from meltr_allinone.data import build_data
+from meltr_allinone.data.splits import build_data
 from places import published_vocabulary, shared
 
 

@@ -11,7 +11,7 @@ from allinone_clips import ALL, S, epoch, owner, owners, write_manifest
 from meltr.video.annotations import read
 from meltr.video.text.vocabulary import VOCABULARY
 from meltr.video.text.wordpiece import Tokenizer, write_vocabulary
-from meltr_allinone.data import build_data
+from meltr_allinone.data.splits import build_data
 from meltr_fixtures import SIZES
 
 

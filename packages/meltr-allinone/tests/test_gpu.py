@@ -7,10 +7,10 @@ from dataclasses import replace
 import pytest
 import torch
 
-from meltr_allinone.config import MINI
-from meltr_allinone.draws import draw
-from meltr_allinone.losses import Batch, task_losses
-from meltr_allinone.model import AllInOne
+from meltr_allinone.losses.draws import draw
+from meltr_allinone.losses.tasks import Batch, task_losses
+from meltr_allinone.model.all_in_one import AllInOne
+from meltr_allinone.model.config import MINI
 
 pytestmark = [
     pytest.mark.gpu,

@@ -8,9 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from meltr_allinone.config import MINI
-from meltr_allinone.draws import Draws, draw, draw_labels, draw_order
-from meltr_allinone.losses import (
+from meltr_allinone.losses.draws import Draws, draw, draw_labels, draw_order
+from meltr_allinone.losses.tasks import (
     Batch,
     LossSettings,
     aligned_words,
@@ -20,7 +19,8 @@ from meltr_allinone.losses import (
     similarity,
     task_losses,
 )
-from meltr_allinone.model import AllInOne
+from meltr_allinone.model.all_in_one import AllInOne
+from meltr_allinone.model.config import MINI
 
 ALL = ("answer", "vtm", "mlm", "wpa", "contrastive", "rank")
 

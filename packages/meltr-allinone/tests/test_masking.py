@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from meltr_allinone.masking import IGNORED, draw_tokens, draw_words, mask_texts
+from meltr_allinone.losses.masking import IGNORED, draw_tokens, draw_words, mask_texts
 
 PAD, CLS, SEP, MASK = 0, 101, 102, 103
 V = 400

@@ -13,13 +13,13 @@ from torch.nn import functional as F
 
 from meltr import Bilevel, DoubleBackward, ForwardMode, LossTransformer, PerTask
 from meltr.hypergradients.outer_gradient import outer_gradient
-from meltr_allinone.config import ModelConfig
-from meltr_allinone.draws import Draws
-from meltr_allinone.losses import Batch, task_losses
-from meltr_allinone.masking import MaskedTexts
-from meltr_allinone.model import AllInOne
-from meltr_allinone.pretrained import load_pretrained
-from meltr_allinone.rolling import roll_tokens
+from meltr_allinone.losses.draws import Draws
+from meltr_allinone.losses.masking import MaskedTexts
+from meltr_allinone.losses.tasks import Batch, task_losses
+from meltr_allinone.model.all_in_one import AllInOne
+from meltr_allinone.model.config import ModelConfig
+from meltr_allinone.model.rolling import roll_tokens
+from meltr_allinone.weights.pretrained import load_pretrained
 from places import golden_sets
 
 FOLDERS = golden_sets("allinone")

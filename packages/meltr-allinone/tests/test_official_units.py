@@ -15,11 +15,11 @@ from torchvision.transforms.v2 import functional
 from meltr.optim.building import lr_factor
 from meltr.video.frames.sampling import middles
 from meltr.video.tasks.retrieval import summary, text_to_video, video_to_text
-from meltr_allinone.alignment import alignment_distance, transport_plan
-from meltr_allinone.losses import contrastive_loss, similarity
-from meltr_allinone.official import with_frames
-from meltr_allinone.sampling import SAMPLERS
-from meltr_allinone.transforms import centre_crop, channels_first, normalised, resized_side, resized_squares
+from meltr_allinone.data.sampling import SAMPLERS
+from meltr_allinone.data.transforms import centre_crop, channels_first, normalised, resized_side, resized_squares
+from meltr_allinone.losses.alignment import alignment_distance, transport_plan
+from meltr_allinone.losses.tasks import contrastive_loss, similarity
+from meltr_allinone.weights.official import with_frames
 from places import golden_root, golden_sets, optional
 
 FOLDERS = golden_sets("allinone", "units.json")

@@ -14,10 +14,10 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from meltr import LossTransformer, UserError
-from meltr_allinone.config import BASE, SMALL, TINY, ModelConfig
-from meltr_allinone.model import AllInOne
-from meltr_allinone.official import official_state, renamed
-from meltr_allinone.pretrained import load_pretrained, read_combiner, save_official
+from meltr_allinone.model.all_in_one import AllInOne
+from meltr_allinone.model.config import BASE, SMALL, TINY, ModelConfig
+from meltr_allinone.weights.official import official_state, renamed
+from meltr_allinone.weights.pretrained import load_pretrained, read_combiner, save_official
 
 CONFIG = ModelConfig(width=32, depth=2, heads=2, image_size=48, text_length=8, vocabulary=130, shared=12)
 PRETRAINING = ("mlm", "itm")

@@ -10,11 +10,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from meltr_allinone.config import MINI
-from meltr_allinone.draws import draw_order
-from meltr_allinone.model import AllInOne
-from meltr_allinone.retrieval import Retrieval, best_of, put_ahead
-from meltr_allinone.scoring import answer_logits, joint_scores, pooled_pairs, seeded_orders
+from meltr_allinone.losses.draws import draw_order
+from meltr_allinone.model.all_in_one import AllInOne
+from meltr_allinone.model.config import MINI
+from meltr_allinone.model.retrieval import Retrieval, best_of, put_ahead
+from meltr_allinone.model.scoring import answer_logits, joint_scores, pooled_pairs, seeded_orders
 
 FRAMES = 3
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from meltr.video.text.wordpiece import Tokenizer
-from meltr_allinone.texts import Texts
+from meltr_allinone.data.texts import Texts
 from places import published_vocabulary
 
 

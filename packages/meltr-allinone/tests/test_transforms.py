@@ -11,9 +11,9 @@ import torch
 from PIL import Image
 from torchvision.transforms import v2
 
-from meltr_allinone.augmentation import augment, random_crop
-from meltr_allinone.sampling import Drawn, draws
-from meltr_allinone.transforms import (
+from meltr_allinone.data.augmentation import augment, random_crop
+from meltr_allinone.data.sampling import Drawn, draws
+from meltr_allinone.data.transforms import (
     NORMALISATIONS,
     centre_crop,
     channels_first,

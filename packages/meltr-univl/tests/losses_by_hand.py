@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from meltr_univl.losses import Batch, LossSettings
-from meltr_univl.masking import Masks
-from meltr_univl.model import Univl
+from meltr_univl.losses.masking import Masks
+from meltr_univl.losses.tasks import Batch, LossSettings
+from meltr_univl.model.univl import Univl
 
 Matrix = list[list[float]]
 

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 from meltr.errors import UserError
-from meltr_univl.beam_search import NOTHING, beam_search
-from meltr_univl.config import ModelConfig
-from meltr_univl.decoder import Kept
-from meltr_univl.model import Univl
+from meltr_univl.model.beam_search import NOTHING, beam_search
+from meltr_univl.model.config import ModelConfig
+from meltr_univl.model.decoder import Kept
+from meltr_univl.model.univl import Univl
 
 CLS, SEP = 101, 102
 CONFIG = ModelConfig(

@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 from meltr.cli.app import build_app
 from meltr.plugins import discover
 from meltr_univl import commands
-from meltr_univl.feature_files import open_features
+from meltr_univl.features.files import open_features
 
 
 @pytest.fixture(autouse=True)

@@ -19,11 +19,11 @@ from meltr.video.annotations import read
 from meltr.video.corpus import Item
 from meltr.video.text.wordpiece import CLS, SEP
 from meltr_fixtures import Sample
-from meltr_univl.data import build_data
-from meltr_univl.examples import Examples
-from meltr_univl.feature_extraction import extract
-from meltr_univl.features import FeatureRecord, write_record
-from meltr_univl.grid import Grid
+from meltr_univl.data.examples import Examples
+from meltr_univl.data.splits import build_data
+from meltr_univl.features.extraction import extract
+from meltr_univl.features.grid import Grid
+from meltr_univl.features.reading import FeatureRecord, write_record
 from meltr_univl.options import UnivlOptions
 from univl_files import SEGMENTS, write_youcook, youcook_data
 
@@ -274,7 +274,7 @@ def test_features_of_a_miniature_are_made_once(make: Make, sample: Sample, monke
     def fails(*args: object, **given: object) -> None:
         raise AssertionError("features are made again")
 
-    monkeypatch.setattr("meltr_univl.feature_extraction.extract", fails)
+    monkeypatch.setattr("meltr_univl.features.extraction.extract", fails)
     again = build_data(make("retrieval", "msrvtt-7k"))
     assert torch.equal(again.test.examples[0]["video"], row["video"])
 

@@ -7,8 +7,8 @@ from dataclasses import replace
 import pytest
 import torch
 
-from meltr_univl.config import TINY
-from meltr_univl.layers import Attention
+from meltr_univl.model.config import TINY
+from meltr_univl.model.layers import Attention
 
 PROBABILITY = 0.3
 PLACES = 8

@@ -14,8 +14,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from meltr.errors import UserError
-from meltr_univl.feature_files import open_features
-from meltr_univl.features import (
+from meltr_univl.features.files import open_features
+from meltr_univl.features.reading import (
     FeatureRecord,
     Features,
     FeatureSource,

@@ -7,11 +7,11 @@ from dataclasses import replace
 import pytest
 import torch
 
-from meltr_univl.beam_search import beam_search
-from meltr_univl.config import TINY
-from meltr_univl.losses import LOSSES, Batch, task_losses
-from meltr_univl.masking import Masks, draw_masks
-from meltr_univl.model import Univl
+from meltr_univl.losses.masking import Masks, draw_masks
+from meltr_univl.losses.tasks import LOSSES, Batch, task_losses
+from meltr_univl.model.beam_search import beam_search
+from meltr_univl.model.config import TINY
+from meltr_univl.model.univl import Univl
 
 pytestmark = [
     pytest.mark.gpu,

@@ -7,7 +7,7 @@ import pytest
 from numpy.testing import assert_allclose
 
 from meltr.video.miniature.rendering import OUTLINES
-from meltr_univl.grid import COLUMNS, DIRECTIONS, HEIGHT, ROWS, WIDTH, Grid
+from meltr_univl.features.grid import COLUMNS, DIRECTIONS, HEIGHT, ROWS, WIDTH, Grid
 
 COLOURS, LIGHTER = slice(0, 36), slice(36, 48)
 PLACE, COLOUR, EDGES, ALL_EDGES = slice(48, 53), slice(53, 56), slice(56, 68), slice(68, 80)

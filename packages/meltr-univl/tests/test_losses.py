@@ -10,11 +10,11 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from losses_by_hand import by_hand
-from meltr_univl.config import ModelConfig
-from meltr_univl.losses import LOSSES, Batch, LossSettings, cross_entropy, task_losses
-from meltr_univl.masking import Masks, draw_masks
-from meltr_univl.model import Univl
-from meltr_univl.ranking import margin_ranking, mil_nce
+from meltr_univl.losses.masking import Masks, draw_masks
+from meltr_univl.losses.ranking import margin_ranking, mil_nce
+from meltr_univl.losses.tasks import LOSSES, Batch, LossSettings, cross_entropy, task_losses
+from meltr_univl.model.config import ModelConfig
+from meltr_univl.model.univl import Univl
 
 CONFIG = ModelConfig(
     width=16,

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from meltr_univl.masking import IGNORED, choose, draw_masks
+from meltr_univl.losses.masking import IGNORED, choose, draw_masks
 
 MANY = 40_000
 

@@ -9,10 +9,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from meltr_univl.config import ModelConfig
-from meltr_univl.losses import Batch, LossSettings, task_losses
-from meltr_univl.masking import Masks
-from meltr_univl.model import Univl
+from meltr_univl.losses.masking import Masks
+from meltr_univl.losses.tasks import Batch, LossSettings, task_losses
+from meltr_univl.model.config import ModelConfig
+from meltr_univl.model.univl import Univl
 from ranks_helper import run_ranks
 
 CONFIG = ModelConfig(

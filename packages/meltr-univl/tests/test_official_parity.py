@@ -11,14 +11,14 @@ from torch import Tensor
 from meltr import Bilevel, DoubleBackward, Estimator, ForwardMode, PerTask
 from meltr.hypergradients.outer_gradient import outer_gradient
 from meltr.video.tasks.retrieval import summary, text_to_video
-from meltr_univl.beam_search import beam_search
-from meltr_univl.config import BASE
-from meltr_univl.losses import LOSSES, task_losses
-from meltr_univl.losses import _Passes as Passes
-from meltr_univl.model import PARTS, Univl
-from meltr_univl.official import ALIASES, official_state
-from meltr_univl.ranking import margin_ranking, mil_nce, row_cross_entropy
-from meltr_univl.similarity import align_similarity, joint_similarity, mean_states, text_vectors
+from meltr_univl.losses.ranking import margin_ranking, mil_nce, row_cross_entropy
+from meltr_univl.losses.tasks import LOSSES, task_losses
+from meltr_univl.losses.tasks import _Passes as Passes
+from meltr_univl.model.beam_search import beam_search
+from meltr_univl.model.config import BASE
+from meltr_univl.model.similarity import align_similarity, joint_similarity, mean_states, text_vectors
+from meltr_univl.model.univl import PARTS, Univl
+from meltr_univl.weights.official import ALIASES, official_state
 from univl_goldens import EIGHT, Goldens
 
 SIDES = {"": False, "m_": True}

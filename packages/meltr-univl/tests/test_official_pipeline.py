@@ -15,9 +15,9 @@ import pytest
 
 from meltr.video.corpus import Item
 from meltr.video.text.wordpiece import Tokenizer
-from meltr_univl.examples import Clips, Examples, Texts
-from meltr_univl.features import FeatureRecord, Features
-from meltr_univl.texts import Wording
+from meltr_univl.data.examples import Clips, Examples, Texts
+from meltr_univl.data.texts import Wording
+from meltr_univl.features.reading import FeatureRecord, Features
 from places import golden_root, golden_sets, optional, published_vocabulary
 
 NAMES = {

@@ -27,7 +27,7 @@ from meltr.parallel.ranks import Ranks
 from meltr.plugins import Registry, discover
 from meltr.settings import resolve
 from meltr.specs import RunSpec
-from meltr_univl.masking import Masks
+from meltr_univl.losses.masking import Masks
 from univl_goldens import EIGHT, Goldens
 
 RUNS = {1: ("retrieval", "youcook2"), 6: ("captioning", "msrvtt-full")}

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from meltr.errors import UserError
-from meltr_univl.prepared import LAYOUTS, Prepared, expected, find
+from meltr_univl.data.prepared import LAYOUTS, Prepared, expected, find
 from univl_files import SEGMENTS, WIDTH, objects, write_csv, write_features, write_youcook, youcook_data
 
 

@@ -12,10 +12,10 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from meltr.errors import UserError
-from meltr_univl.config import ModelConfig
-from meltr_univl.model import PARTS, Univl
-from meltr_univl.official import ALIASES, FRAMES, WORDS, from_official, official_state
-from meltr_univl.pretrained import load_bert, load_pretrained
+from meltr_univl.model.config import ModelConfig
+from meltr_univl.model.univl import PARTS, Univl
+from meltr_univl.weights.official import ALIASES, FRAMES, WORDS, from_official, official_state
+from meltr_univl.weights.pretrained import load_bert, load_pretrained
 
 CONFIG = ModelConfig(
     width=16,

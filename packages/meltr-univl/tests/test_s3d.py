@@ -12,8 +12,8 @@ from torch.nn import functional as F
 from torchvision.models.video import s3d
 
 from meltr.errors import UserError
-from meltr_univl.extractors import Network, open_extractor
-from meltr_univl.s3d import BLOCKS, HowTo100M, Inception, _folded, _pooled
+from meltr_univl.features.extractors import Network, open_extractor
+from meltr_univl.features.s3d import BLOCKS, HowTo100M, Inception, _folded, _pooled
 
 
 @pytest.fixture(scope="module")

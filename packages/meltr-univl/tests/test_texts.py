@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from meltr.video.text.wordpiece import CLS, PAD, SEP, Tokenizer, write_vocabulary
-from meltr_univl.texts import Wording
+from meltr_univl.data.texts import Wording
 
 WORDS = ("add", "salt", "to", "the", "pan")
 

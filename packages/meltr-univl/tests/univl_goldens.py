@@ -15,11 +15,11 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from meltr import LossTransformer
-from meltr_univl.config import ModelConfig
-from meltr_univl.losses import Batch, LossSettings
-from meltr_univl.masking import Masks
-from meltr_univl.model import PARTS, Univl
-from meltr_univl.official import from_official
+from meltr_univl.losses.masking import Masks
+from meltr_univl.losses.tasks import Batch, LossSettings
+from meltr_univl.model.config import ModelConfig
+from meltr_univl.model.univl import PARTS, Univl
+from meltr_univl.weights.official import from_official
 
 EIGHT = ("joint", "align", "cmlm", "cmfm", "m_joint", "m_align", "decoder", "m_decoder")
 

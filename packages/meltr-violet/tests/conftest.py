@@ -17,10 +17,10 @@ from meltr.parallel.ranks import Ranks
 from meltr.plugins import discover
 from meltr.settings import resolve
 from meltr.specs import RunSpec
-from meltr_violet.config import TINY, ModelConfig
-from meltr_violet.losses import Batch
-from meltr_violet.model import Violet
-from meltr_violet.official import from_official
+from meltr_violet.losses.tasks import Batch
+from meltr_violet.model.config import TINY, ModelConfig
+from meltr_violet.model.violet import Violet
+from meltr_violet.weights.official import from_official
 from places import golden_sets, published_vocabulary
 
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from meltr.video.text.wordpiece import CLS, PAD, SEP, Tokenizer, read_vocabulary, write_vocabulary
-from meltr_violet.choice_texts import encode_choices
+from meltr_violet.data.choice_texts import encode_choices
 
 QUESTION = "What does the woman do 3 times ?"
 CHOICES = ("jump", "stage", "roll step", "sway", "count fingers")

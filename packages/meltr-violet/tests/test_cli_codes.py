@@ -18,10 +18,10 @@ from typer.testing import CliRunner
 from meltr.cli.app import build_app
 from meltr.plugins import discover
 from meltr_violet import commands
-from meltr_violet.code_extraction import compute, fingerprint
-from meltr_violet.code_file import CodeFile
-from meltr_violet.dvae import CodeEncoder
-from meltr_violet.prepared_frames import PreparedFrames
+from meltr_violet.data.code_extraction import compute, fingerprint
+from meltr_violet.data.code_file import CodeFile
+from meltr_violet.data.prepared_frames import PreparedFrames
+from meltr_violet.model.dvae import CodeEncoder
 
 
 @pytest.fixture(autouse=True)

@@ -13,11 +13,11 @@ from PIL import Image, ImageOps
 
 from meltr import UserError
 from meltr.video.frames.source import Frames
-from meltr_violet import code_extraction
-from meltr_violet.code_extraction import compute, fill_codes, fingerprint
-from meltr_violet.code_file import CodeFile, CodeSettings, CodeTable
-from meltr_violet.codes import CodeSource, FixedCodebook, PreparedCodes
-from meltr_violet.dvae import CodeEncoder
+from meltr_violet.data import code_extraction
+from meltr_violet.data.code_extraction import compute, fill_codes, fingerprint
+from meltr_violet.data.code_file import CodeFile, CodeSettings, CodeTable
+from meltr_violet.data.codes import CodeSource, FixedCodebook, PreparedCodes
+from meltr_violet.model.dvae import CodeEncoder
 from places import shared
 
 # Prepared
@@ -316,6 +316,6 @@ def test_importing_needs_no_torch(tmp_path: Path):
     import subprocess
     import sys
 
-    modules = "meltr_violet.codes, meltr_violet.code_file, meltr_violet.prepared, meltr_violet.commands"
+    modules = "meltr_violet.data.codes, meltr_violet.data.code_file, meltr_violet.data.prepared, meltr_violet.commands"
     script = f"import sys, {modules}; assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", script], check=True, cwd=tmp_path)

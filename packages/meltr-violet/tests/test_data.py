@@ -22,8 +22,8 @@ from meltr.video.frame_cache import CacheSettings, fill_cache
 from meltr.video.frames.media import decode
 from meltr.video.text.vocabulary import VOCABULARY
 from meltr.video.text.wordpiece import Tokenizer
-from meltr_violet.code_file import CodeSettings, CodeTable
-from meltr_violet.data import build_data
+from meltr_violet.data.code_file import CodeSettings, CodeTable
+from meltr_violet.data.splits import build_data
 
 Make = Callable[..., RunContext]
 Sample = Callable[[str], Path]

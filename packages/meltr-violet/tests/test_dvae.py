@@ -12,7 +12,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from meltr import UserError
-from meltr_violet.dvae import CodeEncoder, load_code_encoder
+from meltr_violet.model.dvae import CodeEncoder, load_code_encoder
 
 WIDTH, CODES = 16, 40
 

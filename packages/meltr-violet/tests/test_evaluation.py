@@ -10,8 +10,8 @@ import torch
 
 from meltr.context import Data, Evaluation, RunContext
 from meltr_violet.adapter import VioletAdapter
-from meltr_violet.examples import Split
-from meltr_violet.model import Violet
+from meltr_violet.data.examples import Split
+from meltr_violet.model.violet import Violet
 
 Make = Callable[..., RunContext]
 MORE = {"options__eval_batch_size": 5, "options__pairs_per_pass": 7}

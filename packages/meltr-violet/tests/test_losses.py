@@ -6,13 +6,13 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-import meltr_violet.losses as losses_module
-from meltr_violet.config import TINY
-from meltr_violet.losses import RELEASED, Batch, LossSettings, cross_entropy, draw_batch_masks, task_losses
-from meltr_violet.masking import Masks, black_out
-from meltr_violet.model import Violet
-from meltr_violet.pretraining import draw_negatives, draw_pretraining_masks, pretraining_losses
-from meltr_violet.scoring import answer_logits, choice_logits, score_pairs
+import meltr_violet.losses.tasks as losses_module
+from meltr_violet.losses.masking import Masks, black_out
+from meltr_violet.losses.pretraining import draw_negatives, draw_pretraining_masks, pretraining_losses
+from meltr_violet.losses.tasks import RELEASED, Batch, LossSettings, cross_entropy, draw_batch_masks, task_losses
+from meltr_violet.model.config import TINY
+from meltr_violet.model.scoring import answer_logits, choice_logits, score_pairs
+from meltr_violet.model.violet import Violet
 
 ALL = ("answer", "vtm", "mtm", "mvm")
 

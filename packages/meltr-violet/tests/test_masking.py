@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from meltr_violet.masking import (
+from meltr_violet.losses.masking import (
     attended_positions,
     black_out,
     code_targets,
@@ -16,7 +16,7 @@ from meltr_violet.masking import (
     masks_at,
     normal_tokens,
 )
-from meltr_violet.released import draw_columns, mask_choices
+from meltr_violet.losses.released import draw_columns, mask_choices
 
 PAD, CLS, SEP, MASK = 0, 101, 102, 103
 

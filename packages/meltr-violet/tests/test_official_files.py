@@ -9,10 +9,10 @@ import pytest
 import torch
 
 from meltr.video.text.wordpiece import Tokenizer
-from meltr_violet.config import BASE
-from meltr_violet.model import Violet
-from meltr_violet.official import TIED_BIAS, from_official
-from meltr_violet.pretrained import official_state
+from meltr_violet.model.config import BASE
+from meltr_violet.model.violet import Violet
+from meltr_violet.weights.official import TIED_BIAS, from_official
+from meltr_violet.weights.pretrained import official_state
 
 HEADS = {
     "pretrain": (("vtm", "mtm", "mvm"), "fc"),

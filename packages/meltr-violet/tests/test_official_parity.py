@@ -13,14 +13,14 @@ import torch
 
 from meltr import Bilevel, DoubleBackward, ForwardMode, LossTransformer, PerTask
 from meltr.hypergradients.outer_gradient import outer_gradient
-from meltr_violet.losses import LossSettings, cross_entropy, task_losses
-from meltr_violet.losses import _Passes as Passes
-from meltr_violet.masking import Masks, black_out, code_targets, masks_at
-from meltr_violet.model import visible
-from meltr_violet.official import TIED_BIAS, to_official
-from meltr_violet.pretraining import matching_scores, pretraining_losses
-from meltr_violet.released import mask_choices
-from meltr_violet.scoring import answer_logits, choice_logits, score_pairs
+from meltr_violet.losses.masking import Masks, black_out, code_targets, masks_at
+from meltr_violet.losses.pretraining import matching_scores, pretraining_losses
+from meltr_violet.losses.released import mask_choices
+from meltr_violet.losses.tasks import LossSettings, cross_entropy, task_losses
+from meltr_violet.losses.tasks import _Passes as Passes
+from meltr_violet.model.scoring import answer_logits, choice_logits, score_pairs
+from meltr_violet.model.violet import visible
+from meltr_violet.weights.official import TIED_BIAS, to_official
 
 PRECISE = 3e-6
 CASES = {"meltr_retrieval": ("vtm", "mtm", "mvm"), "meltr_qaoe": ("answer", "vtm", "mtm", "mvm")}

@@ -12,9 +12,9 @@ import torch
 from meltr.errors import UserError
 from meltr.plugins import discover
 from meltr.settings import Keys
+from meltr_violet.data.prepared import LAYOUTS
 from meltr_violet.options import VioletOptions
 from meltr_violet.plugin import register_backbones
-from meltr_violet.prepared import LAYOUTS
 from meltr_violet.presets import RELEASED
 
 PACKAGE = Path(__file__).resolve().parents[1]

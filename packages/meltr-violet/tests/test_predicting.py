@@ -21,7 +21,7 @@ from meltr.plugins import discover
 from meltr.specs import RunSpec
 from meltr.video.frames.media import decode
 from meltr.video.text.wordpiece import Tokenizer
-from meltr_violet.code_file import CodeSettings, CodeTable
+from meltr_violet.data.code_file import CodeSettings, CodeTable
 from video_files import write_video
 
 MakeRun = Callable[[str], TrainedRun]

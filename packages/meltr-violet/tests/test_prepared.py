@@ -17,10 +17,10 @@ from PIL import Image
 
 from meltr import UserError
 from meltr.video.frames.source import FrameSource
-from meltr_violet.codes import CodeSource, PreparedCodes, codes_or_ignored
-from meltr_violet.prepared import LAYOUTS, expected, find, find_codes
-from meltr_violet.prepared_frames import PreparedFrames
-from meltr_violet.prepared_texts import OUTSIDE
+from meltr_violet.data.codes import CodeSource, PreparedCodes, codes_or_ignored
+from meltr_violet.data.prepared import LAYOUTS, expected, find, find_codes
+from meltr_violet.data.prepared_frames import PreparedFrames
+from meltr_violet.data.prepared_texts import OUTSIDE
 from places import shared
 
 CLIPS = [f"video{number}" for number in range(7010, 7020)]

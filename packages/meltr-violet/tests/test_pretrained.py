@@ -7,10 +7,10 @@ import torch
 from safetensors.torch import save_file
 
 from meltr import UserError
-from meltr_violet.config import TINY
-from meltr_violet.model import Violet
-from meltr_violet.official import TIED_BIAS, to_official
-from meltr_violet.pretrained import load_bert, load_checkpoint, load_video_swin, official_state
+from meltr_violet.model.config import TINY
+from meltr_violet.model.violet import Violet
+from meltr_violet.weights.official import TIED_BIAS, to_official
+from meltr_violet.weights.pretrained import load_bert, load_checkpoint, load_video_swin, official_state
 
 QA = ("vtm", "mtm", "mvm", "answer")
 
@@ -182,7 +182,7 @@ def test_video_swin_file(tmp_path, prefix):
 def test_bert_from_transformers(tmp_path):
     from transformers import BertForPreTraining
 
-    from meltr_violet.transformer import bert_config
+    from meltr_violet.model.transformer import bert_config
 
     torch.manual_seed(0)
     bert = BertForPreTraining(bert_config(TINY)).eval()

@@ -11,10 +11,10 @@ import torch
 from meltr import Bilevel, CentralDifference, ForwardMode, LossTransformer, PerTask
 from meltr.blocks import find_blocks
 from meltr.engine.wrapping import checkpoint_blocks
-from meltr_violet.config import TINY
-from meltr_violet.losses import LossSettings, draw_batch_masks, task_losses
-from meltr_violet.model import Violet
-from meltr_violet.video import VideoSwin
+from meltr_violet.losses.tasks import LossSettings, draw_batch_masks, task_losses
+from meltr_violet.model.config import TINY
+from meltr_violet.model.video import VideoSwin
+from meltr_violet.model.violet import Violet
 
 LOSSES = ("answer", "vtm", "mtm", "mvm")
 NOISY = replace(TINY, dropout=0.1, stochastic_depth=0.2)

@@ -22,9 +22,9 @@ from sklearn.datasets import load_digits
 
 from meltr.context import RunContext
 from meltr.errors import UserError
-from meltr_vision import data as data_module
-from meltr_vision.data import build_data
-from meltr_vision.images import CIFARS, miniature, read_cifar, read_digits
+from meltr_vision.data import splits as data_module
+from meltr_vision.data.images import CIFARS, miniature, read_cifar, read_digits
+from meltr_vision.data.splits import build_data
 from places import shared
 
 Make = Callable[..., RunContext]

@@ -19,7 +19,7 @@ from meltr.engine.run import execute
 from meltr.errors import UserError
 from meltr.plugins import discover
 from meltr.settings import resolve
-from meltr_vision.images import read_digits
+from meltr_vision.data.images import read_digits
 from meltr_vision.model import CifarTrunk, Classifier
 
 TINY = {"model": "resnet20", "losses": "classification,mixup", "batch_size": 20, "combiner": "sum", "device": "cpu"}

@@ -10,15 +10,16 @@ from torch import Tensor, nn
 from meltr.context import Data, Evaluation, Prediction, PredictRequest, RunContext
 from meltr.hookspecs import hookimpl
 from meltr.optim.building import decay_groups
-from meltr_allinone import building, data, predicting
-from meltr_allinone.draws import draw
+from meltr_allinone import building, predicting
+from meltr_allinone.data import splits as data
+from meltr_allinone.data.examples import Split
 from meltr_allinone.evaluation import Evaluator
-from meltr_allinone.examples import Split
-from meltr_allinone.losses import LossSettings, as_batch, task_losses
-from meltr_allinone.model import AllInOne
+from meltr_allinone.losses.draws import draw
+from meltr_allinone.losses.tasks import LossSettings, as_batch, task_losses
+from meltr_allinone.model.all_in_one import AllInOne
+from meltr_allinone.model.retrieval import Retrieval
+from meltr_allinone.model.scoring import PAIRS_PER_PASS
 from meltr_allinone.options import AllInOneOptions
-from meltr_allinone.retrieval import Retrieval
-from meltr_allinone.scoring import PAIRS_PER_PASS
 
 NO_DECAY = ("bias", "LayerNorm.weight", "norm.weight", "norm1.weight", "norm2.weight")
 """Parameters with one of these in their name get no weight decay, as in the public repositories."""

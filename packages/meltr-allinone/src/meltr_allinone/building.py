@@ -7,11 +7,11 @@ from dataclasses import replace
 from typing import Any
 
 from meltr.errors import UserError
-from meltr_allinone.config import SIZES, ModelConfig
-from meltr_allinone.model import AllInOne
+from meltr_allinone.model.all_in_one import AllInOne
+from meltr_allinone.model.config import SIZES, ModelConfig
+from meltr_allinone.model.retrieval import Scoring
 from meltr_allinone.options import AllInOneOptions
-from meltr_allinone.pretrained import load_pretrained
-from meltr_allinone.retrieval import Scoring
+from meltr_allinone.weights.pretrained import load_pretrained
 
 
 def model_config(options: AllInOneOptions, meta: Mapping[str, Any]) -> ModelConfig:

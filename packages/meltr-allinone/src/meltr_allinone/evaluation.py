@@ -14,11 +14,11 @@ from torch.utils.data import DataLoader
 from meltr.context import Evaluation
 from meltr.metrics.classification import hits
 from meltr.video.tasks.retrieval import summary, text_to_video, video_to_text
-from meltr_allinone.examples import Split
-from meltr_allinone.model import AllInOne
-from meltr_allinone.retrieval import Retrieval, Scores
-from meltr_allinone.scoring import answer_logits, seeded_orders
-from meltr_allinone.transforms import Normalisation, normalised
+from meltr_allinone.data.examples import Split
+from meltr_allinone.data.transforms import Normalisation, normalised
+from meltr_allinone.model.all_in_one import AllInOne
+from meltr_allinone.model.retrieval import Retrieval, Scores
+from meltr_allinone.model.scoring import answer_logits, seeded_orders
 
 
 @dataclass(frozen=True)

@@ -16,12 +16,12 @@ from meltr.video.frames.media import DecodedMedia
 from meltr.video.prediction import answer_rows, check_request, chosen_answers, ranked_files
 from meltr.video.text.vocabulary import VOCABULARY
 from meltr.video.text.wordpiece import Tokenizer
+from meltr_allinone.data.sampling import SAMPLERS, draws
+from meltr_allinone.data.transforms import centre_crop, channels_first, normalised, resized_squares
 from meltr_allinone.evaluation import Evaluator
-from meltr_allinone.model import AllInOne
+from meltr_allinone.model.all_in_one import AllInOne
+from meltr_allinone.model.scoring import answer_logits, seeded_orders
 from meltr_allinone.options import AllInOneOptions
-from meltr_allinone.sampling import SAMPLERS, draws
-from meltr_allinone.scoring import answer_logits, seeded_orders
-from meltr_allinone.transforms import centre_crop, channels_first, normalised, resized_squares
 
 
 def predict(

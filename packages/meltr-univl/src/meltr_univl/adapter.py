@@ -10,14 +10,15 @@ from torch import Tensor, nn
 from meltr.context import Data, Evaluation, Prediction, PredictRequest, RunContext
 from meltr.hookspecs import hookimpl
 from meltr.optim.building import decay_groups
-from meltr_univl import building, data, predicting
+from meltr_univl import building, predicting
+from meltr_univl.data import splits as data
+from meltr_univl.data.examples import Split
 from meltr_univl.evaluation import Evaluator
-from meltr_univl.examples import Split
-from meltr_univl.losses import Batch, LossSettings, task_losses
-from meltr_univl.masking import draw_masks
-from meltr_univl.model import Univl
+from meltr_univl.losses.masking import draw_masks
+from meltr_univl.losses.tasks import Batch, LossSettings, task_losses
+from meltr_univl.model.similarity import PAIRS_PER_PASS
+from meltr_univl.model.univl import Univl
 from meltr_univl.options import UnivlOptions
-from meltr_univl.similarity import PAIRS_PER_PASS
 
 NO_DECAY = ("bias", "LayerNorm.weight")
 """Parameters with one of these in their name get no weight decay, as in the public repositories."""

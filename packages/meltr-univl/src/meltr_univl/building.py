@@ -7,11 +7,11 @@ from dataclasses import replace
 from typing import Any
 
 from meltr.errors import UserError
-from meltr_univl.beam_search import check_beams
-from meltr_univl.config import SIZES, ModelConfig
-from meltr_univl.model import Univl
+from meltr_univl.model.beam_search import check_beams
+from meltr_univl.model.config import SIZES, ModelConfig
+from meltr_univl.model.univl import Univl
 from meltr_univl.options import UnivlOptions
-from meltr_univl.pretrained import load_bert, load_pretrained
+from meltr_univl.weights.pretrained import load_bert, load_pretrained
 
 PART_OF = {
     "align": "align",

@@ -15,10 +15,10 @@ from meltr.context import Evaluation
 from meltr.video.tasks.captions import corpus_scores
 from meltr.video.tasks.regression import sentiment_metrics
 from meltr.video.tasks.retrieval import retrieval_metrics
-from meltr_univl.beam_search import beam_search
-from meltr_univl.examples import Split
-from meltr_univl.model import Univl
-from meltr_univl.similarity import PAIRS_PER_PASS, align_similarity, joint_similarity, mean_states, text_vectors
+from meltr_univl.data.examples import Split
+from meltr_univl.model.beam_search import beam_search
+from meltr_univl.model.similarity import PAIRS_PER_PASS, align_similarity, joint_similarity, mean_states, text_vectors
+from meltr_univl.model.univl import Univl
 
 Scoring = Literal["align", "joint"]
 
@@ -47,7 +47,7 @@ class Encoded:
 
 @torch.no_grad()
 def encode(model: Univl, columns: Mapping[str, Tensor]) -> Encoded:
-    """Encode the texts and videos of a batch, columns as of `meltr_univl.examples.Examples`."""
+    """Encode the texts and videos of a batch, columns as of `meltr_univl.data.examples.Examples`."""
     text_mask, video_mask = columns["text_mask"], columns["video_mask"]
     video = model.encode_video(model.normalise(columns["video"]), video_mask)
     return Encoded(model.encode_text(columns["text"], text_mask), text_mask, video, video_mask)

@@ -19,13 +19,13 @@ from meltr.video.frames.media_files import kind
 from meltr.video.prediction import check_request, ranked_files
 from meltr.video.text.vocabulary import VOCABULARY
 from meltr.video.text.wordpiece import Tokenizer
+from meltr_univl.data.texts import Wording
 from meltr_univl.evaluation import Encoded, Evaluator, describe, encode, sentiments, similarity
-from meltr_univl.extractors import Extractor, open_extractor
-from meltr_univl.feature_extraction import extract
-from meltr_univl.features import Features, checked, window
-from meltr_univl.model import Univl
+from meltr_univl.features.extraction import extract
+from meltr_univl.features.extractors import Extractor, open_extractor
+from meltr_univl.features.reading import Features, checked, window
+from meltr_univl.model.univl import Univl
 from meltr_univl.options import UnivlOptions
-from meltr_univl.texts import Wording
 
 
 def predict(

@@ -8,10 +8,11 @@ from torch import Tensor, nn
 
 from meltr.context import Data, Evaluation, Prediction, PredictRequest, RunContext
 from meltr.hookspecs import hookimpl
-from meltr_violet import building, data, evaluation, predicting
-from meltr_violet.examples import Split, as_batch
-from meltr_violet.losses import LossSettings, draw_batch_masks, task_losses
-from meltr_violet.model import Violet
+from meltr_violet import building, evaluation, predicting
+from meltr_violet.data import splits as data
+from meltr_violet.data.examples import Split, as_batch
+from meltr_violet.losses.tasks import LossSettings, draw_batch_masks, task_losses
+from meltr_violet.model.violet import Violet
 from meltr_violet.options import VioletOptions
 
 

@@ -7,10 +7,10 @@ from dataclasses import replace
 from typing import Any
 
 from meltr.errors import UserError
-from meltr_violet.config import BASE, TINY, ModelConfig
-from meltr_violet.model import Violet
+from meltr_violet.model.config import BASE, TINY, ModelConfig
+from meltr_violet.model.violet import Violet
 from meltr_violet.options import VioletOptions
-from meltr_violet.pretrained import load_bert, load_checkpoint, load_video_swin
+from meltr_violet.weights.pretrained import load_bert, load_checkpoint, load_video_swin
 
 
 def model_config(options: VioletOptions, meta: Mapping[str, Any]) -> ModelConfig:

@@ -13,9 +13,9 @@ from torch.utils.data import DataLoader
 from meltr.context import Evaluation
 from meltr.metrics.classification import hits, per_class_accuracy, topk_accuracy
 from meltr.video.tasks.retrieval import retrieval_metrics
-from meltr_violet.examples import Split
-from meltr_violet.model import Violet
-from meltr_violet.scoring import answer_logits, choice_logits, score_pairs
+from meltr_violet.data.examples import Split
+from meltr_violet.model.scoring import answer_logits, choice_logits, score_pairs
+from meltr_violet.model.violet import Violet
 
 PAIRS_PER_PASS = 64
 

@@ -16,12 +16,12 @@ from meltr.video.frames.pictures import padded_squares
 from meltr.video.prediction import answer_rows, check_request, chosen_answers, ranked_files
 from meltr.video.text.vocabulary import VOCABULARY
 from meltr.video.text.wordpiece import Tokenizer
-from meltr_violet.data import SAMPLER
+from meltr_violet.data.examples import Texts
+from meltr_violet.data.splits import SAMPLER
 from meltr_violet.evaluation import PAIRS_PER_PASS
-from meltr_violet.examples import Texts
-from meltr_violet.model import Violet
+from meltr_violet.model.scoring import answer_logits, choice_logits, score_pairs
+from meltr_violet.model.violet import Violet
 from meltr_violet.options import VioletOptions
-from meltr_violet.scoring import answer_logits, choice_logits, score_pairs
 
 
 def predict(model: Violet, request: PredictRequest, meta: Mapping[str, Any], context: RunContext) -> Prediction:

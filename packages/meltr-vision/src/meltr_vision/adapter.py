@@ -10,9 +10,9 @@ from torch import Tensor, nn
 
 from meltr.context import Data, Evaluation, Prediction, PredictRequest, RunContext
 from meltr.hookspecs import hookimpl
-from meltr_vision.batches import EvalSplit
 from meltr_vision.building import build_classifier
-from meltr_vision.data import build_data
+from meltr_vision.data.batches import EvalSplit
+from meltr_vision.data.splits import build_data
 from meltr_vision.losses import draw, task_losses
 from meltr_vision.model import Classifier
 from meltr_vision.predicting import classify

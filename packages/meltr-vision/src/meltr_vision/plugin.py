@@ -5,7 +5,7 @@ from __future__ import annotations
 from meltr.hookspecs import hookimpl
 from meltr.specs import BackboneInfo, BackboneTask, DatasetInfo
 from meltr_vision.benchmarks import BENCHMARKS
-from meltr_vision.layouts import LAYOUTS
+from meltr_vision.data.layouts import LAYOUTS
 from meltr_vision.presets import DEFAULTS, PRESETS
 
 

@@ -12,8 +12,8 @@ from torch import Tensor
 from meltr.context import Prediction, PredictRequest
 from meltr.errors import UserError
 from meltr.video.frames.media import MediaError
-from meltr_vision.batches import Pipeline
-from meltr_vision.folders import read_square
+from meltr_vision.data.batches import Pipeline
+from meltr_vision.data.folders import read_square
 from meltr_vision.model import Classifier
 
 

@@ -4,13 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from meltr.cli.output import remark
 from meltr.errors import UserError
 from meltr.progress import Counter
+
+if TYPE_CHECKING:
+    from meltr.video.extraction import FillReport
+
+SHOWN = 3
+"""Names in a message."""
 
 Dataset = Annotated[str, typer.Option(help="Data set; meltr list datasets shows them.")]
 Task = Annotated[str | None, typer.Option(help="Only the videos of this task; default: of all its tasks.")]
@@ -31,8 +37,25 @@ def miniature_folder(dataset: str, data_root: Path | None, *, quiet: bool) -> Pa
         return miniature.cached(dataset, progress=progress)
 
 
+def warn_of_failures(report: FillReport, consequence: str) -> None:
+    """Print which videos cannot be decoded, if there are any.
+
+    Args:
+        report: What was filled.
+        consequence: What becomes of them: ``have no features``.
+    """
+    if not report.failed:
+        return
+    keys = sorted(report.failed)
+    remark(
+        f"warning: {len(keys):,} of {report.total:,} videos cannot be decoded and {consequence}: "
+        f"{', '.join(keys[:SHOWN])}{', ...' if len(keys) > SHOWN else ''}. The first, {keys[0]}: "
+        f"{report.failed[keys[0]]}"
+    )
+
+
 def media_of(dataset: str, task: str | None, root: Path | None, *, allow_missing: bool) -> Mapping[str, Path]:
-    """Return key -> file of all that the annotations name; several tasks may share files.
+    """Return key -> file of all that the annotations name, sorted; several tasks may share files.
 
     Raises:
         UserError: If the annotations cannot be read, or files are missing and `allow_missing` is not given.
@@ -45,7 +68,7 @@ def media_of(dataset: str, task: str | None, root: Path | None, *, allow_missing
         media.update(corpus.media)
         for note in corpus.notes:
             remark(note)
-    return media
+    return dict(sorted(media.items()))
 
 
 def _readable(dataset: str, root: Path | None) -> Sequence[str]:

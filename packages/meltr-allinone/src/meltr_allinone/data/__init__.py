@@ -1,0 +1,1 @@
+"""The data of a run: frames, texts, and examples as tensors."""

@@ -1,0 +1,88 @@
+"""The random choices of a batch: hidden tokens, right and wrong videos, the order of patches.
+
+All are drawn from one generator in a fixed order, whichever losses are wanted: a loss asked for alone is the one among
+the others, and a replayed generator gives the same losses.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from meltr_allinone.losses.masking import MaskedTexts, mask_texts
+from meltr_allinone.model.all_in_one import AllInOne
+
+
+@dataclass(frozen=True)
+class Draws:
+    """The random choices of a batch.
+
+    Args:
+        masked: Texts with hidden tokens.
+        labels: 1 where matching sees the right video, 0 where a wrong one, (B,).
+        chances: What wrong videos of the batch are chosen by, uniform in [0, 1), (B,).
+        orders: Order of patches, (pairs T, N), of the joint passes ``mlm``, ``vtm``, ``rank`` and ``answer``, as far as
+            the model has their heads; none of them for raster order.
+    """
+
+    masked: MaskedTexts
+    labels: Tensor
+    chances: Tensor
+    orders: Mapping[str, Tensor]
+
+
+def draw(
+    model: AllInOne,
+    ids: Tensor,
+    *,
+    frames: int,
+    generator: torch.Generator | None,
+    continues: Tensor | None = None,
+    wrong_texts: int | None = None,
+    random_order: bool = True,
+) -> Draws:
+    """Draw the random choices of a batch.
+
+    Args:
+        model: The model, for its sizes and heads.
+        ids: Token ids (B, L).
+        frames: T.
+        generator: Source of randomness; None: torch's global one.
+        continues: True where a token goes on with the word before: whole words are hidden. None: single tokens.
+        wrong_texts: F, those that come with each clip for ranking; None: it is ranked among those of the batch.
+        random_order: Patches in random order, as published; otherwise in raster order.
+    """
+    size = len(ids)
+    masked = mask_texts(ids, vocabulary=model.config.vocabulary, generator=generator, continues=continues)
+    labels = draw_labels(size, device=ids.device, generator=generator)
+    chances = _uniform((size,), ids.device, generator)
+    pairs = {"mlm": size, "vtm": size, "rank": size * (size if wrong_texts is None else 1 + wrong_texts)}
+    pairs["answer"] = size
+    heads = {"mlm": model.mlm_score, "vtm": model.itm_score, "rank": model.rank_output, "answer": model.vqa_classifier}
+    orders = {
+        name: draw_order(count, model.config.patches, frames=frames, device=ids.device, generator=generator)
+        for name, count in pairs.items()
+        if random_order and heads[name] is not None
+    }
+    return Draws(masked, labels, chances, orders)
+
+
+def draw_labels(size: int, *, device: torch.device, generator: torch.Generator | None) -> Tensor:
+    """Draw which of a batch keep their video: floor(B / 2) of them, but the only one if B = 1; int64 (B,)."""
+    places = _uniform((size,), device, generator).argsort().argsort()
+    return (places < max(1, size // 2)).long()
+
+
+def draw_order(
+    pairs: int, patches: int, *, frames: int, device: torch.device, generator: torch.Generator | None
+) -> Tensor:
+    """Draw an order of the patches for every frame of every pair: slot -> raster patch, (pairs T, N)."""
+    return _uniform((pairs * frames, patches), device, generator).argsort(1)
+
+
+def _uniform(shape: tuple[int, ...], device: torch.device, generator: torch.Generator | None) -> Tensor:
+    drawn_on = device if generator is None else generator.device
+    return torch.rand(shape, device=drawn_on, generator=generator).to(device)

@@ -1,0 +1,1 @@
+"""The data of a run: texts, captions, and examples as tensors."""

@@ -1,0 +1,292 @@
+"""Where features lie: a folder with a ``.npy`` for each video, UniVL's pickles, or ``.npz`` archives. No torch."""
+
+from __future__ import annotations
+
+import mmap
+import os
+import zipfile
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from meltr.data.safe_pickle import ArraySpan, index_pickle
+from meltr.errors import UserError
+from meltr.video.annotations.finding import SUFFIXES
+from meltr_univl.features.reading import MAKE, FeatureRecord, Features, FeatureSource, checked, read_record
+
+ENDINGS = (*SUFFIXES, ".jpg", ".jpeg", ".png", ".webp", ".bmp", ".npy")
+"""Endings that a key may have and the name of its features does not."""
+
+SHOWN = 3
+"""Names in a message."""
+
+
+def open_features(path: Path, *, extractor: str | None = None, rate: float | None = None) -> FeatureSource:
+    """Return the features in a folder, a ``.pickle`` or ``.pkl``, or a ``.npz``.
+
+    Args:
+        path: The folder or file.
+        extractor: What made them, where they do not say it themselves.
+        rate: Vectors a second, where they do not say it themselves.
+
+    Raises:
+        UserError: If there is nothing of the kind, or it is damaged.
+    """
+    if path.is_dir():
+        return FeatureFolder(path, extractor=extractor, rate=rate)
+    if not path.exists():
+        raise UserError(f"There are no features {path}.", f"Make them with `{MAKE}`, or give another --set features=.")
+    kinds: dict[str, type[FeaturePickle | FeatureArchive]]
+    kinds = {".pickle": FeaturePickle, ".pkl": FeaturePickle, ".npz": FeatureArchive}
+    if path.suffix not in kinds:
+        raise UserError(
+            f"{path} is no file of features: it ends in {path.suffix!r}.",
+            f"Give a folder of .npy files, or a file that ends in {', '.join(kinds)}.",
+        )
+    return kinds[path.suffix](path, extractor=extractor, rate=rate)
+
+
+def stem(key: str) -> str:
+    """Return a key without the ending of a video or picture: the name of its features."""
+    base, ending = os.path.splitext(key)
+    return base if ending.lower() in ENDINGS else key
+
+
+class Names:
+    """The names under which features lie, by the keys of their videos.
+
+    The features of ``clips/a.mp4`` are called so, or ``clips/a``, or else are the only ones whose path ends in ``a``.
+
+    Args:
+        names: The names.
+        where: Folder or file, for messages.
+    """
+
+    def __init__(self, names: Iterable[str], where: Path) -> None:
+        self._where = where
+        self._names = dict.fromkeys(names)
+        self._short: dict[str, list[str]] = {}
+        for name in self._names:
+            self._short.setdefault(name.rpartition("/")[2], []).append(name)
+
+    def __len__(self) -> int:
+        """Names."""
+        return len(self._names)
+
+    def find(self, key: str) -> str | None:
+        """Return the name for `key`; None if there is none.
+
+        Raises:
+            UserError: If only several of the same ending fit.
+        """
+        for name in (key, stem(key)):
+            if name in self._names:
+                return name
+        fitting = self._short.get(stem(key).rpartition("/")[2], [])
+        if len(fitting) > 1:
+            several = ", ".join(sorted(fitting)[:SHOWN])
+            raise UserError(
+                f"{self._where} holds {len(fitting)} videos that may be {key!r}: {several}.",
+                "Name the features by the path of the video, without its ending.",
+            )
+        return fitting[0] if fitting else None
+
+    def require(self, key: str) -> str:
+        """Return the name for `key`; KeyError if there is none."""
+        name = self.find(key)
+        if name is None:
+            raise KeyError(key)
+        return name
+
+
+class FeatureFolder:
+    """A folder with a file ``.npy`` for each video, at any depth; ``features.json`` says how they were made.
+
+    Args:
+        path: The folder.
+        extractor: What made them, if it does not say so.
+        rate: Vectors a second, if it does not say so.
+
+    Raises:
+        UserError: If it holds no features, or they are damaged.
+    """
+
+    def __init__(self, path: Path, *, extractor: str | None = None, rate: float | None = None) -> None:
+        self.path = path
+        self._files = dict(_npy_files(path))
+        if not self._files:
+            raise UserError(f"{path} holds no .npy file.", f"One file a video, (frames, width); `{MAKE}` makes them.")
+        self._names = Names(self._files, path)
+        record = read_record(path)
+        if record is None:
+            record = FeatureRecord(_width(_load(self._files[min(self._files)]), path), extractor, rate)
+        self.record = record
+
+    def __contains__(self, key: object) -> bool:
+        """Tell whether `key` has features here."""
+        return isinstance(key, str) and self.file(key) is not None
+
+    def __len__(self) -> int:
+        """Files."""
+        return len(self._files)
+
+    def file(self, key: str) -> Path | None:
+        """Return the file of `key`; None if there is none, UserError if several may be."""
+        name = self._names.find(key)
+        return None if name is None else self._files[name]
+
+    def features(self, key: str) -> Features:
+        """Return the features of `key`, (F, D); KeyError if it has none, UserError if they are damaged."""
+        file = self._files[self._names.require(key)]
+        return checked(_load(file), str(file), self.record.width)
+
+
+class FeaturePickle:
+    """UniVL's ``*_videos_features.pickle``: a dict from key to array. Arrays are read when they are asked for.
+
+    Args:
+        path: The file.
+        extractor: What made them; None: unknown.
+        rate: Vectors a second; None: unknown.
+
+    Raises:
+        UserError: If it is damaged, something else, or names anything but arrays.
+    """
+
+    def __init__(self, path: Path, *, extractor: str | None = None, rate: float | None = None) -> None:
+        self.path = path
+        content = index_pickle(path)
+        arrays = isinstance(content, dict) and all(
+            isinstance(each, ArraySpan | np.ndarray) for each in content.values()
+        )
+        if not arrays or not content:
+            raise UserError(
+                f"{path} holds {_contents(content)} instead of a dict from videos to arrays of features.",
+                "Get UniVL's features again from its official source.",
+            )
+        self._arrays: dict[str, Any] = {str(key): value for key, value in content.items()}
+        self._names = Names(self._arrays, path)
+        self._content: mmap.mmap | None = None
+        full = next((each for each in self._arrays.values() if len(each.shape) == 2 and each.shape[0]), None)
+        self.record = FeatureRecord(_width(full, path), extractor, rate)
+
+    def __contains__(self, key: object) -> bool:
+        """Tell whether `key` has features here."""
+        return isinstance(key, str) and self._names.find(key) is not None
+
+    def __len__(self) -> int:
+        """Videos."""
+        return len(self._arrays)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave the open file out: another process opens it again."""
+        return {**self.__dict__, "_content": None}
+
+    def features(self, key: str) -> Features:
+        """Return the features of `key`, (F, D); KeyError if it has none, UserError if they are damaged."""
+        name = self._names.require(key)
+        array, where = self._arrays[name], f"{self.path}, {name!r},"
+        if isinstance(array, ArraySpan):
+            if self._content is None:
+                with self.path.open("rb") as stream:
+                    self._content = mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ)
+            try:
+                array = array.read(self._content)
+            except ValueError as error:
+                raise UserError(f"{where} is damaged: {error}.", "Get the file again.") from error
+        return checked(array, where, self.record.width)
+
+
+class FeatureArchive:
+    """A ``.npz`` with an array for each video, read when they are asked for.
+
+    Args:
+        path: The file.
+        extractor: What made them; None: unknown.
+        rate: Vectors a second; None: unknown.
+
+    Raises:
+        UserError: If it is damaged or empty.
+    """
+
+    def __init__(self, path: Path, *, extractor: str | None = None, rate: float | None = None) -> None:
+        self.path = path
+        self._archive: Any = None
+        keys: list[str] = self._open().files
+        if not keys:
+            raise UserError(f"{path} holds no arrays.", "It needs one for each video, (frames, width).")
+        self._names = Names(keys, path)
+        self.record = FeatureRecord(_width(self._read(keys[0]), path), extractor, rate)
+
+    def __contains__(self, key: object) -> bool:
+        """Tell whether `key` has features here."""
+        return isinstance(key, str) and self._names.find(key) is not None
+
+    def __len__(self) -> int:
+        """Videos."""
+        return len(self._names)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Leave the open file out: another process opens it again."""
+        return {**self.__dict__, "_archive": None}
+
+    def features(self, key: str) -> Features:
+        """Return the features of `key`, (F, D); KeyError if it has none, UserError if they are damaged."""
+        name = self._names.require(key)
+        return checked(self._read(name), f"{self.path}, {name!r},", self.record.width)
+
+    def _open(self) -> Any:
+        if self._archive is None:
+            try:
+                self._archive = np.load(self.path, allow_pickle=False)
+            except (OSError, ValueError, zipfile.BadZipFile) as error:
+                raise _damaged(self.path, error) from error
+        return self._archive
+
+    def _read(self, name: str) -> Any:
+        try:
+            return self._open()[name]
+        except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+            raise _damaged(f"{self.path}, {name!r},", error) from error
+
+
+def _npy_files(folder: Path) -> Iterator[tuple[str, Path]]:
+    """Yield path below `folder` without ending, and the file."""
+    for parent, subfolders, names in os.walk(folder, followlinks=True):
+        subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
+        for name in sorted(names):
+            if name.endswith(".npy") and not name.startswith("."):
+                file = Path(parent, name)
+                yield file.relative_to(folder).as_posix().removesuffix(".npy"), file
+
+
+def _load(file: Path) -> Any:
+    try:
+        return np.load(file, allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        raise _damaged(file, error) from error
+
+
+def _width(array: Any, where: Path) -> int:
+    shape: tuple[int, ...] = () if array is None else array.shape
+    if len(shape) != 2:
+        raise UserError(
+            f"{where} holds an array of shape {shape}; features are (frames, width).",
+            "One vector a row; a single vector is an array of one row.",
+        )
+    return int(shape[1])
+
+
+def _damaged(where: Path | str, error: Exception) -> UserError:
+    return UserError(
+        f"{where} is truncated or corrupt: {type(error).__name__}: {error}.", f"Make the features again: {MAKE}."
+    )
+
+
+def _contents(content: Any) -> str:
+    if not isinstance(content, dict):
+        return type(content).__name__
+    other = next((type(each).__name__ for each in content.values() if not hasattr(each, "dtype")), None)
+    return "an empty dict" if other is None else f"a dict with {other}"

@@ -1,0 +1,1 @@
+"""The network: encoders, decoder, beam search, and scores of pairs."""

@@ -1,0 +1,177 @@
+"""Parts of the encoders, the decoder and the heads: transformers' BERT where it carries weights and numbers exactly."""
+
+from __future__ import annotations
+
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers import BertConfig
+from transformers.models.bert.modeling_bert import (
+    BertIntermediate,
+    BertLayer,
+    BertOutput,
+    BertPredictionHeadTransform,
+    BertSelfOutput,
+)
+
+from meltr.video.text.wordpiece import PAD
+from meltr_univl.model.config import EPS, HIDDEN_KEY, ModelConfig
+
+
+def bert_config(config: ModelConfig) -> BertConfig:
+    """Return the sizes as transformers wants them."""
+    made = BertConfig(
+        vocab_size=config.vocabulary,
+        hidden_size=config.width,
+        num_attention_heads=config.heads,
+        intermediate_size=config.feedforward,
+        max_position_embeddings=config.text_positions,
+        type_vocab_size=2,
+        layer_norm_eps=EPS,
+        hidden_act="gelu",
+        hidden_dropout_prob=config.dropout,
+        attention_probs_dropout_prob=config.dropout,
+        pad_token_id=PAD,
+    )
+    made._attn_implementation = "sdpa" if config.attention == "fused" else "eager"
+    return made
+
+
+def key_mask(mask: Tensor, like: Tensor) -> Tensor:
+    """Return what is added to attention scores, (B, 1, 1, L): -10000 at hidden keys, else 0.
+
+    Args:
+        mask: 1 where a key may be attended to, (B, L).
+        like: A tensor of the type wanted.
+    """
+    return ((1 - mask) * HIDDEN_KEY).to(like.dtype)[:, None, None]
+
+
+class EncoderLayers(nn.Module):
+    """The layers of an encoder.
+
+    Args:
+        config: Sizes.
+        layers: How many.
+    """
+
+    def __init__(self, config: ModelConfig, layers: int) -> None:
+        super().__init__()
+        sizes = bert_config(config)
+        self.layer = nn.ModuleList(_encoder_layer(sizes, number) for number in range(layers))
+
+    def forward(self, states: Tensor, mask: Tensor) -> Tensor:
+        """Map states (B, L, H) to states; `mask` (B, L) is 1 at keys that may be attended to."""
+        hidden = key_mask(mask, states)
+        for layer in self.layer:
+            states = layer(states, hidden)
+        return states
+
+
+def _encoder_layer(sizes: BertConfig, number: int) -> nn.Module:
+    return BertLayer(sizes, layer_idx=number)  # type: ignore[no-untyped-call]
+
+
+class Pooler(nn.Module):
+    """tanh(W x + b) of position 0."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.dense = nn.Linear(width, width)
+
+    def forward(self, states: Tensor) -> Tensor:
+        """Map (B, L, H) to (B, H)."""
+        return cast(Tensor, self.dense(states[:, 0])).tanh()
+
+
+class Prediction(nn.Module):
+    """The transform and the bias of a prediction head; its matrix is a table of an encoder, handed in.
+
+    Args:
+        config: Sizes.
+        outputs: Length of the bias.
+    """
+
+    def __init__(self, config: ModelConfig, outputs: int) -> None:
+        super().__init__()
+        self.transform = BertPredictionHeadTransform(bert_config(config))  # type: ignore[no-untyped-call]
+        self.bias = nn.Parameter(torch.zeros(outputs))
+
+    def forward(self, states: Tensor, matrix: Tensor) -> Tensor:
+        """Map (..., H) to (..., outputs); `matrix` is (outputs, H)."""
+        return F.linear(self.transform(states), matrix, self.bias)
+
+
+class PredictionHead(nn.Module):
+    """Holds a `Prediction` under the official name."""
+
+    def __init__(self, config: ModelConfig, outputs: int) -> None:
+        super().__init__()
+        self.predictions = Prediction(config, outputs)
+
+    def forward(self, states: Tensor, matrix: Tensor) -> Tensor:
+        """See `Prediction.forward`."""
+        return cast(Tensor, self.predictions(states, matrix))
+
+
+class Attention(nn.Module):
+    """Multi-head attention without its output layer; keys and values can be kept.
+
+    Args:
+        config: Sizes.
+    """
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        width = config.width
+        self.heads, self.dropout, self.fused = config.heads, config.dropout, config.attention == "fused"
+        self.query, self.key, self.value = (nn.Linear(width, width) for _ in range(3))
+
+    def keys_values(self, states: Tensor) -> tuple[Tensor, Tensor]:
+        """Return keys and values of states (B, L, H), each (B, heads, L, H / heads)."""
+        return self._split(self.key(states)), self._split(self.value(states))
+
+    def forward(self, states: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None) -> Tensor:
+        """Return what queries from states (B, Q, H) attend to, (B, Q, H); `mask` is added to the scores."""
+        queries = self._split(self.query(states))
+        noise = self.dropout if self.training else 0.0
+        if self.fused:
+            found = F.scaled_dot_product_attention(queries, keys, values, mask, noise)
+        else:
+            scores = queries @ keys.transpose(2, 3) * queries.shape[-1] ** -0.5
+            weights = (scores if mask is None else scores + mask).softmax(-1)
+            found = F.dropout(weights, noise, self.training) @ values
+        return found.transpose(1, 2).flatten(2)
+
+    def _split(self, states: Tensor) -> Tensor:
+        return cast(Tensor, states.unflatten(-1, (self.heads, -1))).transpose(1, 2)
+
+
+class AttentionBlock(nn.Module):
+    """Attention, output layer, residual and LayerNorm."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.att = Attention(config)
+        self.output = BertSelfOutput(bert_config(config))  # type: ignore[no-untyped-call]
+
+    def forward(self, states: Tensor, keys_values: tuple[Tensor, Tensor], mask: Tensor | None) -> Tensor:
+        """Return states (B, Q, H) after attending to keys and values."""
+        return cast(Tensor, self.output(self.att(states, *keys_values, mask), states))
+
+
+class DecoderLayer(nn.Module):
+    """Self-attention, attention to the memory, feed-forward; each with residual and LayerNorm."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.slf_attn, self.enc_attn = AttentionBlock(config), AttentionBlock(config)
+        sizes = bert_config(config)
+        self.intermediate = BertIntermediate(sizes)  # type: ignore[no-untyped-call]
+        self.output = BertOutput(sizes)  # type: ignore[no-untyped-call]
+
+    def feed_forward(self, states: Tensor) -> Tensor:
+        """Return states after the feed-forward block."""
+        return cast(Tensor, self.output(self.intermediate(states), states))

@@ -1,0 +1,194 @@
+"""VIOLET's prepared files in place of a data set as published: frames, visual codes and texts. Imports no torch.
+
+The public repository tsujuifu/pytorch_violet names ``img_<name>.pkl``, ``txt_<task>.json`` and ``vq_<name>.pkl`` in one
+folder ``_data``; mlvlab/MELTR has a folder for each data set, ``<name>_vq.pkl``, and for retrieval ``train_7k.json``,
+``train_9k.json`` and ``test.json``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from meltr.video.annotations import layout as published_layout
+from meltr.video.annotations.assembly import Draft, assemble, first
+from meltr.video.annotations.layout import AnnotationFile, Layout
+from meltr.video.annotations.parsing import malformed
+from meltr.video.corpus import Corpus
+from meltr_violet.data.codes import PreparedCodes
+from meltr_violet.data.prepared_frames import PreparedFrames
+from meltr_violet.data.prepared_texts import captions, choices, questions
+
+
+@dataclass(frozen=True)
+class PreparedLayout(Layout):
+    """Prepared files of one data set."""
+
+    def media_place(self, root: Path) -> str:
+        """Return where missing frames belong."""
+        names = next(each.names for each in self.files if each.role == "frames")
+        return f"Their frames belong in {' or '.join(names)} in {root}. Get it from {self.homepage}"
+
+    def advice(self, root: Path | None = None) -> str:
+        """Return which file goes where, and the way without."""
+        return f"{self.places(root)}\nWithout any files: --sample."
+
+
+def _layout(dataset: str, name: str, task: str, texts: tuple[AnnotationFile, ...]) -> PreparedLayout:
+    """Return the layout of a data set whose prepared files are called `name`."""
+    frames = (f"img_{name}.pkl", f"{name}.pkl", f"img_{name}.tsv", f"{name}.tsv")
+    return PreparedLayout(
+        dataset=dataset,
+        summary=f"Prepared files of VIOLET for {dataset}.",
+        tasks=(task,),
+        files=(
+            AnnotationFile("frames", frames, "frames as JPEG (a .tsv with its .lineidx)"),
+            *texts,
+            AnnotationFile("codes", (f"{name}_vq.pkl", f"vq_{name}.pkl"), "visual codes, for the loss mvm", False),
+        ),
+        media=None,
+        homepage="https://github.com/mlvlab/MELTR (violet/README.md)",
+        folders=(".", name, f"_data/{name}", "_data", f"data/{name}", "data"),
+    )
+
+
+def _questions(dataset: str, name: str, task: str) -> PreparedLayout:
+    text = AnnotationFile("text", (f"txt_{task}.json",), "questions and answers of all splits")
+    return _layout(dataset, name, "qa", (text,))
+
+
+def _retrieval(dataset: str, train: str) -> PreparedLayout:
+    both = "txt_msrvtt-retrieval.json"
+    texts = (
+        AnnotationFile("train", (train, both), "captions for training"),
+        AnnotationFile("test", ("test.json", both), "captions for the test"),
+    )
+    return _layout(dataset, "msrvtt", "retrieval", texts)
+
+
+LAYOUTS = (
+    _questions("msvd", "msvd", "msvd-qa"),
+    _questions("tgif-action", "tgif", "tgif-action"),
+    _questions("tgif-transition", "tgif", "tgif-transition"),
+    _questions("tgif-frame", "tgif", "tgif-frame"),
+    _retrieval("msrvtt-7k", "train_7k.json"),
+    _retrieval("msrvtt-9k", "train_9k.json"),
+)
+"""The data sets that there are prepared files of."""
+
+CHOSEN = ("tgif-action", "tgif-transition")
+"""Those whose questions have choices."""
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A data set in prepared files.
+
+    Args:
+        corpus: Its examples; `meltr.video.corpus.Corpus.media` is empty.
+        frames: Its frames, by the key of the video.
+        codes: Its visual codes; None where there is no such file. It may lack some videos (`Corpus.notes` says so);
+            `meltr_violet.data.codes.codes_or_ignored` is the answer to that.
+        files: Role (``frames``, ``codes``, ``text``, ``train``, ``test``) -> file that was read.
+    """
+
+    corpus: Corpus
+    frames: PreparedFrames
+    codes: PreparedCodes | None
+    files: Mapping[str, Path]
+
+    def text(self) -> str:
+        """Return which files were read, in one line."""
+        return ", ".join(str(path) for path in dict.fromkeys(self.files.values()))
+
+
+def find(dataset: str, task: str, root: Path | None, *, allow_missing: bool = False) -> Prepared | None:
+    """Return the data set in prepared files below `root`.
+
+    Args:
+        dataset: Its name.
+        task: What it is wanted for.
+        root: The folder of the data set, or one with a folder of each (``--data-root``); None: it was not given.
+        allow_missing: Leave out examples whose frames are not there, instead of refusing.
+
+    Returns:
+        None where there are no prepared files of that data set and task, or the frames or the texts are absent.
+
+    Raises:
+        UserError: If a file is malformed, files do not fit together, a split is empty, or frames are missing.
+    """
+    layout = _layout_of(dataset, task)
+    if layout is None or root is None or not root.is_dir():
+        return None
+    files = layout.find(root)
+    if any(each.needed and each.role not in files for each in layout.files):
+        return None
+    frames = PreparedFrames(files["frames"])
+    draft = _draft(dataset, files)
+    places = {key: files["frames"] for key in draft.media_names() if key in frames}
+    corpus = assemble(replace(draft, paths=places), layout, task=task, root=root, allow_missing=allow_missing)
+    codes = PreparedCodes(files["codes"]) if "codes" in files else None
+    notes = (*corpus.notes, *_other_size(corpus, files.get("train")))
+    if codes is not None:
+        notes += _lacking(codes, frames, draft.media_names())
+    return Prepared(replace(corpus, media={}, notes=notes), frames, codes, files)
+
+
+def find_codes(dataset: str, root: Path | None) -> PreparedCodes | None:
+    """Return the prepared visual codes below `root`, to go with videos as published; None where there are none.
+
+    They are those of five frames at ``centres`` in pictures of 224 pixels.
+
+    Raises:
+        UserError: If the file is malformed.
+    """
+    layout = _layout_of(dataset)
+    if layout is None or root is None or not root.is_dir():
+        return None
+    path = layout.find(root).get("codes")
+    return None if path is None else PreparedCodes(path)
+
+
+def expected(dataset: str, task: str) -> str:
+    """Return which prepared files there could be, a line each; empty where there are none of `dataset` and `task`."""
+    layout = _layout_of(dataset, task)
+    return "" if layout is None else layout.text()
+
+
+def _draft(dataset: str, files: Mapping[str, Path]) -> Draft:
+    if "text" not in files:
+        return captions(files["train"], files["test"])
+    return choices(files["text"]) if dataset in CHOSEN else questions(files["text"])
+
+
+def _layout_of(dataset: str, task: str | None = None) -> PreparedLayout | None:
+    fitting = (each for each in LAYOUTS if each.dataset == dataset and (task is None or task in each.tasks))
+    return next(fitting, None)
+
+
+def _other_size(corpus: Corpus, train: Path | None) -> tuple[str, ...]:
+    """Return a note if the training clips are not as many as the data set's name says: one file may serve several."""
+    published = published_layout(corpus.dataset).published["train"]
+    found = len(corpus.splits["train"])
+    if train is None or found == published:
+        return ()
+    return (f"{train.name} has {found:,} training clips with frames; {corpus.dataset} has {published:,}.",)
+
+
+def _lacking(codes: PreparedCodes, frames: PreparedFrames, keys: Iterable[str]) -> tuple[str, ...]:
+    """Return a note on videos without codes; UserError if the codes are of another number of frames."""
+    if codes.shape[0] != frames.count:
+        raise malformed(
+            codes.path,
+            f"codes of {codes.shape[0]} frames a video, but {frames.path.name} has {frames.count}.",
+            "Make the codes again of these frames: meltr data codes.",
+        )
+    wanted = [key for key in keys if key in frames]
+    without = [key for key in wanted if key not in codes]
+    if not without:
+        return ()
+    return (
+        f"{codes.path.name} has no codes for {len(without):,} of {len(wanted):,} videos: {first(without)}. "
+        "They do not count in mvm.",
+    )

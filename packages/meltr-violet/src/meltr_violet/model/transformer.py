@@ -1,0 +1,106 @@
+"""The text embedding and the cross-modal transformer: parts of transformers' BERT, without its masks and pooling."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+from transformers import BertConfig
+from transformers.models.bert.modeling_bert import BertEmbeddings, BertLayer
+
+from meltr.video.text.wordpiece import PAD
+from meltr_violet.model.config import ModelConfig
+
+
+def bert_config(config: ModelConfig) -> BertConfig:
+    """Return the sizes as transformers wants them."""
+    made = BertConfig(
+        vocab_size=config.vocabulary,
+        hidden_size=config.width,
+        num_hidden_layers=config.layers,
+        num_attention_heads=config.heads,
+        intermediate_size=config.feedforward,
+        max_position_embeddings=config.text_positions,
+        type_vocab_size=config.token_types,
+        layer_norm_eps=config.text_eps,
+        hidden_act="gelu",
+        hidden_dropout_prob=config.dropout,
+        attention_probs_dropout_prob=config.dropout,
+        pad_token_id=PAD,
+    )
+    made._attn_implementation = "sdpa" if config.attention == "fused" else "eager"
+    return made
+
+
+class TextEmbedding(BertEmbeddings):
+    """Word, position and token type 0 embeddings, LayerNorm, dropout: ids (B, X) to (B, X, D)."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__(bert_config(config))  # type: ignore[no-untyped-call]
+
+
+def _layer(config: BertConfig, number: int) -> BertLayer:
+    return BertLayer(config, layer_idx=number)  # type: ignore[no-untyped-call]
+
+
+class CrossEncoder(nn.Module):
+    """The encoder layers of BERT over [video tokens ; text tokens]; only padded text is hidden, as keys.
+
+    Args:
+        config: Sizes.
+    """
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.bert_config = bert_config(config)
+        self.layer = nn.ModuleList(_layer(self.bert_config, i) for i in range(config.layers))
+
+    def forward(self, tokens: Tensor, visible: Tensor) -> Tensor:
+        """Map tokens to states of the same shape.
+
+        Args:
+            tokens: (B, L, D).
+            visible: (B, L), True where a token may be attended to.
+        """
+        mask = self._key_mask(tokens, visible)
+        for layer in self.layer:
+            tokens = layer(tokens, mask)
+        return tokens
+
+    def attention(self, tokens: Tensor, visible: Tensor) -> Iterator[Tensor]:
+        """Yield the attention probabilities of every layer, (B, heads, L, L): rows are queries.
+
+        In training mode with their dropout. Padded queries have a row like any other.
+
+        Args:
+            tokens: (B, L, D).
+            visible: (B, L), True where a token may be attended to.
+        """
+        with self._eager():
+            mask = self._key_mask(tokens, visible)
+            for layer in self.layer:
+                assert isinstance(layer, BertLayer)
+                context, probabilities = layer.attention.self(tokens, mask)
+                yield probabilities
+                attended = layer.attention.output(context, tokens)
+                tokens = layer.feed_forward_chunk(attended)  # type: ignore[no-untyped-call]
+
+    def _key_mask(self, tokens: Tensor, visible: Tensor) -> Tensor:
+        """Return the mask that the attention kernel wants, (B, 1, 1, L): boolean, or to be added to the logits."""
+        keys = visible[:, None, None, :]
+        if self.bert_config._attn_implementation == "sdpa":
+            return keys
+        lowest = torch.finfo(tokens.dtype).min
+        return torch.zeros_like(keys, dtype=tokens.dtype).masked_fill(~keys, lowest)
+
+    @contextmanager
+    def _eager(self) -> Iterator[None]:
+        """Within this context the layers give their attention probabilities."""
+        before = self.bert_config._attn_implementation
+        self.bert_config._attn_implementation = "eager"
+        try:
+            yield
+        finally:
+            self.bert_config._attn_implementation = before

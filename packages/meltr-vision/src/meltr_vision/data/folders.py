@@ -1,0 +1,129 @@
+"""Reader of image folders: ``train/<class>/*``, and ``val/`` and ``test/`` where they exist."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from meltr.errors import UserError
+from meltr_vision.data.images import ImageSet, Splits, how_to_get
+
+SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm"})
+"""Endings that count as images."""
+
+SHOWN = 5
+"""Files named in a message."""
+
+
+def read_image_folder(root: Path | None, *, size: int) -> Splits:
+    """Read all images below `root` as RGB, the shorter side resized to `size`, the middle square cut out.
+
+    Args:
+        root: Folder with ``train/``, and optionally ``val/`` and ``test/``.
+        size: Side of the squares in pixels.
+
+    Raises:
+        UserError: If folders are missing or empty, classes differ between splits, images cannot be read (counted, the
+            first ones named), or all images together would not fit into memory.
+    """
+    hint = how_to_get("image_folder", fetchable=False)
+    if root is None:
+        raise UserError("image_folder needs your images, and --data-root was not given.", hint)
+    if not (root / "train").is_dir():
+        state = "has no folder train/" if root.is_dir() else "does not exist"
+        raise UserError(f"{root} {state}.", hint)
+    names = tuple(sorted(entry.name for entry in _entries(root / "train") if entry.is_dir()))
+    if len(names) < 2:
+        raise UserError(f"{root / 'train'} has {len(names)} class folders; at least two are needed.", hint)
+    listed = {part: _list(root / part, names) for part in ("train", "val", "test") if (root / part).is_dir()}
+    if not listed["train"]:
+        endings = " ".join(sorted(SUFFIXES))
+        raise UserError(f"{root / 'train'} holds no images.", f"Endings that count: {endings}.")
+    _check_memory(sum(map(len, listed.values())), size)
+    found = {part: _read(root, files, names, size=size) for part, files in listed.items() if files}
+    return Splits(train=found["train"], validation=found.get("val"), test=found.get("test"))
+
+
+def _entries(folder: Path) -> list[Path]:
+    return sorted(entry for entry in folder.iterdir() if not entry.name.startswith("."))
+
+
+def _list(folder: Path, names: Sequence[str]) -> list[tuple[Path, int]]:
+    """Return (file, label) of every image below the class folders of `folder`, sorted."""
+    label = {name: index for index, name in enumerate(names)}
+    classes = [entry for entry in _entries(folder) if entry.is_dir()]
+    unknown = [entry.name for entry in classes if entry.name not in label]
+    if unknown:
+        raise UserError(
+            f"{folder} has classes that train/ has not: {', '.join(unknown[:SHOWN])} ({len(unknown)} in all).",
+            f"Classes of train/: {', '.join(names[:20])}{' ...' if len(names) > 20 else ''}. Rename or remove them.",
+        )
+    return [
+        (file, label[entry.name])
+        for entry in classes
+        for file in sorted(entry.rglob("*"))
+        if file.suffix.lower() in SUFFIXES and file.is_file() and not file.name.startswith(".")
+    ]
+
+
+def _check_memory(count: int, size: int) -> None:
+    """Refuse more than half of the machine's memory: the images stay in memory, uncompressed."""
+    needed = count * 3 * size * size
+    try:
+        physical = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (ValueError, OSError, AttributeError):
+        return
+    if needed > physical // 2:
+        raise UserError(
+            f"{count:,} images of {size}x{size} pixels need {needed / 2**30:.1f} GiB in memory, more than half of this "
+            f"machine's {physical / 2**30:.1f} GiB.",
+            f"Use smaller images, e.g. --set image_size={max(8, size // 2)}, or fewer of them.",
+        )
+
+
+def read_square(file: Path, size: int, *, channels: int = 3) -> npt.NDArray[np.uint8] | str:
+    """Return one image as (channels, size, size), or what is wrong with it.
+
+    Args:
+        file: The image; of a moving one, the first frame is taken.
+        size: Side in pixels that its shorter side is resized to; then the middle is cut out.
+        channels: 3: RGB; 1: grey.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            with Image.open(file) as picture:
+                whole = picture.convert("RGB" if channels == 3 else "L")
+        wide, high = (size * side // min(whole.size) for side in whole.size)
+        left, top = round((wide - size) / 2), round((high - size) / 2)
+        resized = whole if (wide, high) == whole.size else whole.resize((wide, high), Image.Resampling.BILINEAR)
+        square = np.asarray(resized.crop((left, top, left + size, top + size)))
+        return square.reshape(size, size, channels).transpose(2, 0, 1)
+    except Exception as error:  # a broken image can make the decoder raise anything
+        return f"{type(error).__name__}: {error}"
+
+
+def _read(root: Path, files: Sequence[tuple[Path, int]], names: tuple[str, ...], *, size: int) -> ImageSet:
+    images = np.empty((len(files), 3, size, size), dtype=np.uint8)
+    broken = []
+    with ThreadPoolExecutor() as pool:
+        for index, result in enumerate(pool.map(lambda entry: read_square(entry[0], size), files)):
+            if isinstance(result, str):
+                broken.append(f"{files[index][0].relative_to(root)} ({result})")
+            else:
+                images[index] = result
+    if broken:
+        first = "\n".join(f"  {each}" for each in broken[:SHOWN])
+        raise UserError(
+            f"{len(broken)} of {len(files)} images below {root} cannot be read; the first:\n{first}",
+            "Remove or replace them.",
+        )
+    labels = np.array([label for _, label in files], dtype=np.int64)
+    return ImageSet(images, labels, names, tuple(str(file.relative_to(root)) for file, _ in files))
