@@ -113,7 +113,7 @@ def test_a_checkpoint_of_lightning_without_lightning(lightning):
 
 def test_other_classes_in_a_checkpoint_are_refused_by_name(lightning):
     file = lightning({}, extra=Path)
-    assert_refused(model(), file, "pathlib.Path", "Nothing of it was run")
+    assert_refused(model(), file, "pathlib.Path", "None of its code was run")
 
 
 def test_names_of_co_training(tmp_path):

@@ -67,7 +67,7 @@ def test_classes_that_a_checkpoint_names_are_stood_in_for(tmp_path, training_lib
     for others in ([], ["trainer_of_someone.models."]):
         with pytest.raises(UserError, match=r"asks for trainer_of_someone\.callbacks\.Saved") as caught:
             read_weights(file, stand_ins=others)
-        assert "Nothing of it was run" in caught.value.hint
+        assert "None of its code was run" in caught.value.hint
 
 
 def test_a_function_that_would_run_is_refused_and_not_run(tmp_path):

@@ -200,7 +200,7 @@ def test_a_given_vocabulary_is_copied_and_a_broken_one_refused(
     assert build_data(context).meta["vocabulary"] == len(vocabulary.read_text().splitlines())
     assert (tmp_path / "run" / VOCABULARY).read_text() == vocabulary.read_text()
     (tmp_path / "words.txt").write_text("cat\ndog\n")
-    with pytest.raises(UserError, match=r"words\.txt is no vocabulary for this model"):
+    with pytest.raises(UserError, match=r"words\.txt is not a vocabulary for this model"):
         build_data(make_context(run_dir=tmp_path / "other", options__vocabulary=tmp_path / "words.txt"))
     assert not (tmp_path / "other" / VOCABULARY).exists()
 

@@ -113,9 +113,9 @@ def test_answers_among_those_given(trained: MakeRun, videos: list[Path]) -> None
     chosen = logits[[run.data.meta["answers"].index(name) for name in names]]
     check(list(rows), names, chosen, "answer")
     assert sum(row["probability"] for row in rows) == pytest.approx(1, abs=1e-5)
-    with pytest.raises(UserError, match=r"'blu' is none of the .* answers that this run knows") as refused:
+    with pytest.raises(UserError, match=r"'blu' is not among the .* answers that this run knows") as refused:
         run.predict(PredictRequest(tuple(videos[:1]), question, ("red", "blu")))
-    assert "Nearest to it: blue" in str(refused.value)
+    assert "Closest answers: blue" in str(refused.value)
 
 
 def test_choices_are_scored_each_with_all(trained: MakeRun, videos: list[Path]) -> None:

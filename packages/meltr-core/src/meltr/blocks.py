@@ -1,4 +1,4 @@
-"""The repeated blocks of a backbone: what is checkpointed, sharded, and where a scope is cut."""
+"""The repeated blocks of a backbone: the units of checkpointing, sharding and the outer step's scope."""
 
 from __future__ import annotations
 
@@ -9,19 +9,19 @@ from torch import nn
 
 _CONTAINERS = (nn.ModuleList, nn.Sequential, nn.ModuleDict)
 FINER = 0.5
-"""A finer repetition is preferred if it still holds this part of the parameters of the coarser one."""
+"""A finer repetition is preferred if it still holds this fraction of the parameters of the coarser one."""
 
 SMALLEST = 0.1
-"""A class of blocks counts if it holds at least this part of the parameters of the largest one: heads do not."""
+"""A class of blocks counts if it holds at least this fraction of the parameters of the largest; heads do not."""
 
 
 def find_blocks(model: nn.Module) -> list[nn.Module]:
-    """Return the blocks that a model repeats (transformer layers, residual blocks), in the order of registration.
+    """Return the repeated blocks of a model (transformer layers, residual blocks), in the order of registration.
 
-    Blocks are modules of one class that stand at least twice in a ModuleList, Sequential or ModuleDict, and are made of
-    further modules. Several such classes may count (towers), but not one with less than a tenth of the parameters of
-    the largest (equal heads in a container); of nested ones (stages of blocks) the finer, as long as it holds half of
-    the parameters of the coarser.
+    Blocks are modules of one class that occur at least twice in a ModuleList, Sequential or ModuleDict and contain
+    other modules. Several such classes may count (towers), except those with less than a tenth of the parameters of the
+    largest (equal heads in a container). Of nested classes (stages of blocks) the finer one counts, if it holds at
+    least half of the parameters of the coarser one.
 
     Args:
         model: The backbone.
@@ -55,13 +55,13 @@ def _size(family: Sequence[nn.Module]) -> int:
 
 
 def _inside(inner: Sequence[nn.Module], outer: Sequence[nn.Module]) -> bool:
-    """Tell whether a block of `inner` lies inside a block of `outer`."""
+    """Return True if a block of `inner` lies inside a block of `outer`."""
     below = {id(module) for block in outer for module in block.modules() if module is not block}
     return any(id(block) in below for block in inner)
 
 
 def _without_nested(family: Sequence[nn.Module]) -> list[nn.Module]:
-    """Leave out repetitions of a module and blocks that lie inside another of the same class."""
+    """Drop repeated references to a module and blocks that lie inside another of the same class."""
     unique = list({id(block): block for block in family}.values())
     below = {id(module) for block in unique for module in block.modules() if module is not block}
     return [block for block in unique if id(block) not in below]

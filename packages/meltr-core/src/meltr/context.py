@@ -1,4 +1,4 @@
-"""What core hands to a plugin's hooks and what it expects back. Imports no torch at run time."""
+"""Arguments that core passes to a plugin's hooks, and the values it expects back. Imports no torch at run time."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ if TYPE_CHECKING:
 class BatchSource(Protocol):
     """Batches of a split as a pure function of (epoch, index).
 
-    The purity is what makes a resumed run end with the numbers of an uninterrupted one: nothing about the position in
-    the data has to be saved but two integers. All randomness of an epoch (order, augmentation) must derive from the
-    run's seed, the epoch and the index.
+    Because of this purity a resumed run ends with the numbers of an uninterrupted one: the position in the data is
+    saved as two integers. All randomness of an epoch (order, augmentation) must derive from the run's seed, the epoch
+    and the index.
     """
 
     @property
@@ -29,28 +29,28 @@ class BatchSource(Protocol):
         ...
 
     def __len__(self) -> int:
-        """Batches an epoch, the same in all processes."""
+        """Batches per epoch, the same in all processes."""
         ...
 
     def batches(self, epoch: int, start: int = 0) -> Iterator[Any]:
         """Yield the batches `start`, `start` + 1, ... of `epoch`, on the run's device or ready to be moved there.
 
-        With several processes, this process' part of each: parts of equal size that are disjoint.
+        With several processes, yield this process' part of each batch; the parts are disjoint and of equal size.
         """
         ...
 
 
 @dataclass(frozen=True)
 class Data:
-    """What `build_data` returns.
+    """Return value of `build_data`.
 
     Args:
         train: Training batches.
-        validation: Handed to `evaluate` to choose the best checkpoint; opaque to core.
-        test: Handed to `evaluate` once at the end; opaque to core. None if the data set has no public test split.
-        held_out: Batches for ``outer_batch=held_out``; None unless it was asked for.
-        meta: JSON-able facts: class count, split sizes. Shown at the start, saved with the results.
-        left_out: Losses that these data cannot serve -> why. The run goes on without them, and says so.
+        validation: Passed to `evaluate` to choose the best checkpoint; opaque to core.
+        test: Passed to `evaluate` once at the end; opaque to core. None if the data set has no public test split.
+        held_out: Batches for ``outer_batch=held_out``; None unless requested.
+        meta: JSON-serialisable facts: class count, split sizes. Shown at the start, saved with the results.
+        left_out: Dropped losses, which these data do not support -> why. The run continues without them and reports it.
     """
 
     train: BatchSource
@@ -63,15 +63,15 @@ class Data:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What `evaluate` returns.
+    """Return value of `evaluate`.
 
     Args:
-        metrics: Name -> value, with at least the metrics that the task declares, but for those that were skipped.
-        count: Examples evaluated.
-        details: JSON-able extras (per-class accuracy, a confusion matrix), saved beside the results.
-        predictions: JSON-able rows, written to ``predictions/<split>.jsonl``.
-        baselines: Trivial answer ("question without the video") -> its metrics, printed beside the result.
-        skipped: Metric that could not be computed here -> why, in a few words ("no Java"). Never the primary one.
+        metrics: Name -> value; at least the metrics that the task declares, except skipped ones.
+        count: Number of examples evaluated.
+        details: JSON-serialisable extras (per-class accuracy, a confusion matrix), saved beside the results.
+        predictions: JSON-serialisable rows, written to ``predictions/<split>.jsonl``.
+        baselines: Name of a trivial baseline ("question without the video") -> its metrics, printed beside the result.
+        skipped: Metric that could not be computed -> why, in a few words ("no Java"). Never the primary metric.
     """
 
     metrics: Mapping[str, float]
@@ -82,7 +82,7 @@ class Evaluation:
     skipped: Mapping[str, str] = field(default_factory=dict)
 
     def summary(self) -> dict[str, Any]:
-        """Return what stands in results.json."""
+        """Return the entry for results.json."""
         return {
             "metrics": dict(self.metrics),
             "count": self.count,
@@ -94,25 +94,24 @@ class Evaluation:
 
 @dataclass(frozen=True)
 class RunContext:
-    """What every run-tier hook is told.
+    """Context passed to every run hook.
 
     Args:
         spec: The complete description of the run.
         task: The task's description.
         options: The backbone's own settings: an instance of its options model, or None if it has none.
-        device: Where the run happens.
-        losses: The losses that `compute_task_losses` must return now, primary first. Not always all of ``spec.losses``.
+        device: The device of the run.
+        losses: The losses that `compute_task_losses` must return now, primary first; may be fewer than ``spec.losses``.
         generator: A generator on `device` for masks, negatives and other draws in `compute_task_losses`; core replays
-            it when a loss must be evaluated twice. Draw from here or from torch's global generator, never from state of
-            your own.
-        run_dir: Folder of the run; None when nothing is written.
-        rank: Number of this process among those of the run. Only rank 0 writes files and speaks.
-        world_size: How many processes share every batch: `build_data` gives each its own part (see
+            it when a loss must be evaluated twice. Draw only from here or from torch's global generator.
+        run_dir: Folder of the run; None if nothing is written.
+        rank: Rank of this process. Only rank 0 writes files and prints.
+        world_size: Number of processes that share every batch; `build_data` gives each its own part (see
             `meltr.data.loader.LoaderBatches`).
-        weights_follow: True if a checkpoint is loaded right after `build_model`, which then need not load pretrained
-            weights: their files may be gone.
-        notes: Lines worth showing the user: `build_data` and `build_model` append what they found odd, left out or
-            loaded, and core shows it once when the run starts.
+        weights_follow: True if a checkpoint is loaded right after `build_model`. Then `build_model` need not load
+            pretrained weights, whose files may no longer exist.
+        notes: Lines to show to the user. `build_data` and `build_model` append what was unusual, skipped or loaded, and
+            core shows the lines once when the run starts.
     """
 
     spec: RunSpec
@@ -128,27 +127,27 @@ class RunContext:
     notes: list[str] = field(default_factory=list)
 
     def with_losses(self, *losses: str) -> RunContext:
-        """Return a copy that asks for `losses` only."""
+        """Return a copy that requests only `losses`."""
         return dataclasses.replace(self, losses=losses)
 
 
 @dataclass(frozen=True)
 class StepRecord:
-    """What observers see at every logged step. All values are means over the steps since the last record.
+    """Record passed to observers at every logged step. All values are means over the steps since the last record.
 
     Args:
         step: Inner steps done.
         epoch: Epochs done, as a fraction.
         losses: Name -> loss.
-        sensitivities: Name -> a_t = d m(l) / d l_t, how strongly each task pulls.
+        sensitivities: Name -> task weight a_t = d m(l) / d l_t.
         combined: The unified loss m(l).
         lr: Learning rate of w.
-        examples_per_second: Training examples a second.
+        examples_per_second: Training examples per second.
         memory_mb: Peak memory so far in MiB (GPU memory on CUDA, resident size on CPU).
         eta_seconds: Estimated seconds to the end of training.
-        gradient_products: Name -> g_t of the last outer step (None before the first): g_t > 0 says that pulling harder
-            on task t lowers the primary objective.
-        outer_gradient_norm: Norm of phi's gradient at the last outer step before clipping.
+        gradient_products: Name -> gradient alignment g_t of the last outer step (None before the first): g_t > 0 means
+            that a larger weight of task t lowers the primary objective.
+        outer_gradient_norm: Norm of phi's gradient at the last outer step, before clipping.
     """
 
     step: int
@@ -166,14 +165,14 @@ class StepRecord:
 
 @dataclass(frozen=True)
 class PredictRequest:
-    """What a user asks of a trained run: ``meltr predict``.
+    """A request to a trained run: ``meltr predict``.
 
     Args:
-        media: Videos and images, as files that exist; those of a folder can be decoded too.
-        question: About each of `media`.
+        media: Existing files of videos and images; files from a folder have been checked to decode.
+        question: Question about each of `media`.
         choices: Answers to choose from.
         search: Text to rank `media` by.
-        top: How many answers (for each of `media`) or found files are wanted; at least one.
+        top: Number of answers (for each of `media`) or of found files; at least one.
     """
 
     media: tuple[Path, ...] = ()
@@ -184,17 +183,18 @@ class PredictRequest:
 
 
 FILE_KEYS = ("video", "image")
-"""Where a row of a prediction has the path of the file that it is about."""
+"""Keys under which a row of a prediction holds the path of its file."""
 
 
 @dataclass(frozen=True)
 class Prediction:
-    """What `predict` returns.
+    """Return value of `predict`.
 
     Args:
-        rows: JSON-able rows, best first: ``{"answer": ..., "probability": ...}``. A row about a file has its path under
-            one of `FILE_KEYS`. Of several files, the rows of one stand together, unless they are ranked.
-        what: What the rows are, in a few words.
+        rows: JSON-serialisable rows, best first: ``{"answer": ..., "probability": ...}``. A row about a file has its
+            path under one of `FILE_KEYS`. With several files, the rows of each file are adjacent, unless the files are
+            ranked.
+        what: Description of the rows, in a few words.
     """
 
     rows: tuple[Mapping[str, Any], ...]

@@ -1,4 +1,4 @@
-"""The plugin contract: every hook, typed. A plugin may take fewer arguments than a hook offers."""
+"""The plugin contract: every hook, typed. An implementation may take fewer arguments than its hook."""
 
 from __future__ import annotations
 
@@ -18,30 +18,30 @@ if TYPE_CHECKING:
 PROJECT = "meltr"
 hookspec = pluggy.HookspecMarker(PROJECT)
 hookimpl = pluggy.HookimplMarker(PROJECT)
-"""Mark a function or method as a hook: ``from meltr import hookimpl``."""
+"""Marks a function or method as a hook implementation: ``from meltr import hookimpl``."""
 
 
 class DiscoverySpecs:
-    """Hooks of the module that the entry point names. It must not import torch: ``meltr list`` loads it."""
+    """Hooks of the module named by the entry point. It must not import torch, because ``meltr list`` loads it."""
 
     @hookspec
     def register_backbones(self) -> Sequence[BackboneInfo]:
-        """Return the backbones that this plugin brings."""
+        """Return the backbones that this plugin provides."""
         raise AssertionError("specification only")
 
     @hookspec
     def register_tasks(self) -> Sequence[TaskInfo]:
-        """Return tasks that core does not know yet."""
+        """Return the tasks that this plugin adds."""
         raise AssertionError("specification only")
 
     @hookspec
     def register_datasets(self) -> Sequence[DatasetInfo]:
-        """Return data sets that core does not know yet."""
+        """Return the data sets that this plugin adds."""
         raise AssertionError("specification only")
 
     @hookspec
     def register_combiners(self) -> Sequence[CombinerInfo]:
-        """Return rules that turn the task losses into one loss."""
+        """Return the combiners that this plugin adds."""
         raise AssertionError("specification only")
 
     @hookspec
@@ -60,14 +60,14 @@ class DiscoverySpecs:
 
 
 class AdapterSpecs:
-    """Hooks of the class that `BackboneInfo.adapter` names: one instance, made without arguments, serves one run."""
+    """Hooks of the class named by `BackboneInfo.adapter`; one instance, created without arguments, serves one run."""
 
     @hookspec(firstresult=True)
     def build_data(self, context: RunContext) -> Data:
-        """Read the data set ``context.spec.dataset`` and cut its splits.
+        """Read the data set ``context.spec.dataset`` and build its splits.
 
         Raises:
-            meltr.UserError: If files are missing or broken; say which file goes where.
+            meltr.UserError: If files are missing or broken; the hint says which file goes where.
         """
         raise AssertionError("specification only")
 
@@ -80,8 +80,8 @@ class AdapterSpecs:
     def parameter_groups(self, model: torch.nn.Module, context: RunContext) -> Sequence[Mapping[str, Any]]:
         """Return optimiser parameter groups; default: one group with all trainable parameters.
 
-        A group may hold ``lr_scale`` (relative to the schedule) and ``weight_decay``. Parameters in no group stay
-        fixed.
+        A group may hold ``lr_scale`` (relative to the schedule) and ``weight_decay``. Parameters that are in no group
+        are frozen.
         """
         raise AssertionError("specification only")
 
@@ -89,8 +89,8 @@ class AdapterSpecs:
     def model_blocks(self, model: torch.nn.Module) -> Sequence[torch.nn.Module]:
         """Return the repeated blocks of the backbone; default: found by `meltr.blocks.find_blocks`.
 
-        Blocks are what ``activation_checkpointing`` evaluates again, what ``parallel=fsdp`` gathers one by one, and
-        where ``scope`` cuts. No block lies inside another.
+        Blocks are the units that ``activation_checkpointing`` recomputes and ``parallel=fsdp`` gathers one by one, and
+        the boundaries of ``scope``. No block lies inside another.
         """
         raise AssertionError("specification only")
 
@@ -98,8 +98,8 @@ class AdapterSpecs:
     def slice_batch(self, batch: Any, start: int, stop: int) -> Any:
         """Return the examples `start` to `stop` of a batch; default: `meltr.engine.batches.slice_batch`.
 
-        Needed for ``accumulate`` and ``outer_fraction`` where a batch is no nest of tensors and lists with one entry
-        an example.
+        Needed for ``accumulate`` and ``outer_fraction`` if a batch is not a nested structure of tensors and lists with
+        one entry per example.
         """
         raise AssertionError("specification only")
 
@@ -107,9 +107,9 @@ class AdapterSpecs:
     def compute_task_losses(
         self, model: torch.nn.Module, batch: Any, context: RunContext
     ) -> Mapping[str, torch.Tensor]:
-        """Return the losses named in ``context.losses``: 0-dim floating tensors that carry grad, primary first.
+        """Return the losses named in ``context.losses``: 0-dim floating-point tensors that require grad, primary first.
 
-        Called in training mode, more than once for the same batch and the same random numbers: take parameters from
+        Called in training mode, possibly several times for the same batch and random numbers. Take parameters from
         `model`, draw from ``context.generator`` or torch's global generator, and keep no state.
         """
         raise AssertionError("specification only")
@@ -121,19 +121,19 @@ class AdapterSpecs:
 
     @hookspec(firstresult=True)
     def predict(self, model: torch.nn.Module, request: PredictRequest, data: Data, context: RunContext) -> Prediction:
-        """Answer what a user asks of a trained run (`model` already in eval mode, no grad). Optional.
+        """Answer a user's request to a trained run (`model` already in eval mode, no grad). Optional.
 
-        The data set is not there: `build_data` was not called, and `data`, which `build_model` got too, holds only the
+        The data set is not available: `build_data` was not called. `data`, also passed to `build_model`, holds only the
         ``meta`` and ``left_out`` of training. ``context.run_dir`` is the folder of the run.
 
         Raises:
-            meltr.UserError: If the task has no use for what was given, lacks something, or a file cannot be read.
+            meltr.UserError: If the task cannot use an argument, an argument is missing, or a file cannot be read.
         """
         raise AssertionError("specification only")
 
 
 class ObserverSpecs:
-    """Hooks of objects that watch a run; any plugin module may implement them, and so may an adapter."""
+    """Hooks of objects that observe a run; any plugin module or adapter may implement them."""
 
     @hookspec
     def on_run_start(self, context: RunContext, data: Data) -> None:
@@ -153,7 +153,7 @@ class ObserverSpecs:
 
     @hookspec
     def on_message(self, context: RunContext, level: str, message: str) -> None:
-        """Called with a line worth showing: a choice made, a warning; `level` is ``info`` or ``warning``."""
+        """Called with a line to show, such as a warning; `level` is ``info`` or ``warning``."""
 
     @hookspec
     def on_run_end(self, context: RunContext, results: Mapping[str, Any]) -> None:

@@ -1,4 +1,4 @@
-"""Descriptions that cross the plugin border, and the complete description of a run. Imports no torch."""
+"""Descriptions that plugins register, and the complete specification of a run. Imports no torch."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 PLUGIN_API = 1
-"""Version of the contract in `meltr.hookspecs`; a plugin states the one it was written for."""
+"""Version of the contract in `meltr.hookspecs`; a plugin states the version it was written for."""
 
 
 class Info(BaseModel):
-    """Base of everything that a plugin registers: frozen, and unknown fields are errors."""
+    """Base class of all descriptions: frozen, and unknown fields are errors."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
 
@@ -23,8 +23,8 @@ class TaskInfo(Info):
     Args:
         name: What the user writes after ``--task``.
         summary: One line for ``meltr list``.
-        metrics: Names of the metrics that `evaluate` returns at least, primary first.
-        higher_is_better: Direction of the primary metric; it chooses the best checkpoint.
+        metrics: Names of the metrics that `evaluate` must return, primary first.
+        higher_is_better: Direction of the primary metric, which selects the best checkpoint.
     """
 
     name: str
@@ -40,9 +40,9 @@ class DatasetInfo(Info):
         name: What the user writes after ``--dataset``.
         summary: One line for ``meltr list``.
         tasks: Names of the tasks that it has annotations for.
-        embedded: True if it needs no ``--data-root`` (it lies inside a library, or is made on the spot).
-        layout: Which file goes where below ``--data-root``, shown when something is missing.
-        homepage: Where to get it.
+        embedded: True if it needs no ``--data-root`` (it is part of a library, or generated on the fly).
+        layout: Which file goes where below ``--data-root``, shown when a file is missing.
+        homepage: Where to download it.
     """
 
     name: str
@@ -58,7 +58,7 @@ class PresetInfo(Info):
 
     Args:
         name: What the user writes after ``--preset``.
-        summary: Source, cost and expected result in a line.
+        summary: Source, cost and expected result in one line.
         settings: Dotted setting -> value, e.g. ``{"train.lr": 0.1, "options.depth": 4}``.
     """
 
@@ -68,13 +68,13 @@ class PresetInfo(Info):
 
 
 class BackboneTask(Info):
-    """What a backbone can do with one task.
+    """The support of one task by a backbone.
 
     Args:
         task: Name of a registered task.
-        losses: Every loss the backbone can compute for it, primary first.
-        datasets: Names of the registered data sets it can read for it.
-        default_losses: The losses that are on unless the user says otherwise (default: all), primary first.
+        losses: Every loss that the backbone can compute for the task, primary first.
+        datasets: Names of the registered data sets that the backbone can read for the task.
+        default_losses: The losses that are on by default (empty: all), primary first.
     """
 
     task: str
@@ -93,7 +93,7 @@ class BackboneTask(Info):
 
 
 class BenchmarkInfo(Info):
-    """A case for ``meltr bench``: a run of a backbone whose cost is worth knowing. It must need no external data.
+    """A case for ``meltr bench``: a run of a backbone whose cost is measured. It must need no external data.
 
     Args:
         name: What the user writes after ``--case``.
@@ -101,7 +101,7 @@ class BenchmarkInfo(Info):
         task: A task of the backbone.
         dataset: An embedded data set, or one with a miniature (then set ``sample``).
         settings: Dotted setting -> value; no preset is used unless ``preset`` is among them.
-        default: True if ``meltr bench`` runs it when no case is named: a few minutes at most on two CPU cores.
+        default: True if ``meltr bench`` runs it when no case is named: at most a few minutes on two CPU cores.
     """
 
     name: str = Field(pattern=r"^[\w.-]+$")
@@ -118,16 +118,15 @@ class BackboneInfo(Info):
     Args:
         name: What the user writes after ``--backbone``.
         summary: One line for ``meltr list``.
-        adapter: ``"module:Class"`` with the run-tier hooks, imported only when a run needs it.
-        tasks: What it can do.
+        adapter: ``"module:Class"`` with the run hooks, imported only when a run needs it.
+        tasks: The tasks it supports.
         options: ``"module:Model"``, a pydantic model (extra="forbid") of its own settings (``options.*``), or None.
             The module must not import torch.
-        presets: Recipes.
+        presets: Recipes of this backbone.
         released: Dotted setting -> value that ``--fidelity released`` adds for this backbone.
-        default_presets: ``"task/dataset"``, ``"dataset"`` or ``"task"`` -> name of the preset used when none is asked
-            for.
-        sample_presets: The same for ``--sample``; where there is none, `default_presets`.
-        released_presets: The same for ``--fidelity released``; where there is none, `default_presets`.
+        default_presets: ``"task/dataset"``, ``"dataset"`` or ``"task"`` -> name of the preset used when none is given.
+        sample_presets: The same for ``--sample``; without an entry, `default_presets` applies.
+        released_presets: The same for ``--fidelity released``; without an entry, `default_presets` applies.
         benchmarks: Cases for ``meltr bench``.
         plugin_api: The `PLUGIN_API` it was written for.
     """
@@ -152,15 +151,15 @@ class BackboneInfo(Info):
             if (case.task, case.dataset) not in able:
                 raise ValueError(
                     f"benchmark {case.name!r} is for task {case.task!r} on {case.dataset!r}, which the "
-                    "backbone cannot do"
+                    "backbone does not support"
                 )
         names = [case.name for case in self.benchmarks]
         if len(set(names)) < len(names):
-            raise ValueError(f"two benchmarks have one name: {names}")
+            raise ValueError(f"two benchmarks have the same name: {names}")
         return self
 
     def task(self, name: str) -> BackboneTask:
-        """Return the entry of task `name`; KeyError if the backbone cannot do it."""
+        """Return the entry of task `name`; KeyError if the backbone does not support it."""
         for entry in self.tasks:
             if entry.task == name:
                 return entry
@@ -168,19 +167,19 @@ class BackboneInfo(Info):
 
 
 class CombinerInfo(Info):
-    """A rule that turns the task losses into the one loss that is descended.
+    """A combiner: a rule that combines the task losses into the loss that training minimises.
 
     Args:
         name: What the user writes after ``--combiner``.
         summary: One line for ``meltr list``.
-        factory: ``"module:callable"``, called as ``factory(losses, **options)`` with the loss names (primary first);
+        factory: ``"module:callable"``, called as ``factory(losses, **options)`` with the loss names, primary first; it
             returns a `meltr.combiners.Combiner`.
         options: ``"module:Model"``, a pydantic model (extra="forbid", importing no torch) of its settings
             (``combiner_options.*``), or None.
         learned: True if the outer loop trains it by a hypergradient.
-        primary_only: True if it needs no loss but the primary, so that the others are not computed.
-        settings: Dotted setting -> value that the method brings with it (say ``{"bilevel.scheme": "itd"}``); stronger
-            than presets, which are tuned for other combiners, and weaker than file and flags.
+        primary_only: True if it needs only the primary loss; the others are then not computed.
+        settings: Dotted setting -> value that the method needs (for example ``{"bilevel.scheme": "itd"}``). They
+            override presets, which are tuned for other combiners, and are overridden by file and flags.
     """
 
     name: str
@@ -233,30 +232,32 @@ class TrainSpec(Info):
 
     Args:
         epochs: Passes over the training split.
-        max_steps: Stop after this many steps, whatever `epochs` says (the schedules end there too).
-        batch_size: Examples a step, over all processes and pieces.
-        accumulate: Pieces that a process cuts its batch into and goes through one after the other, to save memory.
-        optimizer: Rule for w; ``bert_adam``: Adam without bias correction.
+        max_steps: Stop after this many steps, even if `epochs` is not reached; the schedules end there too.
+        batch_size: Examples per step, over all processes and micro-batches.
+        accumulate: Number of micro-batches that a process splits its batch into, evaluated one by one to save memory.
+        optimizer: Optimiser of w; ``bert_adam``: Adam without bias correction.
         lr: Peak learning rate.
-        schedule: ``constant``; ``linear`` or ``cosine`` to zero; ``step``: times `lr_decay` at each of `milestones`.
+        schedule: ``constant``; ``linear`` or ``cosine`` to zero; ``step``: multiplied by `lr_decay` at each of
+            `milestones`.
         milestones: Epochs at which the step schedule decays.
-        warmup: Linear warm-up in steps (>= 1) or as a part of the schedule's steps (< 1).
-        schedule_restart: Epochs after which the schedule starts anew; None: never.
-        schedule_counts: Steps done, as the schedule counts them: ``before`` the update (the first of a warm-up has rate
-            0), ``after`` it (MELTR's released captioning code: a restart comes a step later), or ``nonzero``: before
-            it, but a warm-up counts its own, so that no step is lost at rate 0.
+        warmup: Linear warm-up in steps (>= 1) or as a fraction of the schedule's steps (< 1).
+        schedule_restart: Epochs after which the schedule restarts; None: never.
+        schedule_counts: When the schedule counts a step: ``before`` the update (the first warm-up step has rate 0);
+            ``after`` it (MELTR's released captioning code: a restart comes one step later); ``nonzero``: before it, but
+            the warm-up includes the current step, so that no step is lost at rate 0.
         clip_norm: Clip w's gradient to this global norm; None: never.
-        clip_tensor_norm: Then clip each tensor's gradient to this norm (``bert_adam`` alone); None: never.
+        clip_tensor_norm: Then clip each tensor's gradient to this norm (only ``bert_adam``); None: never.
         precision: ``fp32``; ``bf16`` autocast; ``fp16`` autocast with a gradient scaler.
         tf32: Let float32 matrix products of the backbone use TensorFloat-32 (CUDA).
         compile: Compile the backbone with torch.compile.
-        activation_checkpointing: Keep only the inputs of the backbone's blocks; evaluate blocks again in the backward.
-        threads: CPU threads of torch; None: as many as there are cores. One is faster for very small models.
-        parallel: What torchrun's processes do: ``ddp`` (each holds all weights) or ``fsdp`` (each holds a part).
-        sync_batchnorm: Let BatchNorm see the batch of all processes.
+        activation_checkpointing: Keep only the inputs of the backbone's blocks; recompute the blocks in the backward
+            pass.
+        threads: CPU threads of torch; None: one per core. One thread is faster for very small models.
+        parallel: How torchrun's processes share the weights: ``ddp`` (each holds all) or ``fsdp`` (each holds a shard).
+        sync_batchnorm: Compute BatchNorm statistics over the batch of all processes.
         eval_every: Epochs between evaluations on the validation split (the last epoch is always evaluated).
-        checkpoint_every: Steps between checkpoints besides the one after each evaluation; None: no more.
-        keep_checkpoints: How many besides last and best stay.
+        checkpoint_every: Steps between checkpoints, besides the one after each evaluation; None: no others.
+        keep_checkpoints: Number of checkpoints to keep besides last and best.
         log_every: Steps between lines of metrics.jsonl.
     """
 
@@ -297,25 +298,26 @@ class BilevelSpec(Info):
 
     Args:
         every: K, the inner steps between two outer steps.
-        scheme: Which direction q stands for the inverse Hessian times the primary gradient (Table 8); ``none``: the
-            combiner stays as it is. ``meltr list schemes`` shows them; their settings are ``scheme_options.*``.
-        scope: Parameters that the outer step sees: ``full``; ``last_block`` (and the heads); ``heads``.
-        scope_blocks: How many of the last blocks ``scope=last_block`` takes.
-        outer_fraction: Part of the batch that the outer step sees.
-        estimator: How g = J q is computed; ``auto`` picks by what the model supports. ``meltr list estimators`` shows
+        scheme: How the direction q approximates the inverse Hessian times the primary gradient (Table 8); ``none``: the
+            combiner is not trained. ``meltr list schemes`` shows them; their settings are ``scheme_options.*``.
+        scope: Parameters that the outer step uses: ``full``; ``last_block`` (and the heads); ``heads``.
+        scope_blocks: Number of last blocks that ``scope=last_block`` includes.
+        outer_fraction: Fraction of the batch that the outer step uses.
+        estimator: How g = J q is computed; ``auto`` chooses by what the model supports. ``meltr list estimators`` shows
             them; their settings are ``estimator_options.*``.
-        retain_graph: Keep the graph of an outer step's forward for the inner gradient that follows; false: evaluate it
-            again, a forward more an outer step, and no memory beyond that of an ordinary step with differences (with
-            ``scope`` there is nothing to save).
-        outer_batch: ``shared``: the next inner step's batch, one forward for both; ``replay``: two draws from the last
-            `replay_size` batches (the released code); ``held_out``: primary loss on a held-out part of train.
+        retain_graph: Keep the graph of an outer step's forward pass for the inner gradient that follows. False: run the
+            forward pass again. This costs one forward pass per outer step, and with differences needs no more memory
+            than an ordinary step (with ``scope`` there is nothing to save).
+        outer_batch: ``shared``: the next inner step's batch, one forward pass for both; ``replay``: two draws from the
+            last `replay_size` batches (the released code); ``held_out``: the primary loss on a held-out part of train.
         gamma: Weight of the regulariser |m(l) - sum(l)| in the primary objective (eq. 6).
         direct_term: Add the regulariser's own derivative with respect to phi.
-        outer_optimizer: Rule for phi.
+        outer_optimizer: Optimiser of phi.
         phase: Inner step (modulo `every`) after which ``replay`` takes its outer step.
-        phase_restarts: Count the steps of `phase` anew in every epoch.
+        phase_restarts: Restart the count of `phase` in every epoch.
         replay_size: Batches that ``replay`` keeps.
-        replay_eviction: Which batch a full buffer drops: the oldest, or a random one (older ones kept longer).
+        replay_eviction: Which batch a full buffer drops: ``fifo``: the oldest; ``random``: a random one, so that some
+            stay longer.
         replay_reset: Empty the buffer at the start of every epoch.
     """
 
@@ -343,16 +345,16 @@ class BilevelSpec(Info):
 
 
 class DataSpec(Info):
-    """How the splits are made.
+    """How the splits are built.
 
     Args:
-        validation: Part (< 1) or number (>= 1) of training examples set aside where there is no validation split.
+        validation: Fraction (< 1) or number (>= 1) of training examples set aside if there is no validation split.
         held_out: The same for the outer loop's held-out batches; used only with ``outer_batch=held_out``.
         train_limit: Use only this many training examples; None: all.
         eval_limit: Evaluate on at most this many examples; None: all.
-        split_seed: Seed of the cuts, so that every training seed sees the same splits.
-        download: Fetch the official files if they are missing.
-        allow_missing: Leave out examples whose video or image is not there, instead of refusing.
+        split_seed: Seed of the splits; runs with different training seeds use the same splits.
+        download: Download the official files if they are missing.
+        allow_missing: Skip examples whose video or image is missing, instead of stopping with an error.
     """
 
     validation: float = Field(0.1, ge=0)
@@ -365,12 +367,12 @@ class DataSpec(Info):
 
 
 class RunSpec(Info):
-    """Everything that determines the numbers of a run; written to ``run.yaml``.
+    """All settings that determine the results of a run; written to ``run.yaml``.
 
     Args:
         losses: The losses in use, primary first.
-        primary: The loss that matters, whose descent the combiner learns to serve; None: the first that the backbone
-            names for the task.
+        primary: The loss that the combiner learns to minimise; None: the first loss that the backbone names for the
+            task.
         options: The backbone's own settings, complete.
         combiner_options: The combiner's own settings, complete.
         scheme_options: The scheme's own settings, complete.

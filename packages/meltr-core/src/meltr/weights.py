@@ -1,6 +1,6 @@
-"""Published weights: read a file without running code from it, and account for every key of it.
+"""Published weights: read a file without running code from it, and account for every key.
 
-Nothing is left out silently: a `LoadReport` says what became of each key and of each parameter of the model.
+Nothing is skipped silently: a `LoadReport` states what happened to each key and to each parameter of the model.
 """
 
 from __future__ import annotations
@@ -20,17 +20,17 @@ _WRAPPERS = ("state_dict", "model", "module")
 
 
 def read_weights(path: Path, *, stand_ins: Sequence[str] = ()) -> dict[str, Tensor]:
-    """Return names and tensors of a safetensors file or of a state dict that torch saved.
+    """Return the names and tensors of a safetensors file or of a state dict saved by torch.
 
-    A state dict may lie inside a checkpoint under ``state_dict`` or ``model``; a ``module.`` prefix is taken off.
+    The state dict may be nested in a checkpoint under ``state_dict`` or ``model``; a ``module.`` prefix is removed.
 
     Args:
         path: The file.
-        stand_ins: Beginnings of dotted names of classes that a checkpoint may name beside its tensors. Empty classes
-            take their place: nothing of theirs is imported or run, and they need not be installed.
+        stand_ins: Prefixes of the dotted names of classes that a checkpoint may name beside its tensors. Empty classes
+            replace them: none of their code is imported or run, and they need not be installed.
 
     Raises:
-        UserError: If it is not there, is broken, names other classes or functions, or holds no state dict.
+        UserError: If the file is missing or broken, names other classes or functions, or holds no state dict.
     """
     if not path.is_file():
         raise UserError(f"There is no file of weights {path}.", "Check the path.")
@@ -46,8 +46,8 @@ def read_weights(path: Path, *, stand_ins: Sequence[str] = ()) -> dict[str, Tens
         cause = str(error).strip().splitlines()[0] if str(error).strip() else "no details"
         raise UserError(
             f"{path} cannot be read ({path.stat().st_size:,} bytes): {type(error).__name__}: {cause}",
-            "Give a .safetensors file, or a state dict saved with torch.save. A file that is too short was not copied "
-            "to its end: get it again.",
+            "Give a .safetensors file, or a state dict saved with torch.save. A file that is too short was not "
+            "copied completely: download it again.",
         ) from error
     for wrapper in _WRAPPERS:
         if isinstance(content, dict) and isinstance(content.get(wrapper), dict):
@@ -58,14 +58,14 @@ def read_weights(path: Path, *, stand_ins: Sequence[str] = ()) -> dict[str, Tens
 
 
 def _load(path: Path, stand_ins: tuple[str, ...]) -> object:
-    """Load what torch saved; UserError if it names classes or functions that are neither tensors nor to be replaced."""
+    """Load a file saved by torch; UserError if it names classes or functions outside tensors and `stand_ins`."""
     named = sorted(get_unsafe_globals_in_checkpoint(path)) if is_zipfile(path) else []
     foreign = [name for name in named if not name.startswith(stand_ins)]
     if foreign:
         raise UserError(
             f"{path} was refused: beside tensors it asks for {some(foreign)}, and loading that could run code.",
-            "Nothing of it was run. Get the file from its official source, or save its state dict alone with "
-            "torch.save where you trust it.",
+            "None of its code was run. Download the file from its official source, or save its state dict alone with "
+            "torch.save on a machine where you trust it.",
         )
     with safe_globals([(type("StandIn", (), {}), name) for name in named]):
         return torch.load(path, map_location="cpu", weights_only=True)
@@ -73,16 +73,16 @@ def _load(path: Path, stand_ins: tuple[str, ...]) -> object:
 
 @dataclass(frozen=True)
 class LoadReport:
-    """What became of every key of a file and of every parameter of the model.
+    """What happened to every key of a file and to every parameter of the model.
 
     Args:
         source: The file.
-        loaded: Our names that were loaded.
-        missing: Our names that the file does not have: they stay as initialised. Index buffers do not count.
-        reshaped: Our name -> (shape in the file, shape in the model): not loaded.
-        unexpected: Keys of the file that nobody knows.
+        loaded: Model names that were loaded.
+        missing: Model names that the file lacks; they stay as initialised. Index buffers do not count.
+        reshaped: Model name -> (shape in the file, shape in the model); not loaded.
+        unexpected: Unknown keys of the file.
         ignored: Key of the file -> why it was not needed.
-        adapted: Our name -> how what was loaded differs from what the file has.
+        adapted: Model name -> how the loaded tensor differs from the tensor in the file.
     """
 
     source: str
@@ -112,26 +112,26 @@ class LoadReport:
         reasons: dict[str, list[str]] = {}
         for key, reason in self.ignored.items():
             reasons.setdefault(reason, []).append(key)
-        parts += [f"{len(keys)} left out: {reason}" for reason, keys in reasons.items()]
+        parts += [f"{len(keys)} skipped: {reason}" for reason, keys in reasons.items()]
         return "; ".join(parts) + "."
 
 
 def some(items: Sequence[str], most: int = 3) -> str:
-    """Return the first few of `items` in words."""
+    """Return the first few of `items` as text."""
     return ", ".join(items[:most]) + (", ..." if len(items) > most else "")
 
 
 def looks_like(state: Mapping[str, Tensor], known: Sequence[tuple[Sequence[str], str]]) -> str:
-    """Return in words which model a state is of.
+    """Return a description of the model that a state dict belongs to.
 
     Args:
         state: Names and tensors.
-        known: Beginnings of names, all of which the model has, and what to call it; the first that fits counts.
+        known: Pairs of name prefixes, all of which the model has, and its description; the first match counts.
     """
     for prefixes, name in known:
         if all(any(key.startswith(prefix) for key in state) for prefix in prefixes):
             return name
-    return f"something else, with keys such as {some(sorted(state))}"
+    return f"an unknown model, with keys such as {some(sorted(state))}"
 
 
 def _heads_of(names: tuple[str, ...]) -> str:
@@ -148,16 +148,16 @@ def compare(
     adapted: Mapping[str, str] | None = None,
     skip: Callable[[str], bool] | None = None,
 ) -> LoadReport:
-    """Return what `copy_into` would do with a state; changes nothing.
+    """Return the report of what `copy_into` would load; changes nothing.
 
     Args:
         model: The model.
-        renamed: The state, under the model's own names. A name that the model does not have is ignored, and said so.
+        renamed: The state dict, under the model's own names. Names that the model lacks are ignored and reported.
         source: The file.
-        unexpected: Keys of the file that nobody knows.
+        unexpected: Unknown keys of the file.
         ignored: Key of the file -> why it was not needed.
         adapted: Name of the model -> how `renamed` differs from the file.
-        skip: Tells which names of the model need not be in a file (constant buffers).
+        skip: Returns True for names of the model that need not be in a file (constant buffers).
     """
     own = {name: value for name, value in model.state_dict().items() if skip is None or not skip(name)}
     loaded, reshaped, left_out = [], {}, dict(ignored or {})
@@ -174,7 +174,7 @@ def compare(
 
 
 def copy_into(model: nn.Module, renamed: Mapping[str, Tensor], report: LoadReport) -> LoadReport:
-    """Copy what `report` says fits into the model, and return the report."""
+    """Copy the tensors in ``report.loaded`` into the model, and return the report."""
     own = model.state_dict()
     with torch.no_grad():
         for name in report.loaded:

@@ -161,7 +161,7 @@ def test_a_contact_sheet_of_what_was_found(run, clips, tmp_path):
         (["--video", "gone.mp4"], "--video gone.mp4: there is no such file", "Check"),
         (["--image", "clips"], "--image clips is a folder", "--videos DIR"),
         (["--videos", "gone"], "Cannot read the folder gone", "folder of videos"),
-        (["--videos", "."], "holds no video", "Endings that count"),
+        (["--videos", "."], "holds no videos", "Known extensions"),
         (["--videos", "clips", "--sheet", "found.jpg"], "not the name of a PNG file", "found.png"),
         (["--videos", "clips", "--checkpoint", "bset"], "no checkpoint 'bset'", "best, last"),
         (["--videos", "clips", "--device", "gpu"], "Unknown device 'gpu'", "cpu"),

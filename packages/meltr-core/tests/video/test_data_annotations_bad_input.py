@@ -65,7 +65,7 @@ def test_allow_missing_leaves_out_the_examples_and_says_so(tmp_path):
     corpus = read("msvd", "qa", root, allow_missing=True)
     assert [item.id for item in corpus.splits["train"]] == ["0", "1"]
     assert corpus.missing == ("-7KMZQEsJW4_205_208",)
-    assert "1 of 4 videos are missing; left out: 2 of 4 examples of train." in corpus.notes
+    assert "1 of 4 videos are missing; skipped: 2 of 4 examples of train." in corpus.notes
     assert "man" in corpus.answers, "the vocabulary is that of the annotations, whatever videos are there"
 
 
@@ -74,7 +74,7 @@ def test_allow_missing_may_lose_the_test_but_not_the_training_split(tmp_path):
     (root / "videos" / "-8y1Q0rA3n8_95_102.avi").unlink()
     corpus = read("msvd", "qa", root, allow_missing=True)
     assert list(corpus.splits) == ["train", "validation"]
-    assert "so that the split is gone" in corpus.notes[-1]
+    assert "so the split is dropped" in corpus.notes[-1]
     touch(root / "videos", ["-8y1Q0rA3n8_95_102.avi"])
     for name in ("-4wsuPCjDBc_5_15", "-7KMZQEsJW4_205_208"):
         (root / "videos" / f"{name}.avi").unlink()
@@ -93,7 +93,7 @@ def test_without_any_video_allow_missing_does_not_help(tmp_path):
 def test_an_empty_split(tmp_path):
     root = write_msvd(tmp_path)
     (root / "val_qa.json").write_text("[]")
-    assert "no example for the split validation" in refused("msvd", "qa", root).message
+    assert "no examples for the split validation" in refused("msvd", "qa", root).message
     root = write_tgif(tmp_path / "tgif", "action")
     (root / "Train_action_question.csv").write_text("gif_name\tquestion\ta1\ta2\ta3\ta4\ta5\tanswer\tvid_id\tkey\n")
     assert "split train" in refused("tgif-action", "qa", root).message
@@ -128,8 +128,8 @@ def test_malformed_mapping(tmp_path):
     [
         ("gif_name\t", "gif\t", "line 1: no column gif_name; the header has gif, question"),
         ("\tblink\t1\t", "\tblink\t", "line 2: 9 fields instead of 10"),
-        ("\tblink\t1\t", "\tblink\t5\t", "line 2: answer '5' is not the number of a choice, 0 to 4"),
-        ("\tblink\t1\t", "\tblink\tnod head\t", "line 2: answer 'nod head' is not the number of a choice"),
+        ("\tblink\t1\t", "\tblink\t5\t", "line 2: answer '5' is not the index of a choice, 0 to 4"),
+        ("\tblink\t1\t", "\tblink\tnod head\t", "line 2: answer 'nod head' is not the index of a choice"),
         ("gif_a\t", "\t", "line 2: 'gif_name' is '', not text"),
     ],
 )

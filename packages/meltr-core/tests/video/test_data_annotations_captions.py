@@ -69,7 +69,7 @@ def test_youcook2_has_an_item_a_step_with_its_words(tmp_path: Path) -> None:
     [
         ([], "no object 'database'"),
         (youcook({"sentence": "x"}), "'segment' is None"),
-        (youcook(step(3, 3)), "ends before it starts"),
+        (youcook(step(3, 3)), "does not end after its start"),
         (youcook(step(-1, 3)), r"'segment' is \[-1, 3\]"),
         (youcook(step(0, "x")), "'segment' is"),
         (youcook(step(0, 1, 7.5)), "'sentence' is 7.5"),
@@ -209,7 +209,7 @@ def test_cmu_mosi_as_mmsa_labels(tmp_path: Path, raw: bool) -> None:
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ("2\tabc\t1\t0\t2\t1\ttrain\tX", "line 3: the utterance abc_1 is that of line 2 too"),
+        ("2\tabc\t1\t0\t2\t1\ttrain\tX", "line 3: the utterance abc_1 already occurs in line 2"),
         ("2\tabc\t3\t0\t2\t3.5\ttrain\tX", "'intensity' is 3.5, not from -3 to 3"),
         ("2\tabc\t3\t0\t2\tnan\ttrain\tX", "'intensity' is 'nan', not a number"),
         ("2\tabc\t3\t0\t2\t?\ttrain\tX", r"'intensity' is '\?', not a number"),
@@ -224,7 +224,7 @@ def test_malformed_utterances_are_named(tmp_path: Path, line: str, message: str)
 
 def test_a_broken_gzip_is_named(tmp_path: Path) -> None:
     (tmp_path / "index.tsv.gz").write_bytes(gzip.compress(b"video\n" * 100)[:-12])
-    with pytest.raises(UserError, match=r"index\.tsv\.gz: not a whole gzip file"):
+    with pytest.raises(UserError, match=r"index\.tsv\.gz: not a complete gzip file"):
         annotations.read("cmu-mosi", "sentiment", tmp_path)
 
 

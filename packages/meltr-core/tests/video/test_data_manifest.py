@@ -57,7 +57,7 @@ def test_open_questions(tmp_path):
     assert corpus.answers == ("cat", "zebra")
     assert [item.answer for item in corpus.splits["train"]] == ["zebra", "cat", "cat"]
     assert any("1 of 1 in validation" in note for note in corpus.notes)
-    assert any("1 files of train stand in validation or test too: clips/a.mp4" in note for note in corpus.notes)
+    assert any("1 files of train also occur in validation or test: clips/a.mp4" in note for note in corpus.notes)
 
 
 def test_questions_with_choices(tmp_path):
@@ -119,10 +119,10 @@ GOOD = {"split": "train", "video": "clips/a.mp4", "question": "what?", "answer":
         ({**GOOD, "answer": 3}, "'answer' is 3, not text", "in quotes"),
         ({**GOOD, "question": " "}, "'question' is ' ', not text", "text"),
         ({**GOOD, "choices": ["dog", "bird"]}, "the answer 'cat' is not among the choices", "dog, bird"),
-        ({**GOOD, "choices": ["cat", "cat", "dog"]}, "a choice is there twice", "different"),
+        ({**GOOD, "choices": ["cat", "cat", "dog"]}, "a choice is repeated", "different"),
         ({**GOOD, "choices": []}, "'choices' is [], not a list of texts", "list"),
         ({**GOOD, "choices": ["cat", "dog"]}, "2 choices, but 0 in the lines before", "all lines or in none"),
-        ({**GOOD, "id": "1"}, "id '1' is that of line 1 too", "unique"),
+        ({**GOOD, "id": "1"}, "id '1' already occurs in line 1", "unique"),
         ("[1, 2]", "list instead of an object", "one JSON object"),
         ('{"split": "train",', "not valid JSON", "one JSON object"),
     ],

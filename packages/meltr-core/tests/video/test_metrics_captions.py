@@ -257,7 +257,7 @@ def test_without_java_meteor_is_skipped_and_the_rest_is_there(tmp_path, monkeypa
 
 
 def test_meteor_is_skipped_if_not_asked_for():
-    assert scores({"a": "a man"}, {"a": ["a man"]}).skipped == {"meteor": "not asked for"}
+    assert scores({"a": "a man"}, {"a": ["a man"]}).skipped == {"meteor": "not requested"}
 
 
 def test_java_that_fails_is_told_with_its_last_words(tmp_path, monkeypatch):
@@ -287,7 +287,7 @@ def test_the_fields_of_meteors_protocol_cannot_be_forged(tmp_path, monkeypatch):
 
 def test_the_ptb_tokenizer_needs_java(tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", str(tmp_path))
-    with pytest.raises(UserError, match="there is no Java") as caught:
+    with pytest.raises(UserError, match="Java is not installed") as caught:
         scores({"a": "a man"}, {"a": ["a man"]}, tokens="ptb")
     assert "whitespace" in caught.value.hint
 

@@ -55,9 +55,9 @@ def test_answers_are_those_named_in_their_order() -> None:
     names = ("cat", "dog", "horse")
     assert chosen_answers(PredictRequest(choices=("horse", "cat")), names) == [2, 0]
     assert chosen_answers(PredictRequest(), names) == [0, 1, 2]
-    with pytest.raises(UserError, match="'hors' is none of the 3 answers") as found:
+    with pytest.raises(UserError, match="'hors' is not among the 3 answers") as found:
         chosen_answers(PredictRequest(choices=("dog", "hors")), names)
-    assert str(found.value.hint).startswith("Nearest to it: horse")
+    assert str(found.value.hint).startswith("Closest answers: horse")
 
 
 def test_rows_of_a_file_stand_together_best_first() -> None:

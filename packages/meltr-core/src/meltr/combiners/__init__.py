@@ -1,1 +1,1 @@
-"""Rules that turn the task losses into the one loss that is descended; one rule a file."""
+"""Rules that combine the task losses into the loss that training minimises; one rule per file."""

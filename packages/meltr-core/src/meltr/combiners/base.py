@@ -1,4 +1,4 @@
-"""What every combiner is: a module that maps the vector of task losses to one scalar."""
+"""Base classes of combiners: modules that map the vector of task losses to one scalar."""
 
 from __future__ import annotations
 
@@ -9,20 +9,20 @@ import torch
 from torch import Tensor, nn
 
 Rows = Sequence[Sequence[Tensor | None]]
-"""The rows of J: for every task one gradient a parameter, None where it is zero."""
+"""The rows of J: for each task, one gradient per parameter; None where the gradient is zero."""
 
 
 class Combiner(nn.Module):
-    """A rule m that turns the task losses into the one loss that is descended.
+    """A rule m that combines the task losses into the loss that training minimises.
 
-    The only thing training needs from it is ``a = dm/dl``, how strongly each task pulls; see `sensitivities`.
+    Training needs only the task weights ``a = dm/dl`` from it; see `sensitivities`.
 
     Args:
         names: Names of the losses, primary first.
     """
 
     learned = False
-    """True if the outer loop trains it: then m must be twice differentiable (no fused kernels)."""
+    """True if the outer loop trains the combiner. Then m must be twice differentiable (no fused kernels)."""
 
     def __init__(self, names: Sequence[str]) -> None:
         super().__init__()
@@ -37,18 +37,18 @@ class Combiner(nn.Module):
         raise AssertionError(f"{type(self).__name__} must define forward(losses)")
 
     def settings(self) -> dict[str, object]:
-        """Return what is needed to build the combiner again; stored beside its weights."""
+        """Return the settings needed to rebuild the combiner; they are stored beside its weights."""
         return {}
 
     def prepare(self, losses: Tensor) -> None:
-        """Get ready for training; called once with the losses of the first step, shape (T+1,)."""
+        """Prepare for training; called once with the losses of the first step, shape (T+1,)."""
 
     def end_epoch(self) -> None:
-        """Take note that an epoch is over; called after its last step."""
+        """Called at the end of each epoch, after its last step."""
 
 
 class Step(Protocol):
-    """What a rule of its own sees of one inner step; everything is averaged over the ranks."""
+    """View of one inner step for a self-trained combiner; all values are averaged over the ranks."""
 
     @property
     def losses(self) -> Tensor:
@@ -56,40 +56,40 @@ class Step(Protocol):
         ...
 
     def gradient_norms(self) -> Tensor:
-        """Return the norm of every task's gradient by the scoped parameters, shape (T+1,); before the step only."""
+        """Return each task's gradient norm over the scoped parameters, shape (T+1,); only before the step."""
         ...
 
     def losses_again(self) -> Tensor:
-        """Return the losses of the same batch, same random numbers, at the weights of now, shape (T+1,)."""
+        """Return the losses of the same batch and random numbers at the current weights, shape (T+1,)."""
         ...
 
 
 class SelfTrained(Combiner):
-    """A combiner whose parameters follow a rule of their own at every step, not the hypergradient.
+    """A combiner whose parameters follow its own rule at every step instead of the hypergradient.
 
-    The engine hands the gradients that the rule returns to the outer optimiser.
+    The engine passes the gradients that the rule returns to the outer optimiser.
     """
 
     after_step = False
-    """True if the rule wants to see the weights after the inner step (`Step.losses_again`)."""
+    """True if the rule needs the weights after the inner step (`Step.losses_again`)."""
 
     def own_gradients(self, step: Step) -> Sequence[Tensor | None]:
-        """Return a gradient for each trainable parameter, in their order; None leaves one alone.
+        """Return one gradient per trainable parameter, in order; None leaves that parameter unchanged.
 
         Args:
-            step: The inner step: before w moved, or after if `after_step`.
+            step: The inner step, before w is updated, or after it if `after_step`.
         """
         raise AssertionError(f"{type(self).__name__} must define own_gradients(step)")
 
     def after_update(self) -> None:
-        """Called when the outer optimiser has moved the parameters (to normalise them, say)."""
+        """Called after the outer optimiser has updated the parameters, for example to normalise them."""
 
 
 class GradientCombiner(Combiner):
-    """A combiner that makes the inner gradient from the task gradients themselves, not from the loss values."""
+    """A combiner that builds the inner gradient from the task gradients instead of the loss values."""
 
     def from_gradients(self, losses: Tensor, rows: Rows) -> tuple[list[Tensor | None], Tensor]:
-        """Return the inner gradient, one entry a parameter, and the weights a of shape (T+1,) that it amounts to.
+        """Return the inner gradient, one entry per parameter, and the equivalent task weights a, shape (T+1,).
 
         Args:
             losses: l, shape (T+1,).
@@ -99,11 +99,11 @@ class GradientCombiner(Combiner):
 
 
 def sensitivities(combiner: nn.Module, losses: Tensor, *, create_graph: bool = False) -> tuple[Tensor, Tensor]:
-    """Return m(l) and a = dm/dl, the sensitivities of Figures 3-5 of the paper.
+    """Return m(l) and the task weights a = dm/dl (the sensitivities of Figures 3-5 of the paper).
 
     Args:
         combiner: Any module that maps a vector to a scalar.
-        losses: Loss values l, shape (T+1,). Used as constants: no graph of the backbone is touched.
+        losses: Loss values l, shape (T+1,). Treated as constants: the backbone's graph is not used.
         create_graph: Keep the graph of `a` with respect to the combiner's parameters.
 
     Returns:
@@ -120,10 +120,10 @@ def sensitivities(combiner: nn.Module, losses: Tensor, *, create_graph: bool = F
 
 
 def as_names(losses: int | Sequence[str]) -> tuple[str, ...]:
-    """Return loss names: those given, or ``("primary", "auxiliary_1", ...)`` for a number of losses.
+    """Return the given loss names, or ``("primary", "auxiliary_1", ...)`` if a number of losses is given.
 
     Raises:
-        ValueError: If there is no loss.
+        ValueError: If the number of losses is below 1.
     """
     if isinstance(losses, int):
         if losses < 1:

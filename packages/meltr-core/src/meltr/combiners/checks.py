@@ -1,4 +1,4 @@
-"""Checks of what a user gives a combiner, one value a loss."""
+"""Checks of combiner settings that hold one value per loss."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ def one_per_loss(option: str, values: Sequence[float], names: Sequence[str]) -> 
     """Return `values` as a vector of shape (T+1,).
 
     Args:
-        option: The setting they come from.
-        values: What was given.
+        option: Name of the setting, for the message.
+        values: The values given.
         names: The losses in use, primary first.
 
     Raises:
-        UserError: If there is not one value a loss.
+        UserError: If there is not exactly one value per loss.
     """
     if len(values) != len(names):
         message = f"{option} has {len(values)} values for {len(names)} losses"
@@ -28,10 +28,10 @@ def one_per_loss(option: str, values: Sequence[float], names: Sequence[str]) -> 
 
 
 def refuse_below_zero(values: Tensor, names: Sequence[str], message: str, hint: str) -> None:
-    """Refuse values, shape (T+1,), that are not positive; what is not a number is left to the engine.
+    """Reject values, shape (T+1,), that are not positive; NaN is left to the engine.
 
     Raises:
-        UserError: With `message`, the losses concerned and `hint`.
+        UserError: If a value is not positive; it carries `message`, the losses concerned and `hint`.
     """
     found = [f"{name} = {value:g}" for name, value in zip(names, values.tolist(), strict=True) if value <= 0]
     if found:

@@ -1,4 +1,4 @@
-r"""Dynamic Weight Average (Liu, Johns, Davison, CVPR 2019): more weight for losses that fall slowly.
+r"""Dynamic Weight Average (Liu, Johns, Davison, CVPR 2019): more weight for losses that decrease slowly.
 
 With L_t(e) the mean of loss t over epoch e and K = T + 1 losses, the weights of epoch e are
 
@@ -19,9 +19,9 @@ from meltr.combiners.base import SelfTrained, Step, as_names
 
 
 class DynamicWeightAverage(SelfTrained):
-    """m(l) = sum_t lambda_t l_t with weights that change from epoch to epoch; nothing is trained.
+    """m(l) = sum_t lambda_t l_t with weights that are recomputed every epoch; nothing is trained.
 
-    The running means are buffers: they are saved with the weights, so that a run continues exactly within an epoch.
+    The running means are buffers, saved with the weights, so that a run can resume exactly within an epoch.
 
     Args:
         losses: Names of the losses, primary first, or how many there are.
@@ -48,9 +48,9 @@ class DynamicWeightAverage(SelfTrained):
 
     @property
     def weights(self) -> Tensor:
-        """The weights lambda of this epoch, shape (T+1,), of sum T+1."""
+        """The weights lambda of this epoch, shape (T+1,); they sum to T+1."""
         older, newer = self.history
-        # A loss that stays at 0 counts as one that does not change; one that rises from 0, as the slowest of all.
+        # A loss that stays at 0 counts as unchanged. A loss that rises from 0 counts as the slowest of all.
         rates = torch.nan_to_num(newer / older, nan=1.0)
         weights = len(self.names) * (rates / self.temperature).softmax(0)
         return torch.where(self.epochs < 2, torch.ones_like(weights), weights)
@@ -64,13 +64,13 @@ class DynamicWeightAverage(SelfTrained):
         return {"temperature": self.temperature}
 
     def own_gradients(self, step: Step) -> list[Tensor | None]:
-        """Take the losses of this step into the mean of the epoch; there is nothing to train."""
+        """Add the losses of this step to the mean of the epoch; there is nothing to train."""
         self.steps += 1
         self.mean += (step.losses.detach().to(self.mean) - self.mean) / self.steps
         return []
 
     def end_epoch(self) -> None:
-        """Move on: the mean of this epoch becomes the newer of the two that make the weights."""
+        """Store the mean of this epoch as the newer of the two means that determine the weights."""
         if int(self.steps) == 0:
             return
         self.history.copy_(torch.stack([self.history[1], self.mean]))

@@ -4,13 +4,13 @@ With logits w, z = softmax(w) and D_t = l_t - min_t + eps, the backbone descends
 
     m(l) = c sum_t z_t log D_t,    c = (sum_t z_t / D_t)^-1 held constant,
 
-whose sensitivities a_t = c z_t / D_t sum to 1. After the step, the losses of the same batch are looked at again, and w
+whose task weights a_t = c z_t / D_t sum to 1. After the step, the losses of the same batch are evaluated again, and w
 descends along
 
     J_softmax(w)^T (log D - log D'),
 
-so that tasks whose loss fell less than the others' (D' is D after the step) get more weight. The decay of w towards
-equal weights is the outer optimiser's weight decay.
+where D' is D after the step. So tasks whose loss fell less than the others' get more weight. The outer optimiser's
+weight decay pulls w towards equal weights.
 """
 
 from __future__ import annotations
@@ -28,14 +28,14 @@ EPSILON = 1e-8
 
 
 class Famo(SelfTrained):
-    """m(l) = c sum_t softmax(w)_t log(l_t - min_t + eps), with w trained to make all losses fall at one rate.
+    """m(l) = c sum_t softmax(w)_t log(l_t - min_t + eps), with w trained so that all losses fall at the same rate.
 
     Args:
         losses: Names of the losses, primary first, or how many there are.
-        min_losses: A lower bound below every loss, one value a loss; None: 0.
+        min_losses: Lower bounds of the losses, one value per loss; None: 0.
 
     Raises:
-        UserError: If there is not one bound a loss.
+        UserError: If there is not exactly one bound per loss.
     """
 
     after_step = True
@@ -58,10 +58,10 @@ class Famo(SelfTrained):
         return {"min_losses": self.min_losses.tolist()}
 
     def prepare(self, losses: Tensor) -> None:
-        """Refuse losses, shape (T+1,), that are not above their bounds.
+        """Reject losses, shape (T+1,), that are not above their bounds.
 
         Raises:
-            UserError: If one is not.
+            UserError: If a loss is not above its bound.
         """
         self._check(self._gaps(losses))
 

@@ -1,4 +1,4 @@
-"""Weights that stay as given: multi-task learning, single-task learning, and Table 7 of the paper."""
+"""Constant weights: multi-task learning, single-task learning, and Table 7 of the paper."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ class FixedCombiner(Combiner):
 
     Args:
         losses: Names of the losses, primary first, or how many there are.
-        weights: One weight a loss, in the same order.
+        weights: One weight per loss, in the same order.
 
     Raises:
         ValueError: If the number of weights is not the number of losses.

@@ -5,7 +5,7 @@ With w the weights and G_t = w_t ||grad_W l_t|| (Algorithm 1):
     r_t    = (l_t / l_t(0)) / mean_j (l_j / l_j(0))     relative inverse training rate
     L_grad = sum_t | G_t - mean(G) r_t^alpha |          the target mean(G) r_t^alpha is held constant
 
-w descends L_grad at every step and is then scaled back to sum T + 1.
+At every step w descends L_grad and is then rescaled to sum to T + 1.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from meltr.combiners.base import SelfTrained, Step, as_names
 from meltr.combiners.checks import one_per_loss, refuse_below_zero
 
 FLOOR = 1e-3
-"""Smallest weight before scaling: a step of the optimiser must not turn a task around."""
+"""Smallest weight before rescaling, so that an optimiser step cannot reverse the sign of a task."""
 
 
 class GradNorm(SelfTrained):
@@ -29,11 +29,11 @@ class GradNorm(SelfTrained):
     Args:
         losses: Names of the losses, primary first, or how many there are.
         alpha: Strength of the pull towards a common training rate; 0: equal norms.
-        initial_losses: l(0), one value > 0 a loss, say log C for a classification with C classes; None: the losses
-            of the first step.
+        initial_losses: l(0), one value > 0 per loss, for example log C for a classification with C classes; None: the
+            losses of the first step.
 
     Raises:
-        UserError: If there is not one initial loss a loss, or one is not positive.
+        UserError: If there is not exactly one initial value per loss, or a value is not positive.
     """
 
     initial: Tensor
@@ -54,18 +54,18 @@ class GradNorm(SelfTrained):
         return (self.weights.to(losses) * losses).sum()
 
     def settings(self) -> dict[str, Any]:
-        """Return alpha and the initial losses that were given."""
+        """Return alpha and the given initial losses."""
         return {"alpha": self.alpha, "initial_losses": self.initial_losses}
 
     def prepare(self, losses: Tensor) -> None:
-        """Take the losses of the first step, shape (T+1,), as l(0), unless they were given."""
+        """Use the losses of the first step, shape (T+1,), as l(0), unless l(0) was given."""
         if self.initial_losses is None:
             self._start_from(losses)
 
     def own_gradients(self, step: Step) -> list[Tensor | None]:
         """Return dL_grad/dw_t = sign(G_t - mean(G) r_t^alpha) ||grad_W l_t||, shape (T+1,).
 
-        None if a norm is not finite, as it may be in float16: such a step is none of the backbone's either.
+        None if a norm is not finite, which can happen in float16: the backbone skips such a step too.
         """
         weights = self.weights.detach()
         norms = step.gradient_norms().to(weights)
@@ -77,13 +77,13 @@ class GradNorm(SelfTrained):
 
     @torch.no_grad()
     def after_update(self) -> None:
-        """Scale the weights to sum T + 1, so that the learning rate of the backbone keeps its meaning."""
+        """Rescale the weights to sum to T + 1, so that the backbone's learning rate keeps its meaning."""
         self.weights.clamp_(min=FLOOR)
         self.weights.mul_(len(self.names) / self.weights.sum())
 
     def _start_from(self, losses: Tensor) -> None:
         message = "gradnorm divides every loss by its initial value, which must be > 0"
-        refuse_below_zero(losses, self.names, message, "Leave such a loss out, or give --set initial_losses=...")
+        refuse_below_zero(losses, self.names, message, "Remove it (--set losses=...), or give --set initial_losses=...")
         self.initial.copy_(losses.detach())
 
 

@@ -1,4 +1,4 @@
-"""One learned weight a loss: the linear rival of the loss transformer (Table 10), and Auto-Lambda."""
+"""One learned weight per loss: the linear alternative to the loss transformer (Table 10), and Auto-Lambda."""
 
 from __future__ import annotations
 
@@ -55,9 +55,9 @@ def from_options(losses: Sequence[str], *, start_weight: float, positive: bool) 
 
 
 def auto_lambda(losses: Sequence[str], *, start_weight: float) -> LinearCombiner:
-    """Build the combiner ``auto-lambda``: weights without constraint, which may become negative.
+    """Build the combiner ``auto-lambda``: unconstrained weights, which may become negative.
 
-    Auto-Lambda (Liu, James, Davison, Johns, TMLR 2022) is this m with the weights trained through one look-ahead step
-    of the backbone; the scheme and the batches are settings of the run.
+    Auto-Lambda (Liu, James, Davison, Johns, TMLR 2022) is this m, with the weights trained through one look-ahead step
+    of the backbone. The scheme and the batches are settings of the run.
     """
     return LinearCombiner(losses, start_weight=start_weight, positive=False)

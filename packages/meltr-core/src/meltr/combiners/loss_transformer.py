@@ -1,7 +1,8 @@
 r"""The loss transformer of MELTR (Ko et al., CVPR 2023, section 4.1, eqs. 4-6).
 
-Each loss value becomes a token, the sum of a scale embedding (an MLP of the value) and a task embedding (a learned
-vector); one post-norm transformer encoder layer lets the tokens see each other; their mean is projected to a scalar:
+Each loss value becomes a token: the sum of a scale embedding (an MLP of the value) and a task embedding (a learned
+vector). One post-norm transformer encoder layer lets the tokens attend to each other. Their mean is projected to a
+scalar:
 
     token_t = W2 relu(W1 l_t + b1) + b2 + E_t            (eqs. 4 and 5)
     m(l)    = w . mean_t Encoder(token)_t                [+ sum_t l_t with ``start="sum"``]
@@ -37,17 +38,17 @@ class LossTransformer(Combiner):
         scale_hidden: Hidden units of the scale embedding's MLP.
         layers: Encoder layers (1 in the paper; more are stored as ``encoder.0``, ``encoder.1``, ...).
         dropout: Dropout probability in the encoder while training.
-        embedding: Parts of a loss token (Table 10). ``"task"`` alone makes m independent of the losses.
-        start: ``"sum"``: m(l) = sum(l) + correction(l) with a correction that starts at zero, so that every
-            sensitivity starts at 1; ``"fit"``: no such residual, but call `fit_to_sum` before training; ``"random"``:
-            as released: the sensitivities start near zero with random signs.
+        embedding: Components of a loss token (Table 10). ``"task"`` alone makes m independent of the losses.
+        start: ``"sum"``: m(l) = sum(l) + correction(l) with a correction that starts at zero, so that every task weight
+            starts at 1. ``"fit"``: no residual; call `fit_to_sum` before training. ``"random"``: as released; the task
+            weights start near zero with random signs.
 
     Raises:
         ValueError: If `heads` does not divide `width`, or a choice is unknown.
 
     Warns:
-        UserWarning: If ``embedding="task"``: the inner gradient is then zero (or the plain sum's with
-            ``start="sum"``), and no outer step can change that.
+        UserWarning: If ``embedding="task"``. The inner gradient is then zero (with ``start="sum"``: that of the plain
+            sum), and no outer step can change that.
     """
 
     learned = True
@@ -95,7 +96,7 @@ class LossTransformer(Combiner):
         """Map losses of shape (T+1,) to m(l) of shape (); twice differentiable.
 
         Raises:
-            ValueError: If the number of losses is not the one that the transformer was built for.
+            ValueError: If the number of losses differs from the number that the transformer was built for.
         """
         if losses.shape != (len(self.names),):
             raise ValueError(
@@ -118,7 +119,7 @@ class LossTransformer(Combiner):
         return losses.sum(1) + correction if self.start == "sum" else correction
 
     def settings(self) -> dict[str, Any]:
-        """Return sizes and variant."""
+        """Return the sizes and the variant."""
         return {**self._sizes, "embedding": self.embedding, "start": self.start}
 
     def prepare(self, losses: Tensor) -> None:
@@ -130,13 +131,13 @@ class LossTransformer(Combiner):
     def from_state_dict(
         cls, state: Mapping[str, Tensor], *, heads: int = 8, dropout: float = 0.0, start: Start = "random"
     ) -> LossTransformer:
-        """Build a transformer of the sizes found in a state dict of the released layout, and load it.
+        """Build a transformer with the sizes of a released state dict, and load the weights.
 
         Args:
             state: Keys ``task_embedding.weight``, ``loss_fc1.*``, ``loss_fc2.*``, ``encoder.*``, ``fc1.weight``.
-            heads: Attention heads; the state dict does not tell them.
+            heads: Attention heads; the state dict does not contain their number.
             dropout: Dropout probability while training.
-            start: ``"random"`` for released weights, which know no residual.
+            start: ``"random"`` for released weights, which have no residual.
 
         Raises:
             ValueError: If keys are missing.
@@ -159,7 +160,7 @@ class LossTransformer(Combiner):
         return transformer
 
     def fit_to_sum(self, losses: Tensor, *, steps: int = 300, lr: float = 1e-3, seed: int = 0) -> float:
-        """Train m to equal the plain sum around `losses`, value and slope.
+        """Train m to match the plain sum around `losses`, in value and slope.
 
         Args:
             losses: Loss values at the start of training, shape (T+1,): the fit covers 0 to twice each of them.
@@ -196,8 +197,8 @@ def _check_choices(width: int, heads: int, embedding: str, start: str) -> None:
         raise ValueError(f"start must be 'sum', 'fit' or 'random', got {start!r}")
     if embedding == "task":
         warnings.warn(
-            "LossTransformer(embedding='task') cannot train: its output does not depend on the loss values, so its "
-            "sensitivities are constant and the outer gradient is zero. Use 'scale+task' (the default) or 'scale'.",
+            "LossTransformer(embedding='task') cannot train: its output does not depend on the loss values, so the "
+            "task weights are constant and the outer gradient is zero. Use 'scale+task' (the default) or 'scale'.",
             UserWarning,
             stacklevel=3,
         )

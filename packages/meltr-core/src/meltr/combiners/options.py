@@ -19,8 +19,8 @@ class LossTransformerOptions(Info):
         scale_hidden: Hidden units of the scale embedding's MLP.
         layers: Encoder layers.
         dropout: Dropout probability inside the encoder layer, active while training.
-        embedding: Which parts make a loss token (Table 10).
-        start: ``sum``: residual form whose correction starts at zero, so that training starts as the plain sum;
+        embedding: Components of a loss token (Table 10).
+        start: ``sum``: residual form whose correction starts at zero, so that training starts with the plain sum;
             ``fit``: the released form, fitted to the plain sum before the first step; ``random``: as released.
     """
 
@@ -56,7 +56,7 @@ class FixedOptions(Info):
     """Settings of fixed weights.
 
     Args:
-        weights: One weight a loss, in the order of the losses in use, primary first.
+        weights: One weight per loss, in the order of the losses in use, primary first.
     """
 
     weights: tuple[float, ...] = Field(min_length=1)
@@ -88,8 +88,8 @@ class GradNormOptions(Info):
 
     Args:
         alpha: Strength of the pull towards a common training rate; 0: equal gradient norms.
-        initial_losses: One value > 0 a loss, in the order of the losses in use, that training rates refer to (say
-            log C for a classification with C classes); None: the losses of the first step.
+        initial_losses: One value > 0 per loss, in the order of the losses in use; training rates are relative to them.
+            For example log C for a classification with C classes. None: the losses of the first step.
     """
 
     alpha: float = Field(1.5, ge=0)
@@ -100,7 +100,7 @@ class FamoOptions(Info):
     """Settings of FAMO.
 
     Args:
-        min_losses: A lower bound below every loss, one value a loss in the order of the losses in use; None: 0.
+        min_losses: Lower bounds of the losses, one value per loss in the order of the losses in use; None: 0.
     """
 
     min_losses: tuple[float, ...] | None = None
@@ -117,11 +117,11 @@ class AutoLambdaOptions(Info):
 
 
 class TorchJDOptions(Info):
-    """Settings of the rules of the TorchJD library.
+    """Settings of the methods of the TorchJD library.
 
     Args:
         method: Name of an aggregator (``UPGrad``, ``MGDA``, ``CAGrad``, ...) or scalarizer (``STCH``, ``IMTLL``, ...).
-        method_options: Arguments of that class, such as ``{c: 0.4}``; a list is a vector with one value a loss.
+        method_options: Arguments of that class, such as ``{c: 0.4}``; a list is a vector with one value per loss.
     """
 
     method: str = "UPGrad"
@@ -130,7 +130,7 @@ class TorchJDOptions(Info):
     @field_validator("method_options")
     @classmethod
     def _read_numbers(cls, options: dict[str, Any]) -> dict[str, Any]:
-        """Read 1e-3, which YAML takes for text, as a number."""
+        """Convert values such as 1e-3, which YAML reads as text, to numbers."""
         return {name: _number(value) if isinstance(value, str) else value for name, value in options.items()}
 
 

@@ -1,10 +1,11 @@
-"""The rules of the TorchJD library (extra ``torchjd``): aggregators of task gradients, scalarizers of task losses.
+"""Methods of the TorchJD library (extra ``torchjd``): aggregators of task gradients, scalarizers of task losses.
 
-An aggregator maps the matrix J of task gradients, shape (T+1, d), to one direction u of shape (d,). Most do it with
-weights that depend on J J^T alone (UPGrad, MGDA, CAGrad, PCGrad, ...): of these only the weights are asked for, and the
-rows are combined here, without a copy of J. A scalarizer maps the losses to one scalar, as every combiner does.
+An aggregator maps the matrix J of task gradients, shape (T+1, d), to one direction u of shape (d,). Most of them
+compute weights that depend on J J^T alone (UPGrad, MGDA, CAGrad, PCGrad, ...). For these, TorchJD returns only the
+weights, and the rows are combined here without a copy of J. A scalarizer maps the losses to one scalar, as every
+combiner does.
 
-Nothing of the library is imported before a combiner is built.
+The library is imported only when a combiner is built.
 """
 
 from __future__ import annotations
@@ -25,25 +26,25 @@ INSTALL = 'pip install "meltr-core[torchjd]"'
 
 _ABSTRACT = ("Aggregator", "WeightedAggregator", "GramianWeightedAggregator", "Scalarizer")
 _OWN = {"FAMO": "famo", "DWA": "dwa"}
-"""Methods that meltr has itself, in a form that the engine trains and saves."""
+"""Methods that meltr implements itself, in a form that the engine can train and save."""
 _STATE_FROM_ZERO = ("GradVac", "PCD")
-"""Methods whose state is buffers, made at the first call and 0 before it."""
+"""Methods whose state is held in buffers, which are created by the first call and are 0 before it."""
 _STATE_SAVED = (*_STATE_FROM_ZERO, "NashMTL", "UW", "IMTLL")
-"""Methods with a state that the state dict holds; the library has others, whose runs could not be resumed."""
+"""Methods whose state is in the state dict. Other stateful methods are not offered: their runs could not be resumed."""
 _NOT_OPTIONS = ("f", "projector", "shape", "n_tasks", "update_weights_every")
-"""Arguments that are no plain values, follow from the losses, or would need state that is not saved."""
+"""Arguments that are not plain values, follow from the losses, or would need state that is not saved."""
 
 
 class AggregatorCombiner(GradientCombiner):
     """The inner gradient from a TorchJD aggregator.
 
-    Methods that work with weights run on the CPU in float32, on a matrix of shape (T+1, T+1); their state, if they have
-    one, is part of the state dict. The others (GradDrop, ConFIG, TrimmedMean) see the whole of J where it is.
+    Methods that compute weights run on the CPU in float32, on a matrix of shape (T+1, T+1). Their state, if any, is
+    part of the state dict. The others (GradDrop, ConFIG, TrimmedMean) receive the whole of J on its own device.
 
     Args:
         losses: Names of the losses, primary first, or how many there are.
         aggregator: The aggregator.
-        settings: How it was made, see `from_options`.
+        settings: The settings that it was built from, see `from_options`.
     """
 
     bargain: Tensor | None
@@ -58,7 +59,7 @@ class AggregatorCombiner(GradientCombiner):
         self._weighs = isinstance(aggregator, kinds.WeightedAggregator)
         self._needs_gramian = isinstance(aggregator, kinds.GramianWeightedAggregator)
         self._settings = dict(settings or {"method": self.method})
-        # `bargain` is the point where NashMTL's next search starts, all that it remembers from step to step.
+        # `bargain` is the starting point of NashMTL's next search, its only state from step to step.
         nash = torch.ones(len(self.names), dtype=torch.float64) if self.method == "NashMTL" else None
         self.register_buffer("bargain", nash)
         self._fresh()
@@ -69,11 +70,11 @@ class AggregatorCombiner(GradientCombiner):
 
     @torch.no_grad()
     def from_gradients(self, losses: Tensor, rows: Rows) -> tuple[list[Tensor | None], Tensor]:
-        """Return the direction u, one entry a parameter, and the weights a, shape (T+1,), with J^T a = u.
+        """Return the direction u, one entry per parameter, and the task weights a, shape (T+1,), with J^T a = u.
 
-        Where u is no combination of the rows, a is the nearest: the solution of J J^T a = J u of smallest norm. If a
-        gradient is not finite, u is the plain sum, and so not finite either: a gradient scaler leaves the step out, and
-        without one the engine stops at the next losses, as with every other combiner.
+        If u is not a combination of the rows, a is the smallest-norm solution of J J^T a = J u. If a gradient is not
+        finite, u is the plain sum, which is not finite either: a gradient scaler then skips the step, and without one
+        the engine stops at the next losses, as with every other combiner.
 
         Args:
             losses: l, shape (T+1,).
@@ -96,14 +97,14 @@ class AggregatorCombiner(GradientCombiner):
         return [_combine(column, a) for column in columns], a.to(losses)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> AggregatorCombiner:
-        """Move to another device: everything, or nothing where the work is done on the CPU."""
+        """Move everything to another device, or nothing if the method runs on the CPU."""
         if not self._weighs:
             super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
             _move_plain_tensors(self.aggregator, fn)
         return self
 
     def _weights(self, known: Tensor) -> Tensor:
-        """Return the weights, shape (T+1,), float32 on the CPU, from J J^T or J, whichever the method needs."""
+        """Return the weights, shape (T+1,), float32 on the CPU; `known` is J J^T or J, as the method needs."""
         aggregator: Any = self.aggregator
         if self._needs_gramian:
             return self._call(aggregator.gramian_weighting, known)
@@ -124,10 +125,10 @@ class AggregatorCombiner(GradientCombiner):
             raise MeltrError(f"TorchJD's {self.method} failed: {error}") from error
 
     def _fresh(self) -> None:
-        """Try the aggregator on orthogonal gradients, and put it back to its start with the shape of its state known.
+        """Try the aggregator on orthogonal gradients, then reset it; the shape of its state is then known.
 
         Raises:
-            ValueError: By the library, if its options do not fit the number of losses.
+            ValueError: By the library, if the options do not match the number of losses.
         """
         aggregator: Any = self.aggregator
         aggregator(torch.eye(len(self.names)))
@@ -144,7 +145,7 @@ class ScalarizerCombiner(Combiner):
     Args:
         losses: Names of the losses, primary first, or how many there are.
         scalarizer: The scalarizer.
-        settings: How it was made, see `from_options`.
+        settings: The settings that it was built from, see `from_options`.
     """
 
     def __init__(
@@ -160,7 +161,7 @@ class ScalarizerCombiner(Combiner):
         """Map losses of shape (T+1,) to a scalar of shape ().
 
         Raises:
-            MeltrError: If the method is not made for such losses, say negative ones.
+            MeltrError: If the method does not accept these losses, for example negative ones.
         """
         try:
             combined: Tensor = self.scalarizer(losses.float())
@@ -179,7 +180,7 @@ class ScalarizerCombiner(Combiner):
 
 
 class TrainedScalarizerCombiner(ScalarizerCombiner, SelfTrained):
-    """A TorchJD scalarizer whose parameters are trained along with the backbone (UW, IMTLL)."""
+    """A TorchJD scalarizer whose parameters are trained together with the backbone (UW, IMTLL)."""
 
     def own_gradients(self, step: Step) -> list[Tensor | None]:
         """Return dm/dphi at the losses of this step."""
@@ -193,18 +194,20 @@ def from_options(losses: Sequence[str], *, method: str, method_options: Mapping[
 
     Args:
         losses: Names of the losses, primary first.
-        method: Name of an aggregator or scalarizer of the library. Where both have it (``Mean``, ``Sum``,
-            ``Constant``, ``Random``), the scalarizer is taken: it does the same with one backward.
-        method_options: Arguments of its class; lists become vectors.
+        method: Name of an aggregator or scalarizer of the library. Where both exist (``Mean``, ``Sum``, ``Constant``,
+            ``Random``), the scalarizer is used: it gives the same result with one backward pass.
+        method_options: Arguments of the method's class; lists become vectors.
 
     Raises:
-        UserError: If the library or something a method needs is not installed, the method is unknown or left out, or
-            its options do not fit.
+        UserError: If the library or a dependency of the method is not installed, the method is unknown or not
+            supported, or its options are not valid.
     """
     aggregators, scalarizers = _methods("aggregation", "Aggregator"), _methods("scalarization", "Scalarizer")
     known = {**aggregators, **scalarizers}
     if method in _OWN:
-        raise UserError(f"TorchJD's {method} is not used here", f"meltr has it itself: --combiner {_OWN[method]}")
+        raise UserError(
+            f"TorchJD's {method} is not used here", f"meltr has its own implementation: --combiner {_OWN[method]}"
+        )
     if method not in known:
         raise UserError(f"TorchJD has no method {method!r} that can be used here", did_you_mean(method, known))
     arguments = _arguments(method, known[method], losses, method_options)
@@ -226,7 +229,7 @@ def from_options(losses: Sequence[str], *, method: str, method_options: Mapping[
 
 
 def _methods(module_name: str, base: str) -> dict[str, Any]:
-    """Return the classes of one part of the library that can be used, by name."""
+    """Return the usable classes of one module of the library, by name."""
     try:
         module = importlib.import_module(f"torchjd.{module_name}")
         stateful = importlib.import_module("torchjd").Stateful
@@ -241,7 +244,7 @@ def _methods(module_name: str, base: str) -> dict[str, Any]:
 
 
 def _options(kind: Any) -> dict[str, inspect.Parameter]:
-    """Return the arguments of a class that can be given as options."""
+    """Return the arguments of a class that a user can set."""
     parameters = inspect.signature(kind).parameters
     return {name: each for name, each in parameters.items() if name not in _NOT_OPTIONS}
 
@@ -255,7 +258,7 @@ def _usage(method: str, kind: Any) -> str:
 
 
 def _arguments(method: str, kind: Any, losses: Sequence[str], options: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the arguments for `kind`: the options given, lists as vectors, and what follows from the losses."""
+    """Return the arguments for `kind`: the given options, lists as vectors, and those that follow from the losses."""
     known = _options(kind)
     unknown = [name for name in options if name not in known]
     missing = [name for name, each in known.items() if each.default is inspect.Parameter.empty and name not in options]
@@ -272,7 +275,7 @@ def _arguments(method: str, kind: Any, losses: Sequence[str], options: Mapping[s
 
 
 def _matrix(columns: Sequence[Sequence[Tensor | None]], losses: Tensor) -> Tensor:
-    """Return the columns of J as one float32 matrix of shape (T+1, n); parameters that no task needs are left out."""
+    """Return the columns of J as one float32 matrix of shape (T+1, n); parameters that no task uses are skipped."""
     firsts = [next((part for part in column if part is not None), None) for column in columns]
     sizes = [0 if first is None else first.numel() for first in firsts]
     device = next((first.device for first in firsts if first is not None), losses.device)
@@ -285,14 +288,14 @@ def _matrix(columns: Sequence[Sequence[Tensor | None]], losses: Tensor) -> Tenso
 
 
 def _nearest_weights(matrix: Tensor, u: Tensor) -> Tensor:
-    """Return the smallest a that solves J J^T a = J u to the precision of float32, shape (T+1,), on the CPU."""
+    """Return the smallest-norm solution a of J J^T a = J u to float32 precision, shape (T+1,), on the CPU."""
     gramian, products = (matrix @ matrix.T).cpu(), (matrix @ u).cpu()
     weights: Tensor = torch.linalg.lstsq(gramian.double(), products.double(), rcond=1e-6, driver="gelsd").solution
     return weights
 
 
 def _split(u: Tensor, columns: Sequence[Sequence[Tensor | None]]) -> list[Tensor | None]:
-    """Return the vector u, shape (n,), in the shapes and types of the parameters; the inverse of `_matrix`."""
+    """Split the vector u, shape (n,), into the shapes and types of the parameters; the inverse of `_matrix`."""
     pieces: list[Tensor | None] = []
     start = 0
     for column in columns:
@@ -306,7 +309,7 @@ def _split(u: Tensor, columns: Sequence[Sequence[Tensor | None]]) -> list[Tensor
 
 
 def _combine(column: Sequence[Tensor | None], weights: Tensor) -> Tensor | None:
-    """Return sum_t weights_t * column_t, or None if all are zero."""
+    """Return sum_t weights_t * column_t, or None if every entry is None."""
     total: Tensor | None = None
     for part, weight in zip(column, weights.tolist(), strict=True):
         if part is not None:
@@ -315,7 +318,7 @@ def _combine(column: Sequence[Tensor | None], weights: Tensor) -> Tensor | None:
 
 
 def _move_plain_tensors(module: nn.Module, fn: Callable[[Tensor], Tensor]) -> None:
-    """Apply `fn` to the option vectors, which the library keeps as plain attributes that ``.to`` does not see."""
+    """Apply `fn` to the option vectors, which the library stores as plain attributes that ``.to`` does not move."""
     for each in module.modules():
         for name, value in list(vars(each).items()):
             if isinstance(value, Tensor):

@@ -1,13 +1,13 @@
-r"""Uncertainty weighting (Kendall, Gal, Cipolla, CVPR 2018): a learned variance a loss.
+r"""Uncertainty weighting (Kendall, Gal, Cipolla, CVPR 2018): one learned variance per loss.
 
 With s_t = log sigma_t^2, the log-variance of task t, the negative log-likelihood of independent tasks is
 
     m(l) = sum_t  exp(-s_t) / 2 * l_t  +  s_t / 2        (regression, eq. 7)
     m(l) = sum_t  exp(-s_t)     * l_t  +  s_t / 2        (classification, eq. 10)
 
-and both the network and s descend it. The two forms are one: putting s_t + log 2 for s_t turns the first into the
-second plus a constant. They differ in where s = 0 starts, with weight 1/2 or with weight 1; so the start is the option
-here, and not the form.
+Both the network and s minimise it. The two forms are equivalent: replacing s_t by s_t + log 2 turns the first into the
+second plus a constant. They differ in the weight at s = 0, 1/2 or 1. So the starting weight is the option here, not the
+form.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ from meltr.combiners.base import SelfTrained, Step, as_names
 
 
 class UncertaintyCombiner(SelfTrained):
-    """m(l) = sum_t exp(-s_t) / 2 * l_t + s_t / 2, with s trained along with the backbone.
+    """m(l) = sum_t exp(-s_t) / 2 * l_t + s_t / 2, with s trained together with the backbone.
 
-    A weight settles where weight_t * l_t = 1/2, so every loss must be positive: a negative one raises its weight
-    without end.
+    A weight converges to weight_t * l_t = 1/2, so every loss must be positive: the weight of a negative loss grows
+    without bound.
 
     Args:
         losses: Names of the losses, primary first, or how many there are.

@@ -1,1 +1,1 @@
-"""Helpers that data readers of several backbones share: splits, downloads, pickles from outside. Imports no torch."""
+"""Helpers shared by the data readers of several backbones: splits, downloads, untrusted pickles. Imports no torch."""

@@ -1,4 +1,4 @@
-"""Fetch an official file, check it, and unpack it: whole and verified, or not there at all. Imports no torch."""
+"""Download a file, verify its checksum and unpack it; nothing partial is ever kept. Imports no torch."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from pathlib import Path
 from meltr.errors import UserError
 
 CHUNK = 1 << 20
-"""Bytes a read."""
+"""Bytes per read."""
 
 Progress = Callable[[int, int | None], None]
-"""Called with the bytes so far and the total, None if the server does not say."""
+"""Called with the bytes received so far and the total; the total is None if the server does not send it."""
 
 
 def file_digest(path: Path, algorithm: str) -> str:
@@ -48,24 +48,24 @@ def download(
     progress: Progress | None = None,
     timeout: float = 60.0,
 ) -> Path:
-    """Fetch `url` into `path`, written beside it and renamed once its checksum is right.
+    """Download `url` to `path`: written to a temporary file and renamed once the checksum is right.
 
-    A file that is already there with the right checksum is kept, without a request. A partial or wrong file never
-    stays: it is removed whatever goes wrong.
+    A file that already exists with the right checksum is kept, and no request is made. A partial or wrong file is
+    always removed, on any error.
 
     Args:
-        url: Where to get it.
-        path: Where it goes; missing folders are made.
+        url: Address of the file.
+        path: Destination; missing folders are created.
         md5: Expected MD5 digest in hexadecimal; exactly one digest must be given.
         sha256: Expected SHA-256 digest in hexadecimal.
-        progress: Called after each piece.
+        progress: Called after each read.
         timeout: Seconds without an answer after which the server counts as unreachable.
 
     Returns:
         `path`.
 
     Raises:
-        UserError: If the server cannot be reached, the transfer breaks off, the folder cannot be written, or the
+        UserError: If the server cannot be reached, the transfer is interrupted, the folder is not writable, or the
             checksum is wrong.
     """
     algorithm, expected = _expected(md5, sha256)
@@ -84,7 +84,7 @@ def download(
         if found != expected:
             raise UserError(
                 f"{url} came with {algorithm} {found}, but {expected} was expected ({part.stat().st_size:,} bytes).",
-                "Nothing was kept. Try again; if it stays wrong, get the file by hand from its homepage.",
+                "Nothing was kept. Try again; if it stays wrong, download the file by hand from its homepage.",
             )
         part.chmod(0o644)
         part.replace(path)
@@ -94,9 +94,9 @@ def download(
 
 
 def _transfer(url: str, part: Path, *, progress: Progress | None, timeout: float) -> None:
-    """Write the body of `url` to `part`; UserError on any failure, also on fewer bytes than were announced."""
+    """Write the body of `url` to `part`; UserError on any failure, including fewer bytes than announced."""
     done, total = 0, None
-    by_hand = f"Check the network, or fetch it elsewhere and copy it here: {url}"
+    by_hand = f"Check the network, or download it elsewhere and copy it here: {url}"
     try:
         request = urllib.request.Request(url, headers={"User-Agent": "meltr"})
         with urllib.request.urlopen(request, timeout=timeout) as answer, part.open("wb") as stream:
@@ -117,18 +117,18 @@ def _transfer(url: str, part: Path, *, progress: Progress | None, timeout: float
 
 
 def extract_tar(archive: Path, folder: Path) -> list[Path]:
-    """Unpack a tar archive into `folder`, refusing anything that would land outside it.
+    """Unpack a tar archive into `folder`; reject entries that would land outside it.
 
-    The archive is unpacked beside `folder`'s content first (with the standard library's ``data`` filter: no absolute
-    paths, no links that lead outside, no devices), then file after file is moved to its place. So a broken archive
-    leaves nothing, files of the same name are replaced, and others are left alone.
+    The archive is first unpacked into a temporary folder inside `folder` (with the standard library's ``data`` filter:
+    no absolute paths, no links that lead outside, no devices). Then each file is moved to its place. So a broken
+    archive leaves nothing behind, files of the same name are replaced, and other files stay unchanged.
 
     Args:
         archive: The archive, compressed or not.
-        folder: Where it goes; made if missing.
+        folder: Destination; created if missing.
 
     Returns:
-        The files, sorted.
+        The unpacked files, sorted.
 
     Raises:
         UserError: If the archive is broken or unsafe, or this Python is too old to unpack safely.
@@ -149,7 +149,7 @@ def extract_tar(archive: Path, folder: Path) -> list[Path]:
         return moved
     except (tarfile.TarError, OSError, EOFError, ValueError) as error:
         raise UserError(
-            f"{archive} cannot be unpacked: {type(error).__name__}: {error}.", "Delete it and fetch it again."
+            f"{archive} cannot be unpacked: {type(error).__name__}: {error}.", "Delete it and download it again."
         )
     finally:
         shutil.rmtree(scratch, ignore_errors=True)

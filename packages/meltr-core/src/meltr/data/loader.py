@@ -14,18 +14,19 @@ from meltr.seeding import derive, seed_everything
 class LoaderBatches:
     """A `meltr.BatchSource` over a map-style data set, read by a DataLoader.
 
-    The order of an epoch derives from the seed and the epoch, the random numbers that an item draws (augmentation) from
-    the seed, the epoch and the item: the batches do not depend on workers or on where an epoch was entered.
+    The order of an epoch depends only on the seed and the epoch. The random numbers that an item draws (augmentation)
+    depend only on the seed, the epoch and the item. So the batches do not depend on the number of workers or on the
+    index at which an epoch was entered.
 
     Args:
-        dataset: Anything with ``len()`` and ``[index]``.
-        batch_size: Items a batch, over all processes; a smaller last batch is dropped unless it is the only one.
+        dataset: An object with ``len()`` and ``[index]``.
+        batch_size: Items per batch, over all processes; a smaller last batch is dropped unless it is the only one.
         seed: The run's seed.
-        rank: Number of this process (``context.rank``): it gets its own part of every batch.
-        world_size: How many processes share every batch (``context.world_size``).
+        rank: Rank of this process (``context.rank``), which selects its part of every batch.
+        world_size: Number of processes that share every batch (``context.world_size``).
         shuffle: Shuffle every epoch.
         collate: Turns a list of items into a batch; default: torch's.
-        workers: Processes that read items; 0 reads in this one.
+        workers: Number of processes that read items; 0: items are read in this process.
 
     Raises:
         ValueError: If the data set is empty, or smaller than the number of processes.
@@ -52,7 +53,7 @@ class LoaderBatches:
         self._collate, self._workers = collate, workers
 
     def __len__(self) -> int:
-        """Batches an epoch."""
+        """Batches per epoch."""
         return self.size // self.batch_size
 
     def batches(self, epoch: int, start: int = 0) -> Iterator[Any]:
@@ -71,18 +72,18 @@ class LoaderBatches:
 
 
 def equal_parts(batch_size: int, world_size: int) -> int:
-    """Return the largest batch size up to `batch_size` that can be cut into equal parts, one a process.
+    """Return the largest batch size up to `batch_size` that can be split into equal parts, one per process.
 
     Raises:
         ValueError: If there are more processes than examples.
     """
     if batch_size < world_size:
-        raise ValueError(f"{batch_size} examples a batch cannot be shared by {world_size} processes")
+        raise ValueError(f"{batch_size} examples per batch cannot be shared by {world_size} processes")
     return batch_size - batch_size % world_size
 
 
 def part_of_batch(batch_size: int, rank: int, world_size: int) -> slice:
-    """Return which examples of a batch process number `rank` of `world_size` gets: equal, adjacent parts."""
+    """Return the slice of a batch that process `rank` of `world_size` gets: equal, adjacent parts."""
     size = batch_size // world_size
     return slice(rank * size, (rank + 1) * size)
 

@@ -1,4 +1,4 @@
-"""Work spread over processes that may die: a decoder can crash on a broken file, and takes only that file with it."""
+"""Run work in processes that may die: if a decoder crashes on a broken file, only that file is lost."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ MOST_WORKERS = 8
 """Processes that decode videos if nobody says how many."""
 
 _AHEAD = 4
-"""Items in flight for each process."""
+"""Items in flight per process."""
 
 
 def available_cores() -> int:
-    """Return how many cores this process may use."""
+    """Return the number of CPU cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
@@ -36,16 +36,16 @@ def worker_count(asked: int | None = None) -> int:
 def map_in_order(
     function: Callable[[A], R], items: Iterable[A], *, workers: int, died: Callable[[A], R]
 ) -> Generator[tuple[A, R], None, None]:
-    """Yield (item, function(item)) in the order of `items`, computed by other processes.
+    """Yield (item, function(item)) in the order of `items`, computed by worker processes.
 
-    If a process dies, the items that were in flight are tried again, one at a time. The processes end with this one,
-    even if it is killed.
+    If a worker dies, the items in flight are tried again, one at a time. The workers end with this process, even if it
+    is killed.
 
     Args:
-        function: A function of a module, so that it can be pickled.
-        items: Taken as they are needed.
-        workers: Processes; 0: this one does it all.
-        died: Gives the result of an item whose process died again.
+        function: A module-level function, so that it can be pickled.
+        items: The items, consumed as needed.
+        workers: Number of worker processes; 0: everything runs in this process.
+        died: Returns the result for an item whose worker died twice.
     """
     if workers < 1:
         yield from ((item, function(item)) for item in items)
@@ -82,7 +82,7 @@ def _pool(workers: int) -> ProcessPoolExecutor:
 
 
 def _submit(pool: ProcessPoolExecutor, function: Callable[[A], R], item: A) -> Future[R]:
-    """Submit, and let a pool that is already broken fail later, with those in flight."""
+    """Submit an item; if the pool is already broken, return a future that fails like those in flight."""
     try:
         return pool.submit(function, item)
     except BrokenProcessPool as error:
@@ -92,7 +92,7 @@ def _submit(pool: ProcessPoolExecutor, function: Callable[[A], R], item: A) -> F
 
 
 class _Alone:
-    """A process that does one item at a time; made when it is needed."""
+    """A worker process for one item at a time, started when it is first needed."""
 
     def __init__(self) -> None:
         self._pool: ProcessPoolExecutor | None = None
@@ -108,14 +108,14 @@ class _Alone:
             return died(item)
 
     def close(self) -> None:
-        """End the process."""
+        """Stop the worker process."""
         if self._pool is not None:
             self._pool.shutdown()
             self._pool = None
 
 
 def _obey() -> None:
-    """Leave Ctrl-C to the parent, and end when it does."""
+    """Leave Ctrl-C to the parent, and exit when the parent exits."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     parent = multiprocessing.parent_process()
     if parent is not None:

@@ -1,8 +1,8 @@
-"""Read a pickle from outside without running code from it: plain values and numpy arrays of them only.
+"""Read an untrusted pickle without running code from it: only plain values and numpy arrays are accepted.
 
-`pickle.load` runs whatever the file asks for. Here the few functions that a pickled numpy array names are replaced by
-records that only remember their arguments; the arrays are made from the records afterwards, with `numpy.frombuffer`,
-so that neither Python code nor numpy's unchecked ``__setstate__`` ever sees a hostile state.
+`pickle.load` runs any code that the file asks for. Here the few functions that a pickled numpy array names are replaced
+by records that only store their arguments. The arrays are built from the records afterwards, with `numpy.frombuffer`.
+So neither Python code nor numpy's unchecked ``__setstate__`` ever receives a hostile state.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from meltr.errors import UserError
 
 
 class _Dtype:
-    """What a pickled dtype says of itself: ``numpy.dtype(code, align, copy)`` and then its state."""
+    """Record of a pickled dtype: ``numpy.dtype(code, align, copy)`` and then its state."""
 
     __slots__ = ("byteorder", "code")
 
@@ -32,13 +32,13 @@ class _Dtype:
         self.byteorder = "="
 
     def __setstate__(self, state: tuple[Any, ...]) -> None:
-        """Keep the byte order; subarrays and fields (structured types) are refused."""
+        """Keep the byte order; reject subarrays and fields (structured types)."""
         if any(part is not None for part in state[2:5]):
             raise ValueError("a structured dtype")
         self.byteorder = _text(state[1])
 
     def make(self) -> np.dtype[Any]:
-        """Return the dtype; only booleans, numbers, fixed-width strings and objects are made."""
+        """Return the dtype; only booleans, numbers, fixed-width strings and objects are allowed."""
         dtype = np.dtype(_text(self.code))
         if dtype.kind not in "biufcSUO":
             raise ValueError(f"the dtype {dtype}")
@@ -46,7 +46,7 @@ class _Dtype:
 
 
 class _Array:
-    """What a pickled array says of itself."""
+    """Record of a pickled array."""
 
     __slots__ = ("axes", "buffer", "dtype", "order", "shape")
 
@@ -58,7 +58,7 @@ class _Array:
         self.axes: Any = None
 
     def __setstate__(self, state: tuple[Any, ...]) -> None:
-        """Take ``(version, shape, dtype, is_fortran, bytes)``, numpy's own state of an array."""
+        """Store ``(version, shape, dtype, is_fortran, bytes)``, numpy's own state of an array."""
         _, self.shape, self.dtype, fortran, self.buffer = state
         self.order = "F" if fortran else "C"
 
@@ -78,14 +78,14 @@ class _Array:
         return _shaped(np.frombuffer(bytearray(raw), dtype=dtype), shape, self.order, self.axes)
 
     def _shape(self, dtype: np.dtype[Any], size: int | None) -> tuple[int, ...]:
-        """Return the shape; ValueError if it does not fit `size` bytes (None: not known yet)."""
+        """Return the shape; ValueError if it does not match `size` bytes (None: not known yet)."""
         shape = tuple(int(length) for length in self.shape)
         if dtype.kind == "O" or min(shape, default=0) < 0 or size not in (None, math.prod(shape) * dtype.itemsize):
             raise ValueError(f"an array of shape {shape} and dtype {dtype} with {size} bytes")
         return shape
 
     def _objects(self) -> Any:
-        """Return an array of plain values: numpy pickles their list."""
+        """Return an object array of plain values, which numpy pickles as a list."""
         shape = tuple(int(length) for length in self.shape)
         if not isinstance(self.buffer, list) or min(shape, default=0) < 0 or math.prod(shape) != len(self.buffer):
             raise ValueError(f"an array of shape {shape} that is not made of a list of its objects")
@@ -102,7 +102,7 @@ def _shaped(flat: np.ndarray[Any, Any], shape: tuple[int, ...], order: str, axes
 
 
 class _Stand:
-    """Stands for one admitted global; immutable, so that no pickle can change it for the next one."""
+    """Stand-in for one allowed global; immutable, so that no pickle can change it for the next one."""
 
     __slots__ = ("kind",)
 
@@ -115,7 +115,7 @@ class _Stand:
         raise TypeError("immutable")
 
     def __call__(self, *args: Any) -> Any:
-        """Do what the admitted global would do, as far as it is harmless."""
+        """Do what the allowed global would do, restricted to harmless calls."""
         kind = self.kind
         if kind == "dtype":
             return _Dtype(args[0])
@@ -164,11 +164,11 @@ _ADMITTED = {
 
 
 class _ForbiddenError(Exception):
-    """A global that is not admitted; carries its name."""
+    """Raised for a global that is not allowed; carries its name."""
 
 
 class _Unpickler(pickle._Unpickler):
-    """The standard library's own unpickler in Python: its memo is a dict, so that a huge memo index costs nothing."""
+    """The standard library's pure-Python unpickler. Its memo is a dict, so a huge memo index costs no memory."""
 
     def find_class(self, module: str, name: str) -> Any:
         try:
@@ -181,7 +181,7 @@ class _Unpickler(pickle._Unpickler):
 
 
 def _finish(value: Any, done: dict[int, Any]) -> Any:
-    """Replace the records inside `value` by what they describe; `done` holds what has been met (shared, cyclic)."""
+    """Replace the records inside `value` by the objects they describe; `done` maps the ids of values already seen."""
     if id(value) in done:
         return done[id(value)]
     if isinstance(value, _Stand):
@@ -210,20 +210,20 @@ def load_pickle(path: Path, *, encoding: Literal["latin1", "bytes", "ASCII", "ut
 
     Args:
         path: The file.
-        encoding: What becomes of Python 2's byte strings: a codec for text, or ``bytes`` to keep them.
+        encoding: How to decode Python 2's byte strings: a text codec, or ``bytes`` to keep them.
 
     Returns:
         None, booleans, numbers, text, bytes, numpy arrays and scalars, and lists, tuples, sets and dicts of them.
 
     Raises:
         UserError: If the file cannot be read, is truncated or corrupt, or names anything but the above. The message
-            names the file and the forbidden global; nothing of it has been imported or called.
+            names the file and the forbidden global. Nothing from the file has been imported or called.
     """
 
     def read() -> Any:
         content = path.read_bytes()
         if not content.endswith(pickle.STOP):
-            raise EOFError("it does not end as a pickle does")
+            raise EOFError("it does not end like a pickle")
         return _finish(_Unpickler(io.BytesIO(content), encoding=encoding).load(), {})
 
     return _explained(path, read)
@@ -231,12 +231,12 @@ def load_pickle(path: Path, *, encoding: Literal["latin1", "bytes", "ASCII", "ut
 
 @dataclass(frozen=True, slots=True)
 class Span:
-    """Where a long text lies in a file: its first byte and the one after its last (hashable: it may be a key).
+    """Position of a long text in a file: its first byte and the byte after its last (hashable: it may be a key).
 
     Args:
         start: The first byte.
         stop: The byte after the last.
-        latin1: The bytes are meant that the text has in Latin-1: how protocol 2 writes bytes.
+        latin1: The value is the Latin-1 encoding of the text, which is how protocol 2 writes bytes.
     """
 
     start: int
@@ -245,11 +245,11 @@ class Span:
 
     @property
     def size(self) -> int | None:
-        """Bytes that `read` returns; None if only reading tells."""
+        """Number of bytes that `read` returns; None if it is known only after reading."""
         return None if self.latin1 else self.stop - self.start
 
     def as_latin1(self) -> Span:
-        """Return the same place, read as text in Latin-1."""
+        """Return the same span, read as Latin-1 text."""
         return replace(self, latin1=True)
 
     def read(self, content: bytes | mmap.mmap) -> bytes:
@@ -260,11 +260,11 @@ class Span:
 
 @dataclass(frozen=True, slots=True)
 class ArraySpan:
-    """Where the numbers of a large array lie in a file.
+    """Position of the data of a large array in a file.
 
     Args:
-        span: The place.
-        dtype: What they are.
+        span: The position.
+        dtype: Type of the elements.
         shape: Lengths of the axes.
         order: ``C``, ``F`` or ``K`` with `axes`, as numpy pickles it.
         axes: Order of the axes, for ``K``.
@@ -280,22 +280,22 @@ class ArraySpan:
         """Return the array, read-only; `content` is the whole file.
 
         Raises:
-            ValueError: If there are not as many bytes as the shape says.
+            ValueError: If the number of bytes does not match the shape.
         """
         return _shaped(np.frombuffer(self.span.read(content), dtype=self.dtype), self.shape, self.order, self.axes)
 
 
 def index_pickle(path: Path, *, shortest: int = 256) -> Any:
-    """Return what `load_pickle` does, but of what is long only where it lies: a file of gigabytes is hardly read.
+    """Return what `load_pickle` returns, with only the positions of long values: most of a large file is never read.
 
     Args:
         path: The file.
-        shortest: Bytes from which a text or an array counts as long.
+        shortest: Size in bytes from which a text or an array counts as long.
 
     Returns:
-        As `load_pickle`, with a `Span` of the file in place of each long text (there in UTF-8) and of long bytes, keys
-        included, and an `ArraySpan` in place of each large array. What Python 2 or protocol 0 wrote is returned as it
-        is.
+        As `load_pickle`, with a `Span` in place of each long text (stored in UTF-8) and each long bytes value, keys
+        included, and an `ArraySpan` in place of each large array. Values written by Python 2 or protocol 0 are returned
+        unchanged.
 
     Raises:
         UserError: As `load_pickle`.
@@ -304,14 +304,14 @@ def index_pickle(path: Path, *, shortest: int = 256) -> Any:
     def read() -> Any:
         with path.open("rb") as stream, mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as content:
             if content[-1:] != pickle.STOP:
-                raise EOFError("it does not end as a pickle does")
+                raise EOFError("it does not end like a pickle")
             return _finish(_Indexer(content, shortest).load(), {})
 
     return _explained(path, read)
 
 
 class _Indexer(_Unpickler):
-    """Steps over long texts and remembers where they lie."""
+    """Skips over long texts and records their positions."""
 
     read: Callable[[int], bytes]
     append: Callable[[Any], None]
@@ -334,7 +334,7 @@ class _Indexer(_Unpickler):
             self.append(str(raw, "utf-8", "surrogatepass") if text else raw)
 
     def _pass_frame(self) -> None:
-        """Frames only tell how much to read ahead; without, all reading goes to the file itself."""
+        """Skip the frame header: it only says how much to read ahead, and here the file itself is read."""
         self.read(8)
 
     dispatch[pickle.FRAME[0]] = _pass_frame
@@ -346,14 +346,14 @@ class _Indexer(_Unpickler):
 
 
 def _explained(path: Path, read: Callable[[], Any]) -> Any:
-    """Return what `read` does; UserError that names the file if it cannot."""
+    """Return the result of `read`; on failure raise a UserError that names the file."""
     try:
         return read()
     except _ForbiddenError as error:
         raise UserError(
             f"{path} was refused: it asks for {error}, which is neither a plain value nor a numpy array, "
             "and loading it could run code.",
-            "Nothing of it was run. Get the file again from its official source.",
+            "None of its code was run. Download the file again from its official source.",
         )
     except OSError as error:
         raise UserError(f"Cannot read {path}: {error.strerror or error}.", "Check the path and its permissions.")
@@ -361,5 +361,5 @@ def _explained(path: Path, read: Callable[[], Any]) -> Any:
         size = path.stat().st_size
         raise UserError(
             f"{path} is truncated or corrupt ({size:,} bytes): {type(error).__name__}: {error}.",
-            "Delete it and get it again from its official source.",
+            "Delete it and download it again from its official source.",
         )

@@ -1,1 +1,1 @@
-"""Metrics and the trivial answers to compare them with. NumPy alone, so that they are quick to import."""
+"""Metrics of ranking and classification. They need only NumPy, so that they import quickly."""

@@ -1,4 +1,4 @@
-"""Accuracy: the right class among the best k, for all examples and for each class."""
+"""Top-k accuracy, over all examples and per class."""
 
 from __future__ import annotations
 
@@ -11,26 +11,26 @@ from meltr.metrics.ranking import Ties, ranks
 
 
 def hits(scores: npt.ArrayLike, labels: npt.ArrayLike, *, k: int = 1, ties: Ties = "stable") -> npt.NDArray[np.bool_]:
-    """Return for each example whether its class is among the k best.
+    """Return for each example whether its class is among the k highest scores.
 
     Args:
         scores: Shape (N, classes), the higher the better.
-        labels: Shape (N,): the right class; -1: none of the classes, which is never a hit.
-        k: How many guesses count. More than there are classes: all.
-        ties: What classes with the same score do, see `meltr.metrics.ranking.Ties`; ``stable`` prefers the lower index,
-            as argmax does.
+        labels: Shape (N,): the correct class; -1: none of the classes, which is never a hit.
+        k: Number of guesses that count; a value above the number of classes means all.
+        ties: How equal scores are ranked, see `meltr.metrics.ranking.Ties`; ``stable`` prefers the lower index, as
+            argmax does.
 
     Returns:
         Shape (N,).
 
     Raises:
         MeltrError: If a score is NaN.
-        ValueError: If the shapes do not fit, a label is out of range, `k` is below 1, or `ties` is ``positions``.
+        ValueError: If the shapes do not match, a label is out of range, `k` is below 1, or `ties` is ``positions``.
     """
     if k < 1:
         raise ValueError(f"k={k}: at least one guess must count")
     if ties == "positions":
-        raise ValueError("ties='positions' gives several ranks an example: choose another")
+        raise ValueError("ties='positions' gives several ranks per example: choose another")
     right = np.asarray(labels)
     known = right != -1
     found: npt.NDArray[np.bool_] = known & (ranks(scores, np.where(known, right, 0), ties=ties) <= k)
@@ -40,7 +40,7 @@ def hits(scores: npt.ArrayLike, labels: npt.ArrayLike, *, k: int = 1, ties: Ties
 def topk_accuracy(
     scores: npt.ArrayLike, labels: npt.ArrayLike, *, ks: Sequence[int] = (1, 5), ties: Ties = "stable"
 ) -> dict[str, float]:
-    """Return ``top1``, ``top5`` (for each of `ks`) in percent; arguments and errors as for `hits`."""
+    """Return ``top1``, ``top5`` (for each of `ks`) in percent; arguments and errors are those of `hits`."""
     return {f"top{k}": 100 * float(hits(scores, labels, k=k, ties=ties).mean()) for k in ks}
 
 
@@ -49,7 +49,7 @@ def per_class_accuracy(
 ) -> npt.NDArray[np.float64]:
     """Return the accuracy of each class in percent, shape (classes,); NaN for a class without examples.
 
-    Its mean without the NaN is the class-balanced accuracy. Arguments and errors as for `hits`.
+    The mean of the values that are not NaN is the class-balanced accuracy. Arguments and errors are those of `hits`.
     """
     found, right = hits(scores, labels, k=k, ties=ties), np.asarray(labels)
     known = right != -1

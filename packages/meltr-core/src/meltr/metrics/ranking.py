@@ -1,4 +1,4 @@
-"""Where the right candidate stands among all: the rank of a score in its row, with a defined answer to ties and NaN."""
+"""Rank of the correct candidate among all candidates, with defined handling of ties and NaN."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ import numpy.typing as npt
 from meltr.errors import MeltrError
 
 Ties = Literal["stable", "optimistic", "average", "pessimistic", "positions"]
-"""What a candidate with the same score as the right one does.
+"""How candidates with the same score as the correct one are ranked.
 
-| value | the right candidate stands |
+| value | the correct candidate ranks |
 | --- | --- |
-| ``stable`` | after those with the same score that are before it in the row, as a stable descending sort has it |
+| ``stable`` | after those with the same score that precede it in the row, as in a stable descending sort |
 | ``optimistic`` | before all of them |
 | ``average`` | in the middle of them |
 | ``pessimistic`` | after all of them |
-| ``positions`` | at every one of their positions: a row with n candidates of this score gives n ranks |
+| ``positions`` | at each of their positions: a row with n candidates of this score gives n ranks |
 
-Scores that are all alike (a collapsed model) give perfect ranks with ``optimistic``, and with ``stable`` the ranks of
-the order in the file. ``positions`` is what a look-up of the score in the sorted row gives, as public evaluation code
-for 1k-A has it.
+If all scores are equal (a collapsed model), ``optimistic`` gives perfect ranks, and ``stable`` gives ranks that follow
+the order of the file. ``positions`` is the result of looking up the score in the sorted row, as public evaluation code
+for 1k-A does.
 """
 
 Scores = npt.NDArray[np.floating]
@@ -30,19 +30,19 @@ Ranks = npt.NDArray[np.float64]
 
 
 def ranks(scores: npt.ArrayLike, right: npt.ArrayLike, *, ties: Ties = "stable") -> Ranks:
-    """Return the rank of the right candidate of each row, 1 for the best.
+    """Return the rank of the correct candidate in each row, 1 for the best.
 
     Args:
         scores: Shape (N, M): N rows of M candidates, the higher the better.
-        right: Shape (N,): the index of the right candidate.
+        right: Shape (N,): the index of the correct candidate.
         ties: See `Ties`.
 
     Returns:
-        Shape (N,); with ``ties="positions"`` as many as there are positions, those of a row together.
+        Shape (N,); with ``ties="positions"`` one rank per position, the ranks of a row adjacent.
 
     Raises:
         MeltrError: If a score is NaN.
-        ValueError: If the shapes do not fit, an index is out of range, or `ties` is unknown.
+        ValueError: If the shapes do not match, an index is out of range, or `ties` is unknown.
     """
     matrix = checked(scores)
     index = np.asarray(right)
@@ -70,7 +70,7 @@ def checked(scores: npt.ArrayLike) -> Scores:
 
     Raises:
         MeltrError: If a score is NaN.
-        ValueError: If it is no matrix with at least one row and column.
+        ValueError: If it is not a matrix with at least one row and one column.
     """
     matrix = np.asarray(scores)
     if matrix.ndim != 2 or not matrix.size:
@@ -80,7 +80,7 @@ def checked(scores: npt.ArrayLike) -> Scores:
     missing = int(np.isnan(matrix).sum())
     if missing:
         raise MeltrError(
-            f"{missing:,} of {matrix.size:,} scores are NaN: there is no rank among them.",
+            f"{missing:,} of {matrix.size:,} scores are NaN, so the candidates cannot be ranked.",
             "The model has diverged: lower --lr, or evaluate in float32.",
         )
     return matrix

@@ -1,4 +1,4 @@
-"""Progress on the terminal: a live bar where there is one, plain lines in a log or a pipe."""
+"""Progress of a run: a live bar on a terminal, plain lines in a log or a pipe."""
 
 from __future__ import annotations
 
@@ -23,17 +23,17 @@ if TYPE_CHECKING:
 
 
 class ConsoleObserver:
-    """Shows a run while it goes, on standard error, so that standard output stays free for ``--json``.
+    """Shows the progress of a run on standard error, so that standard output stays free for ``--json``.
 
-    On a terminal a bar with epoch, speed, memory and remaining time, and below it each loss with its sensitivity a_t
-    (how strongly the task pulls) and, once there was an outer step, its gradient product g_t (above zero: pulling
-    harder helps the primary task). Elsewhere one line at most every `interval` seconds, and every evaluation.
+    On a terminal it shows a bar with epoch, speed, memory and remaining time. Below the bar is each loss with its task
+    weight a_t and, after the first outer step, its gradient alignment g_t (above zero: a larger weight of the task
+    helps the primary task). Elsewhere it prints at most one line every `interval` seconds, and every evaluation.
 
     Args:
         quiet: Show nothing.
-        stream: Where to write; None: standard error.
+        stream: Stream to write to; None: standard error.
         interval: Seconds between two plain lines.
-        clock: Returns the time in seconds.
+        clock: Returns the current time in seconds.
     """
 
     def __init__(
@@ -57,7 +57,7 @@ class ConsoleObserver:
 
     @hookimpl
     def on_run_start(self, context: RunContext, data: Data) -> None:
-        """Say what is run on which data."""
+        """Print what is run on which data."""
         if self._quiet:
             return
         from rich.console import Console
@@ -77,7 +77,7 @@ class ConsoleObserver:
 
     @hookimpl
     def on_step_end(self, context: RunContext, record: StepRecord) -> None:
-        """Move the bar, or write a line if the last one is old enough."""
+        """Update the bar, or print a line if the last one is at least `interval` seconds old."""
         if self._live is not None:
             self._live.update(self._progress(record))
             return
@@ -89,22 +89,22 @@ class ConsoleObserver:
 
     @hookimpl
     def on_evaluation(self, context: RunContext, split: str, step: int, evaluation: Evaluation) -> None:
-        """Write the metrics of an evaluation."""
+        """Print the metrics of an evaluation."""
         self._print(text.evaluation_line(split, step, evaluation))
 
     @hookimpl
     def on_checkpoint(self, context: RunContext, path: Path) -> None:
-        """Remember where the last checkpoint lies."""
+        """Remember the path of the last checkpoint."""
         self._checkpoint = path
 
     @hookimpl
     def on_message(self, context: RunContext, level: str, message: str) -> None:
-        """Write a choice that was made, or a warning."""
+        """Print a message or a warning."""
         self._print(message if level == "info" else f"{level}: {message}", "" if level == "info" else "yellow")
 
     @hookimpl
     def on_run_end(self, context: RunContext, results: Mapping[str, Any]) -> None:
-        """Write the result, the cost and where everything lies."""
+        """Print the results, the cost and the path of the checkpoint."""
         self.close()
         if self._console is None:
             return
@@ -116,7 +116,7 @@ class ConsoleObserver:
             self._print(f"checkpoint: {checkpoint}")
 
     def close(self) -> None:
-        """Take the live display down; needed where a run ends with an error. Calling it twice does no harm."""
+        """Stop the live display; needed when a run ends with an error. Calling it twice is harmless."""
         if self._live is not None:
             self._live.stop()
             self._live = None
@@ -134,7 +134,7 @@ class ConsoleObserver:
         atexit.register(self.close)
 
     def _progress(self, record: StepRecord) -> RenderableType:
-        """Return the bar and the table of losses."""
+        """Return the progress bar and the table of losses."""
         from rich.console import Group
         from rich.progress_bar import ProgressBar
         from rich.table import Table
@@ -153,7 +153,7 @@ class ConsoleObserver:
 
 
 def losses_table(record: StepRecord) -> Table:
-    """Return a rich table with a row for each loss and one for the combined loss."""
+    """Return a rich table with one row per loss and one for the combined loss."""
     from rich.table import Table
 
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
@@ -176,9 +176,9 @@ def losses_table(record: StepRecord) -> Table:
 
 
 def results_table(results: Mapping[str, Any]) -> Table:
-    """Return a rich table with a row for each metric, the primary one first, and a column for each split.
+    """Return a rich table with one row per metric, the primary one first, and one column per split.
 
-    Trivial answers stand beside the split that they are of: the table stays narrow, however many metrics there are.
+    The baselines of a split are the columns beside it, so that the table stays narrow with many metrics.
     """
     from rich.table import Table
 

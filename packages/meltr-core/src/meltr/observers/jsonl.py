@@ -1,4 +1,4 @@
-"""The file ``metrics.jsonl``: one JSON object a line, in the order in which things happened.
+"""The file ``metrics.jsonl``: one JSON object per line, in chronological order.
 
 There are three kinds of lines::
 
@@ -8,7 +8,7 @@ There are three kinds of lines::
     {"kind": "evaluation", "step": int, "epoch": float, "split": "validation" | "test", "metrics": {name: float},
      "count": int}
 
-Numbers that are not finite are written as `meltr.files` says.
+Numbers that are not finite are encoded as described in `meltr.files`.
 """
 
 from __future__ import annotations
@@ -25,14 +25,15 @@ if TYPE_CHECKING:
 
 
 class MetricsWriter:
-    """Writes ``metrics.jsonl``, each line in one piece, so that a kill cuts at most the last one.
+    """Writes ``metrics.jsonl``, one write per line, so that a kill truncates at most the last line.
 
-    Resuming first drops what an interrupted run did past its checkpoint: lines with a step above `resume_step`, a cut
-    last line, and the test evaluation, which belongs to the end of a run. A line whose kind, step and split are already
-    in the file is not written again. So an interrupted and resumed run's file has the lines of an uninterrupted one.
+    On resume, the lines that an interrupted run wrote after its checkpoint are dropped first: lines with a step above
+    `resume_step`, a truncated last line, and the test evaluation, which belongs to the end of a run. A line whose kind,
+    step and split are already in the file is not written again. So the file of an interrupted and resumed run has the
+    lines of an uninterrupted one.
 
     Args:
-        path: The file; its folder is made if it is missing.
+        path: The file; its folder is created if it is missing.
         resume_step: Step of the checkpoint that the run continues from; None starts an empty file.
     """
 
@@ -49,7 +50,7 @@ class MetricsWriter:
         self._file = path.open("ab", buffering=0)
 
     def train(self, record: StepRecord) -> None:
-        """Write what happened since the last logged step."""
+        """Write a logged step."""
         self._write(
             {
                 "kind": "train",
@@ -99,7 +100,7 @@ class MetricsWriter:
         )
 
     def close(self) -> None:
-        """Close the file; calling it twice does no harm."""
+        """Close the file; calling it twice is harmless."""
         self._file.close()
 
     def __enter__(self) -> MetricsWriter:
@@ -121,7 +122,7 @@ class MetricsWriter:
 
 
 def _identity(line: Mapping[str, Any]) -> tuple[str, int, str]:
-    """Return what makes a line unique in its file."""
+    """Return the key that identifies a line in its file."""
     return str(line["kind"]), int(line["step"]), str(line.get("split", ""))
 
 

@@ -1,4 +1,4 @@
-"""``log.txt``: the run in plain lines with times, to read after the terminal is gone."""
+"""``log.txt``: a plain-text log of the run with timestamps."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ if TYPE_CHECKING:
 
 
 class LogObserver:
-    """Appends to ``log.txt`` in the run's folder; does nothing for a run without one.
+    """Appends to ``log.txt`` in the run's folder; does nothing if the run has no folder.
 
-    A resumed run appends too, below a new heading: unlike ``metrics.jsonl``, the log tells what really happened.
+    A resumed run appends too, below a new heading. Unlike ``metrics.jsonl``, the log keeps the interrupted part.
     """
 
     def __init__(self) -> None:
@@ -44,17 +44,17 @@ class LogObserver:
 
     @hookimpl
     def on_checkpoint(self, context: RunContext, path: Path) -> None:
-        """Write where a checkpoint lies."""
+        """Write the path of a checkpoint."""
         self._write(context, f"checkpoint  {path}")
 
     @hookimpl
     def on_message(self, context: RunContext, level: str, message: str) -> None:
-        """Write a choice that was made, or a warning."""
+        """Write a message or a warning."""
         self._write(context, f"{level}  {message}")
 
     @hookimpl
     def on_run_end(self, context: RunContext, results: Mapping[str, Any]) -> None:
-        """Write the result."""
+        """Write the results and the cost."""
         for line in text.results_lines(results):
             self._write(context, line)
 

@@ -1,4 +1,4 @@
-"""TensorBoard: the numbers of ``metrics.jsonl`` as scalars, below ``tensorboard/`` in the run's folder."""
+"""TensorBoard: the numbers of ``metrics.jsonl`` as scalars, in ``tensorboard/`` in the run's folder."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ if TYPE_CHECKING:
 
 
 class TensorboardObserver:
-    """Writes losses, sensitivities, gradient products, speed and metrics for TensorBoard.
+    """Writes losses, task weights, gradient alignments, speed and metrics for TensorBoard.
 
-    The first event of a resumed run hides what an interrupted run wrote past the checkpoint.
+    The first event of a resumed run hides the events that an interrupted run wrote after its checkpoint.
 
     Raises:
         UserError: If TensorBoard is not installed.
@@ -26,7 +26,7 @@ class TensorboardObserver:
     def __init__(self) -> None:
         if importlib.util.find_spec("tensorboard") is None:
             raise UserError(
-                "TensorBoard output was asked for, but the package 'tensorboard' is not installed",
+                "TensorBoard output was requested, but the package 'tensorboard' is not installed",
                 "Install it with: pip install 'meltr-core[tensorboard]'",
             )
         self._writer: Any = None
@@ -61,7 +61,7 @@ class TensorboardObserver:
         self.close()
 
     def close(self) -> None:
-        """Close the event file; calling it twice does no harm."""
+        """Close the event file; calling it twice is harmless."""
         if self._writer is not None:
             self._writer.close()
             self._writer = None

@@ -1,4 +1,4 @@
-"""The words and numbers that the console and ``log.txt`` share."""
+"""Text formatting shared by the console and ``log.txt``."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ _LONGEST_LIST = 8
 
 
 def memory(mebibytes: float) -> str:
-    """Return a memory size, ``812 MiB`` or ``12.3 GiB``."""
+    """Return a memory size as text, such as ``812 MiB`` or ``12.3 GiB``."""
     return f"{mebibytes:.0f} MiB" if mebibytes < 1024 else f"{mebibytes / 1024:.1f} GiB"
 
 
 def number(value: float) -> str:
-    """Return `value` with four significant digits, without an exponent where it can be avoided."""
+    """Return `value` with four significant digits, without an exponent where possible."""
     if 1e4 <= abs(value) < 1e7:
         return f"{value:.0f}"
     if not math.isfinite(value) or value == 0 or 1e-3 <= abs(value) < 1e4:
@@ -29,14 +29,14 @@ def number(value: float) -> str:
 
 
 def total_steps(context: RunContext, data: Data) -> int:
-    """Return the inner steps of a whole run."""
+    """Return the number of inner steps of a whole run."""
     steps = len(data.train) * context.spec.train.epochs
     limit = context.spec.train.max_steps
     return steps if limit is None else min(steps, limit)
 
 
 def heading(context: RunContext) -> str:
-    """Return what is being run, in one line."""
+    """Return one line that describes the run."""
     spec = context.spec
     return (
         f"{spec.backbone} / {spec.task} / {spec.dataset}  combiner {spec.combiner}"
@@ -45,7 +45,7 @@ def heading(context: RunContext) -> str:
 
 
 def facts(meta: Mapping[str, Any]) -> str:
-    """Return the facts that a data set tells about itself, in one line."""
+    """Return the facts about a data set in one line."""
     return "  ".join(f"{key.replace('_', ' ')} {_fact(value)}" for key, value in meta.items())
 
 
@@ -66,7 +66,7 @@ def _fact(value: Any) -> str:
 
 
 def step_line(record: StepRecord, total: int) -> str:
-    """Return a logged step in one line; ``a`` is the sensitivity, how strongly a task pulls."""
+    """Return a logged step in one line; ``a`` is the task weight."""
     losses = "  ".join(
         f"{name} {number(loss)}"
         + (f" (a {number(record.sensitivities[name])})" if name in record.sensitivities else "")
@@ -87,7 +87,7 @@ def metrics_text(metrics: Mapping[str, Any]) -> str:
 
 
 def with_skipped(metrics: Mapping[str, Any], skipped: Mapping[str, str] | None) -> dict[str, Any]:
-    """Return metrics for showing: those that were skipped stand at the end, with the reason for a value."""
+    """Return metrics for display: skipped ones come last, with the reason in place of a value."""
     return {**metrics, **{name: f"skipped ({reason})" for name, reason in (skipped or {}).items()}}
 
 
@@ -99,7 +99,7 @@ def evaluation_line(split: str, step: int, evaluation: Evaluation) -> str:
 
 
 def results_lines(results: Mapping[str, Any]) -> list[str]:
-    """Return a line with the metrics of each split and one with the cost."""
+    """Return one line per split and baseline with its metrics, and one line with the cost."""
     lines = []
     for split in ("validation", "test"):
         if results.get(split):
@@ -111,7 +111,7 @@ def results_lines(results: Mapping[str, Any]) -> list[str]:
 
 
 def cost_text(results: Mapping[str, Any]) -> str:
-    """Return steps, time, speed and memory of a finished run, as far as `results` knows them."""
+    """Return steps, time, speed and memory of a finished run, as far as `results` holds them."""
     parts = []
     if "steps" in results:
         parts.append(f"{results['steps']:,} steps")

@@ -1,4 +1,4 @@
-"""Several processes: PyTorch's DistributedDataParallel and FSDP2 around the losses of a run."""
+"""Training on several processes: PyTorch's DistributedDataParallel and FSDP2 around the losses of a run."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from meltr.parallel.sharing import Averaging, Compute, Sharing
 
 
 class LossModule(nn.Module):
-    """Lets a loss function, which may call any part of the model, stand for the forward of a wrapped module.
+    """A module whose forward calls a loss function, which may use any part of the model, so that it can be wrapped.
 
     Args:
         model: The backbone.
@@ -29,18 +29,18 @@ class LossModule(nn.Module):
         self.parts: tuple[Tensor, ...] = ()
 
     def forward(self, compute: Compute) -> tuple[Tensor, ...]:
-        """Return the losses, 0-dim each; also kept in `parts`, as they were before a wrapper touched them."""
+        """Return the losses, 0-dim each; also stored in `parts`, before a wrapper can change them."""
         self.parts = tuple(part.clone() for part in as_parts(compute()))  # FSDP warns of views
         return self.parts
 
     def take(self) -> tuple[Tensor, ...]:
-        """Return the last losses and forget them."""
+        """Return the last losses and clear them."""
         parts, self.parts = self.parts, ()
         return parts
 
 
 class Distributed(Sharing):
-    """What all ways of sharing a batch have in common: numbers are averaged over the ranks.
+    """Base class for sharing a batch over several processes: values are averaged over the ranks.
 
     Args:
         ranks: The processes.
@@ -52,11 +52,11 @@ class Distributed(Sharing):
         self.ranks = ranks
 
     def mean(self, values: Tensor) -> Tensor:
-        """Return the mean over the ranks of a small tensor: the same bits everywhere."""
+        """Return the mean over the ranks of a small tensor, bitwise equal on all ranks."""
         return self.ranks.mean(values)
 
     def mean_small(self, tensors: Sequence[Tensor | None]) -> list[Tensor | None]:
-        """Return the means over the ranks of a few small tensors, by one all-reduce."""
+        """Return the means over the ranks of a few small tensors, with one all-reduce."""
         present = [tensor for tensor in tensors if tensor is not None]
         if not present:
             return list(tensors)
@@ -68,8 +68,8 @@ class Distributed(Sharing):
 class DataParallel(Distributed):
     """Every rank holds all weights and its part of the batch (DistributedDataParallel).
 
-    The inner gradient is averaged by DDP's reducer while the backward runs. The outer step's v is taken by
-    torch.autograd.grad, which DDP does not see, and averaged by hand; g comes from every rank's own J and the
+    The inner gradient is averaged by DDP's reducer during the backward pass. The outer step's v is computed by
+    torch.autograd.grad, which bypasses DDP, and is averaged explicitly. g is computed from each rank's own J and the
     averaged q.
 
     Args:
@@ -85,7 +85,7 @@ class DataParallel(Distributed):
         )
 
     def evaluate(self, compute: Compute, *, inner: bool) -> tuple[Tensor, ...]:
-        """Call the loss function: through DDP where its reducer is to average the inner gradient."""
+        """Call the loss function, through DDP if its reducer has to average the inner gradient."""
         if not (inner and torch.is_grad_enabled()):
             return as_parts(compute())
         self._ddp(compute)
@@ -95,7 +95,7 @@ class DataParallel(Distributed):
     def inner_backward(
         self, losses: Sequence[Tensor], seeds: Sequence[Tensor], parameters: Sequence[Tensor], averaging: Averaging
     ) -> None:
-        """Add the gradient to ``.grad``, averaged by DDP, by hand, or by the piece that comes last."""
+        """Add the gradient to ``.grad``: averaged by DDP, explicitly, or later with the last micro-batch."""
         if averaging == "now":
             gradient = torch.autograd.grad(list(losses), list(parameters), list(seeds), allow_unused=True)
             accumulate(parameters, self.mean_direction(list(gradient), parameters))
@@ -107,16 +107,16 @@ class DataParallel(Distributed):
         return self._ddp.no_sync()
 
     def mean_direction(self, direction: Direction, parameters: Sequence[Tensor]) -> Direction:
-        """Return the mean over the ranks of their shares of a gradient, in a few large all-reduces."""
+        """Return the mean over the ranks of their gradients, with a few large all-reduces."""
         return self.ranks.mean_(direction, parameters)
 
     def products(self, rows: Iterable[Direction], direction: Direction) -> Tensor:
-        """Return the mean over the ranks of the inner products of their rows with a direction, (T+1,)."""
+        """Return the inner products of each rank's rows with a direction, averaged over the ranks, (T+1,)."""
         return self.ranks.mean(products(rows, direction).to(self.ranks.device))
 
 
 class WrappedDataParallel(DataParallel):
-    """The same for a loop of the user's own, whose losses call a model that is wrapped in DistributedDataParallel.
+    """Data parallelism for a user's own loop, whose losses call a model wrapped in DistributedDataParallel.
 
     Args:
         ranks: The processes.
@@ -136,13 +136,14 @@ class WrappedDataParallel(DataParallel):
 class Sharded(Distributed):
     """Every rank holds a shard of the weights and its part of the batch (FSDP2, ``fully_shard``).
 
-    Gradients exist as shards in ``.grad`` only, averaged by FSDP's reduce-scatter: v and the rows of J are taken by
-    ordinary backwards whose result is set aside. The shards are perturbed in place, and gathered copies thrown away.
+    Gradients exist only as shards in ``.grad``, averaged by FSDP's reduce-scatter. So v and the rows of J are computed
+    by ordinary backward passes whose results are moved out of ``.grad``. Finite differences perturb the shards in
+    place; gathered copies are then discarded.
 
     Args:
         ranks: The processes.
         model: The backbone; its modules are sharded.
-        root: A sharded wrapper with the losses as its forward; None: the losses call a sharded root themselves.
+        root: A sharded wrapper whose forward computes the losses; None: the losses call a sharded root themselves.
     """
 
     whole_weights = False
@@ -152,17 +153,17 @@ class Sharded(Distributed):
     def __init__(self, ranks: Ranks, model: nn.Module, root: nn.Module | None = None) -> None:
         super().__init__(ranks)
         self._model, self._root = model, root
-        # While a module is gathered, model.parameters() gives its gathered weights, not the shards.
+        # While a module is gathered, model.parameters() returns its gathered weights, not the shards.
         self._shards = list(model.parameters())
 
     @classmethod
     def around(cls, ranks: Ranks, model: nn.Module, blocks: Iterable[nn.Module]) -> Sharded:
-        """Shard the weights of a model over the ranks: each block on its own, the rest together.
+        """Shard the weights of a model over the ranks: each block separately, the rest together.
 
         Args:
             ranks: The processes.
             model: The backbone, on its device; its parameters become DTensors.
-            blocks: Modules that are gathered on their own.
+            blocks: Modules that are gathered separately.
         """
         from torch.distributed.device_mesh import init_device_mesh
         from torch.distributed.fsdp import fully_shard
@@ -186,7 +187,7 @@ class Sharded(Distributed):
     def gradient(
         self, losses: Sequence[Tensor], seeds: Sequence[Tensor], parameters: Sequence[Tensor], *, retain: bool = True
     ) -> list[Tensor | None]:
-        """Return this rank's shards of the averaged gradient; ``.grad`` stays as it was."""
+        """Return this rank's shards of the averaged gradient; ``.grad`` is not changed."""
         aside = [shard.grad for shard in self._shards]
         for shard in self._shards:
             shard.grad = None
@@ -206,7 +207,7 @@ class Sharded(Distributed):
         return self.ranks.sum(products(rows, direction).to(self.ranks.device))
 
     def as_gradient(self, parameter: Tensor, part: Tensor) -> Tensor:
-        """Return a shard as the DTensor that ``.grad`` must be."""
+        """Return a shard as the DTensor that ``.grad`` requires."""
         from torch.distributed.tensor import DTensor
 
         if not isinstance(parameter, DTensor):
@@ -217,7 +218,7 @@ class Sharded(Distributed):
 
     @contextmanager
     def gathered(self) -> Iterator[None]:
-        """Within this context all weights are whole in every process."""
+        """Return a context in which all weights are gathered in every process."""
         sharded = sharded_modules(self._root or self._model)
         for module in sharded:
             module.unshard()
@@ -228,7 +229,7 @@ class Sharded(Distributed):
                 module.reshard()
 
     def moved(self) -> None:
-        """Throw away gathered copies of weights, which are stale after a move."""
+        """Discard gathered copies of weights, which are stale after a weight change."""
         for module in sharded_modules(self._root or self._model):
             module.reshard()
 
@@ -243,7 +244,7 @@ def sharded_modules(model: nn.Module) -> list[Any]:
 
 
 def sharing_of(model: nn.Module) -> tuple[Sharing, nn.Module]:
-    """Return how processes share a model, found from its wrapper, and the model without the wrapper.
+    """Return how processes share a model, as determined by its wrapper, and the model without the wrapper.
 
     Args:
         model: A plain module, one wrapped in DistributedDataParallel, or one that ``fully_shard`` was applied to.

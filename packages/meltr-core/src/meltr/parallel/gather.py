@@ -1,4 +1,4 @@
-"""For losses that compare the examples of a batch with each other: see the examples of all processes."""
+"""Gather the examples of all processes, for losses that compare the examples of a batch with each other."""
 
 from __future__ import annotations
 
@@ -11,20 +11,20 @@ from torch import Tensor
 from meltr.errors import PluginError
 
 MOST = 16
-"""Numbers that describe a tensor: dimensions, type and sizes."""
+"""Length of the description of a tensor: dimensions, type and sizes."""
 
 
 def gather(tensor: Tensor) -> Tensor:
-    """Return the rows of all processes, in the order of ranks, with gradient; the identity in a single process.
+    """Return the rows of all processes, in rank order and differentiable; the identity in a single process.
 
     For losses with negatives from the batch: features of shape (B, D) become (world_size * B, D), and every process can
-    compute the loss of the joined batch. Each of them then has the whole loss, and each gets, in the backward, the sum
-    of what all processes' losses say about its own rows: world_size times the gradient of one. Averaging gradients over
-    processes, as DistributedDataParallel and FSDP2 do, divides that by world_size again, so that the result is exactly
-    the gradient of the joined batch. The same holds where every process computes the loss of its own rows against all,
-    and the losses are averaged.
+    compute the loss of the joint batch. In the backward pass each process receives the sum, over the losses of all
+    processes, of the gradients of its own rows: world_size times the gradient of one loss. Averaging gradients over
+    processes, as DistributedDataParallel and FSDP2 do, divides this by world_size, so that the result is exactly the
+    gradient of the joint batch. The same holds if every process computes the loss of its own rows against all rows, and
+    the losses are averaged.
 
-    Works under forward mode (the tangents are gathered as well), without a graph, and twice differentiated.
+    Supports forward mode (the tangents are gathered too), evaluation without a graph, and second derivatives.
 
     Args:
         tensor: Shape (B, ...), the same in all processes.
@@ -34,7 +34,7 @@ def gather(tensor: Tensor) -> Tensor:
     """
     if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1:
         return tensor
-    # One small exchange tells whether all agree: the largest of some numbers and of their negatives.
+    # One small all-reduce checks that all agree: the maximum of the description and of its negative.
     kind = sum(ord(letter) << (8 * (place % 6)) for place, letter in enumerate(str(tensor.dtype)))
     sizes = [tensor.dim(), kind, *tensor.shape][:MOST]
     numbers = torch.tensor(sizes + [0] * (MOST - len(sizes)), device=tensor.device)
@@ -43,7 +43,7 @@ def gather(tensor: Tensor) -> Tensor:
     if tensor.dim() == 0 or not torch.equal(extremes[:MOST], -extremes[MOST:]):
         raise PluginError(
             f"gather: process {dist.get_rank()} has shape {tuple(tensor.shape)} and {tensor.dtype}, "
-            "others another; all processes must have equal parts of a batch, with at least one dimension."
+            "but another process differs; all processes must have equal parts of a batch, with at least one dimension."
         )
     whole: Tensor = _Gather.apply(tensor)
     return whole

@@ -1,4 +1,4 @@
-"""The processes of a run: joined from torchrun's environment, and the few numbers they exchange."""
+"""The processes of a run: joining them from torchrun's environment, and exchanging small values."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from meltr.devices import resolve_device
 from meltr.errors import MeltrError, UserError
 
 BUCKET = 2**24
-"""Elements that `Ranks.mean_` sends in one all-reduce."""
+"""Number of elements that `Ranks.mean_` sends in one all-reduce."""
 
 SETTLE = 0.2
-"""Seconds in which gloo's threads drop the tensors of the last exchange.
+"""Seconds to wait until gloo's threads have released the tensors of the last exchange.
 
-They need the interpreter for that, even after the group is destroyed: an interpreter that is already shutting down ends
-such a thread, and with it the process ("terminate called without an active exception", SIGABRT).
+The threads need the interpreter for this, even after the group is destroyed. An interpreter that is already shutting
+down kills such a thread, and with it the process ("terminate called without an active exception", SIGABRT).
 """
 
 NEEDED = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
@@ -35,8 +35,8 @@ class Ranks:
     """The processes that share a run; in a single process every exchange is the identity.
 
     Args:
-        rank: Number of this process.
-        size: How many there are.
+        rank: Rank of this process.
+        size: Number of processes.
         device: Device of this process.
     """
 
@@ -46,12 +46,12 @@ class Ranks:
 
     @classmethod
     def single(cls, device: torch.device) -> Ranks:
-        """Return a run of one process."""
+        """Return the ranks of a run with a single process."""
         return cls(0, 1, device)
 
     @classmethod
     def current(cls) -> Ranks:
-        """Return the processes of torch's default process group, or a single one if there is none."""
+        """Return the ranks of torch's default process group, or a single process if there is no group."""
         if not (dist.is_available() and dist.is_initialized()):
             return cls.single(resolve_device("auto"))
         on_gpu = "nccl" in str(dist.get_backend())
@@ -60,11 +60,11 @@ class Ranks:
 
     @property
     def is_first(self) -> bool:
-        """True for the process that writes files and speaks."""
+        """True for rank 0, the process that writes files and prints."""
         return self.rank == 0
 
     def sum(self, values: Tensor) -> Tensor:
-        """Return the sum over the processes, of the same shape: the same bits everywhere."""
+        """Return the sum over the processes, of the same shape and bitwise equal on all ranks."""
         if self.size == 1:
             return values
         total = values.detach().clone()
@@ -72,16 +72,16 @@ class Ranks:
         return total
 
     def mean(self, values: Tensor) -> Tensor:
-        """Return the mean over the processes, of the same shape: the same bits everywhere."""
+        """Return the mean over the processes, of the same shape and bitwise equal on all ranks."""
         return values if self.size == 1 else self.sum(values) / self.size
 
     def mean_(self, tensors: Sequence[Tensor | None], shapes: Sequence[Tensor]) -> list[Tensor | None]:
-        """Return the means over the processes of a list of tensors, in a few large all-reduces.
+        """Return the means over the processes of a list of tensors, with a few large all-reduces.
 
-        An entry that is None everywhere stays None; where it is None in some processes only, it counts as zero there.
+        An entry that is None in all processes stays None; one that is None in some processes counts as zero there.
 
         Args:
-            tensors: One entry a parameter.
+            tensors: One entry per parameter.
             shapes: Tensors of the same shapes, types and devices, for the zeros.
         """
         if self.size == 1:
@@ -103,13 +103,13 @@ class Ranks:
         return found
 
     def broadcast(self, tensor: Tensor) -> Tensor:
-        """Give every process the first one's values, in place."""
+        """Copy the values of rank 0 to every process, in place."""
         if self.size > 1:
             dist.broadcast(tensor, 0)
         return tensor
 
     def broadcast_object(self, value: Any) -> Any:
-        """Return the first process' value everywhere."""
+        """Return the value of rank 0 in every process."""
         if self.size == 1:
             return value
         box = [value]
@@ -117,7 +117,7 @@ class Ranks:
         return box[0]
 
     def gather_objects(self, value: Any) -> list[Any]:
-        """Return every process' value, in the order of ranks."""
+        """Return the values of all processes, in rank order."""
         if self.size == 1:
             return [value]
         found: list[Any] = [None] * self.size
@@ -125,13 +125,13 @@ class Ranks:
         return found
 
     def barrier(self) -> None:
-        """Wait until all processes are here."""
+        """Wait until all processes have reached this call."""
         if self.size > 1:
             dist.barrier()
 
 
 def _buckets(numbers: Sequence[int], shapes: Sequence[Tensor]) -> Iterator[list[int]]:
-    """Yield runs of numbers whose tensors have one type and device, and at most about `BUCKET` elements together."""
+    """Yield buckets of indices whose tensors share type and device and hold about `BUCKET` elements in total."""
     bucket: list[int] = []
     elements = 0
     for number in numbers:
@@ -149,11 +149,11 @@ def _buckets(numbers: Sequence[int], shapes: Sequence[Tensor]) -> Iterator[list[
 def joined(
     device: str, resume: str = "Continue with: meltr run --resume RUN, or let torchrun --max-restarts do it."
 ) -> Iterator[Ranks]:
-    """Join the processes that torchrun started; without torchrun there is one, and nothing is set up.
+    """Join the processes started by torchrun; without torchrun there is a single process and nothing is set up.
 
     Args:
-        device: ``auto``, ``cpu`` or ``cuda``; with one process also ``cuda:1`` or ``mps``.
-        resume: What a user does when another process died.
+        device: ``auto``, ``cpu`` or ``cuda``; with a single process also ``cuda:1`` or ``mps``.
+        resume: Hint for the user if another process died.
 
     Raises:
         UserError: If the environment is incomplete, or there are fewer GPUs than processes on this machine.
@@ -181,7 +181,7 @@ def joined(
 
 
 def lost_a_peer(error: RuntimeError) -> bool:
-    """Tell whether an error of a collective operation means that another process is gone."""
+    """Return True if an error of a collective operation means that another process is gone."""
     if isinstance(error, dist.DistError):
         return True
     words = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "Connection refused", "Timed out")
@@ -190,7 +190,7 @@ def lost_a_peer(error: RuntimeError) -> bool:
 
 
 def _own_device(device: str, local_rank: int) -> torch.device:
-    """Return the device of the process with this number on this machine."""
+    """Return the device of the process with this local rank."""
     kind, _, index = device.partition(":")
     if index or kind == "mps":
         raise UserError(f"device={device} cannot be shared by several processes.", "Use --device auto, cuda or cpu.")
@@ -211,7 +211,7 @@ def _initialise(device: torch.device, rank: int, size: int) -> None:
     if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
         dist.init_process_group(backend, rank=rank, world_size=size)
         return
-    # torchrun's store outlives a restart: without a prefix of its own a new attempt finds the dead one's addresses.
+    # torchrun's store outlives a restart: without its own prefix, a new attempt finds the addresses of the dead one.
     kinds: Any = dist
     store = kinds.TCPStore(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), is_master=False)
     attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")

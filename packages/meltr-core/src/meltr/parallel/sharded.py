@@ -1,8 +1,8 @@
 """Checkpoints of sharded weights with torch.distributed.checkpoint: every process writes and reads its own part.
 
 Only tensors are stored: weights, buffers, and the optimiser's state by parameter name. They can be read by any number
-of processes, one without a process group included. Reading runs no code: torch's own reader unpickles the index of a
-checkpoint without restriction, so the index is read here, and knows the few types that it may hold.
+of processes, including a single one without a process group. Reading runs no code. Torch's own reader unpickles the
+index of a checkpoint without restriction; so the index is read here, and only the few types that it needs are allowed.
 """
 
 from __future__ import annotations
@@ -46,15 +46,15 @@ _INDEX_TYPES = {
 
 
 class _IndexUnpickler(pickle._Unpickler):
-    """Unpickles the index of a checkpoint: its own record types, sizes, data types, layouts and paths as text.
+    """Unpickles the index of a checkpoint: torch's record types, sizes, data types, layouts and paths as text.
 
-    The standard library's unpickler in Python: its memo is a dict, so that a huge memo index costs nothing.
+    Based on the standard library's pure-Python unpickler. Its memo is a dict, so a huge memo index costs no memory.
     """
 
     dispatch: ClassVar[dict[int, Any]] = dict(pickle._Unpickler.dispatch)
 
     def find_class(self, module: str, name: str) -> Any:
-        """Return a type that an index may name; refuse everything else."""
+        """Return a type that an index may name; reject everything else."""
         if _INDEX_TYPES.get(name) == module:
             return super().find_class(module, name)
         if module == "torch" and (name == "Size" or isinstance(getattr(torch, name, None), torch.dtype)):
@@ -62,11 +62,11 @@ class _IndexUnpickler(pickle._Unpickler):
         if (module, name) == ("torch.serialization", "_get_layout"):
             return super().find_class(module, name)
         if module.startswith("pathlib") and name in ("PosixPath", "WindowsPath", "PurePosixPath", "PureWindowsPath"):
-            return PurePath  # where the checkpoint was written: told, never used
+            return PurePath  # where the checkpoint was written; never used
         raise pickle.UnpicklingError(f"it names {module}.{name}, which no checkpoint needs")
 
     def _load_build(self) -> None:
-        """Refuse to set attributes of a type: they would stay for the whole process."""
+        """Reject setting attributes of a type, which would persist for the whole process."""
         if callable(self.stack[-2]):  # type: ignore[attr-defined]
             raise pickle.UnpicklingError("it changes a type")
         pickle._Unpickler.load_build(self)  # type: ignore[attr-defined]
@@ -75,21 +75,21 @@ class _IndexUnpickler(pickle._Unpickler):
 
 
 class _Writer(FileSystemWriter):
-    """Torch's writer, but for the index, which names its folder as text and not as an object of pathlib."""
+    """Torch's writer, except that the index stores its folder as text instead of a pathlib object."""
 
     def storage_meta(self) -> StorageMeta:
-        """Return what the index says of the save."""
+        """Return the metadata of this save for the index."""
         return StorageMeta(checkpoint_id=str(self.path), save_id=self.save_id)
 
 
 class SafeReader(FileSystemReader):
-    """Torch's reader of checkpoint folders, but for the index, which is read without running code."""
+    """Torch's reader of checkpoint folders, except that the index is read without running code."""
 
     def read_metadata(self, *args: Any, **kwargs: Any) -> Metadata:
         """Return the index of the checkpoint.
 
         Raises:
-            UserError: If it is missing, broken or holds something else.
+            UserError: If it is missing, broken or not an index.
         """
         folder = Path(self.path)
         try:
@@ -97,7 +97,7 @@ class SafeReader(FileSystemReader):
                 index = _IndexUnpickler(file).load()
         except FileNotFoundError:
             raise UserError(
-                f"{folder} is no sharded checkpoint: it has no .metadata.", "Was it copied whole?"
+                f"{folder} is not a sharded checkpoint: it has no .metadata.", "Was it copied completely?"
             ) from None
         except Exception as error:
             raise UserError(f"Cannot read {folder / '.metadata'}: {error}", "Choose another checkpoint.") from error
@@ -112,11 +112,11 @@ class SafeReader(FileSystemReader):
 
 
 def save_sharded(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
-    """Write weights, buffers and the optimiser's state; every process calls it and writes its part.
+    """Write weights, buffers and the optimiser's state; every process calls this and writes its part.
 
     Args:
-        folder: Where; created.
-        model: The backbone, sharded or whole.
+        folder: The folder of the checkpoint; created.
+        model: The backbone, sharded or not.
         optimizer: Its optimiser.
 
     Raises:
@@ -125,15 +125,16 @@ def save_sharded(folder: Path, model: nn.Module, optimizer: torch.optim.Optimize
     try:
         with _quiet_alone():
             save(_tensors(model, optimizer), storage_writer=_Writer(folder))
-    except CheckpointException as error:  # no Exception: nobody else would catch it
+    except CheckpointException as error:  # not a subclass of Exception: no caller would catch it
         raise OSError(_first(error)) from error
 
 
 def load_sharded(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer | None) -> None:
-    """Read what `save_sharded` wrote into a model and its optimiser, sharded over other processes or whole.
+    """Load a checkpoint of `save_sharded` into a model and its optimiser, sharded in any way or not at all.
 
     Raises:
-        UserError: If the checkpoint is broken or belongs to another model: names missing, unexpected, reshaped entries.
+        UserError: If the checkpoint is broken or belongs to another model; the message names missing, unexpected and
+            reshaped entries.
     """
     reader = SafeReader(folder)
     stored = _stored(reader.read_metadata())
@@ -147,7 +148,7 @@ def load_sharded(folder: Path, model: nn.Module, optimizer: torch.optim.Optimize
 
 
 def read_full(folder: Path) -> dict[str, Tensor]:
-    """Return weights and buffers by name, every tensor whole, on the CPU; needs no process group.
+    """Return weights and buffers by name, as full tensors on the CPU; needs no process group.
 
     Raises:
         UserError: If the checkpoint is broken.
@@ -169,13 +170,13 @@ def load_full(
     optimizer: torch.optim.Optimizer | None,
     state: Mapping[str, Any] | None,
 ) -> None:
-    """Load a checkpoint of whole tensors into a sharded model: every process takes its part.
+    """Load a checkpoint of full tensors into a sharded model; every process takes its part.
 
     Args:
-        tensors: Weights and buffers by name, every tensor whole.
+        tensors: Weights and buffers by name, as full tensors.
         model: The sharded backbone.
         optimizer: Its optimiser.
-        state: The state dict of an optimiser of the same parameters, every tensor whole.
+        state: The state dict of an optimiser of the same parameters, with full tensors.
 
     Raises:
         UserError: If the tensors belong to another model.
@@ -200,7 +201,7 @@ def load_full(
 
 
 def _like(tensor: Tensor, target: Tensor) -> Tensor:
-    """Return this process' part of a whole tensor, cut as `target` is."""
+    """Return this process' part of a full tensor, sharded like `target`."""
     from torch.distributed.tensor import DTensor, distribute_tensor
 
     if not isinstance(target, DTensor):
@@ -230,7 +231,7 @@ def _tensors(model: nn.Module, optimizer: torch.optim.Optimizer | None) -> dict[
 
 
 def _make_room(stored: Mapping[str, TensorStorageMetadata], model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
-    """Give the optimiser the state entries that the checkpoint holds, yet without content."""
+    """Create the optimiser's state entries that the checkpoint holds, filled with zeros."""
     for name, parameter in model.named_parameters():
         prefix = f"{OPTIMIZER}{name}."
         for key, entry in stored.items():
@@ -246,7 +247,7 @@ def _stored(index: Metadata) -> dict[str, TensorStorageMetadata]:
 
 
 def _compare(where: Path, stored: Mapping[str, Any], own: Mapping[str, Tensor]) -> None:
-    """Check that a checkpoint has the entries of the model, in their shapes; UserError."""
+    """Check that a checkpoint has the entries of the model with the same shapes; UserError if not."""
     theirs = {key: entry for key, entry in stored.items() if not key.startswith(OPTIMIZER)}
     sizes = {k: tuple(e.size if isinstance(e, TensorStorageMetadata) else e.shape) for k, e in theirs.items()}
     problems = {
@@ -269,7 +270,7 @@ def _load(tensors: dict[str, Any], reader: SafeReader, folder: Path, *, alone: b
 
 
 def _first(error: CheckpointException) -> str:
-    """Return what went wrong in the first process that failed."""
+    """Return the error message of the first process that failed."""
     rank, (cause, _) = min(error.failures.items())
     lines = str(cause).strip().splitlines() or [type(cause).__name__]
     return lines[0] if len(error.failures) == 1 and rank == 0 else f"process {rank}: {lines[0]}"
@@ -277,7 +278,7 @@ def _first(error: CheckpointException) -> str:
 
 @contextmanager
 def _quiet_alone() -> Iterator[None]:
-    """Torch warns that there is no process group, which is meant to be so in a single process."""
+    """Silence torch's warning about a missing process group, which is intended in a single process."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="torch.distributed is disabled", category=UserWarning)
         yield

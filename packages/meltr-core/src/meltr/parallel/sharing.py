@@ -1,4 +1,4 @@
-"""How gradients are taken and numbers are shared when one or several processes hold the batch and the weights."""
+"""Computation of gradients and exchange of values when one or several processes hold the batch and the weights."""
 
 from __future__ import annotations
 
@@ -15,58 +15,58 @@ from meltr.hypergradients.vectors import Direction, dot, products
 Compute = Callable[[], Losses]
 
 Averaging = Literal["backward", "now", "later"]
-"""Who averages an inner gradient over processes: the backward itself (its forward prepared that), nobody yet (a later
-piece of the same batch will), or a call of its own."""
+"""How an inner gradient is averaged over processes: ``backward``: by the backward pass, which the forward pass
+prepared; ``now``: by an explicit all-reduce; ``later``: not yet, but with a later micro-batch of the same batch."""
 
 
 class Sharing:
-    """One process holds everything: nothing is shared. The base of the other ways.
+    """Single process: nothing is shared. The base class of the other modes.
 
-    The losses of a batch that is spread over processes are the means of the processes' losses, and m is not linear: so
-    the losses are averaged *before* the combiner sees them (m(mean l) is not mean m(l)), and then gradients are.
+    The loss of a batch that is split over processes is the mean of the processes' losses, and m is not linear. So the
+    losses are averaged *before* they enter the combiner (m(mean l) is not mean m(l)), and then the gradients are.
     """
 
     one_process = True
     """False if losses and gradients are means over several processes."""
 
     whole_weights = True
-    """False if this process holds a shard of the weights: then torch.autograd.grad cannot reach them."""
+    """False if this process holds a shard of the weights, which torch.autograd.grad cannot differentiate by."""
 
     autocast_cache = True
-    """False if autocast must not keep low-precision copies of weights between uses."""
+    """False if autocast must not cache low-precision copies of weights."""
 
     def evaluate(self, compute: Compute, *, inner: bool) -> tuple[Tensor, ...]:
         """Call the loss function and return its losses, 0-dim each.
 
         Args:
             compute: The loss function.
-            inner: True if an inner backward will run on the graph and average the gradient.
+            inner: True if an inner backward pass will run on the graph and average the gradient.
         """
         return as_parts(compute())
 
     def gradient(
         self, losses: Sequence[Tensor], seeds: Sequence[Tensor], parameters: Sequence[Tensor], *, retain: bool = True
     ) -> list[Tensor | None]:
-        """Return the gradient of sum_t seeds_t * losses_t by one backward, this process' share.
+        """Return this process' gradient of sum_t seeds_t * losses_t, a vector-Jacobian product, by one backward pass.
 
         Args:
             losses: 0-dim tensors with their graph.
-            seeds: One weight a loss.
-            parameters: What to differentiate by; unused ones get None.
-            retain: Keep the graph for another backward.
+            seeds: One weight per loss.
+            parameters: Parameters to differentiate by; unused ones get None.
+            retain: Keep the graph for another backward pass.
         """
         return list(torch.autograd.grad(losses, parameters, seeds, retain_graph=retain, allow_unused=True))
 
     def inner_backward(
         self, losses: Sequence[Tensor], seeds: Sequence[Tensor], parameters: Sequence[Tensor], averaging: Averaging
     ) -> None:
-        """Add the gradient of sum_t seeds_t * losses_t to ``.grad``; frees the graph.
+        """Add the gradient of sum_t seeds_t * losses_t to ``.grad`` and free the graph.
 
         Args:
             losses: 0-dim tensors with their graph.
-            seeds: One weight a loss.
+            seeds: One weight per loss.
             parameters: The weights w.
-            averaging: Who averages over processes.
+            averaging: How the gradient is averaged over processes, see `Averaging`.
         """
         torch.autograd.backward(list(losses), list(seeds))
 
@@ -75,11 +75,11 @@ class Sharing:
         return values
 
     def mean_direction(self, direction: Direction, parameters: Sequence[Tensor]) -> Direction:
-        """Return the mean over the processes of their shares of a gradient by `parameters`."""
+        """Return the mean over the processes of their gradients by `parameters`."""
         return direction
 
     def mean_small(self, tensors: Sequence[Tensor | None]) -> list[Tensor | None]:
-        """Return the means over the processes of a few small tensors, which are None everywhere or nowhere."""
+        """Return the means over the processes of a few small tensors; each is None in all processes or in none."""
         return list(tensors)
 
     def dot(self, one: Direction, other: Direction) -> Tensor:
@@ -87,16 +87,16 @@ class Sharing:
         return dot(one, other)
 
     def products(self, rows: Iterable[Direction], direction: Direction) -> Tensor:
-        """Return the inner products of shares of gradients with an averaged direction, averaged, float64, (T+1,)."""
+        """Return the inner products of rows with an averaged direction, averaged over processes, float64, (T+1,)."""
         return products(rows, direction)
 
     def as_gradient(self, parameter: Tensor, part: Tensor) -> Tensor:
-        """Return what ``.grad`` of a parameter must be to hold `part`."""
+        """Return `part` in the form that ``.grad`` of the parameter requires."""
         return part
 
     def gathered(self) -> AbstractContextManager[Any]:
-        """Return a context in which all weights are whole, for evaluations that call any part of the model."""
+        """Return a context in which all weights are gathered, for evaluations that call any part of the model."""
         return nullcontext()
 
     def moved(self) -> None:
-        """Called after weights were changed in place."""
+        """Called after the weights were changed in place."""

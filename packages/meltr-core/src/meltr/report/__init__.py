@@ -1,1 +1,1 @@
-"""What is read from finished runs: the runs themselves, plots and comparisons. Imports neither torch nor matplotlib."""
+"""Reports on runs: reading run folders, plots and comparisons. Imports neither torch nor matplotlib."""

@@ -1,4 +1,4 @@
-"""Compares runs: mean and spread over seeds, and the difference to the first with paired tests."""
+"""Comparison of runs: mean and spread over seeds, and paired tests of the difference to the first run."""
 
 from __future__ import annotations
 
@@ -22,16 +22,16 @@ class Row:
     """One configuration in a comparison.
 
     Args:
-        label: Name of the run or of the seeds' parent.
-        combiner: How its losses were combined.
+        label: Name of the run, or of the parent folder of the seeds.
+        combiner: Name of its combiner.
         losses: Its losses, primary first.
         values: Seed -> value of the metric.
         mean: Mean over the seeds.
         std: Sample standard deviation; None for one seed.
         seconds: Mean training time; None if not recorded.
-        relative_seconds: The same as a multiple of the first row's.
-        difference: Mean difference to the first row over `pairs` common seeds, or of the means if there are none;
-            None in the first row.
+        relative_seconds: `seconds` divided by that of the first row.
+        difference: Mean difference to the first row over `pairs` common seeds. Without common seeds, the difference of
+            the means. None in the first row.
         pairs: Number of common seeds.
         p_t: p value of the paired t-test; None for fewer than two pairs.
         p_signed_rank: Exact p value of Wilcoxon's signed-rank test; None for fewer than two pairs.
@@ -56,12 +56,12 @@ class Comparison:
     """A table over configurations.
 
     Args:
-        metric: What is compared.
-        split: On which split.
-        higher_is_better: Direction; None if the runs do not say it for this metric.
-        dataset: On which data set.
+        metric: The metric that is compared.
+        split: The split it was evaluated on.
+        higher_is_better: Direction; None if the runs do not state it for this metric.
+        dataset: The data set.
         rows: The configurations; the first is the reference.
-        notes: What a reader must know to judge the table.
+        notes: Remarks that a reader needs to judge the table.
     """
 
     metric: str
@@ -77,17 +77,17 @@ class Comparison:
 
 
 def compare(paths: Sequence[Path], *, metric: str | None = None, split: str | None = None) -> Comparison:
-    """Compare the runs in `paths`, each the folder of a run or the parent of several seeds.
+    """Compare the runs in `paths`: each is the folder of a run, or the parent folder of several seeds.
 
     Runs of the same configuration with different seeds become one row.
 
     Args:
         paths: The folders; the first is the reference.
-        metric: What to compare; None: the primary metric of the runs.
-        split: ``test`` or ``validation``; None: test if every run has it, else validation, which a note then says.
+        metric: The metric to compare; None: the primary metric of the runs.
+        split: ``test`` or ``validation``; None: test if every run has it, else validation, and a note says so.
 
     Raises:
-        UserError: If a folder is no run, the runs cannot be compared, or metric or split are missing.
+        UserError: If a folder is not a run, the runs cannot be compared, or the metric or the split is missing.
     """
     notes: list[str] = []
     groups = _group(paths, notes)
@@ -99,7 +99,7 @@ def compare(paths: Sequence[Path], *, metric: str | None = None, split: str | No
     rows = _rows(groups, chosen_metric, chosen_split)
     rows = [rows[0], *(_against(rows[0], row) for row in rows[1:])]
     if any(row.pairs == 0 for row in rows[1:]):
-        notes.append("where no seed is shared with the first row, the difference is that of the means, untested")
+        notes.append("rows that share no seed with the first row show the untested difference of the means")
     results = runs[0].results or {}
     direction = results.get("higher_is_better") if chosen_metric == results.get("metric") else None
     return Comparison(
@@ -113,7 +113,7 @@ def compare(paths: Sequence[Path], *, metric: str | None = None, split: str | No
 
 
 def _group(paths: Sequence[Path], notes: list[str]) -> list[Group]:
-    """Load the runs and join those that differ in the seed only; a seed that is already there starts a new row."""
+    """Load the runs and join those that differ only in the seed; a repeated seed starts a new row."""
     groups: list[Group] = []
     seen: set[Path] = set()
     for path in paths:
@@ -124,11 +124,11 @@ def _group(paths: Sequence[Path], notes: list[str]) -> list[Group]:
         group = load_group(path)
         for run in group.runs:
             if run.results is None:
-                notes.append(f"{run.path} has no results.json (killed or still running) and is left out")
+                notes.append(f"{run.path} has no results.json (killed or still running) and is skipped")
         finished = Group(path, tuple(run for run in group.runs if run.results is not None))
         if not finished.runs:
             raise UserError(
-                f"{path} has no results yet: no results.json, so the run was killed or is still going",
+                f"{path} has no results yet: no results.json, so the run was killed or is still running",
                 f"Finish it with `meltr run --resume {group.runs[0].path}`, or look at it with `meltr plot {path}`",
             )
         _join(groups, finished)
@@ -146,7 +146,7 @@ def _join(groups: list[Group], new: Group) -> None:
 
 
 def _configuration(run: Run) -> str:
-    """Return what two runs share that differ in the seed only."""
+    """Return a key that is equal for runs that differ only in the seed."""
     spec = run.spec or {name: run.fact(name) for name in ("backbone", "task", "dataset", "combiner", "losses")}
     return json.dumps({key: spec[key] for key in spec if key not in _NOT_COMPARED}, sort_keys=True, default=str)
 
@@ -160,7 +160,7 @@ def _check_comparable(runs: Sequence[Run], metric: str | None) -> None:
         if len(found) > 1:
             what = "use of the miniature (sample)" if name == "sample" else name
             listing = "; ".join(f"{value}: {', '.join(names)}" for value, names in found.items())
-            hint = "Choose one metric for all with --metric NAME." if name == "metric" else "Compare each by itself."
+            hint = "Choose one metric for all with --metric NAME." if name == "metric" else "Compare them separately."
             raise UserError(f"The runs differ in their {what}, so their numbers cannot be compared: {listing}", hint)
 
 
@@ -176,7 +176,7 @@ def _choose_split(runs: Sequence[Run], split: str | None, notes: list[str]) -> s
 
 
 def _choose_metric(runs: Sequence[Run], metric: str | None, split: str) -> str:
-    """Return the metric to compare, checked to be there for every run."""
+    """Return the metric to compare; UserError if a run does not have it."""
     common = set.intersection(*({name for name, value in _metrics(run, split).items() if value is not None}
                                 for run in runs))  # fmt: skip
     chosen = metric or str((runs[0].results or {})["metric"])
@@ -225,7 +225,7 @@ def _rows(groups: Sequence[Group], metric: str, split: str) -> list[Row]:
 
 
 def _label(group: Group) -> str:
-    """Return the folder's name, without a trailing seed if several folders were joined."""
+    """Return the folder's name, without the trailing seed if several folders were joined."""
     run = group.runs[0]
     if len(group.runs) == 1:
         return run.name

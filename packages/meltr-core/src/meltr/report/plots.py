@@ -1,4 +1,4 @@
-"""The plots of a run: losses, sensitivities (Figure 4 of the paper), gradient products and metrics."""
+"""Plots of a run: losses, task weights (Figure 4 of the paper), gradient alignments and metrics."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ _FEW_WINDOWS = 12
 
 @dataclass(frozen=True)
 class Plots:
-    """What was drawn.
+    """The plots that were drawn and those that were skipped.
 
     Args:
-        files: Plot -> the files it was written to.
-        skipped: Plot -> why there is none.
+        files: Name of the plot -> the files it was written to.
+        skipped: Name of the plot -> why it was skipped.
     """
 
     files: dict[str, list[Path]]
@@ -37,19 +37,19 @@ class Plots:
 
 
 class NotRecordedError(Exception):
-    """A run does not have what a plot shows; the message says why."""
+    """The run did not record the data of a plot; the message says why."""
 
 
 def draw(group: Group, output: Path | None = None, formats: Sequence[str] = ("png",)) -> Plots:
-    """Draw every plot that the runs of `group` have the numbers for.
+    """Draw every plot for which the runs of `group` recorded the data.
 
     Args:
-        group: A run, or the seeds of one configuration: then lines are means and bands one standard deviation.
+        group: A run, or several seeds of one configuration; then lines are means and bands are one standard deviation.
         output: Folder for the files; None: ``plots/`` in the group's folder.
-        formats: Any of `meltr.report.style.FORMATS`.
+        formats: File formats, from `meltr.report.style.FORMATS`.
 
     Raises:
-        UserError: If matplotlib is missing, a format is unknown or nothing was logged yet.
+        UserError: If matplotlib is missing, a format is unknown, or nothing has been logged yet.
     """
     style.check_formats(formats)
     style.require_matplotlib()
@@ -66,7 +66,7 @@ def draw(group: Group, output: Path | None = None, formats: Sequence[str] = ("pn
 
 
 def losses_figure(group: Group) -> Figure:
-    """Draw each loss and the combined one over steps, a panel each, for their scales differ."""
+    """Draw each loss and the combined loss over steps, one panel each because their scales differ."""
     names = _ordered(group, series.names(group.runs, "train", "losses"))
     if not names:
         raise NotRecordedError("no training step was logged")
@@ -87,10 +87,10 @@ def losses_figure(group: Group) -> Figure:
 
 
 def sensitivities_figure(group: Group) -> Figure:
-    """Draw how strongly each task pulls in each epoch: the mean of a_t = d m(l) / d l_t (Figure 4)."""
+    """Draw the mean task weight a_t = d m(l) / d l_t of each task in each epoch (Figure 4)."""
     names = _ordered(group, series.names(group.runs, "train", "sensitivities"))
     if not names:
-        raise NotRecordedError("no sensitivities were logged")
+        raise NotRecordedError("no task weights were logged")
     figure, (axis,) = style.panels(1)
     figure.set_size_inches(7.4, 4.2)
     lasts = []
@@ -109,14 +109,14 @@ def sensitivities_figure(group: Group) -> Figure:
     axis.axhline(0, color=style.NEUTRAL, linewidth=0.8, zorder=1)
     lasts.sort(key=lambda item: -item[0])
     figure.legend(handles=[line for _, line in lasts], loc="outside right center", title="task")
-    axis.set_title("Sensitivity of the combined loss to each task")
-    _label(figure, [axis], x="epoch", y=r"sensitivity $a_t = \partial m / \partial \ell_t$")
+    axis.set_title("Task weights")
+    _label(figure, [axis], x="epoch", y=r"task weight $a_t = \partial m / \partial \ell_t$")
     _caption(figure, group, "mean over each epoch" if epochs.epochs[0] >= 1 else "mean over each tenth of the run")
     return figure
 
 
 def gradient_products_figure(group: Group) -> Figure:
-    """Draw g_t, what pulling harder on each task does for the primary one, over the outer steps."""
+    """Draw the gradient alignment g_t of each task over the outer steps."""
     names = _ordered(group, series.names(group.runs, "outer", "gradient_products"))
     if not names:
         raise NotRecordedError("no outer step was logged; only learned combiners take them")
@@ -133,13 +133,13 @@ def gradient_products_figure(group: Group) -> Figure:
         share = 100 * float(np.mean(known > 0)) if known.size else 0.0
         axis.set_title(name)
         axis.set_title(f"{share:.0f} % above 0", loc="right", fontsize="medium", fontweight="normal", color="#555555")
-    _label(figure, axes, x="step", y="gradient product $g_t$")
-    _caption(figure, group, "above 0: pulling harder on the task lowers the primary loss", _smoothing(window))
+    _label(figure, axes, x="step", y="gradient alignment $g_t$")
+    _caption(figure, group, "above 0: a larger task weight lowers the primary loss", _smoothing(window))
     return figure
 
 
 def evaluation_figure(group: Group) -> Figure:
-    """Draw the metrics over epochs on validation, the best one marked, and the test result."""
+    """Draw the validation metrics over epochs, with the best epoch marked, and the test result."""
     primary = next((run.metric for run in group.runs if run.metric), None)
     found = series.names(group.runs, "evaluations", "metrics")
     names = sorted(found, key=lambda name: name != primary)[:_MOST_METRICS]
@@ -169,7 +169,7 @@ FIGURES: dict[str, Callable[[Group], Figure]] = {
 
 
 def _draw_metric(axis: Axes, group: Group, name: str, *, handles: dict[str, Any]) -> None:
-    """Draw one metric, put the artists that need explaining into `handles`, and write the numbers into the title."""
+    """Draw one metric, add the artists for the legend to `handles`, and write the numbers into the title."""
     validation, test = (series.collect(group.runs, "evaluations", _metric_reader(name, split)) for split in _SPLITS)
     numbers = []
     if validation is not None and np.isfinite(validation.mean).any():
@@ -193,7 +193,7 @@ def _draw_metric(axis: Axes, group: Group, name: str, *, handles: dict[str, Any]
 
 
 def _best_index(group: Group, name: str, curve: series.Curve) -> int:
-    """Return where the primary metric is best; -1, the last, for others and where the direction is not known."""
+    """Return the index of the best primary metric; -1 (the last) for other metrics or if the direction is unknown."""
     results = next((run.results for run in group.runs if run.results), {})
     direction = results.get("higher_is_better")
     if direction is None or name != results.get("metric"):
@@ -213,13 +213,13 @@ def _reader(field: str, name: str) -> Callable[[Line], Any]:
 
 
 def _ordered(group: Group, found: Sequence[str]) -> list[str]:
-    """Return the names as the run lists its losses, so that each keeps its colour in every plot."""
+    """Return the names in the run's order of losses, so that each task has the same colour in every plot."""
     order = [name for name in group.losses if name in found]
     return order + [name for name in found if name not in order]
 
 
 def _draw_smoothed(axis: Axes, curve: series.Curve, color: str, *, parts: int) -> int:
-    """Draw single values faintly and their moving average over them; return the window."""
+    """Draw the logged values faintly and their moving average on top; return the window."""
     smoothed, window = series.smooth(curve, parts)
     if window > 1:
         for values in curve.values:
@@ -230,14 +230,14 @@ def _draw_smoothed(axis: Axes, curve: series.Curve, color: str, *, parts: int) -
 
 
 def _band(axis: Axes, x: series.Floats, curve: series.Curve, *, color: str) -> None:
-    """Draw one standard deviation over seeds around the mean, if there are several."""
+    """Draw a band of one standard deviation over seeds around the mean, if there are several seeds."""
     if curve.std is not None:
         low, high = curve.mean - curve.std, curve.mean + curve.std
         axis.fill_between(x, low, high, color=color, alpha=0.18, linewidth=0)
 
 
 def _limit(axis: Axes, curve: series.Curve, *, floor: bool) -> None:
-    """Keep a few outliers from flattening the curve: show the middle 98 % of the values and some room."""
+    """Limit the y axis to the middle 98 % of the values plus a margin, so that outliers do not flatten the curve."""
     known = curve.values[np.isfinite(curve.values)]
     if known.size < 50:
         return
@@ -259,7 +259,7 @@ def _smoothing(window: int) -> str:
 
 
 def _label(figure: Figure, axes: Sequence[Axes], *, x: str, y: str) -> None:
-    """Label the axes, once for all panels, and count steps and epochs in whole numbers."""
+    """Label the axes, once for all panels, with steps and epochs as whole numbers."""
     for axis in axes:
         style.whole_numbers(axis)
     if len(axes) == 1:
@@ -270,7 +270,7 @@ def _label(figure: Figure, axes: Sequence[Axes], *, x: str, y: str) -> None:
 
 
 def _caption(figure: Figure, group: Group, *texts: str) -> None:
-    """Write the name of the run and how to read the plot above it."""
+    """Write the name of the run and the explanation of the plot above it."""
     seeds = f"{len(group.runs)} seeds: mean ± standard deviation" if len(group.runs) > 1 else ""
     parts = [part for part in (group.name, seeds, *texts) if part]
     figure.suptitle("  |  ".join(parts), fontsize="small", color="#555555", x=0.01, ha="left")

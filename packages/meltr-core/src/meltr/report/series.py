@@ -1,4 +1,4 @@
-"""Turns the lines of metrics.jsonl into curves over seeds: aligned, smoothed, averaged per epoch."""
+"""Curves over seeds from the lines of metrics.jsonl: aligned, smoothed, averaged per epoch."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ class Curve:
     """Values of one quantity over training, for each seed.
 
     Args:
-        steps: Inner steps, (n,), rising.
-        epochs: The same in epochs, (n,).
+        steps: Inner steps, (n,), increasing.
+        epochs: The same points in epochs, (n,).
         values: (seeds, n), NaN where a seed has none (a killed run) or the value was not finite.
     """
 
@@ -52,15 +52,15 @@ class Curve:
 
 
 def collect(runs: Sequence[Run], kind: Kind, read: Callable[[Line], Any]) -> Curve | None:
-    """Return the curve of what `read` takes from each line.
+    """Return the curve of the values that `read` returns for each line.
 
     Args:
-        runs: The seeds; one that has no such value is left out.
-        kind: Which lines.
+        runs: The seeds; a seed without any value is skipped.
+        kind: The kind of lines to read.
         read: Returns a number, or None if the line does not have it.
 
     Returns:
-        None if no line has it.
+        The curve; None if no line has a value.
     """
     tables = []
     epoch_of: dict[int, float] = {}
@@ -94,7 +94,7 @@ def names(runs: Sequence[Run], kind: Kind, field: str) -> tuple[str, ...]:
 
 
 def per_epoch(curve: Curve) -> Curve:
-    """Return the mean over each epoch; over each tenth of a run that has fewer than three epochs.
+    """Return the mean over each epoch, or over each tenth of a run that has fewer than three epochs.
 
     The value at epoch e is the mean over the lines with e - 1 < epoch <= e.
     """
@@ -111,12 +111,12 @@ def per_epoch(curve: Curve) -> Curve:
 
 
 def smooth(curve: Curve, parts: int) -> tuple[Curve, int]:
-    """Return the centred moving average of each seed, and over how many values it goes.
+    """Return the centred moving average of each seed, and the length of the window.
 
-    The window is cut off at the ends of the run; NaN is left out of a mean.
+    The window is truncated at the ends of the run; NaN values are skipped.
 
     Args:
-        curve: What to smooth.
+        curve: The curve to smooth.
         parts: The window is the run's length divided by this.
     """
     window = max(1, 2 * (len(curve.steps) // parts // 2) + 1)

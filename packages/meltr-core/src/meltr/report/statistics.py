@@ -1,4 +1,4 @@
-"""Paired tests of two configurations over common seeds, with the standard library alone."""
+"""Paired tests of two configurations over common seeds; needs only the standard library."""
 
 from __future__ import annotations
 
@@ -29,10 +29,10 @@ def paired_t(differences: Sequence[float]) -> float | None:
     incomplete beta function.
 
     Args:
-        differences: One for each pair.
+        differences: One difference per pair.
 
     Returns:
-        None for fewer than two pairs, and if all differences are the same (t is then not defined).
+        The p value; None for fewer than two pairs, or if all differences are equal (t is then undefined).
     """
     spread = deviation(differences)
     if spread is None or spread <= 1e-12 * max(abs(value) for value in differences):
@@ -45,15 +45,15 @@ def paired_t(differences: Sequence[float]) -> float | None:
 def signed_rank(differences: Sequence[float]) -> float | None:
     """Return the exact two-sided p value of Wilcoxon's signed-rank test.
 
-    Under the null hypothesis every pattern of signs is as likely as any other; all 2^n are counted. Zeros are left out,
-    ties get their mean rank. It assumes no normal distribution, but n pairs cannot give less than 2^(1-n): at least six
-    are needed for p < 0.05.
+    Under the null hypothesis all 2^n patterns of signs are equally likely; all of them are counted. Zeros are dropped,
+    and ties get their mean rank. The test does not assume a normal distribution, but with n pairs p is at least
+    2^(1-n): p < 0.05 needs at least six pairs.
 
     Args:
-        differences: One for each pair.
+        differences: One difference per pair.
 
     Returns:
-        None if all differences are zero, or there are none.
+        The p value; None if all differences are zero, or there are none.
     """
     nonzero = [value for value in differences if value != 0]
     if not nonzero:
@@ -61,7 +61,7 @@ def signed_rank(differences: Sequence[float]) -> float | None:
     ranks = _doubled_ranks([abs(value) for value in nonzero])
     total = sum(ranks)
     positive = sum(rank for rank, value in zip(ranks, nonzero, strict=True) if value > 0)
-    counts = [1] + [0] * total  # counts[s]: sign patterns whose positive ranks add up to s
+    counts = [1] + [0] * total  # counts[s]: number of sign patterns whose positive ranks sum to s
     for rank in ranks:
         for sum_ in range(total, rank - 1, -1):
             counts[sum_] += counts[sum_ - rank]

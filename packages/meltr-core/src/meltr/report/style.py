@@ -1,4 +1,4 @@
-"""How the plots look: a colour-blind safe palette, quiet axes, and writing them to files."""
+"""Style of the plots: a colour-blind safe palette, plain axes, and writing figures to files."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def check_formats(formats: Sequence[str]) -> None:
     """Check that every format is known.
 
     Raises:
-        UserError: If one is not.
+        UserError: If a format is unknown.
     """
     for name in formats:
         if name not in FORMATS:
@@ -74,7 +74,7 @@ def check_formats(formats: Sequence[str]) -> None:
 
 @contextmanager
 def plotting() -> Iterator[None]:
-    """Apply the style inside the block; nothing global changes for a library user."""
+    """Apply the style inside the block, without changing matplotlib's global settings."""
     import matplotlib as mpl
 
     with mpl.rc_context(_SETTINGS):
@@ -82,7 +82,7 @@ def plotting() -> Iterator[None]:
 
 
 def look(index: int) -> dict[str, Any]:
-    """Return colour, dashes and marker of task `index`, different from those of every other in at least one."""
+    """Return colour, dashes and marker of task `index`; two tasks differ in at least one of them."""
     return {
         "color": PALETTE[index % len(PALETTE)],
         "linestyle": _DASHES[index // len(PALETTE) % len(_DASHES)],

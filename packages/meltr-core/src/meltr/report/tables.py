@@ -1,4 +1,4 @@
-"""Shows a comparison as a rich table or as Markdown."""
+"""Renders a comparison as a rich table or as Markdown."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 _RUN, _LOSSES, _VALUE, _DIFFERENCE = 0, 2, 4, 5
-_TEXTS = 3  # the columns of text, before those of numbers
+_TEXTS = 3  # number of text columns, which precede the numeric ones
 
 
 def cells(comparison: Comparison) -> tuple[list[str], list[list[str]]]:
@@ -54,7 +54,7 @@ def _probability(value: float | None) -> str:
 
 
 def legend(comparison: Comparison) -> list[str]:
-    """Return the lines below a table: what its columns mean and the notes."""
+    """Return the lines below a table: the meaning of its columns, and the notes."""
     words = {True: "; higher is better", False: "; lower is better", None: ""}[comparison.higher_is_better]
     losses = {row.losses for row in comparison.rows}
     lines = [f"Losses: {', '.join(comparison.rows[0].losses)}."] if len(losses) == 1 else []
@@ -82,7 +82,7 @@ def to_markdown(comparison: Comparison) -> str:
 
 
 def to_rich(comparison: Comparison) -> Table:
-    """Return the comparison as a rich table without its legend; the best mean is bold if the direction is known."""
+    """Return the comparison as a rich table without the legend; the best mean is bold if the direction is known."""
     from rich import box
     from rich.table import Table
     from rich.text import Text
@@ -109,6 +109,6 @@ def to_rich(comparison: Comparison) -> Table:
 
 
 def _columns(rows: list[list[str]]) -> list[int]:
-    """Return the columns that hold something; of the losses only if they differ, else the legend names them."""
+    """Return the columns that are not empty; the losses only if they differ, since otherwise the legend names them."""
     filled = [i for i in range(len(rows[0])) if any(row[i] for row in rows)]
     return [i for i in filled if i != _LOSSES or len({row[i] for row in rows}) > 1]

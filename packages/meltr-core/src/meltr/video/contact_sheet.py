@@ -1,4 +1,4 @@
-"""A contact sheet: one picture with the files that a prediction is about, best first. Imports Pillow on first use."""
+"""Contact sheet: one picture with the files of a prediction, best first. Imports Pillow on first use."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ if TYPE_CHECKING:
     Font = FreeTypeFont | BitmapFont
 
 COLUMNS, WIDTH, HEIGHT, MARGIN = 5, 240, 180, 16
-"""Tiles in a row; the box of a picture and the space around it, in pixels."""
+"""Tiles per row; size of the box of a picture and the space around it, in pixels."""
 
 TEXT, LINE = 15, 20
-"""Height of the letters and of a line, in pixels."""
+"""Height of the text and of a line, in pixels."""
 
 PAPER, BOX, FRAME, INK, FAINT = "white", "#eeeeee", "#cccccc", "#111111", "#666666"
 
@@ -37,7 +37,7 @@ class Tile:
 
     Args:
         path: A video, shown by its middle frame, or an image.
-        caption: What stands below it, above its name.
+        caption: Text below the picture, above the file name.
     """
 
     path: Path
@@ -45,10 +45,10 @@ class Tile:
 
 
 def tiles_of(rows: Sequence[Mapping[str, Any]]) -> tuple[Tile, ...]:
-    """Return a tile for every file in the rows of a prediction: its rank and the other values of its first row.
+    """Return one tile per file in the rows of a prediction, with its rank and the other values of its first row.
 
     Raises:
-        UserError: If no row is about a file.
+        UserError: If no row names a file.
     """
     first: dict[str, Mapping[str, Any]] = {}
     for row in rows:
@@ -56,7 +56,7 @@ def tiles_of(rows: Sequence[Mapping[str, Any]]) -> tuple[Tile, ...]:
             if key in row:
                 first.setdefault(os.fspath(row[key]), row)
     if not first:
-        raise UserError("There is nothing to draw: this prediction ranks no files.", "Leave --sheet out.")
+        raise UserError("There is nothing to draw: this prediction ranks no files.", "Remove --sheet.")
     return tuple(
         Tile(Path(path), "  ".join([f"{rank}.", *(_short(row[key]) for key in row if key not in FILE_KEYS)]))
         for rank, (path, row) in enumerate(first.items(), start=1)
@@ -64,7 +64,7 @@ def tiles_of(rows: Sequence[Mapping[str, Any]]) -> tuple[Tile, ...]:
 
 
 def write_sheet(path: Path, tiles: Sequence[Tile], *, title: str = "") -> None:
-    """Draw a sheet into a PNG file, which is written beside and renamed. Makes the folder.
+    """Draw a sheet into a PNG file, which is written to a temporary file and renamed. Creates the folder.
 
     Raises:
         UserError: If Pillow is missing, a file of `tiles` cannot be decoded, or `path` cannot be written.
@@ -74,11 +74,11 @@ def write_sheet(path: Path, tiles: Sequence[Tile], *, title: str = "") -> None:
     try:
         write_bytes(path, content.getvalue())
     except OSError as error:
-        raise UserError(f"Cannot write {path}: {error.strerror or error}.", "Choose another place for the sheet.")
+        raise UserError(f"Cannot write {path}: {error.strerror or error}.", "Choose another path for the sheet.")
 
 
 def draw_sheet(tiles: Sequence[Tile], *, title: str = "") -> Image:
-    """Return the sheet: up to `COLUMNS` tiles a row, each a picture in its box, a caption and a file name."""
+    """Return the sheet: up to `COLUMNS` tiles per row, each with a picture in a box, a caption and a file name."""
     image, drawing, fonts = require("PIL.Image"), require("PIL.ImageDraw"), require("PIL.ImageFont")
     font = fonts.load_default(TEXT)
     columns = min(COLUMNS, len(tiles))
@@ -101,7 +101,7 @@ def draw_sheet(tiles: Sequence[Tile], *, title: str = "") -> Image:
 
 
 def _fitted(text: str, font: Font, width: int) -> str:
-    """Return `text`, its middle left out where it is wider than `width` pixels."""
+    """Return `text`, with its middle replaced by an ellipsis if it is wider than `width` pixels."""
     kept, shown = len(text), text
     while kept > 1 and font.getlength(shown) > width:
         kept -= 1

@@ -1,4 +1,4 @@
-"""Parts of an adapter's hook `predict` that are the same for all backbones. Imports no torch."""
+"""Parts of an adapter's hook `predict` that all backbones share. Imports no torch."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from meltr.errors import UserError
 from meltr.video.frames.media_files import kind
 
 SHOWN = 5
-"""Answers in a message."""
+"""Number of answers shown in a message."""
 
 
 class Use(NamedTuple):
-    """What a run of a task can be asked.
+    """The requests that runs of a task accept.
 
     Args:
-        does: What it does, in a few words.
-        ask: Arguments of ``meltr predict`` that ask it.
-        needs: Which of ``question`` and ``search`` it needs; empty: neither.
-        choosing: Whether it can choose among given answers.
+        does: What such a run does, in a few words.
+        ask: Example arguments of ``meltr predict``.
+        needs: The required argument, ``question`` or ``search``; empty: neither.
+        choosing: True if it can choose among given answers.
     """
 
     does: str
@@ -38,22 +38,22 @@ USES = {
     "captioning": Use("describes videos", "--video FILE"),
     "sentiment": Use("says how positive the speaker of a video is", "--video FILE"),
 }
-"""Task -> what its runs can be asked."""
+"""Task -> the requests that its runs accept."""
 
 
 def check_request(request: PredictRequest, context: RunContext, *, must_choose: bool = False) -> None:
-    """Refuse what the run's task cannot use, and ask for what it lacks.
+    """Check that a request has exactly the arguments that the run's task can use.
 
     Args:
-        request: What is asked.
+        request: The request.
         context: The run.
-        must_choose: Whether it cannot answer without choices.
+        must_choose: True if the run cannot answer without choices.
 
     Raises:
-        UserError: If something is of no use, or missing.
+        UserError: If an argument cannot be used, or is missing.
     """
     use = USES[context.spec.task]
-    hint = f"Ask it so: meltr predict {context.run_dir} {use.ask}{' --choices a,b,c' if must_choose else ''}"
+    hint = f"For example: meltr predict {context.run_dir} {use.ask}{' --choices a,b,c' if must_choose else ''}"
     given = {"question": request.question, "search": request.search, "choices": request.choices or None}
     useful = {use.needs, "choices"} if use.choosing else {use.needs}
     for name, value in given.items():
@@ -66,21 +66,21 @@ def check_request(request: PredictRequest, context: RunContext, *, must_choose: 
 
 
 def chosen_answers(request: PredictRequest, names: Sequence[str]) -> list[int]:
-    """Return the numbers of the answers that may be given: those of the choices, or all.
+    """Return the indices of the allowed answers: those of the choices, or all.
 
     Args:
-        request: What is asked.
+        request: The request.
         names: The answers that the run knows.
 
     Raises:
-        UserError: If a choice is none of them.
+        UserError: If a choice is not among the answers.
     """
     unknown = [choice for choice in request.choices if choice not in names]
     if unknown:
         near = difflib.get_close_matches(unknown[0], names, n=SHOWN, cutoff=0.0)
         raise UserError(
-            f"{unknown[0]!r} is none of the {len(names):,} answers that this run knows.",
-            f"Nearest to it: {', '.join(near)}. Without --choices, all are tried.",
+            f"{unknown[0]!r} is not among the {len(names):,} answers that this run knows.",
+            f"Closest answers: {', '.join(near)}. Without --choices, all answers are tried.",
         )
     return [names.index(choice) for choice in request.choices] or list(range(len(names)))
 
@@ -88,14 +88,14 @@ def chosen_answers(request: PredictRequest, names: Sequence[str]) -> list[int]:
 def answer_rows(
     files: Sequence[Path], probabilities: Sequence[Sequence[float]], names: Sequence[str], *, column: str, top: int
 ) -> list[dict[str, Any]]:
-    """Return the `top` most probable answers for each file, best first; of equals, the first.
+    """Return the `top` most probable answers for each file, best first; in a tie, the first answer.
 
     Args:
-        files: The files, N.
-        probabilities: For each of them, of each answer, (N, A).
-        names: The answers, A.
+        files: The N files.
+        probabilities: Probability of each answer for each file, (N, A).
+        names: The A answers.
         column: Name of the column with the answer.
-        top: How many.
+        top: Number of answers per file.
     """
     rows = []
     for file, row in zip(files, probabilities, strict=True):
@@ -105,12 +105,12 @@ def answer_rows(
 
 
 def ranked_files(scored: Iterable[tuple[float, Path]], top: int, *, remark: str = "") -> Prediction:
-    """Return the `top` files with the highest scores, best first; of equals, the first named.
+    """Return the `top` files with the highest scores, best first; in a tie, the first given.
 
     Args:
-        scored: Score and file.
-        top: How many.
-        remark: Added to what the rows are.
+        scored: (score, file) pairs.
+        top: Number of files.
+        remark: Text appended to the description of the rows.
     """
     found = sorted(scored, key=lambda pair: -pair[0])
     rows = tuple({kind(file): file, "score": score} for score, file in found[:top])

@@ -1,8 +1,8 @@
-"""Readers of published annotations, one data set a file, and of the user's manifest. Imports no torch.
+"""Readers of published annotations, one data set per file, and of the user's manifest. Imports no torch.
 
-A reader is a module with ``LAYOUTS`` (one or more `layout.Layout`: which file goes where and how
-many items there are) and ``draft(layout, task, files)``, which turns the annotation files into examples. Looking for
-the videos, checking and leaving out is done here, for all alike. A new reader is a file and its line in `READERS`.
+A reader is a module with ``LAYOUTS`` (one or more `layout.Layout`: which file goes where, and the number of items) and
+``draft(layout, task, files)``, which turns the annotation files into examples. Finding the videos, checking them and
+skipping examples is done here for all readers. A new reader is a new file and a line in `READERS`.
 """
 
 from __future__ import annotations
@@ -30,16 +30,16 @@ READERS = {
     "kinetics400": "kinetics",
     "manifest": "manifest",
 }
-"""Data set -> module of this package that reads it, imported when it is needed."""
+"""Data set -> the module of this package that reads it, imported on first use."""
 
 
 class Reader(Protocol):
-    """What a module of this package offers."""
+    """Interface of a reader module of this package."""
 
     LAYOUTS: tuple[Layout, ...]
 
     def draft(self, layout: Layout, task: str, files: dict[str, Path]) -> Draft:
-        """Return what the annotation files (role -> path) say."""
+        """Return the content of the annotation files (role -> path)."""
 
 
 def reader(dataset: str) -> Reader:
@@ -50,12 +50,12 @@ def reader(dataset: str) -> Reader:
 
 
 def layout(dataset: str) -> Layout:
-    """Return what `dataset` looks like on disk; UserError if there is no reader for it."""
+    """Return the layout of `dataset` on disk; UserError if there is no reader for it."""
     return next(each for each in reader(dataset).LAYOUTS if each.dataset == dataset)
 
 
 def layout_for(dataset: str, task: str | None) -> tuple[Layout, str]:
-    """Return the layout of `dataset` and the task (default: its first); UserError if it has no such annotations."""
+    """Return the layout of `dataset` and the task (default: its first one); UserError if it has no such annotations."""
     found = layout(dataset)
     if task is not None and task not in found.tasks:
         raise UserError(f"{dataset} has no annotations for task {task!r}", did_you_mean(task, found.tasks))
@@ -63,21 +63,21 @@ def layout_for(dataset: str, task: str | None) -> tuple[Layout, str]:
 
 
 def read(dataset: str, task: str, root: Path | None, *, allow_missing: bool = False) -> Corpus:
-    """Read a data set as it is published.
+    """Read a data set in its published form.
 
     Args:
         dataset: Its name, one of `READERS`.
-        task: What it is wanted for.
-        root: Its folder (``--data-root``); a manifest may be named itself. None: it was not given.
-        allow_missing: Leave out examples whose video is not there, instead of refusing.
+        task: The task to read it for.
+        root: Its folder (``--data-root``), or the file of a manifest. None: not given.
+        allow_missing: Skip examples whose video is missing, instead of raising an error.
 
     Returns:
-        All examples of all splits that the data set has, in the order of the files. What to cut from training where
-        there is no validation split, and limits, are for the caller (`meltr.data.splits`).
+        All examples of all published splits, in the order of the files. Splitting off a validation set and limits are
+        left to the caller (`meltr.data.splits`).
 
     Raises:
         UserError: If there is no such reader or task, a file is missing or malformed, a split is empty, or videos are
-            missing. The hint says which file goes where.
+            missing. The hint states which file goes where.
     """
     found, task = layout_for(dataset, task)
     root = require_root(found, root)

@@ -1,4 +1,4 @@
-"""From the examples that a reader found to a checked `Corpus`: their media, the answers, what is left out and why."""
+"""Build a checked `Corpus` from a reader's examples: find their media, and note skipped examples."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ from meltr.video.annotations.layout import Layout
 from meltr.video.corpus import Corpus, Item
 
 SHOWN = 5
-"""Names shown of a longer list."""
+"""Number of names shown from a longer list."""
 
 
 @dataclass(frozen=True)
 class Draft:
-    """What the annotations say, before anybody looked for the videos.
+    """The content of the annotations, before the videos are looked up.
 
     Args:
         splits: ``train``, ``validation``, ``test`` -> examples in the order of the file.
         answers: As in `Corpus`.
         notes: As in `Corpus`.
-        stems: Media key -> names that its file may have, where that is not the key itself.
-        paths: Media key -> its file, where the annotations say it; None: files are found by name.
+        stems: Media key -> names that its file may have, if different from the key.
+        paths: Media key -> its file, if the annotations give it; None: files are found by name.
     """
 
     splits: Mapping[str, tuple[Item, ...]]
@@ -35,12 +35,12 @@ class Draft:
     paths: Mapping[str, Path] | None = None
 
     def media_names(self) -> list[str]:
-        """Return the media that the examples name, each once, in their order."""
+        """Return the distinct media keys of the examples, in order."""
         return list(dict.fromkeys(item.media for items in self.splits.values() for item in items))
 
 
 def find_media(draft: Draft, layout: Layout, root: Path) -> dict[str, Path]:
-    """Return media key -> file, for those that are there."""
+    """Return media key -> file, for the media that exist."""
     if draft.paths is not None:
         return existing(draft.paths)
     assert layout.media is not None
@@ -51,11 +51,11 @@ def assemble(draft: Draft, layout: Layout, *, task: str, root: Path, allow_missi
     """Return the corpus of a draft.
 
     Args:
-        draft: What the reader found.
-        layout: The data set.
+        draft: The content of the annotations.
+        layout: The layout of the data set.
         task: The task.
-        root: Its folder.
-        allow_missing: Leave out examples whose video is not there, instead of refusing.
+        root: The folder of the data set.
+        allow_missing: Skip examples whose video is missing, instead of raising an error.
 
     Raises:
         UserError: If a split is empty, or videos are missing.
@@ -69,10 +69,10 @@ def assemble(draft: Draft, layout: Layout, *, task: str, root: Path, allow_missi
         if not allow_missing or not media:
             raise _missing_error(layout, root, missing, named=len(missing) + len(media))
         splits, left_out = _without(draft.splits, frozenset(missing))
-        notes.append(f"{len(missing):,} of {len(missing) + len(media):,} videos are missing; left out: {left_out}")
+        notes.append(f"{len(missing):,} of {len(missing) + len(media):,} videos are missing; skipped: {left_out}")
         if not splits.get("train"):
             raise UserError(
-                f"{layout.dataset}: no training example is left, since none of their videos is in {root}.",
+                f"{layout.dataset}: no training example is left, because none of their videos is in {root}.",
                 layout.advice(root),
             )
     return Corpus(
@@ -90,7 +90,7 @@ def _check_not_empty(draft: Draft, layout: Layout, root: Path) -> None:
     empty = [name for name in dict.fromkeys(["train", *draft.splits]) if not draft.splits.get(name)]
     if empty:
         raise UserError(
-            f"{layout.dataset}: the annotations in {root} have no example for the split {' and '.join(empty)}.",
+            f"{layout.dataset}: the annotations in {root} have no examples for the split {' and '.join(empty)}.",
             layout.advice(root),
         )
 
@@ -99,7 +99,7 @@ def _missing_error(layout: Layout, root: Path, missing: Sequence[str], *, named:
     message = f"{layout.dataset}: {len(missing):,} of {named:,} videos that the annotations name are not in {root}: "
     lines = [layout.media_place(root)]
     if len(missing) < named:
-        lines.append("Go on without them: --allow-missing (their examples are left out, of the test too).")
+        lines.append("Continue without them: --allow-missing (their examples are skipped, in the test split too).")
     lines.append("Without any files: --sample.")
     return UserError(message + first(missing), "\n".join(lines))
 
@@ -107,34 +107,34 @@ def _missing_error(layout: Layout, root: Path, missing: Sequence[str], *, named:
 def _without(
     splits: Mapping[str, tuple[Item, ...]], missing: frozenset[str]
 ) -> tuple[dict[str, tuple[Item, ...]], str]:
-    """Return the splits without the examples of `missing` media, without those left empty, and a phrase about it."""
+    """Return the non-empty splits without examples of `missing` media, and a phrase that describes the loss."""
     kept = {name: tuple(item for item in items if item.media not in missing) for name, items in splits.items()}
     phrases = []
     for name, items in splits.items():
         lost = len(items) - len(kept[name])
         if lost:
-            gone = "" if kept[name] else ", so that the split is gone"
+            gone = "" if kept[name] else ", so the split is dropped"
             phrases.append(f"{lost:,} of {len(items):,} examples of {name}{gone}")
     return {name: items for name, items in kept.items() if items}, "; ".join(phrases) + "."
 
 
 def first(names: Sequence[str], count: int = SHOWN) -> str:
-    """Return the first names of a list, and that there are more."""
+    """Return the first names of a list, followed by "..." if there are more."""
     return ", ".join(names[:count]) + (", ..." if len(names) > count else "")
 
 
 def most_common_answers(items: Iterable[Item], limit: int | None = None) -> tuple[str, ...]:
     """Return the vocabulary of open-ended answers: the `limit` most frequent ones, in alphabetical order.
 
-    Of equally frequent answers, those that come first in the file are taken. With the training questions of MSVD-QA
-    this gives the 1,000 answers that published prepared files have, index by index.
+    Among equally frequent answers, those that come first in the file are taken. For the training questions of MSVD-QA
+    this gives exactly the 1,000 answers of published prepared files, with the same indices.
     """
     counts = Counter(item.answer for item in items if item.answer is not None)
     return tuple(sorted(answer for answer, _ in counts.most_common(limit)))
 
 
 def outside_note(splits: Mapping[str, Sequence[Item]], answers: Sequence[str]) -> tuple[str, ...]:
-    """Return a note on the questions whose answer is outside the vocabulary, if there are any."""
+    """Return a note about questions whose answer is outside the vocabulary, if there are any."""
     known = frozenset(answers)
     phrases = []
     for name, items in splits.items():
@@ -147,7 +147,7 @@ def outside_note(splits: Mapping[str, Sequence[Item]], answers: Sequence[str]) -
 
 
 def unique_ids(items: Iterable[Item]) -> tuple[tuple[Item, ...], int]:
-    """Return the items with ids made unique (``x``, ``x#2``, ``x#3``), and how many had to change."""
+    """Return the items with unique ids (``x``, ``x#2``, ``x#3``), and the number of changed ids."""
     seen: Counter[str] = Counter()
     done = []
     for item in items:
@@ -157,7 +157,7 @@ def unique_ids(items: Iterable[Item]) -> tuple[tuple[Item, ...], int]:
 
 
 def with_unique_ids(splits: Mapping[str, Iterable[Item]]) -> tuple[dict[str, tuple[Item, ...]], tuple[str, ...]]:
-    """Apply `unique_ids` to every split; return the splits and a note where ids were repeated."""
+    """Apply `unique_ids` to every split; return the splits and a note for each split with repeated ids."""
     done, notes = {}, []
     for name, items in splits.items():
         done[name], repeated = unique_ids(items)
@@ -167,7 +167,7 @@ def with_unique_ids(splits: Mapping[str, Iterable[Item]]) -> tuple[dict[str, tup
 
 
 def one_item_a_medium(items: Iterable[Item]) -> tuple[Item, ...]:
-    """Return one item a medium, or part of one, with the captions of all; ids are those of the first."""
+    """Merge items of the same medium and span into one with all their captions; the id is that of the first."""
     found: dict[tuple[str, tuple[float, float] | None], Item] = {}
     for item in items:
         known = found.get((item.media, item.span))

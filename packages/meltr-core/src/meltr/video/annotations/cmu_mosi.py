@@ -1,10 +1,10 @@
 """CMU-MOSI: 2,199 utterances of 93 monologues about films, each with a sentiment from -3 to 3.
 
-Zadeh, Zellers, Pincus, Morency, IEEE Intelligent Systems 2016. Two forms are read: ``index.tsv`` (or ``index.tsv.gz``),
-tab separated with the columns ``video``, ``segment``, ``intensity``, ``fold_standard`` (``train``, ``valid``,
-``test``) and ``words``; and ``label.csv`` of public repository thuiar/MMSA: ``video_id``, ``clip_id``, ``text``,
-``label``, ``mode``. Utterance 1 of the video 03bSnISJMiM is ``03bSnISJMiM_1.mp4``, or, beside ``label.csv``,
-``Raw/03bSnISJMiM/1.mp4``. The standard folds have no speaker in two of them.
+Zadeh, Zellers, Pincus, Morency, IEEE Intelligent Systems 2016. Two formats are read: ``index.tsv`` (or
+``index.tsv.gz``), tab separated with the columns ``video``, ``segment``, ``intensity``, ``fold_standard`` (``train``,
+``valid``, ``test``) and ``words``; and ``label.csv`` of the public repository thuiar/MMSA: ``video_id``, ``clip_id``,
+``text``, ``label``, ``mode``. Utterance 1 of the video 03bSnISJMiM is ``03bSnISJMiM_1.mp4``, or, beside ``label.csv``,
+``Raw/03bSnISJMiM/1.mp4``. In the standard folds, no speaker occurs in two folds.
 """
 
 from __future__ import annotations
@@ -19,22 +19,20 @@ from meltr.video.annotations.parsing import malformed, number_of, read_table, te
 from meltr.video.corpus import STRONGEST, Item
 
 SPLITS = {"train": "train", "valid": "validation", "validation": "validation", "dev": "validation", "test": "test"}
-"""What a line may say -> the split."""
+"""Name of a fold in the file -> split."""
 
 COLUMNS = {
     "index": ("video", "segment", "words", "intensity", "fold_standard"),
     "label": ("video_id", "clip_id", "text", "label", "mode"),
 }
-"""Form -> its columns: video, utterance, words, sentiment, fold."""
+"""Format -> its columns: video, utterance, words, sentiment, fold."""
 
 LAYOUTS = (
     Layout(
         dataset="cmu-mosi",
         summary="CMU-MOSI: 2,199 utterances about films, each with a sentiment from -3 to 3 (Zadeh et al., 2016).",
         tasks=("sentiment",),
-        files=(
-            AnnotationFile("labels", ("index.tsv", "index.tsv.gz", "label.csv"), "words, sentiment and fold of each"),
-        ),
+        files=(AnnotationFile("labels", ("index.tsv", "index.tsv.gz", "label.csv"), "words, sentiment and fold"),),
         media=MediaFolder(("Segmented", "Video/Segmented", "videos", "."), "03bSnISJMiM_1.mp4 (at any depth)", 2_199),
         unit="utterances",
         published={"train": 1_284, "validation": 229, "test": 686},
@@ -48,7 +46,7 @@ def draft(layout: Layout, task: str, files: Mapping[str, Path]) -> Draft:
     """Return the utterances of the three folds.
 
     Raises:
-        UserError: If the file is malformed, a sentiment lies outside -3 to 3, or an utterance is there twice.
+        UserError: If the file is malformed, a sentiment lies outside -3 to 3, or an utterance occurs twice.
     """
     path = files["labels"]
     form = "label" if path.suffix == ".csv" else "index"
@@ -63,7 +61,7 @@ def draft(layout: Layout, task: str, files: Mapping[str, Path]) -> Draft:
         if fold not in SPLITS:
             raise malformed(where, f"unknown fold {fold!r} in {names[4]}.", did_you_mean(fold, SPLITS))
         if key in seen:
-            raise malformed(where, f"the utterance {key} is that of line {seen[key]} too.")
+            raise malformed(where, f"the utterance {key} already occurs in line {seen[key]}.")
         seen[key] = line
         score = number_of(row, names[3], where, low=-STRONGEST, high=STRONGEST)
         words = " ".join(row[names[2]].split()) or None

@@ -1,4 +1,4 @@
-"""Find the files of videos and images: folders are listed once, no file is asked for by name."""
+"""Find the files of videos and images by listing each folder once, without a check per file."""
 
 from __future__ import annotations
 
@@ -7,19 +7,19 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 SUFFIXES = (".mp4", ".avi", ".webm", ".mkv", ".mov", ".gif")
-"""Endings that count as videos, the preferred one first where a video is there twice."""
+"""Video file extensions, in order of preference if a video exists in several formats."""
 
 
 def index_by_stem(root: Path, folders: Iterable[str]) -> dict[str, Path]:
-    """Return name without ending -> file, for all videos in `folders` below `root`.
+    """Return name without extension -> file, for all videos in `folders` below `root`.
 
-    Where a name is there more than once, the earlier folder wins, then the earlier of `SUFFIXES`, then the path that
+    If a name occurs more than once, the earlier folder wins, then the earlier entry of `SUFFIXES`, then the path that
     sorts first.
 
     Args:
         root: Folder of the data set.
-        folders: Folders below it, searched at any depth; ``.``: the root itself, without its subfolders. Those that do
-            not exist are skipped.
+        folders: Folders below the root, searched at any depth; ``.``: the root itself, without its subfolders. Missing
+            folders are skipped.
     """
     found: dict[str, Path] = {}
     for folder in folders:
@@ -42,12 +42,12 @@ def _files(folder: Path, *, deep: bool) -> Iterator[Path]:
 def match_stems(
     keys: Iterable[str], index: Mapping[str, Path], stems: Mapping[str, tuple[str, ...]]
 ) -> dict[str, Path]:
-    """Return key -> file for the keys that have one.
+    """Return key -> file for the keys that have a file.
 
     Args:
         keys: Names of videos.
-        index: What `index_by_stem` returned.
-        stems: Key -> names that its file may have; a key that is not in it has its own name.
+        index: The result of `index_by_stem`.
+        stems: Key -> names that its file may have; a key without an entry has only its own name.
     """
     found = {}
     for key in keys:
@@ -58,7 +58,7 @@ def match_stems(
 
 
 def existing(paths: Mapping[str, Path]) -> dict[str, Path]:
-    """Return those of `paths` (key -> path) that are files, listing every folder once."""
+    """Return the entries of `paths` (key -> path) that are files; every folder is listed once."""
     listed: dict[Path, frozenset[str]] = {}
     for path in paths.values():
         if path.parent not in listed:

@@ -2,12 +2,12 @@
 
 Published by Kay et al., "The Kinetics Human Action Video Dataset" (2017) as ``train.csv``, ``val.csv`` (also called
 ``validate.csv``) with the columns ``label,youtube_id,time_start,time_end,split`` and sometimes ``is_cc``; times are in
-whole seconds. Clips are called ``<youtube_id>_<start>_<end>.mp4`` with six digits each (public repository
-cvdfoundation/kinetics-dataset, whose ``arrange_by_classes.py`` also gives the counts), in one folder or one a class.
-Many clips are gone from YouTube, so that every copy lacks some: see ``--allow-missing``.
+whole seconds. Clips are named ``<youtube_id>_<start>_<end>.mp4`` with six digits each (public repository
+cvdfoundation/kinetics-dataset, whose ``arrange_by_classes.py`` also gives the counts), in one folder or one folder per
+class. Many clips are no longer on YouTube, so every copy lacks some: see ``--allow-missing``.
 
-Published numbers are those on ``val.csv``, so it is the split ``test`` here, and a validation split is cut from the
-training clips. The labels of the official test set were withheld for long; ``test.csv`` is not read.
+Published results are on ``val.csv``, so it is the split ``test`` here, and a validation split is taken from the
+training clips. The labels of the official test set were long withheld; ``test.csv`` is not read.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ LAYOUTS = (
         files=(
             AnnotationFile("train", ("train.csv", "kinetics_train.csv"), "training clips and their classes"),
             AnnotationFile(
-                "test", ("val.csv", "validate.csv", "kinetics_val.csv"), "validation clips, on which results are given"
+                "test", ("val.csv", "validate.csv", "kinetics_val.csv"), "validation clips, used for results"
             ),
         ),
         media=MediaFolder(
             ("videos", "train", "val", "train_256", "val_256", "."),
-            "-3B32lodo2M_000059_000069.mp4, with or without a folder a class",
+            "-3B32lodo2M_000059_000069.mp4, with or without one folder per class",
             266_440,
         ),
         unit="clips",
@@ -45,10 +45,10 @@ LAYOUTS = (
 
 
 def draft(layout: Layout, task: str, files: Mapping[str, Path]) -> Draft:
-    """Return the clips of both splits; the classes are those of training, in alphabetical order.
+    """Return the clips of both splits; the classes are those of the training split, in alphabetical order.
 
     Raises:
-        UserError: If a file is malformed, or a class occurs in the test only.
+        UserError: If a file is malformed, or a class occurs only in the test split.
     """
     stems: dict[str, tuple[str, ...]] = {}
     read = {split: _clips(files[split], stems) for split in ("train", "test")}

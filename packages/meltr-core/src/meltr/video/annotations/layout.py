@@ -1,4 +1,4 @@
-"""What a data set looks like on disk, as data: which file goes where, and how many items its authors count."""
+"""Description of a data set on disk: which file goes where, and the published number of items."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ class AnnotationFile:
     """One file of annotations.
 
     Args:
-        role: What the reader calls it.
-        names: Names it may have, the usual one first; the ending tells the format.
-        holds: What is in it, in a few words.
+        role: Name that the reader uses for it.
+        names: Possible file names, the usual one first; the extension determines the format.
+        holds: Its content, in a few words.
         needed: False if the data set can be read without it.
     """
 
@@ -27,20 +27,20 @@ class AnnotationFile:
     needed: bool = True
 
     def description(self) -> str:
-        """Return what is in it, that it is optional, and its other names."""
+        """Return its content, whether it is optional, and its other names."""
         others = f"; or {' or '.join(self.names[1:])}" if self.names[1:] else ""
         return f"{self.holds}{'' if self.needed else ' (optional)'}{others}"
 
 
 @dataclass(frozen=True)
 class MediaFolder:
-    """Where the videos or images lie.
+    """Location of the videos or images.
 
     Args:
         folders: Folders below the root that may hold them, the usual one first; ``.``: the root itself, without its
-            subfolders. The others are searched at any depth.
+            subfolders. The other folders are searched at any depth.
         example: Name of one of the files.
-        published: How many there are as published; None: unknown.
+        published: Published number of files; None: unknown.
     """
 
     folders: tuple[str, ...]
@@ -50,7 +50,7 @@ class MediaFolder:
 
 @dataclass(frozen=True)
 class Layout:
-    """A data set as it is published.
+    """Layout of a published data set.
 
     Args:
         dataset: Its name.
@@ -58,9 +58,9 @@ class Layout:
         tasks: Tasks that it has annotations for.
         files: Its annotations.
         media: Its videos or images; None if the annotations hold their paths.
-        unit: What is counted.
-        published: Split -> how many items it has as published.
-        homepage: Where to get it.
+        unit: Plural noun for its items.
+        published: Split -> published number of items.
+        homepage: Where to download it.
         folders: Folders below the root in which annotations may lie, the usual one first.
     """
 
@@ -75,7 +75,7 @@ class Layout:
     folders: tuple[str, ...] = (".",)
 
     def text(self) -> str:
-        """Return which file goes where, a line each."""
+        """Return which file goes where, one line each."""
         rows = [(each.names[0], each.description()) for each in self.files]
         if self.media is not None:
             count = f"{self.media.published:,} " if self.media.published else ""
@@ -86,7 +86,7 @@ class Layout:
         return "\n".join(f"{name.ljust(width)}  {holds}" for name, holds in rows)
 
     def find(self, root: Path) -> dict[str, Path]:
-        """Return role -> path of the annotation files below `root`, or of the only one, if `root` is a file."""
+        """Return role -> path of the annotation files below `root`; if `root` is a file, of that file."""
         if root.is_file():
             return {self.files[0].role: root}
         return {each.role: path for each in self.files if (path := self._path(root, each)) is not None}
@@ -96,7 +96,7 @@ class Layout:
         return next((path for path in candidates if path.is_file()), None)
 
     def places(self, root: Path | None = None) -> str:
-        """Return which file goes where below `root`, and where to get them."""
+        """Return which file goes where below `root`, and where to download the files."""
         where = str(root) if root is not None else "one folder, which --data-root names"
         lines = [f"These belong in {where}:", *(f"  {line}" for line in self.text().splitlines())]
         return "\n".join([*lines, f"Get them from {self.homepage}"] if self.homepage else lines)
@@ -109,13 +109,13 @@ class Layout:
         return f"{place} Get them from {self.homepage}" if self.homepage else place
 
     def advice(self, root: Path | None = None) -> str:
-        """Return what to do when something is missing: which file goes where, how to check it, and the way without."""
+        """Return what to do if files are missing: which file goes where, how to check, and how to run without files."""
         check = f"meltr data check --dataset {self.dataset} --data-root {root if root is not None else 'DIR'}"
-        return f"{self.places(root)}\n`{check}` says what is still missing. Without any files: --sample."
+        return f"{self.places(root)}\n`{check}` lists what is still missing. Without any files: --sample."
 
 
 def require_root(layout: Layout, root: Path | None) -> Path:
-    """Return `root`; UserError if it was not given, is not there, or is one of several files."""
+    """Return `root`; UserError if it was not given, does not exist, or is a file although several are needed."""
     if root is None:
         raise UserError(f"{layout.dataset} needs its files, and --data-root was not given.", layout.advice())
     if not root.exists():
@@ -126,7 +126,7 @@ def require_root(layout: Layout, root: Path | None) -> Path:
 
 
 def require_files(layout: Layout, root: Path) -> dict[str, Path]:
-    """Return role -> path of the annotation files; UserError that lists those that are needed and missing."""
+    """Return role -> path of the annotation files; UserError that lists the required files that are missing."""
     found = layout.find(root)
     missing = [each for each in layout.files if each.needed and each.role not in found]
     if missing:

@@ -1,22 +1,22 @@
-"""The user's own data: ``manifest.jsonl``, a JSON object a line, for every task.
+"""The user's own data: ``manifest.jsonl``, one JSON object per line, for every task.
 
 | key | meaning |
 | --- | --- |
 | ``split`` | ``train``, ``validation`` (or ``val``, ``valid``, ``dev``), ``test`` |
 | ``video`` or ``image`` | path of the file, relative to the manifest |
-| ``features`` | instead: path of a ``.npy``, for backbones that see features (frames, width) |
-| ``start``, ``end`` | its part of the video in seconds, for backbones that see features |
+| ``features`` | instead: path of a ``.npy`` file, for backbones that read features (frames, width) |
+| ``start``, ``end`` | the part of the video, in seconds, for backbones that read features |
 | ``captions`` | list of sentences, or one (retrieval, captioning) |
 | ``question``, ``answer`` | text (qa); open-ended: the training answers are the vocabulary |
-| ``choices`` | list of answers, ``answer`` among them (multiple-choice qa): in all lines or none, as many in each |
+| ``choices`` | list of answers that includes ``answer`` (multiple-choice qa); in all lines or none, of equal length |
 | ``label`` | name of the class (action, classification) |
 | ``score`` | sentiment, from -3 to 3 |
-| ``transcript`` | what is said (captioning, sentiment) |
+| ``transcript`` | the spoken words (captioning, sentiment) |
 | ``id`` | name of the example; default: the number of its line |
 
-A line may hold more than its task needs; question, answer and choices are checked, but left out of items of other tasks
-than qa. Lines of one file, part and split are one item in retrieval and captioning. Without lines for ``validation``, a
-part of the training items is set aside; without lines for ``test``, nothing is tested.
+A line may hold more than its task needs. Question, answer and choices are always checked, but only items of the task qa
+keep them. In retrieval and captioning, lines with the same file, part and split form one item. Without lines for
+``validation``, a part of the training items is set aside. Without lines for ``test``, there is no test result.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ SPLITS = {
     "dev": "validation",
     "test": "test",
 }
-"""What a line may say -> the split."""
+"""Value of ``split`` in a line -> split."""
 
 MEDIA = ("video", "image", "features")
 """Keys that name a file."""
@@ -63,14 +63,14 @@ NEEDS = {
 LAYOUTS = (
     Layout(
         dataset="manifest",
-        summary="Your own videos or images: a JSON line each, with captions, questions, labels or scores.",
+        summary="Your own videos or images: one JSON line each, with captions, questions, labels or scores.",
         tasks=tuple(NEEDS),
         files=(
             AnnotationFile(
                 "manifest",
                 ("manifest.jsonl",),
-                'a JSON object a line: "split" (train, validation, test), "video" or "image" (a path relative to it), '
-                'and "captions", "question" + "answer" (+ "choices"), "label", or "score" (+ "transcript")',
+                'one JSON object per line: "split" (train, validation, test), "video" or "image" (path relative to it)'
+                ', and "captions", "question" + "answer" (+ "choices"), "label", or "score" (+ "transcript")',
             ),
         ),
         media=None,
@@ -82,7 +82,8 @@ def draft(layout: Layout, task: str, files: Mapping[str, Path]) -> Draft:
     """Return the items of the manifest.
 
     Raises:
-        UserError: If a line is malformed, lacks what the task needs or repeats an id; the message names the line.
+        UserError: If a line is malformed, lacks a key that the task needs, or repeats an id; the message names the
+            line.
     """
     path = files["manifest"]
     read: dict[str, list[tuple[int, Item]]] = {}
@@ -131,7 +132,7 @@ def _item(record: Mapping[str, Any], task: str, *, where: str, line: int) -> tup
         span=_span(record, where),
         score=number_of(record, "score", where, low=-STRONGEST, high=STRONGEST) if "score" in record else None,
     )
-    if task != "qa":  # It would be taken for the text and the class of another task.
+    if task != "qa":  # Otherwise another task would use them as its text and class.
         item = replace(item, question=None, answer=None, choices=(), correct=None)
     return SPLITS[split], item
 
@@ -147,7 +148,7 @@ def _media(record: Mapping[str, Any], where: str) -> str:
 
 
 def _span(record: Mapping[str, Any], where: str) -> tuple[float, float] | None:
-    """Return the part of the video that is meant; None: all of it."""
+    """Return the part of the video to use; None: all of it."""
     if "start" not in record and "end" not in record:
         return None
     start, end = (number_of(record, name, where, low=0) for name in ("start", "end"))
@@ -157,12 +158,12 @@ def _span(record: Mapping[str, Any], where: str) -> tuple[float, float] | None:
 
 
 def _text(record: Mapping[str, Any], key: str, where: str) -> str | None:
-    """Return a key's text without spaces around it, None if it is absent; UserError if it is not text."""
+    """Return a key's text, stripped; None if the key is absent; UserError if the value is not text."""
     if key not in record:
         return None
     value = record[key]
     if not isinstance(value, str) or not value.strip():
-        raise malformed(where, f"{key!r} is {value!r:.60}, not text.", f"Write text, in quotes, for {key!r}.")
+        raise malformed(where, f"{key!r} is {value!r:.60}, not text.", f"Give {key!r} as text in quotes.")
     return value.strip()
 
 
@@ -171,7 +172,7 @@ def _texts(record: Mapping[str, Any], key: str, where: str) -> tuple[str, ...]:
         return ()
     value = [record[key]] if isinstance(record[key], str) and key == "captions" else record[key]
     if not isinstance(value, list) or not value:
-        raise malformed(where, f"{key!r} is {value!r:.60}, not a list of texts.", f"Write a list of texts for {key!r}.")
+        raise malformed(where, f"{key!r} is {value!r:.60}, not a list of texts.", f"Give {key!r} as a list of texts.")
     return tuple(str(_text({key: each}, key, where)) for each in value)
 
 
@@ -182,7 +183,7 @@ def _correct(choices: tuple[str, ...], answer: str | None, where: str) -> int | 
         found = "no 'answer'" if answer is None else f"the answer {answer!r:.60} is not among the choices"
         raise malformed(where, f"{found}.", f"It must be one of: {', '.join(choices)}.")
     if len(set(choices)) < len(choices):
-        raise malformed(where, f"a choice is there twice: {', '.join(choices)}.", "Make the choices different.")
+        raise malformed(where, f"a choice is repeated: {', '.join(choices)}.", "Make the choices different.")
     return choices.index(answer)
 
 
@@ -193,14 +194,14 @@ def _check_ids(read: Mapping[str, Iterable[tuple[int, Item]]], path: Path) -> No
             if item.id in seen:
                 raise malformed(
                     f"{path}, line {line}",
-                    f"id {item.id!r} is that of line {seen[item.id]} too (split {split}).",
-                    "Ids are unique in a split; without 'id' it is the number of the line.",
+                    f"id {item.id!r} already occurs in line {seen[item.id]} (split {split}).",
+                    "Ids must be unique in a split; without 'id', the id is the number of the line.",
                 )
             seen[item.id] = line
 
 
 def _check_choices(lines: Iterable[tuple[int, Item]], path: Path) -> None:
-    """Check that all questions have choices, as many each, or that none has."""
+    """Check that all questions have the same number of choices, or that none has choices."""
     expected: int | None = None
     for line, item in lines:
         if expected is None:
@@ -209,14 +210,14 @@ def _check_choices(lines: Iterable[tuple[int, Item]], path: Path) -> None:
             raise malformed(
                 f"{path}, line {line}",
                 f"{len(item.choices)} choices, but {expected} in the lines before.",
-                "Give choices in all lines or in none, and as many in each.",
+                "Give choices in all lines or in none, with the same number in each.",
             )
 
 
 def _vocabulary(
     splits: Mapping[str, tuple[Item, ...]], task: str, path: Path
 ) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Return the answers or classes, which are those of training, and notes."""
+    """Return the answers or classes of the training split, and notes."""
     train = splits.get("train", ())
     if task == "qa" and not any(item.choices for item in train):
         answers = most_common_answers(train)
@@ -235,9 +236,9 @@ def _vocabulary(
 
 
 def _shared_note(splits: Mapping[str, tuple[Item, ...]]) -> tuple[str, ...]:
-    """Return a note on files that stand in training and in another split too."""
+    """Return a note about files that occur both in training and in another split."""
     train = {item.media for item in splits.get("train", ())}
     shared = {item.media for split, items in splits.items() if split != "train" for item in items} & train
     if not shared:
         return ()
-    return (f"{len(shared):,} files of train stand in validation or test too: {first(sorted(shared))}",)
+    return (f"{len(shared):,} files of train also occur in validation or test: {first(sorted(shared))}",)

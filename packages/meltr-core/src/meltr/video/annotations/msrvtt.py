@@ -1,15 +1,15 @@
-"""MSR-VTT for retrieval: 10,000 web clips with 20 captions each; 7,010 or 9,000 for training, 1,000 for the test.
+"""MSR-VTT for retrieval: 10,000 web clips with 20 captions each; 7,010 or 9,000 for training, 1,000 for testing.
 
-Captions (Xu, Mei, Yao, Rui, CVPR 2016): ``MSRVTT_data.json`` (releases of public repository ArrowLuo/CLIP4Clip), an
-object whose list ``sentences`` has ``video_id`` and ``caption``; or the challenge's own two files of the same form,
+Captions (Xu, Mei, Yao, Rui, CVPR 2016): ``MSRVTT_data.json`` (releases of the public repository ArrowLuo/CLIP4Clip), an
+object whose list ``sentences`` has ``video_id`` and ``caption``; or the challenge's own two files in the same format,
 ``train_val_videodatainfo.json`` and ``test_videodatainfo.json``; or ``MSR_VTT.json`` (public repositories
 m-bain/frozen-in-time and mlvlab/MELTR), an object whose list ``annotations`` has ``image_id`` and ``caption``.
 
-Splits: ``MSRVTT_train.7k.csv`` or ``MSRVTT_train.9k.csv`` (column ``video_id``), or a list with an id a line
+Splits: ``MSRVTT_train.7k.csv`` or ``MSRVTT_train.9k.csv`` (column ``video_id``), or a list with one id per line
 (``train_list_7k.txt``, ``train_list_9k.txt``, ``train_list_jsfusion.txt``). The 7k list is the official train and
-validate parts together (6,513 + 497), the 9k list all but the test clips. Test, known as JSFusion or 1k-A:
-``MSRVTT_JSFUSION_test.csv`` (``key,vid_key,video_id,sentence``), or ``val_list_jsfusion.txt`` with
-``jsfusion_val_caption_idx.pkl``, which says which caption of each clip counts. Neither has a validation split.
+validate parts together (6,513 + 497), the 9k list all clips except the test clips. The test set, known as JSFusion or
+1k-A: ``MSRVTT_JSFUSION_test.csv`` (``key,vid_key,video_id,sentence``), or ``val_list_jsfusion.txt`` with
+``jsfusion_val_caption_idx.pkl``, which gives the caption of each clip that counts. Neither has a validation split.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ def _layout(dataset: str, summary: str, *, lists: tuple[str, ...], train: int) -
             ),
             AnnotationFile("train", lists, f"names of the {train:,} training clips"),
             AnnotationFile(
-                "test", ("MSRVTT_JSFUSION_test.csv", "val_list_jsfusion.txt"), "the 1,000 test clips, a caption each"
+                "test", ("MSRVTT_JSFUSION_test.csv", "val_list_jsfusion.txt"), "the 1,000 test clips, one caption each"
             ),
             AnnotationFile(
                 "test captions",
@@ -59,13 +59,13 @@ def _layout(dataset: str, summary: str, *, lists: tuple[str, ...], train: int) -
 LAYOUTS = (
     _layout(
         "msrvtt-7k",
-        "MSR-VTT: 7,010 clips for training, the 1,000 of JSFusion (1k-A) for the test.",
+        "MSR-VTT: 7,010 clips for training, the 1,000 of JSFusion (1k-A) for testing.",
         lists=("MSRVTT_train.7k.csv", "train_list_7k.txt"),
         train=7_010,
     ),
     _layout(
         "msrvtt-9k",
-        "MSR-VTT: 9,000 clips for training, the 1,000 of JSFusion (1k-A) for the test.",
+        "MSR-VTT: 9,000 clips for training, the 1,000 of JSFusion (1k-A) for testing.",
         lists=("MSRVTT_train.9k.csv", "train_list_9k.txt", "train_list_jsfusion.txt"),
         train=9_000,
     ),
@@ -73,7 +73,7 @@ LAYOUTS = (
 
 
 def draft(layout: Layout, task: str, files: Mapping[str, Path]) -> Draft:
-    """Return the training clips with all their captions and the test clips with one.
+    """Return the training clips with all their captions and the test clips with one caption.
 
     Raises:
         UserError: If a file is malformed, or a clip of a list has no caption.
@@ -87,7 +87,7 @@ def draft(layout: Layout, task: str, files: Mapping[str, Path]) -> Draft:
         raise malformed(
             files["captions"],
             f"no caption for {len(without):,} of the {len(names):,} clips of {files['train'].name}: {first(without)}",
-            "Put MSRVTT_data.json there, which has the captions of all clips.",
+            "Use MSRVTT_data.json, which has the captions of all clips.",
         )
     train = [Item(media=name, id=name, captions=tuple(captions[name])) for name in dict.fromkeys(names)]
     splits, notes = with_unique_ids({"train": train, "test": _test(files, captions)})
@@ -129,7 +129,7 @@ def _by_index(path: Path, index_file: Path | None, captions: Mapping[str, Sequen
         raise malformed(
             path, "jsfusion_val_caption_idx.pkl is not beside it.", "Put it there, or use MSRVTT_JSFUSION_test.csv."
         )
-    from meltr.data.safe_pickle import load_pickle  # brings numpy, which `meltr list` can do without
+    from meltr.data.safe_pickle import load_pickle  # imports numpy, which `meltr list` does not need
 
     index: Any = load_pickle(index_file)
     items = []

@@ -1,9 +1,10 @@
-"""MSR-VTT for captioning: all 10,000 web clips with 20 captions each, in the split of its authors.
+"""MSR-VTT for captioning: all 10,000 web clips with 20 captions each, in the authors' split.
 
 Captions (Xu, Mei, Yao, Rui, CVPR 2016): ``MSRVTT_data.json``, or the challenge's own ``train_val_videodatainfo.json``
 and ``test_videodatainfo.json``: objects with a list ``videos`` (``video_id``, ``split``: ``train``, ``validate``,
-``test``) and a list ``sentences`` (``video_id``, ``caption``). Where videos name no split, their order counts: 6,513
-for training, 497 for validation, 2,990 for the test. Some files also say what is said in a clip (``transcript``).
+``test``) and a list ``sentences`` (``video_id``, ``caption``). If the videos have no ``split``, their order counts:
+6,513 for training, 497 for validation, 2,990 for testing. Some files also hold the spoken words of a clip
+(``transcript``).
 """
 
 from __future__ import annotations
@@ -20,15 +21,15 @@ from meltr.video.annotations.parsing import malformed, read_json, records, text_
 from meltr.video.corpus import Item
 
 PARTS = {"train": 6_513, "validation": 497, "test": 2_990}
-"""Split -> its clips, in this order."""
+"""Split -> number of clips, in this order."""
 
 SPLITS = {"train": "train", "validate": "validation", "validation": "validation", "val": "validation", "test": "test"}
-"""What a video may say -> the split."""
+"""Value of ``split`` of a video -> split."""
 
 LAYOUTS = (
     Layout(
         dataset="msrvtt-full",
-        summary="MSR-VTT for captions: 6,513 clips for training, 497 for validation, 2,990 for the test.",
+        summary="MSR-VTT for captions: 6,513 clips for training, 497 for validation, 2,990 for testing.",
         tasks=("captioning",),
         files=(
             AnnotationFile("captions", ("MSRVTT_data.json", "train_val_videodatainfo.json"), "clips and all captions"),
@@ -76,12 +77,13 @@ def draft(layout: Layout, task: str, files: Mapping[str, Path]) -> Draft:
 
 
 def _splits(videos: list[tuple[str, Mapping[str, Any]]], names: list[str], path: Path) -> list[tuple[str, str]]:
-    """Return the name and the split of every clip: as the file says, or by its place."""
+    """Return the name and the split of every clip: as given in the file, or by its position."""
     if not any("split" in record for _, record in videos):
         if len(names) != sum(PARTS.values()):
             whole = sum(PARTS.values())
             raise malformed(
-                path, f"{len(names):,} videos without a split; their order tells it only for all {whole:,}."
+                path,
+                f"{len(names):,} videos without a split; their order determines it only for all {whole:,}.",
             )
         places = [split for split, count in PARTS.items() for _ in range(count)]
         return list(zip(names, places, strict=True))

@@ -3,8 +3,8 @@
 Published by Xu et al., "Video Question Answering via Gradually Refined Attention over Appearance and Motion" (ACM MM
 2017) as ``train_qa.json``, ``val_qa.json`` and ``test_qa.json``, lists of objects with ``id``, ``question``,
 ``answer``, ``category_id`` and ``video_id``, a number N: the clip is ``videoN.mp4`` of MSR-VTT. The code published with
-Wang et al., arXiv 2203.07303, reads the same questions from ``msrvtt_qa_train.jsonl`` and so on, an object a line whose
-``video_id`` is the name of the clip, and answers with the 1,500 most frequent training answers.
+Wang et al., arXiv 2203.07303, reads the same questions from ``msrvtt_qa_train.jsonl`` and so on, one object per line
+whose ``video_id`` is the name of the clip, and uses the 1,500 most frequent training answers.
 """
 
 from __future__ import annotations
@@ -69,5 +69,5 @@ def _questions(path: Path) -> list[Item]:
 
 
 def _clip(video: str) -> str:
-    """Return the name of a clip, given by its number or its name."""
+    """Return the name of a clip from its number or its name."""
     return f"video{video}" if video.isdigit() else video

@@ -3,9 +3,9 @@
 Published by Xu et al., "Video Question Answering via Gradually Refined Attention over Appearance and Motion" (ACM MM
 2017) as ``train_qa.json``, ``val_qa.json`` and ``test_qa.json``, lists of objects with ``id``, ``question``, ``answer``
 and ``video_id``, a number N (public repository xudejing/video-question-answering, ``preprocess_msvdqa.py``, which also
-takes the 1,000 most frequent training answers). ``youtube_mapping.txt`` says in lines such as
-``-4wsuPCjDBc_5_15 vid1`` which clip that is; the clips (Chen and Dolan, ACL 2011) are called
-``-4wsuPCjDBc_5_15.avi``, or, in the QA archive, ``vid1.avi``. The key of a clip is its YouTube name.
+takes the 1,000 most frequent training answers). ``youtube_mapping.txt`` maps numbers to clips in lines such as
+``-4wsuPCjDBc_5_15 vid1``. The clips (Chen and Dolan, ACL 2011) are named ``-4wsuPCjDBc_5_15.avi`` or, in the QA
+archive, ``vid1.avi``. The key of a clip is its YouTube name.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ def draft(layout: Layout, task: str, files: Mapping[str, Path]) -> Draft:
     """Return the questions of the three splits.
 
     Raises:
-        UserError: If a file is malformed or names a clip that the mapping lacks.
+        UserError: If a file is malformed or names a clip that is not in the mapping.
     """
     names = _mapping(files["mapping"])
     read = {split: _questions(files[split], names) for split in ("train", "validation", "test")}

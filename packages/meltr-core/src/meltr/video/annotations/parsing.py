@@ -1,4 +1,4 @@
-"""Read JSON, JSON lines, CSV and lists; what is malformed is named with file and line."""
+"""Read JSON, JSON lines, CSV and lists; errors name the file and the line."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ AGAIN = "Get the file again from its official source."
 
 
 def malformed(where: Path | str, problem: str, hint: str = AGAIN) -> UserError:
-    """Return the error for a file that is there but not what it should be.
+    """Return the error for a malformed file.
 
     Args:
         where: The file, with the line or record if that is known.
-        problem: What is wrong, with the value that was found.
+        problem: What is wrong, with the value found.
         hint: What to do.
     """
     return UserError(f"{where}: {problem}", hint)
 
 
 def read_text(path: Path) -> str:
-    """Return the content of a UTF-8 file, without a byte order mark; a ``.gz`` is unpacked.
+    """Return the content of a UTF-8 file, without a byte order mark; a ``.gz`` file is decompressed.
 
     Raises:
         UserError: If it cannot be read.
@@ -38,7 +38,7 @@ def read_text(path: Path) -> str:
             return gzip.decompress(path.read_bytes()).decode("utf-8-sig")
         return path.read_text(encoding="utf-8-sig")
     except (gzip.BadGzipFile, EOFError) as error:
-        raise malformed(path, f"not a whole gzip file: {error}.") from error
+        raise malformed(path, f"not a complete gzip file: {error}.") from error
     except UnicodeDecodeError as error:
         raise malformed(path, f"not UTF-8 text: {error.reason} at byte {error.start:,}.")
     except OSError as error:
@@ -76,8 +76,8 @@ def read_table(path: Path, columns: Sequence[str], *, delimiter: str = ",") -> I
 
     Args:
         path: The file.
-        columns: Columns that are needed, in any order; others are kept too.
-        delimiter: Between the fields.
+        columns: Required columns, in any order; other columns are kept too.
+        delimiter: Separator of the fields.
 
     Raises:
         UserError: If a column is missing, or a row has too many or too few fields.
@@ -105,7 +105,7 @@ def read_list(path: Path) -> list[str]:
 
 
 def records(content: Any, where: Path | str) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    """Yield (where it is, record) of a JSON list of objects; UserError if it is anything else."""
+    """Yield (location, record) for each object of a JSON list; UserError if it is not a list of objects."""
     if not isinstance(content, list):
         raise malformed(where, f"{type(content).__name__} instead of a list of records.")
     for number, record in enumerate(content, 1):
@@ -116,7 +116,7 @@ def records(content: Any, where: Path | str) -> Iterator[tuple[str, Mapping[str,
 
 
 def text_of(record: Mapping[str, Any], name: str, where: str) -> str:
-    """Return a field that must be text or a whole number, as text without spaces around it; UserError otherwise."""
+    """Return a field that must be text or a whole number, as stripped text; UserError otherwise."""
     value = record.get(name)
     if isinstance(value, str) and value.strip():
         return value.strip()
@@ -130,7 +130,7 @@ def text_of(record: Mapping[str, Any], name: str, where: str) -> str:
 def number_of(
     record: Mapping[str, Any], name: str, where: str, *, low: float = -math.inf, high: float = math.inf
 ) -> float:
-    """Return a field that must be a finite number, or text of one, from `low` to `high`; UserError otherwise."""
+    """Return a field that must be a finite number, or text of a number, from `low` to `high`; UserError otherwise."""
     value = record.get(name)
     try:
         number = math.nan if isinstance(value, bool) else float(value)  # type: ignore[arg-type]

@@ -1,4 +1,4 @@
-"""What of a data set is there and what is missing: ``meltr data check``."""
+"""Check which files of a data set exist and which are missing: ``meltr data check``."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from meltr.video.annotations.layout import AnnotationFile, Layout, require_root
 
 @dataclass(frozen=True)
 class SplitCount:
-    """How many items a split has.
+    """Number of items of a split.
 
     Args:
         name: The split.
-        items: In the annotations.
-        usable: Of them, with a video.
-        published: As published; None: unknown.
+        items: Items in the annotations.
+        usable: Items whose video exists.
+        published: Published number of items; None: unknown.
     """
 
     name: str
@@ -31,18 +31,18 @@ class SplitCount:
 
 @dataclass(frozen=True)
 class Survey:
-    """What was found.
+    """Result of a check.
 
     Args:
-        layout: The data set.
+        layout: The layout of the data set.
         task: The task it was read for.
         root: Its folder.
-        files: Annotation file -> where it is; None: missing.
-        splits: The splits, where the annotations can be read.
-        media: Videos that are there: of those that the annotations name, or of any name while they cannot be read.
-        missing: Videos that the annotations name and that are not there.
-        problem: What is wrong with the annotations, with what to do; None: nothing.
-        notes: Lines worth knowing.
+        files: Annotation file -> its path; None: missing.
+        splits: The splits, if the annotations can be read.
+        media: Number of videos found: those named in the annotations, or all if the annotations cannot be read.
+        missing: Videos that are named in the annotations but do not exist.
+        problem: Error in the annotations; None: no error.
+        notes: Remarks for the user.
     """
 
     layout: Layout
@@ -57,22 +57,22 @@ class Survey:
 
     @property
     def readable(self) -> bool:
-        """True if all needed annotations are there and well-formed."""
+        """True if all required annotations exist and are well-formed."""
         return self.problem is None and all(path is not None or not each.needed for each, path in self.files)
 
     @property
     def complete(self) -> bool:
-        """True if a run could start: annotations, a training split, no split empty, every video."""
+        """True if a run could start: readable annotations, a training split, no empty split, no missing video."""
         full = {split.name for split in self.splits if split.items}
         return self.readable and not self.missing and "train" in full and len(full) == len(self.splits)
 
 
 def survey(dataset: str, task: str | None, root: Path | None) -> Survey:
-    """Look at the folder of a data set; nothing that is missing or malformed in it is an error here.
+    """Check the folder of a data set; missing or malformed files are reported, not raised.
 
     Args:
         dataset: Its name.
-        task: What it is wanted for; None: its first task.
+        task: The task to read it for; None: its first task.
         root: Its folder.
 
     Raises:

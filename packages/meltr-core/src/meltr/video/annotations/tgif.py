@@ -1,13 +1,13 @@
-"""TGIF-QA: questions on animated GIFs; repeated actions and state transitions with five choices, frames with one word.
+"""TGIF-QA: questions on animated GIFs: repeated actions and transitions with five choices, frames with one word.
 
 Published by Jang et al., "TGIF-QA: Toward Spatio-Temporal Reasoning in Visual Question Answering" (CVPR 2017; extended
 in IJCV 2019) in the public repository YunseokJANG/tgif-qa, folder ``dataset``: tab-separated files with a header,
 ``gif_name question a1 a2 a3 a4 a5 answer vid_id key`` (``answer`` is the index of the right choice) or
-``gif_name question answer type vid_id key description``. The values of the last two are swapped against the header:
-``vid_id`` holds the name of the question, as ``ACTION4``. The counts are those of the repository's table; the files
-themselves can be a few lines shorter (20,473 actions for training). There is no validation split.
+``gif_name question answer type vid_id key description``. The values of the last two are swapped relative to the header:
+``vid_id`` holds the name of the question, such as ``ACTION4``. The counts are those of the repository's table; the
+files themselves can be a few lines shorter (20,473 actions for training). There is no validation split.
 
-The vocabulary of frame questions is every training answer: 1,540.
+The vocabulary of frame questions is the set of all training answers: 1,540.
 """
 
 from __future__ import annotations
@@ -42,7 +42,13 @@ def _layout(dataset: str, word: str, summary: str, *, train: int, test: int) -> 
 
 
 LAYOUTS = (
-    _layout("tgif-action", "action", "TGIF-QA: what is done N times in a GIF; five choices.", train=20_475, test=2_274),
+    _layout(
+        "tgif-action",
+        "action",
+        "TGIF-QA: what is done N times in a GIF; five choices.",
+        train=20_475,
+        test=2_274,
+    ),
     _layout(
         "tgif-transition",
         "transition",
@@ -92,5 +98,5 @@ def _questions(path: Path, *, chosen: bool) -> list[Item]:
 
 def _index(answer: str, where: str) -> int:
     if answer not in ("0", "1", "2", "3", "4"):
-        raise malformed(where, f"answer {answer!r:.60} is not the number of a choice, 0 to 4.")
+        raise malformed(where, f"answer {answer!r:.60} is not the index of a choice, 0 to 4.")
     return int(answer)

@@ -1,11 +1,12 @@
-"""YouCook2: 2,000 cooking videos, cut into steps with a sentence each (Zhou, Xu, Corso, AAAI 2018).
+"""YouCook2: 2,000 cooking videos, divided into steps with one sentence each (Zhou, Xu, Corso, AAAI 2018).
 
-``youcookii_annotations_trainval.json``, also ``yc2_annotations_trainval.json``: an object whose ``database`` has an
-entry a video: ``subset`` (``training``, ``validation``) and ``annotations``, each with ``segment`` ([start, end] in
+``youcookii_annotations_trainval.json``, also ``yc2_annotations_trainval.json``: an object whose ``database`` has one
+entry per video: ``subset`` (``training``, ``validation``) and ``annotations``, each with ``segment`` ([start, end] in
 seconds) and ``sentence``. The sentences of the test videos are not public: papers test on the validation videos.
 
-What is said is not part of it. ``transcripts.json``, if it is there, is of our own form: an object with, for a video, a
-list of objects ``start``, ``end`` (seconds) and ``text``; a step has the words of all that overlap it.
+The data set has no transcripts. The optional ``transcripts.json`` has meltr's own format: an object that maps each
+video to a list of objects with ``start``, ``end`` (seconds) and ``text``. A step gets the words of all entries that
+overlap it.
 """
 
 from __future__ import annotations
@@ -26,13 +27,13 @@ SPLITS = {"training": "train", "validation": "test"}
 LAYOUTS = (
     Layout(
         dataset="youcook2",
-        summary="YouCook2: 13,829 steps of 1,790 cooking videos, a sentence each (Zhou et al., 2018).",
+        summary="YouCook2: 13,829 steps of 1,790 cooking videos, one sentence each (Zhou et al., 2018).",
         tasks=("retrieval", "captioning"),
         files=(
             AnnotationFile(
                 "steps", ("youcookii_annotations_trainval.json", "yc2_annotations_trainval.json"), "steps and sentences"
             ),
-            AnnotationFile("transcripts", ("transcripts.json",), "what is said, in meltr's form", False),
+            AnnotationFile("transcripts", ("transcripts.json",), "spoken words, in meltr's format", False),
         ),
         media=MediaFolder(("videos", "raw_videos", "."), "GLd3aX16zBg.mp4 (at any depth)", 1_790),
         unit="steps",
@@ -44,7 +45,7 @@ LAYOUTS = (
 
 
 def draft(layout: Layout, task: str, files: Mapping[str, Path]) -> Draft:
-    """Return the steps of the training and of the validation videos, which are the test.
+    """Return the steps of the training videos and of the validation videos, which form the split ``test``.
 
     Raises:
         UserError: If a file is malformed, or a step ends before it starts.
@@ -74,12 +75,12 @@ def draft(layout: Layout, task: str, files: Mapping[str, Path]) -> Draft:
 
 
 def span_of(value: Any, where: str) -> tuple[float, float]:
-    """Return [start, end] as two numbers; UserError if they are anything else, or the end is not behind the start."""
+    """Return [start, end] as two numbers; UserError if they are not numbers or the end is not after the start."""
     if not isinstance(value, list) or len(value) != 2 or not all(_is_time(each) for each in value):
         raise malformed(where, f"'segment' is {value!r:.60}, not [start, end] in seconds.")
     start, end = float(value[0]), float(value[1])
     if end <= start:
-        raise malformed(where, f"the segment {value} ends before it starts.")
+        raise malformed(where, f"the segment {value} does not end after its start.")
     return start, end
 
 
@@ -88,7 +89,7 @@ def _is_time(value: Any) -> bool:
 
 
 def _transcripts(path: Path) -> dict[str, list[tuple[float, float, str]]]:
-    """Return video -> start, end and words of what is said, in the order of the file."""
+    """Return video -> (start, end, words) of its transcript, in the order of the file."""
     content = read_json(path)
     if not isinstance(content, dict):
         raise malformed(path, f"{type(content).__name__} instead of an object with a list for each video.")
@@ -101,7 +102,7 @@ def _transcripts(path: Path) -> dict[str, list[tuple[float, float, str]]]:
 
 
 def _words(said: Sequence[tuple[float, float, str]] | None, span: tuple[float, float]) -> str | None:
-    """Return the words of all lines that overlap a span; None if nothing is known of the video."""
+    """Return the words of all lines that overlap a span; None if the video has no transcript."""
     if said is None:
         return None
     return " ".join(words for start, end, words in said if start < span[1] and end > span[0]) or None

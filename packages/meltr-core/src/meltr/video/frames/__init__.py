@@ -1,1 +1,1 @@
-"""Frames of videos and images: decoding, sampling, pictures."""
+"""Frames of videos and images: decoding, sampling, resizing and padding."""

@@ -1,4 +1,4 @@
-"""Media files that were cut off: by their own headers they have more bytes. Reads headers only."""
+"""Detection of truncated media files: their headers announce more bytes than exist. Reads headers only."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ _EBML_HEADER, _MATROSKA_SEGMENT = 0x1A45DFA3, 0x18538067
 
 
 def missing_bytes(path: Path) -> int:
-    """Return how many bytes are missing at the end of a file; 0 if none, or if its format does not say.
+    """Return the number of bytes missing at the end of a file; 0 if none, or if the format does not state its length.
 
-    Understands ISO media (MP4, MOV), RIFF (AVI, WebP), Matroska (MKV, WebM) and, as far as its last byte tells, GIF.
+    Supports ISO media (MP4, MOV), RIFF (AVI, WebP), Matroska (MKV, WebM), and GIF as far as its last bytes allow.
 
     Raises:
         OSError: If the file cannot be read.
@@ -36,13 +36,13 @@ def missing_bytes(path: Path) -> int:
 
 
 def _riff_end(head: bytes) -> int:
-    """Return the end of the first RIFF chunk; writers that could not go back leave 0 or the largest number there."""
+    """Return the end of the first RIFF chunk; 0 if its size is 0 or the maximum, as some writers leave it."""
     size = int.from_bytes(head[4:8], "little")
     return 0 if size in (0, 0xFFFFFFFF) else size + 8
 
 
 def _iso_end(stream: BinaryIO, actual: int) -> int:
-    """Return the end of the last top-level box that playing needs (ISO/IEC 14496-12, section 4.2)."""
+    """Return the end of the last top-level box needed for playback (ISO/IEC 14496-12, section 4.2)."""
     position = end = 0
     while position + 8 <= actual:
         stream.seek(position)
@@ -50,7 +50,7 @@ def _iso_end(stream: BinaryIO, actual: int) -> int:
         size = int.from_bytes(header[:4], "big")
         if size == 1:
             size = int.from_bytes(header[8:16], "big")
-        if size < 8:  # 0 is "up to the end of the file"; anything else is no box
+        if size < 8:  # 0 means "up to the end of the file"; any other value is not a box
             break
         position += size
         if header[4:8] in _ISO_NEEDED:
@@ -72,14 +72,14 @@ def _matroska_end(stream: BinaryIO) -> int:
 
 
 def _gif_end(stream: BinaryIO, actual: int) -> int:
-    """Return `actual` if the file ends with the trailer, or at least with the end of a block; else one byte more."""
+    """Return `actual` if the file ends with the trailer or with the end of a block; otherwise one byte more."""
     stream.seek(max(0, actual - 64))
     tail = stream.read()
     return actual if tail.endswith(b"\0") or tail.rstrip().endswith(b";") else actual + 1
 
 
 def _vint(stream: BinaryIO) -> int | None:
-    """Read a variable-size integer; None if it says "unknown" or is broken."""
+    """Read a variable-size integer; None if it is marked as unknown or is broken."""
     first = stream.read(1)
     if not first or first[0] == 0:
         return None

@@ -1,4 +1,4 @@
-"""Frames of a video or image file: by decoded frame number, exactly. Imports PyAV and Pillow on first use only."""
+"""Frames of a video or image file, by exact decoded frame number. Imports PyAV and Pillow on first use only."""
 
 from __future__ import annotations
 
@@ -19,22 +19,22 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
 Choose = Callable[[int], Sequence[int]]
-"""From the number of frames to the indices of those that are wanted; an index may be wanted more than once."""
+"""Maps the number of frames to the indices to return; an index may occur more than once."""
 
 _LIBRARIES = {"av": "PyAV", "PIL.Image": "Pillow", "PIL.ImageOps": "Pillow", "PIL.ImageSequence": "Pillow"}
 
 
 class MediaError(UserError):
-    """A file is missing, broken, or holds no pictures."""
+    """A media file is missing, broken, or has no frames."""
 
 
 class Decoded(NamedTuple):
-    """What was read of a file.
+    """Result of `decode`.
 
     Args:
-        frames: The wanted frames, (T, H, W, 3), RGB.
-        indices: Their numbers, counted from 0.
-        total: Frames of the whole file.
+        frames: The chosen frames, (T, H, W, 3), RGB.
+        indices: Their indices, from 0.
+        total: Number of frames in the file.
     """
 
     frames: Frames
@@ -43,7 +43,7 @@ class Decoded(NamedTuple):
 
 
 def require(module: str) -> ModuleType:
-    """Import a library of the extra ``video``; UserError with the command that installs it if it is missing."""
+    """Import a library of the extra ``video``; if it is missing, UserError with the command that installs it."""
     try:
         return importlib.import_module(module)
     except ImportError:
@@ -57,14 +57,14 @@ def require(module: str) -> ModuleType:
 def decode(path: Path, choose: Choose, *, threads: int = 1) -> Decoded:
     """Read frames of a video or image.
 
-    A video is decoded from its first frame to its last, so that numbers mean decoded frames whatever the container
-    says, and damage anywhere is found. Only wanted frames are converted and kept. A GIF is a video; a still image is a
-    video of one frame. Rotation that a camera noted is applied.
+    A video is decoded from its first frame to its last. So indices count decoded frames, regardless of the container's
+    metadata, and damage anywhere is detected. Only the chosen frames are converted and kept. A GIF counts as a video,
+    and a still image as a video of one frame. A rotation in the metadata is applied.
 
     Args:
         path: The file.
-        choose: Called with the number of frames; called again if the container's own number was wrong.
-        threads: Threads of the video decoder; 0: as many as there are cores. They do not change the frames.
+        choose: Called with the number of frames; called again if the container's number was wrong.
+        threads: Threads of the video decoder; 0: one per core. The frames do not depend on it.
 
     Raises:
         MediaError: If the file is missing, truncated, damaged, neither a video nor an image, or has no frames.
@@ -76,7 +76,7 @@ def decode(path: Path, choose: Choose, *, threads: int = 1) -> Decoded:
 
 
 def check_whole(path: Path) -> None:
-    """Check that a file can be read and is as long as its own headers say; MediaError if not."""
+    """Check that a file is readable and as long as its headers state; MediaError if not."""
     try:
         lacking = missing_bytes(path)
     except OSError as error:
@@ -121,7 +121,7 @@ def _damaged(path: Path, error: Exception) -> MediaError:
 
 
 def _decode_video(path: Path, choose: Choose, threads: int) -> Decoded:
-    """Decode with the container's number of frames, and again with the right one if that was wrong."""
+    """Decode with the container's number of frames, and again with the correct number if that was wrong."""
     expected = _announced_frames(path)
     for _ in range(2):
         indices = choose(expected) if expected else ()
@@ -131,7 +131,7 @@ def _decode_video(path: Path, choose: Choose, threads: int) -> Decoded:
         if total == expected:
             return _stack(path, chosen, indices, total)
         expected = total
-    raise MediaError(f"{path} decodes to another number of frames every time.", "Get the file again.")
+    raise MediaError(f"{path} decodes to a different number of frames each time.", "Get the file again.")
 
 
 def open_video(path: Path) -> Any:
@@ -143,11 +143,11 @@ def open_video(path: Path) -> Any:
         reason = getattr(error, "strerror", None) or str(error)
         raise MediaError(
             f"{path} is neither a video nor an image that can be read: {reason} ({path.stat().st_size:,} bytes).",
-            "It may be truncated, or something else under this name, such as a web page. Get the file again.",
+            "It may be truncated, or another kind of file under this name, such as a web page. Get the file again.",
         )
     if not container.streams.video:
         container.close()
-        raise MediaError(f"{path} has no pictures: it holds no video stream.", "Is it a sound file?")
+        raise MediaError(f"{path} has no frames: it holds no video stream.", "Is it an audio file?")
     if container.streams.video[0].codec_context is None:
         container.close()
         raise MediaError(f"{path} has a codec that PyAV cannot decode.", "Convert it, for example to H.264 in MP4.")
@@ -155,7 +155,7 @@ def open_video(path: Path) -> Any:
 
 
 def _announced_frames(path: Path) -> int:
-    """Return how many frames the container says there are, or else its number of packets."""
+    """Return the container's number of frames, or else its number of packets."""
     with open_video(path) as container:
         stream = container.streams.video[0]
         if stream.frames > 0:
@@ -164,7 +164,7 @@ def _announced_frames(path: Path) -> int:
 
 
 def _decode_chosen(path: Path, wanted: frozenset[int], threads: int) -> tuple[dict[int, npt.NDArray[np.uint8]], int]:
-    """Decode a whole video; return the wanted frames by number, (H, W, 3) each, and the number of frames."""
+    """Decode a whole video; return the chosen frames by index, (H, W, 3) each, and the number of frames."""
     av = require("av")
     chosen: dict[int, npt.NDArray[np.uint8]] = {}
     number, size = 0, None
@@ -186,12 +186,12 @@ def _decode_chosen(path: Path, wanted: frozenset[int], threads: int) -> tuple[di
 
 
 class DecodedMedia:
-    """A `meltr.video.frames.source.FrameSource` that decodes files anew whenever it is asked.
+    """A `meltr.video.frames.source.FrameSource` that decodes the file on every access.
 
     Args:
         media: Key -> file.
-        count: Frames of each.
-        sampler: Which frames, by name (`meltr.video.frames.sampling.SAMPLERS`) or as a function that can be pickled.
+        count: Number of frames per file.
+        sampler: Name of a sampler (`meltr.video.frames.sampling.SAMPLERS`), or a function that can be pickled.
         threads: Threads of the decoder, see `decode`.
 
     Raises:
@@ -206,7 +206,7 @@ class DecodedMedia:
         self._sampler = sampler_named(sampler) if isinstance(sampler, str) else sampler
 
     def frames(self, key: str) -> Frames:
-        """Return the frames of `key`, (`count`, H, W, 3); H and W are those of the file.
+        """Return the frames of `key`, (`count`, H, W, 3), with H and W of the file.
 
         Raises:
             KeyError: If `key` is unknown.

@@ -1,4 +1,4 @@
-"""Videos and images by their names, and which of them can be decoded. Imports PyAV and Pillow on first use only."""
+"""Listing of video and image files, and a check that they decode. Imports PyAV and Pillow on first use only."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ from meltr.video.frames.media import MediaError, decode
 from meltr.video.frames.source import Frames
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".ppm", ".tif", ".tiff")
-"""Endings that count as still images."""
+"""File extensions of still images."""
 
 
 def kind(path: Path) -> Literal["video", "image"]:
-    """Return whether `path` is a video or an image, by its ending; a file with an unknown ending is a video."""
+    """Return whether `path` is a video or an image, by its extension; an unknown extension means video."""
     return "image" if path.suffix.lower() in IMAGE_SUFFIXES else "video"
 
 
 def list_media(folder: Path) -> tuple[Path, ...]:
-    """Return the videos and images of `folder`, sorted by name; hidden files and subfolders are left out.
+    """Return the videos and images of `folder`, sorted by name; hidden files and subfolders are skipped.
 
     Raises:
-        UserError: If the folder cannot be read, or holds none.
+        UserError: If the folder cannot be read, or holds no videos or images.
     """
     endings = (*VIDEO_SUFFIXES, *IMAGE_SUFFIXES)
     try:
@@ -35,14 +35,14 @@ def list_media(folder: Path) -> tuple[Path, ...]:
     found = [each for each in entries if each.suffix.lower() in endings and each.name[0] != "." and each.is_file()]
     if not found:
         raise UserError(
-            f"{folder} holds no video and no image.",
-            f"Endings that count: {' '.join(endings)}. Subfolders are not searched.",
+            f"{folder} holds no videos or images.",
+            f"Known extensions: {' '.join(endings)}. Subfolders are not searched.",
         )
     return tuple(found)
 
 
 def middle_frame(path: Path) -> Frames:
-    """Return the frame in the middle of a video, or the image, (H, W, 3).
+    """Return the middle frame of a video, or the image, (H, W, 3).
 
     Raises:
         MediaError: If it cannot be decoded.
@@ -54,12 +54,12 @@ def middle_frame(path: Path) -> Frames:
 def decodable(
     paths: Sequence[Path], *, workers: int, progress: Callable[[int, int, int], None]
 ) -> tuple[tuple[Path, ...], dict[Path, str]]:
-    """Decode all files once; return those that can be decoded, and path -> what is wrong with each of the others.
+    """Decode all files once; return those that decode, and path -> error message for the others.
 
     Args:
         paths: The files.
-        workers: Processes that decode, so that a decoder that crashes takes only its file with it; 0: this one.
-        progress: Called with the numbers of files that are done, of all, and of those that failed.
+        workers: Number of decoding processes, so that a crash of the decoder affects only one file; 0: this process.
+        progress: Called with the number of files done, the number of all files, and the number of failed files.
 
     Raises:
         UserError: If PyAV or Pillow is not installed, or no file can be decoded.

@@ -1,4 +1,4 @@
-"""Geometry of pictures, as published pipelines do it: padding with numpy, resizing with Pillow. Imports no torch."""
+"""Resizing (Pillow) and padding (numpy) of pictures, as in published pipelines. Imports no torch."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ Picture = npt.NDArray[np.uint8]
 
 
 def resize(picture: Picture, height: int, width: int) -> Picture:
-    """Resize with Pillow's bilinear filter, which averages when it makes a picture smaller."""
+    """Resize with Pillow's bilinear filter, which averages when it shrinks a picture."""
     if picture.shape[:2] == (height, width):
         return picture
     image = require("PIL.Image")
@@ -22,7 +22,7 @@ def resize(picture: Picture, height: int, width: int) -> Picture:
 
 
 def shrink_short_side(picture: Picture, size: int | None) -> Picture:
-    """Resize so that the shorter side has `size` pixels; a smaller picture, or None for `size`, leaves it as it is."""
+    """Shrink so that the shorter side has `size` pixels; a smaller picture, or `size` None, is returned unchanged."""
     height, width = picture.shape[:2]
     short = min(height, width)
     if size is None or short <= size:
@@ -33,7 +33,7 @@ def shrink_short_side(picture: Picture, size: int | None) -> Picture:
 def pad_to_square(picture: Picture) -> Picture:
     """Add floor((long - short) / 2) black pixels at both ends of the shorter side.
 
-    With an odd difference the result is one pixel off square, as in the code published with Fu et al., arXiv
+    If the difference is odd, the result is one pixel short of square, as in the code published with Fu et al., arXiv
     2111.12681.
     """
     height, width = picture.shape[:2]

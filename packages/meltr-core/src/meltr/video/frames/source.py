@@ -1,4 +1,4 @@
-"""Where frames come from: anything that turns the key of a video or image into pictures. Imports no torch."""
+"""Sources of frames: objects that map the key of a video or image to pictures. Imports no torch."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ Frames = npt.NDArray[np.uint8]
 
 @runtime_checkable
 class FrameSource(Protocol):
-    """Frames by key. Implementations can be pickled, so that DataLoader workers may hold one."""
+    """Source of frames by key. Implementations must be picklable, so that DataLoader workers can use them."""
 
     def frames(self, key: str) -> Frames:
         """Return the frames of `key`, shape (T, H, W, 3); T is the same for all keys.
@@ -27,12 +27,12 @@ class FrameSource(Protocol):
 
 
 class Remembered:
-    """Frames of another source, changed by a function, and kept in memory as long as they fit.
+    """Memory cache of the transformed frames of another source.
 
     Args:
-        source: Where frames come from.
-        change: What is done to them once, such as padding and resizing: (T, H, W, 3) to (T, H', W', 3).
-        most_bytes: Memory for what is kept; later keys are asked for anew each time.
+        source: The source of the frames.
+        change: Transform applied once per key, such as padding and resizing: (T, H, W, 3) to (T, H', W', 3).
+        most_bytes: Memory limit in bytes; frames that no longer fit are read and transformed on every access.
     """
 
     def __init__(self, source: FrameSource, change: Callable[[Frames], Frames], *, most_bytes: int) -> None:
@@ -40,7 +40,7 @@ class Remembered:
         self._kept: dict[str, Frames] = {}
 
     def frames(self, key: str) -> Frames:
-        """Return the changed frames of `key`; errors as of the source."""
+        """Return the transformed frames of `key`; errors are those of the source."""
         known = self._kept.get(key)
         if known is not None:
             return known

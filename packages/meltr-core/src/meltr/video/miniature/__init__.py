@@ -1,7 +1,7 @@
-"""Miniature data sets: a few hundred clips of moving shapes, written on the spot in a data set's published layout.
+"""Miniature data sets: a few hundred generated clips of moving shapes, written in a data set's published layout.
 
-So the readers, the decoder and the training loop that ``--sample`` runs are those of the real data. What is asked for
-is drawn in equal numbers and independently, so that an answer, a choice or a class can only be told by looking at the
+So ``--sample`` runs the same readers, decoder and training loop as the real data. The properties that questions ask for
+are drawn in equal numbers and independently. So an answer, a choice or a class can be found only by looking at the
 clip, and a movement only by looking at several of its frames.
 """
 
@@ -23,10 +23,10 @@ from meltr.video.miniature.layouts import Layout
 from meltr.video.miniature.scenes import draw
 
 VERSION = 4
-"""Part of the name of a folder in the cache: raised whenever what is written changes."""
+"""Part of the folder name in the cache; increased with every change of the written files."""
 
 SIZES = {"train": 320, "validation": 64, "test": 96}
-"""Split -> clips, for the splits that the data set has."""
+"""Split -> number of clips, for the splits that the data set has."""
 
 DATASETS = {
     "msvd": "meltr.video.miniature.msvd:LAYOUT",
@@ -53,21 +53,21 @@ def write(
     sizes: Mapping[str, int] | None = None,
     progress: Progress | None = None,
 ) -> Path:
-    """Write a miniature of a data set; whole, or not at all.
+    """Write a miniature of a data set atomically: completely, or not at all.
 
     Args:
         dataset: A key of `DATASETS`.
-        folder: Where it goes; must be missing or empty.
+        folder: Destination; must be missing or empty.
         seed: The same seed gives the same annotations and the same pictures.
-        sizes: Split -> clips, where they are not to be `SIZES`.
-        progress: Called with the clips written so far and all there are.
+        sizes: Split -> number of clips, to override `SIZES`.
+        progress: Called with the number of clips written so far and the number of all clips.
 
     Returns:
         `folder`, in the layout that `meltr.video.annotations` reads.
 
     Raises:
-        UserError: If there is no miniature of `dataset`, `sizes` is not right for it, `folder` holds something, or PyAV
-            or Pillow is missing.
+        UserError: If there is no miniature of `dataset`, `sizes` is not valid for it, `folder` is not empty, or PyAV or
+            Pillow is missing.
     """
     layout = _layout(dataset)
     counts = _counts(dataset, layout, sizes)
@@ -88,7 +88,7 @@ def write(
 
 
 def cached(dataset: str, *, seed: int = 0, progress: Progress | None = None) -> Path:
-    """Return the folder of a miniature in the user's cache, written there if it is not there yet.
+    """Return the folder of a miniature in the user's cache; it is written there first if it is missing.
 
     The cache is ``$MELTR_CACHE``, or ``meltr`` in ``$XDG_CACHE_HOME`` or ``~/.cache``.
 
@@ -106,13 +106,13 @@ def cached(dataset: str, *, seed: int = 0, progress: Progress | None = None) -> 
     try:
         return write(dataset, folder, seed=seed, progress=progress)
     except OSError:
-        if folder.is_dir():  # Another process was faster, and wrote the same.
+        if folder.is_dir():  # Another process has written the same miniature meanwhile.
             return folder
         raise
 
 
 def cache_folder() -> Path:
-    """Return the folder in which meltr keeps what it can make again."""
+    """Return the folder in which meltr caches files that it can regenerate."""
     chosen = os.environ.get("MELTR_CACHE")
     if chosen:
         return Path(chosen).expanduser()

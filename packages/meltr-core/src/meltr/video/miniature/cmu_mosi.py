@@ -1,6 +1,6 @@
-"""CMU-MOSI's layout: ``index.tsv`` and a clip an utterance. Sentiment shows in colour and in words, half of it each.
+"""CMU-MOSI's layout: ``index.tsv`` and one clip per utterance. Colour and words each determine half of the sentiment.
 
-Colours and words are drawn independently of each other: who only looks, or only reads, knows half.
+Colours and words are drawn independently, so the video alone or the text alone reveals only half.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ FOLDS = {"train": "train", "validation": "valid", "test": "test"}
 """Split -> fold."""
 
 FEELING: Mapping[str, float] = {"red": -1.5, "purple": -0.9, "blue": -0.3, "white": 0.3, "yellow": 0.9, "green": 1.5}
-"""Colour of what moves -> its part of the sentiment."""
+"""Colour of the moving shape -> its contribution to the sentiment."""
 
 OPINIONS: Mapping[str, float] = {"awful": -1.5, "poor": -0.9, "dull": -0.3, "fine": 0.3, "good": 0.9, "great": 1.5}
-"""Word -> its part of the sentiment."""
+"""Word -> its contribution to the sentiment."""
 
 SAYS = (
     "WELL I THINK THE {shape} IS {opinion}",
@@ -33,7 +33,7 @@ SAYS = (
 
 
 def annotate(folder: Path, splits: Splits, rng: np.random.Generator) -> dict[Path, Scene]:
-    """Write ``index.tsv``: words in capitals as in the original, times of the utterance in its monologue."""
+    """Write ``index.tsv``, with words in capitals as in the original and the times of each utterance."""
     rows = [("row", "video", "segment", "start", "end", "intensity", "fold_standard", "words")]
     opinions = {split: balanced(tuple(OPINIONS), len(scenes), rng) for split, scenes in splits.items()}
     clips = {}

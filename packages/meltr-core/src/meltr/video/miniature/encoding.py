@@ -1,4 +1,4 @@
-"""Pictures to files: H.264 or MPEG-4 with PyAV, GIF with Pillow. Both are imported on first use."""
+"""Encode pictures to files: H.264 or MPEG-4 with PyAV, GIF with Pillow. Both are imported on first use."""
 
 from __future__ import annotations
 
@@ -15,21 +15,21 @@ from meltr.video.miniature.rendering import render
 from meltr.video.miniature.scenes import Scene
 
 RATE = 8
-"""Frames a second."""
+"""Frames per second."""
 
 COLOURS = 96
-"""Colours of a GIF."""
+"""Number of colours of a GIF."""
 
 Progress = Callable[[int, int], None]
-"""Called with the clips written so far and all there are."""
+"""Called with the number of clips written so far and the number of all clips."""
 
 
 def write_clips(clips: Mapping[Path, Scene], progress: Progress | None = None) -> None:
-    """Draw and encode scenes, on as many threads as there are cores.
+    """Draw and encode scenes, with one thread per core.
 
     Args:
         clips: File -> scene; the suffix chooses the format: ``.gif``, ``.avi`` (MPEG-4), anything else H.264.
-        progress: Told after each clip.
+        progress: Called after each clip.
 
     Raises:
         UserError: If PyAV or Pillow is missing.
@@ -56,7 +56,7 @@ def _video(path: Path, frames: Frames) -> None:
         stream = container.add_stream(codec, rate=RATE, options=options)
         stream.height, stream.width = frames.shape[1:3]
         stream.pix_fmt = "yuv420p"
-        # One thread: the clips run beside each other, and the bytes then do not depend on the number of cores.
+        # One thread: clips are encoded in parallel, and the bytes then do not depend on the number of cores.
         stream.codec_context.thread_count = 1
         for picture in frames:
             container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
@@ -66,7 +66,7 @@ def _video(path: Path, frames: Frames) -> None:
 def _gif(path: Path, frames: Frames) -> None:
     image: Any = require("PIL.Image")
     count, height, width = frames.shape[:3]
-    # One palette for the whole clip: what stands still then stays the same, and is written once.
+    # One palette for the whole clip, so that static parts stay identical and are stored once.
     column = image.fromarray(frames.reshape(count * height, width, 3)).quantize(COLOURS, dither=image.Dither.NONE)
     first, *others = [column.crop((0, top, width, top + height)) for top in range(0, count * height, height)]
     first.save(path, save_all=True, append_images=others, duration=1000 // RATE, loop=0, optimize=False)

@@ -1,4 +1,4 @@
-"""Kinetics-400's layout: a CSV file a split, a folder of clips a class."""
+"""Kinetics-400's layout: one CSV file per split, one folder of clips per class."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from meltr.video.miniature.layouts import DARK, ONE_MOVEMENT, Layout, Splits, nu
 from meltr.video.miniature.scenes import Scene
 
 FILES = {"train": "train.csv", "test": "val.csv"}
-"""Results are given on ``val.csv``: the labels of the official test set were withheld."""
+"""Results are reported on ``val.csv``: the labels of the official test set were withheld."""
 
 
 def annotate(folder: Path, splits: Splits, rng: np.random.Generator) -> dict[Path, Scene]:
-    """Label every clip with what happens in it."""
+    """Write the label of every clip: its movement."""
     lines = {split: ["label,youtube_id,time_start,time_end,split"] for split in splits}
     clips = {}
     for split, number, scene in numbered(splits):

@@ -1,7 +1,7 @@
-"""Words for a scene: captions, open questions, and multiple choice. The words of a question never tell its answer.
+"""Text for a scene: captions, open and multiple-choice questions. The words of a question never reveal its answer.
 
-A question may name the shape, the colour or the place of what moves, but only where it asks for something else, which
-was drawn independently of them.
+A question may name the shape, the colour or the place of the moving shape, but only if it asks for another property,
+which was drawn independently of them.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ OTHER_NAMES: Mapping[str, tuple[str, ...]] = {
     "ring": ("ring", "hoop"),
     "cross": ("cross", "plus sign"),
 }
-"""Shape -> what captions call it."""
+"""Shape -> names used in captions."""
 
 WHERE: Mapping[str, tuple[str, ...]] = {
     "grass": ("over the grass", "on the grass", "across a meadow"),
@@ -33,7 +33,7 @@ WHERE: Mapping[str, tuple[str, ...]] = {
     "snow": ("over the snow", "on the snow", "across a field of snow"),
     "space": ("in space", "in the dark of space", "in the night sky"),
 }
-"""Place -> phrases, without the words of colours and shapes."""
+"""Place -> phrases that contain no words for colours or shapes."""
 
 DOES: Mapping[str, tuple[str, ...]] = {
     "left": ("moves to the left", "slides left", "is going left"),
@@ -49,7 +49,7 @@ DOES: Mapping[str, tuple[str, ...]] = {
     "blink": ("blinks", "vanishes and comes back"),
     "stretch": ("stretches", "gets wide and narrow again"),
 }
-"""Movement -> phrases of captions."""
+"""Movement -> phrases used in captions."""
 
 ACTIONS: Mapping[str, str] = {
     "left": "move left",
@@ -70,13 +70,13 @@ LABELS: Mapping[str, str] = {
     "circle": "circling",
     "sway": "swaying",
 }
-"""Steady movement -> name of the action class."""
+"""Continuous movement -> name of the action class."""
 
 WAYS: Mapping[str, str] = {"left": "left", "right": "right", "rise": "up", "fall": "down"}
-"""Way in one direction -> answer."""
+"""Straight movement -> answer."""
 
 CHOICES = 5
-"""Choices of a multiple-choice question."""
+"""Number of choices of a multiple-choice question."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,8 +100,8 @@ class Choice:
 
     Args:
         text: The question.
-        choices: `CHOICES` of them.
-        correct: Index of the right one.
+        choices: The `CHOICES` choices.
+        correct: Index of the correct choice.
     """
 
     text: str
@@ -149,11 +149,11 @@ ASKED: Mapping[str, tuple[str, ...]] = {
         "what does one see the {shape} doing?",
     ),
 }
-"""Kind -> how it is asked."""
+"""Kind -> templates of the question."""
 
 
 def question(scene: Scene, kind: str, rng: np.random.Generator) -> Question:
-    """Ask for `kind` about what moves in a scene of one movement."""
+    """Return a question of `kind` about the moving shape in a scene with one movement."""
     text = pick(ASKED[kind], rng).format(
         shape=scene.thing.shape, colour=scene.thing.colour, where=pick(WHERE[scene.place], rng)
     )
@@ -170,22 +170,22 @@ def question(scene: Scene, kind: str, rng: np.random.Generator) -> Question:
 
 
 def kinds(scene: Scene) -> tuple[str, ...]:
-    """Return the kinds of open question that a scene of one movement answers."""
+    """Return the kinds of open questions that a scene with one movement can answer."""
     movement = "way" if scene.movements[0].name in STRAIGHT else "doing"
     return ("shape", "number", "colour", "place", movement)
 
 
 def repeated_action(scene: Scene, rng: np.random.Generator) -> Choice:
-    """Ask what the shape does so many times; every movement is as likely among the choices."""
+    """Return a question about the movement that the shape repeats N times; all movements are equally likely choices."""
     movement = scene.movements[0]
     text = f"What does the {_named(scene.thing, rng)} do {movement.times} times ?"
     return _choose(text, movement.name, [name for name in REPEATED if name != movement.name], rng)
 
 
 def transition(scene: Scene, when: str, rng: np.random.Generator) -> Choice:
-    """Ask what the shape does ``before`` or ``after`` the other one of its two movements.
+    """Return a question about the movement ``before`` or ``after`` the other of the shape's two movements.
 
-    The movement that the question names is never a choice, so that leaving it out does not help.
+    The movement that the question names is never a choice, so excluding it does not help.
     """
     first, second = (movement.name for movement in scene.movements)
     known, asked = (first, second) if when == "after" else (second, first)
@@ -196,7 +196,7 @@ def transition(scene: Scene, when: str, rng: np.random.Generator) -> Choice:
 def captions(scene: Scene, count: int, rng: np.random.Generator) -> tuple[str, ...]:
     """Describe a scene in `count` different sentences.
 
-    The first names shape, colour, movement and place. Others may leave out the place and mention what stands still.
+    The first sentence names shape, colour, movement and place. Others may omit the place and mention the static shapes.
     """
     found: dict[str, None] = {}
     while len(found) < count:

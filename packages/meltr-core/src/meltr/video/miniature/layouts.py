@@ -1,4 +1,4 @@
-"""What the writer of one data set's layout provides."""
+"""Interface of the writers, one per data set layout."""
 
 from __future__ import annotations
 
@@ -12,34 +12,34 @@ from meltr.video.miniature.movements import PHASES, REPEATED, STEADY, Movement
 from meltr.video.miniature.scenes import PLACES, Scene
 
 Splits = Mapping[str, Sequence[Scene]]
-"""Split -> its clips."""
+"""Split -> its scenes."""
 
 ONE_MOVEMENT = tuple((Movement(name),) for name in STEADY)
-"""Clips in which one thing happens."""
+"""Clips with one movement."""
 
 REPETITIONS = tuple((Movement(name, times),) for name in REPEATED for times in (2, 4))
-"""Clips in which something happens two or four times."""
+"""Clips in which one movement is repeated two or four times."""
 
 TWO_PHASES = tuple((Movement(first), Movement(second)) for first in PHASES for second in PHASES if first != second)
-"""Clips in which one thing happens and then another."""
+"""Clips with two different movements, one after the other."""
 
 
 DARK = ("space",)
-"""For data sets whose classes are movements: a small model learns that from a few hundred clips before a dark, nearly
-even background, and not before patterns that differ from clip to clip."""
+"""Background for data sets whose classes are movements. A small model learns movements from a few hundred clips in
+front of a dark, nearly uniform background, but not in front of patterns that differ from clip to clip."""
 
 
 @dataclass(frozen=True)
 class Layout:
-    """A data set's layout.
+    """Layout of a data set.
 
     Args:
-        movements: What may happen in its clips.
-        splits: The splits that it has as published.
-        annotate: Called with the folder, the scenes of each split and a source of randomness; writes the annotations
-            and returns which file shall show which scene.
+        movements: The possible movements in its clips.
+        splits: Its published splits.
+        annotate: Called with the folder, the scenes of each split and a random generator; writes the annotations and
+            returns file -> scene for the clips to write.
         places: Backgrounds of its clips.
-        fewest: Clips that training needs at least: every class must occur.
+        fewest: Minimum number of training clips; every class must occur.
     """
 
     movements: tuple[tuple[Movement, ...], ...]
@@ -50,6 +50,6 @@ class Layout:
 
 
 def numbered(splits: Splits) -> list[tuple[str, int, Scene]]:
-    """Return (split, number, scene) for all scenes; numbers go on from split to split and start with 1."""
+    """Return (split, number, scene) for all scenes, numbered from 1 across the splits."""
     scenes = [(split, scene) for split, each in splits.items() for scene in each]
     return [(split, number, scene) for number, (split, scene) in enumerate(scenes, start=1)]

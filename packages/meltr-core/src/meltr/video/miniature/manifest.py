@@ -1,4 +1,4 @@
-"""The layout of own data: ``manifest.jsonl``, here with what every task needs in each line."""
+"""The layout of the user's own data: ``manifest.jsonl``, with the keys of every task in each line."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from meltr.video.miniature.layouts import ONE_MOVEMENT, Layout, Splits, numbered
 from meltr.video.miniature.scenes import PLACES, Scene
 
 CAPTIONS, QUESTIONS = 3, 3
-"""Captions of a clip; questions about it, each of another kind. Its class is the place that it shows."""
+"""Number of captions per clip, and of questions, each of a different kind. The class of a clip is its place."""
 
 
 def annotate(folder: Path, splits: Splits, rng: np.random.Generator) -> dict[Path, Scene]:
-    """Write a line a question; each also has the captions, label and sentiment of its clip."""
+    """Write one line per question; each line also has the captions, label and sentiment of its clip."""
     lines: list[dict[str, Any]] = []
     clips = {}
     opinions = tuple(OPINIONS)

@@ -1,4 +1,4 @@
-"""How a shape moves: each movement as a function of time. Lengths are in heights of the picture."""
+"""Movements of a shape as functions of time. Lengths are in units of the picture's height."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ import numpy.typing as npt
 Array = npt.NDArray[np.float64]
 
 TRAVEL = 0.5
-"""Length of a way in one direction; half of it in a clip of two phases."""
+"""Distance of a straight movement; half of it in a clip with two phases."""
 
 
 @dataclass(frozen=True, slots=True)
 class Movement:
-    """What a shape does for a while.
+    """One movement of a shape.
 
     Args:
         name: A key of `MOVEMENTS`.
-        times: How often, for movements that come back.
+        times: Number of repetitions, for periodic movements.
     """
 
     name: str
@@ -29,14 +29,14 @@ class Movement:
 
 @dataclass(frozen=True, slots=True)
 class Track:
-    """Where a shape is and how it looks, frame by frame; each array has shape (T,).
+    """Position and appearance of a shape in each frame; each array has shape (T,).
 
     Args:
-        x: To the right.
-        y: Downwards.
-        scale: Factor of its size.
-        stretch: Factor of its width.
-        opacity: 0: not to be seen.
+        x: Horizontal position, to the right.
+        y: Vertical position, downwards.
+        scale: Factor on its size.
+        stretch: Factor on its width.
+        opacity: 0: invisible; 1: opaque.
     """
 
     x: Array
@@ -46,7 +46,7 @@ class Track:
     opacity: Array
 
     def after(self, earlier: Track) -> Track:
-        """Return the track that goes on where `earlier` stopped: `earlier` and then this one."""
+        """Return `earlier` followed by this track, which continues from the last state of `earlier`."""
         return Track(
             x=np.concatenate([earlier.x, earlier.x[-1:] + self.x]),
             y=np.concatenate([earlier.y, earlier.y[-1:] + self.y]),
@@ -57,12 +57,12 @@ class Track:
 
 
 def _wave(t: Array, times: int) -> Array:
-    """Return 0 -> 1 -> 0, `times` times."""
+    """Return a wave 0 -> 1 -> 0, `times` times."""
     return np.sin(np.pi * times * t) ** 2
 
 
 def _swing(t: Array, times: int) -> Array:
-    """Return one and a half swings for ``times=1``: three frames of it do not look like a straight way."""
+    """Return `times` swings, but 1.5 for ``times=1``, so that three frames do not look like a straight movement."""
     return np.sin((3 if times == 1 else 2 * times) * np.pi * t)
 
 
@@ -83,27 +83,27 @@ MOVEMENTS: Mapping[str, Callable[[Array, int], dict[str, Array]]] = {
     "blink": lambda t, times: {"opacity": 1 - _wave(t, times)},
     "stretch": lambda t, times: {"stretch": 1 + _wave(t, times)},
 }
-"""Name -> what changes, as a function of time in [0, 1] and the number of times."""
+"""Name -> function of time in [0, 1] and the number of repetitions that returns the changed fields of `Track`."""
 
 STRAIGHT = ("left", "right", "rise", "fall")
-"""Ways in one direction: the reverse shows the same pictures in another order."""
+"""Straight movements: the reverse movement shows the same pictures in reverse order."""
 
 STEADY = (*STRAIGHT, "grow", "shrink", "circle", "sway")
-"""Movements that fill a clip."""
+"""Movements that can fill a whole clip."""
 
 PHASES = (*STRAIGHT, "grow", "shrink")
-"""Movements of which two make a clip."""
+"""Movements that can be combined in pairs in a clip."""
 
 REPEATED = ("hop", "sway", "swell", "blink", "circle", "stretch")
-"""Movements that come back: done two or four times, each shows in three, four and five even samples of a clip."""
+"""Periodic movements. Repeated two or four times, each is visible in three, four and five evenly spaced frames."""
 
 
 def track(movements: Sequence[Movement], frames: int) -> Track:
-    """Return the track of `movements`, one after the other, each for an equal part of the clip.
+    """Return the track of `movements` in sequence, each for an equal part of the clip.
 
     Args:
-        movements: At least one.
-        frames: T, frames of the clip.
+        movements: The movements, at least one.
+        frames: T, the number of frames of the clip.
     """
     bounds = [round(frames * part / len(movements)) for part in range(len(movements) + 1)]
     pieces = [_piece(each, stop - start) for each, start, stop in zip(movements, bounds, bounds[1:], strict=False)]

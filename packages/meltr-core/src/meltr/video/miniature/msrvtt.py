@@ -1,4 +1,4 @@
-"""MSR-VTT's layout: one JSON file with all captions, a list of training clips, the JSFusion test pairs."""
+"""MSR-VTT's layout: one JSON file with all captions, a list of training clips, and the JSFusion test pairs."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from meltr.video.miniature.layouts import ONE_MOVEMENT, Layout, Splits, numbered
 from meltr.video.miniature.scenes import Scene
 
 CAPTIONS = 5
-"""Captions of a clip (20 in MSR-VTT)."""
+"""Number of captions per clip (20 in MSR-VTT)."""
 
 
 def annotate(folder: Path, splits: Splits, rng: np.random.Generator, *, listed: str) -> dict[Path, Scene]:

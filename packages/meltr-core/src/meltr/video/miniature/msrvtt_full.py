@@ -1,4 +1,4 @@
-"""The layout of MSR-VTT for captioning: one JSON file with all clips, their split and captions."""
+"""The layout of MSR-VTT for captioning: one JSON file with all clips, their splits and captions."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from meltr.video.miniature.msrvtt import CAPTIONS
 from meltr.video.miniature.scenes import Scene
 
 PARTS = {"train": "train", "validation": "validate", "test": "test"}
-"""Split -> what the file calls it."""
+"""Split -> its name in the file."""
 
 
 def annotate(folder: Path, splits: Splits, rng: np.random.Generator) -> dict[Path, Scene]:

@@ -1,4 +1,4 @@
-"""MSRVTT-QA's layout: a list of questions a split, clips named by the numbers that the questions give."""
+"""MSRVTT-QA's layout: one list of questions per split, and clips named by the numbers in the questions."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from meltr.video.miniature.scenes import Scene
 
 
 def annotate(folder: Path, splits: Splits, rng: np.random.Generator) -> dict[Path, Scene]:
-    """Ask every kind of question about every clip."""
+    """Write questions of every kind about every clip."""
     rows: dict[str, list[dict[str, Any]]] = {split: [] for split in splits}
     clips, count = {}, 0
     for split, number, scene in numbered(splits):

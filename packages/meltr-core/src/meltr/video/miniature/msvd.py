@@ -1,4 +1,4 @@
-"""MSVD-QA's layout: a list of questions a split, a mapping of numbers to YouTube names, clips as AVI."""
+"""MSVD-QA's layout: one list of questions per split, a mapping of numbers to YouTube names, and clips as AVI."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ FILES = {"train": "train_qa.json", "validation": "val_qa.json", "test": "test_qa
 
 
 def annotate(folder: Path, splits: Splits, rng: np.random.Generator) -> dict[Path, Scene]:
-    """Ask every kind of question about every clip."""
+    """Write questions of every kind about every clip."""
     rows: dict[str, list[dict[str, Any]]] = {split: [] for split in splits}
     mapping, clips = [], {}
     for split, number, scene in numbered(splits):

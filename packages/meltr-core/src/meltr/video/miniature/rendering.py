@@ -1,4 +1,4 @@
-"""Pictures of a scene, drawn with signed distances, so that edges are smooth and motion is finer than a pixel."""
+"""Rendering of a scene with signed distances, so that edges are smooth and motion has subpixel precision."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from meltr.video.miniature.movements import Track, track
 from meltr.video.miniature.scenes import Scene, Thing
 
 HEIGHT, WIDTH = 72, 96
-"""Size of the pictures."""
+"""Size of the pictures in pixels."""
 
 RADIUS = (0.18, 0.21)
-"""Smallest and largest radius of the shape that moves, in heights of the picture, before it grows or shrinks."""
+"""Smallest and largest radius of the moving shape, in units of the picture's height, before it grows or shrinks."""
 
 STILL_RADIUS = 0.09
-"""Radius of a shape that stands still."""
+"""Radius of a static shape, in units of the picture's height."""
 
 RGB: Mapping[str, tuple[int, int, int]] = {
     "red": (235, 45, 40),
@@ -30,7 +30,7 @@ RGB: Mapping[str, tuple[int, int, int]] = {
 }
 
 EDGE_WIDTH, EDGE_TONE = 1.2, (15, 15, 20)
-"""The dark edge of every shape, in pixels: white stays visible on snow, green on grass."""
+"""Width in pixels and colour of the dark edge of every shape, which keeps white visible on snow and green on grass."""
 
 Array = npt.NDArray[np.float64]
 Canvas = npt.NDArray[np.float32]
@@ -41,7 +41,7 @@ def _box(x: Array, y: Array, half_width: float, half_height: float) -> Array:
 
 
 def _star(x: Array, y: Array) -> Array:
-    """Distance from the nearest edge of a star with five points, the first one up."""
+    """Return the signed distance to the nearest edge of a star with five points, one of them up."""
     turn = 2 * np.pi / 5
     angle = np.abs((np.arctan2(x, -y) + turn / 2) % turn - turn / 2)
     length = np.hypot(x, y)
@@ -85,21 +85,21 @@ def render(scene: Scene) -> Frames:
 
 
 def _place(path: Track, radius: float, rng: np.random.Generator) -> tuple[Array, Array]:
-    """Return where the shape is in each frame, shape (T,) each: somewhere at random, but inside the picture."""
+    """Return the position of the shape in each frame, shape (T,) each: random, but inside the picture."""
     placed = []
     for along, size, room in (
         (path.x, radius * path.scale * path.stretch, WIDTH / HEIGHT),
         (path.y, radius * path.scale, 1.0),
     ):
         low, high = float((size - along).max()), float((room - size - along).min())
-        # A way too long for the picture is centred: it leaves the picture by the same amount at both ends.
+        # A path too long for the picture is centred: it leaves the picture by the same amount at both ends.
         start = rng.uniform(low, high) if low < high else (low + high) / 2
         placed.append(along + start)
     return placed[0], placed[1]
 
 
 def _free_spot(taken: list[tuple[Array, Array, Array]], rng: np.random.Generator) -> tuple[Array, Array, Array]:
-    """Return centre and radius of the place that is farthest from everything `taken`, among forty tries."""
+    """Return centre and radius of the position that is farthest from all `taken` ones, out of forty random tries."""
     margin = STILL_RADIUS + 0.02
     x = rng.uniform(margin, WIDTH / HEIGHT - margin, 40)
     y = rng.uniform(margin, 1 - margin, 40)
@@ -118,9 +118,9 @@ def _paint(
 
     Args:
         canvas: Shape (T, H, W, 3).
-        thing: What to paint.
+        thing: The shape to paint.
         at: Centre and radius in each frame, shape (T,) each.
-        width: Its radius to the right and left, shape (T,).
+        width: Its horizontal radius, shape (T,).
         opacity: Shape (T,); None: 1.
     """
     x, y, radius = (part[:, None, None] for part in at)
@@ -134,7 +134,7 @@ def _paint(
 
 
 def _background(place: str, rng: np.random.Generator) -> Canvas:
-    """Return the picture of a place, shape (`HEIGHT`, `WIDTH`, 3): a colour and a pattern of its own."""
+    """Return the picture of a place, shape (`HEIGHT`, `WIDTH`, 3); each place has its own colour and pattern."""
     y, x = np.mgrid[:HEIGHT, :WIDTH].astype(np.float64)
     phase, light = rng.uniform(0, 2 * np.pi, 2), rng.uniform(0.9, 1.1)
     grain = rng.random((HEIGHT // 3, WIDTH // 3)).repeat(3, axis=0).repeat(3, axis=1)

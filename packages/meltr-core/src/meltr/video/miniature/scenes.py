@@ -1,7 +1,7 @@
-"""What a clip shows: a shape that moves over a background, and up to two that stand still.
+"""Content of a clip: a shape that moves over a background, and up to two static shapes.
 
-Everything that a question may ask for is drawn in equal numbers and independently of everything else, so that nothing
-can be guessed: in a split, the answers to a question of one kind are as frequent as each other to within one.
+Every property that a question may ask for is drawn in equal numbers and independently of the others, so that no answer
+can be guessed. In a split, all answers to questions of one kind are equally frequent, to within one.
 """
 
 from __future__ import annotations
@@ -19,17 +19,17 @@ SHAPES = ("ball", "square", "triangle", "star", "ring", "cross")
 COLOURS = ("red", "green", "blue", "yellow", "purple", "white")
 PLACES = ("grass", "sand", "water", "snow", "space")
 MOST_STILL = 2
-"""Most shapes that stand still in a scene."""
+"""Largest number of static shapes in a scene."""
 
 FRAMES = (12, 16)
-"""Fewest and most frames of a clip."""
+"""Smallest and largest number of frames of a clip."""
 
 T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
 class Thing:
-    """A shape of a colour."""
+    """A coloured shape."""
 
     shape: str
     colour: str
@@ -40,12 +40,12 @@ class Scene:
     """One clip.
 
     Args:
-        thing: The shape that moves; no other one of the scene has its shape or its colour.
-        movements: What it does, one after the other.
+        thing: The moving shape; no other one in the scene has its shape or its colour.
+        movements: Its movements, in sequence.
         place: The background.
-        still: Shapes that stand still.
-        frames: Frames of the clip.
-        seed: Of what no question asks for: positions, sizes, the pattern of the background.
+        still: The static shapes.
+        frames: Number of frames of the clip.
+        seed: Seed of the properties that no question asks for: positions, sizes, the pattern of the background.
     """
 
     thing: Thing
@@ -57,7 +57,7 @@ class Scene:
 
 
 def balanced(values: Sequence[T], count: int, rng: np.random.Generator) -> list[T]:
-    """Return `count` of `values` in random order, each as often as the others to within one."""
+    """Return `count` elements of `values` in random order; each occurs equally often, to within one."""
     order = rng.permutation(len(values))
     picks = rng.permutation(order[np.arange(count) % len(values)])
     return [values[pick] for pick in picks]
@@ -71,13 +71,13 @@ def draw(
 ) -> list[Scene]:
     """Draw scenes that are balanced in shape, colour, place, number of shapes and `movements`.
 
-    No two scenes agree in shape, colour, movements and place as long as there are enough combinations (half of all).
+    No two scenes have the same shape, colour, movements and place, if `count` is at most half of all combinations.
 
     Args:
-        count: How many.
-        movements: What may happen in a clip; the clips show them in equal numbers.
-        rng: Where the randomness comes from.
-        places: Backgrounds.
+        count: Number of scenes.
+        movements: The possible movements of a clip, drawn in equal numbers.
+        rng: Source of randomness.
+        places: The possible backgrounds.
     """
     shapes, colours = balanced(SHAPES, count, rng), balanced(COLOURS, count, rng)
     happenings, grounds = balanced(movements, count, rng), balanced(places, count, rng)
@@ -100,7 +100,7 @@ def _still(thing: Thing, number: int, rng: np.random.Generator) -> tuple[Thing, 
 
 
 def _make_distinct(scenes: list[Scene], rng: np.random.Generator) -> None:
-    """Exchange places or movements between scenes, which keeps the balance, until no two look alike."""
+    """Exchange places or movements between scenes, which keeps the balance, until no two are the same."""
     seen = Counter(_looks(scene) for scene in scenes)
     while max(seen.values(), default=0) > 1:
         for index, scene in enumerate(scenes):

@@ -1,4 +1,4 @@
-"""TGIF-QA's layout: tab-separated questions of three kinds, and GIFs."""
+"""TGIF-QA's layout: tab-separated files with three kinds of questions, and GIFs."""
 
 from __future__ import annotations
 
@@ -23,21 +23,21 @@ TYPES = {"shape": 0, "number": 1, "colour": 2, "place": 3}
 
 Rows = list[tuple[str, ...]]
 Ask = Callable[[Scene, np.random.Generator], Rows]
-"""Returns what stands between the name of the GIF and the last columns, a row a question."""
+"""Returns the columns between the name of the GIF and the last columns, one row per question."""
 
 
 def actions(scene: Scene, rng: np.random.Generator) -> Rows:
-    """Ask what is done so many times."""
+    """Return a question about a repeated movement."""
     return [_choice(repeated_action(scene, rng))]
 
 
 def transitions(scene: Scene, rng: np.random.Generator) -> Rows:
-    """Ask what is done before and after."""
+    """Return questions about the movement before and the movement after."""
     return [_choice(transition(scene, when, rng)) for when in ("before", "after")]
 
 
 def frames(scene: Scene, rng: np.random.Generator) -> Rows:
-    """Ask for object, number, colour and place."""
+    """Return questions about object, number, colour and place."""
     asked = [question(scene, kind, rng) for kind in kinds(scene) if kind in TYPES]
     return [(each.text.replace("?", " ?"), each.answer, str(TYPES[each.kind])) for each in asked]
 
@@ -51,7 +51,7 @@ def annotate(
 ) -> dict[Path, Scene]:
     """Write ``Train_<word>_question.csv`` and ``Test_<word>_question.csv``.
 
-    Under the header ``vid_id key`` stand the name of the question and the number of the GIF, as in the official files.
+    The columns ``vid_id key`` hold the name of the question and the number of the GIF, as in the official files.
     """
     lines = {split: ["\t".join(columns)] for split in splits}
     clips = {}

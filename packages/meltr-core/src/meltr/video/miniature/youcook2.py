@@ -1,6 +1,6 @@
-"""YouCook2's layout: videos of two steps, a sentence each; and what is said, which names the shape alone.
+"""YouCook2's layout: videos of two steps with one sentence each, and transcripts that name only the shape.
 
-So a caption needs the video (colour, movement, place), and the words help.
+So a caption needs the video for colour, movement and place, and the transcript helps with the shape.
 """
 
 from __future__ import annotations

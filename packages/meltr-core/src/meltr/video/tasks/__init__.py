@@ -1,1 +1,1 @@
-"""Metrics and baselines of the tasks of video and language."""
+"""Metrics and baselines of the video-and-language tasks."""

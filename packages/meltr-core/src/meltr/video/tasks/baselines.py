@@ -1,7 +1,7 @@
-"""What one gets without looking: the trivial answers that a result is printed beside.
+"""Baselines that never look at the video; they are printed beside a result.
 
-They learn from the training split of a `meltr.video.corpus.Corpus` and answer another one. A model that does not beat
-them has learned nothing from its videos.
+They are fitted on the training split of a `meltr.video.corpus.Corpus` and evaluated on another split. A model that does
+not beat them has learned nothing from its videos.
 """
 
 from __future__ import annotations
@@ -22,21 +22,21 @@ from meltr.video.tasks.retrieval import chance
 from meltr.video.tasks.typical_caption import typical_caption
 
 OFTEN = 3
-"""A question that was asked so often in training is answered by its most frequent answer."""
+"""A question that occurs at least this often in training is answered with its most frequent answer."""
 
 SIGN_METRICS = ("ba", "f1", "ba_nonneg", "f1_nonneg")
-"""The metrics of sentiment that look at the sign alone."""
+"""The sentiment metrics that depend only on the sign."""
 
 WORDS = 10_000
-"""Words and pairs of words that naive Bayes looks at: the most frequent ones."""
+"""Number of words and word pairs that naive Bayes uses: the most frequent ones."""
 
 
 @dataclass(frozen=True)
 class Baseline:
-    """A trivial answer and how well it does.
+    """A trivial baseline and its metrics.
 
     Args:
-        name: What it is, for the line beside a result.
+        name: Its name, for the line beside a result.
         metrics: Name -> value, under the names that the task declares.
     """
 
@@ -48,12 +48,12 @@ def baseline(corpus: Corpus, split: str) -> Baseline:
     """Return the baseline of the corpus' task on one of its splits.
 
     Args:
-        corpus: A corpus for ``qa``, ``action``, ``retrieval``, ``captioning`` or ``sentiment``; captions are scored as
-            they are, and without METEOR, which takes seconds to start.
-        split: The split to answer, not empty.
+        corpus: A corpus for ``qa``, ``action``, ``retrieval``, ``captioning`` or ``sentiment``; captions are scored
+            unchanged, and without METEOR, which takes seconds to start.
+        split: The split to evaluate, not empty.
 
     Raises:
-        ValueError: If the task is another one, or there is no such split.
+        ValueError: If the task is not one of these, or there is no such split.
     """
     items = corpus.splits.get(split, ())
     if not items:
@@ -80,13 +80,13 @@ def one_caption(
     tokens: Tokens = "whitespace",
     meteor: bool = True,
 ) -> Baseline:
-    """Return the caption metrics of saying the most typical training caption about every video.
+    """Return the caption metrics of the most typical training caption, used for every video.
 
     Args:
-        train: The captions of each training video, written as the model's captions are.
+        train: The captions of each training video, in the same form as the model's captions.
         references: Video -> its reference captions.
-        tokens: As for `meltr.video.tasks.captions.corpus_scores`, and so are the errors.
-        meteor: The same.
+        tokens: See `meltr.video.tasks.captions.corpus_scores`, which may raise further errors.
+        meteor: As `tokens`.
 
     Raises:
         ValueError: If no training video has a caption.
@@ -97,14 +97,15 @@ def one_caption(
 
 
 def mean_score(train: Sequence[float], right: Sequence[float]) -> Baseline:
-    """Return the sentiment metrics of answering with the mean of the training scores."""
+    """Return the sentiment metrics of predicting the mean of the training scores."""
     return Baseline("training mean", sentiment_metrics(np.full(len(right), np.mean(train)), right))
 
 
 def majority_sign(train: Sequence[float], right: Sequence[float]) -> Baseline:
-    """Return the binary metrics of the sign that most training scores have; it says nothing about error or correlation.
+    """Return the binary metrics of predicting the most frequent sign of the training scores.
 
-    Zeros among the training scores count for neither sign; of equally frequent ones, positive.
+    Error and correlation are not defined for it. Zeros among the training scores count for neither sign; in a tie, the
+    sign is positive.
     """
     sign = 1.0 if np.sign(train).sum() >= 0 else -1.0
     metrics = sentiment_metrics(np.full(len(right), sign), right)
@@ -112,7 +113,7 @@ def majority_sign(train: Sequence[float], right: Sequence[float]) -> Baseline:
 
 
 def most_frequent(train: Sequence[Item], items: Sequence[Item]) -> Baseline:
-    """Return top-1 and top-5 accuracy of the most frequent training classes; of equally frequent ones, the first."""
+    """Return top-1 and top-5 accuracy of the most frequent training classes; in a tie, the first class."""
     order = [label for label, _ in Counter(item.label for item in train).most_common()]
     metrics = {f"top{k}": 100 * float(np.mean([item.label in order[:k] for item in items])) for k in (1, 5)}
     return Baseline("most frequent class", metrics)
@@ -121,8 +122,8 @@ def most_frequent(train: Sequence[Item], items: Sequence[Item]) -> Baseline:
 def question_only(train: Sequence[Item], items: Sequence[Item]) -> Baseline:
     """Return the accuracy of answering without the video.
 
-    Open-ended: the most frequent training answer to this very question, if it was asked `OFTEN` times; otherwise naive
-    Bayes on its words and pairs of words. Multiple choice: the choice that was right most often where it was offered.
+    Open-ended: the most frequent training answer to the same question, if it occurs at least `OFTEN` times; otherwise
+    naive Bayes on its words and word pairs. Multiple choice: the choice that was most often correct when offered.
     """
     if any(item.choices for item in train):
         guesses = favourite_choices(train, items)
@@ -147,10 +148,10 @@ def answer_blindly(train: Sequence[Item], questions: Sequence[str]) -> list[str]
 
 
 def favourite_choices(train: Iterable[Item], items: Sequence[Item]) -> list[int]:
-    """Return for each item the index of the choice that was right most often, per time that it was offered in `train`.
+    """Return for each item the index of the choice with the highest rate of being correct when offered in `train`.
 
-    A choice that was never offered counts as chance, and one that was offered rarely is drawn there: (right + 1) /
-    (offered + number of choices).
+    The rate is smoothed towards chance: (right + 1) / (offered + number of choices). A choice that was never offered
+    counts as chance.
     """
     offered: Counter[str] = Counter()
     right: Counter[str] = Counter()
@@ -165,7 +166,7 @@ def favourite_choices(train: Iterable[Item], items: Sequence[Item]) -> list[int]
 
 
 class _NaiveBayes:
-    """Multinomial naive Bayes on words and pairs of words, add-one smoothing."""
+    """Multinomial naive Bayes on words and word pairs, with add-one smoothing."""
 
     def __init__(self, questions: Sequence[str], answers: Sequence[str]) -> None:
         counts = Counter(answers)
@@ -182,7 +183,7 @@ class _NaiveBayes:
         self._prior: npt.NDArray[np.float64] = np.log([counts[answer] for answer in self._answers])
 
     def answer(self, question: str) -> str:
-        """Return the most likely answer; words that were not in training are left out."""
+        """Return the most likely answer; words that did not occur in training are skipped."""
         known = [self._words[word] for word in _features(question) if word in self._words]
         return self._answers[int(np.argmax(self._prior + self._likelihood[known].sum(axis=0)))]
 

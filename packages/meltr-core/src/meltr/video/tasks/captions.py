@@ -1,7 +1,7 @@
-"""Captioning: BLEU-1 to BLEU-4, METEOR, ROUGE-L and CIDEr of one sentence a video against its references.
+"""Captioning metrics: BLEU-1 to BLEU-4, METEOR, ROUGE-L and CIDEr of one sentence per video against its references.
 
-All in percent, as papers on video captioning print them: CIDEr of 1.38 is 138. Computed by pycocoevalcap, the code of
-the COCO caption evaluation (extra ``captions``).
+All values are in percent, as papers on video captioning report them: a CIDEr of 1.38 is 138. They are computed by
+pycocoevalcap, the code of the COCO caption evaluation (extra ``captions``).
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ from meltr.errors import UserError, did_you_mean
 from meltr.video.tasks import coco_captions as coco
 
 Tokens = Literal["whitespace", "ptb"]
-"""How captions are cut into tokens. Scores of the one and of the other cannot be compared.
+"""How captions are split into tokens. Scores with different tokens cannot be compared.
 
 | value | tokens |
 | --- | --- |
-| ``whitespace`` | what stands between white space, as it is: case and punctuation count (nlg-eval's corpus scores) |
-| ``ptb`` | Penn Treebank tokens in lower case without punctuation, as on COCO; needs Java |
+| ``whitespace`` | split at white space, unchanged: case and punctuation count (nlg-eval's corpus scores) |
+| ``ptb`` | lower-case Penn Treebank tokens without punctuation, as for COCO; needs Java |
 """
 
 _NAMED = 3
@@ -29,14 +29,14 @@ _NAMED = 3
 
 @dataclass(frozen=True)
 class CaptionScores:
-    """How good captions are.
+    """Scores of captions.
 
     Args:
-        metrics: ``cider``, ``bleu4``, ``rouge_l``, ``meteor``, ``bleu1``, ``bleu2``, ``bleu3`` in percent; without
-            those that were skipped.
-        skipped: Metric -> why there is no value.
+        metrics: ``cider``, ``bleu4``, ``rouge_l``, ``meteor``, ``bleu1``, ``bleu2``, ``bleu3`` in percent, without
+            skipped metrics.
+        skipped: Metric -> why it was skipped.
         count: Number of videos.
-        tokens: How the captions were cut, see `Tokens`.
+        tokens: How the captions were tokenised, see `Tokens`.
         scorer: Name and version of the code that computed the values.
         cider: Video -> its CIDEr in percent; the corpus' CIDEr is their mean.
         rouge_l: Video -> its ROUGE-L in percent; the corpus' ROUGE-L is their mean.
@@ -51,7 +51,7 @@ class CaptionScores:
     rouge_l: Mapping[str, float] = field(repr=False)
 
     def details(self) -> dict[str, Any]:
-        """Return what a result must say besides its numbers, for `meltr.context.Evaluation.details`."""
+        """Return the details of a result besides its metrics, for `meltr.context.Evaluation.details`."""
         return {"tokens": self.tokens, "scorer": self.scorer}
 
 
@@ -64,23 +64,24 @@ def corpus_scores(
 ) -> CaptionScores:
     """Score a corpus.
 
-    An empty hypothesis counts as a caption without any n-gram: 0 for the video, and its references' length in the
-    brevity penalty of BLEU. References without a token are left out. Any white space is one space. CIDEr takes its
-    document frequencies from `references`: it depends on which videos are scored together, and is 0 for a single one.
+    An empty hypothesis counts as a caption without n-grams: it scores 0, and its references' length counts in the
+    brevity penalty of BLEU. References without tokens are skipped. White space is normalised to single spaces. CIDEr
+    takes its document frequencies from `references`. So it depends on which videos are scored together, and is 0 for a
+    single video.
 
     Args:
         hypotheses: Video -> its caption.
         references: Video -> its reference captions, at least one.
         tokens: See `Tokens`.
-        meteor: Compute METEOR too, if there is Java; its start takes some seconds.
+        meteor: Compute METEOR too, if Java is installed; it takes some seconds to start.
 
     Raises:
-        UserError: If the two name different videos, a video has no reference, there are no videos, pycocoevalcap is
-            missing, `tokens` is unknown, or it is ``ptb`` and there is no Java.
+        UserError: If the two hold different videos, a video has no reference, there are no videos, pycocoevalcap is
+            missing, `tokens` is unknown, or `tokens` is ``ptb`` and Java is missing.
         MeltrError: If the PTB tokenizer fails.
     """
     if tokens not in get_args(Tokens):
-        raise UserError(f"there are no tokens {tokens!r}", did_you_mean(tokens, get_args(Tokens)))
+        raise UserError(f"unknown tokens {tokens!r}", did_you_mean(tokens, get_args(Tokens)))
     scorer = coco.scorer_version()
     _check_names(hypotheses, references)
     pairs = _tokenized(hypotheses, references, tokens)
@@ -89,7 +90,7 @@ def corpus_scores(
     metrics = {"cider": float(np.mean(cider)), "bleu4": bleu["bleu4"], "rouge_l": float(np.mean(rouge))}
     skipped = {}
     if not meteor:
-        skipped["meteor"] = "not asked for"
+        skipped["meteor"] = "not requested"
     else:
         try:
             metrics["meteor"] = 100 * coco.meteor(pairs)
@@ -112,7 +113,8 @@ def _check_names(hypotheses: Mapping[str, str], references: Mapping[str, Sequenc
     lacking = [name for name in references if name not in hypotheses]
     if lacking:
         raise UserError(
-            f"{_count(lacking)} no hypothesis: {_few(lacking)}.", "Give every video with references a caption, '' too."
+            f"{_count(lacking)} no hypothesis: {_few(lacking)}.",
+            "Give every video with references a caption, which may be ''.",
         )
     unknown = [name for name in hypotheses if name not in references]
     if unknown:
@@ -130,7 +132,7 @@ def _tokenized(
     if bare:
         raise UserError(
             f"{_count(bare)} no reference with a word in it: {_few(bare)}.",
-            "Give each a reference caption, or leave it out.",
+            "Give each of them a reference caption, or remove it.",
         )
     return pairs
 

@@ -1,8 +1,8 @@
-"""The caption scorers of pycocoevalcap (extra ``captions``), one function a metric, and its PTB tokenizer.
+"""The caption scorers of pycocoevalcap (extra ``captions``), one function per metric, and its PTB tokenizer.
 
-Values are those of the package: 1 is 100 percent. Everything is imported at the first use, because the package is an
-extra and METEOR and the tokenizer are Java programs. BLEU, ROUGE-L and CIDEr need no Java. Its parts have licences of
-their own: the file that computes BLEU is not for commercial use.
+Values are those of the package: 1 is 100 percent. The package is imported on first use, because it is an extra. METEOR
+and the tokenizer are Java programs; BLEU, ROUGE-L and CIDEr need no Java. Parts of the package have their own licences:
+the file that computes BLEU is not for commercial use.
 """
 
 from __future__ import annotations
@@ -20,22 +20,22 @@ from typing import Any
 from meltr.errors import MeltrError, UserError
 
 Pairs = Sequence[tuple[str, Sequence[str]]]
-"""A hypothesis and its references for each video; tokens are separated by single spaces."""
+"""(hypothesis, references) of each video; tokens are separated by single spaces."""
 
 NO_JAVA = "no Java"
-"""Why METEOR is left out where there is no Java."""
+"""Why METEOR is skipped if Java is missing."""
 
 _TOKENIZER = "stanford-corenlp-3.4.1.jar"
 _PUNCTUATION = frozenset(("''", "'", "``", "`", *".?!,:;-", "--", "..."))
-"""What the COCO caption evaluation (Chen et al., 2015) drops from the tokens. Brackets stay, as ``-lrb-``."""
+"""Tokens that the COCO caption evaluation (Chen et al., 2015) removes. Brackets are kept, as ``-lrb-``."""
 
 
 class MeteorError(MeltrError):
-    """METEOR cannot be computed here; the message says why in a few words."""
+    """METEOR cannot be computed; the message says why in a few words."""
 
 
 def scorer_version() -> str:
-    """Return name and version of the package, for the record.
+    """Return the name and version of the package.
 
     Raises:
         UserError: If it is not installed.
@@ -45,14 +45,14 @@ def scorer_version() -> str:
 
 
 def bleu(pairs: Pairs) -> list[float]:
-    """Return BLEU-1 to BLEU-4 of a corpus; the brevity penalty takes the reference of the closest length."""
+    """Return BLEU-1 to BLEU-4 of a corpus; the brevity penalty uses the reference of the closest length."""
     references, hypotheses = _tables(pairs)
     scorer = _module("pycocoevalcap.bleu.bleu").Bleu(4)
     return [float(value) for value in scorer.compute_score(references, hypotheses, verbose=0)[0]]
 
 
 def rouge_l(pairs: Pairs) -> list[float]:
-    """Return ROUGE-L of each video: F with beta = 1.2 of the best precision and the best recall of its references."""
+    """Return ROUGE-L of each video: F with beta = 1.2 of the best precision and the best recall over its references."""
     references, hypotheses = _tables(pairs)
     return [
         float(value) for value in _module("pycocoevalcap.rouge.rouge").Rouge().compute_score(references, hypotheses)[1]
@@ -62,7 +62,7 @@ def rouge_l(pairs: Pairs) -> list[float]:
 def cider(pairs: Pairs) -> list[float]:
     """Return CIDEr-D of each video (Vedantam et al., CVPR 2015), between 0 and 10.
 
-    Document frequencies are those of the references given: a single video has none that tells anything, and scores 0.
+    Document frequencies come from the given references, so a single video always scores 0.
     """
     references, hypotheses = _tables(pairs)
     return [
@@ -71,10 +71,10 @@ def cider(pairs: Pairs) -> list[float]:
 
 
 def meteor(pairs: Pairs) -> float:
-    """Return METEOR 1.5 of a corpus. Starting it takes some seconds.
+    """Return METEOR 1.5 of a corpus. It takes some seconds to start.
 
     Raises:
-        MeteorError: If there is no Java, or the program fails.
+        MeteorError: If Java is missing, or the program fails.
     """
     if shutil.which("java") is None:
         raise MeteorError(NO_JAVA)
@@ -87,21 +87,21 @@ def meteor(pairs: Pairs) -> float:
     except (OSError, ValueError) as error:
         raise MeteorError(f"Java failed: {_last_words(process) or error}") from error
     finally:
-        scorer.lock = threading.Lock()  # where compute_score fails the old one stays held, and __del__ waits for it
+        scorer.lock = threading.Lock()  # if compute_score fails, the old lock stays held, and __del__ waits for it
         _stop(process)
 
 
 def ptb_tokens(texts: Sequence[str]) -> list[str]:
-    """Return lower-case PTB tokens without punctuation, separated by spaces, as the COCO caption evaluation has them.
+    """Return lower-case PTB tokens without punctuation, separated by spaces, as in the COCO caption evaluation.
 
     Raises:
-        UserError: If there is no Java.
+        UserError: If Java is missing.
         MeltrError: If the tokenizer fails.
     """
     if shutil.which("java") is None:
         raise UserError(
-            "The PTB tokenizer is a Java program, and there is no Java.",
-            "Install a Java runtime (17 is fine), or take whitespace tokens.",
+            "The PTB tokenizer is a Java program, and Java is not installed.",
+            "Install a Java runtime (17 is fine), or use whitespace tokens.",
         )
     if not texts:
         return []
@@ -116,7 +116,7 @@ def ptb_tokens(texts: Sequence[str]) -> list[str]:
         raise MeltrError(
             f"The PTB tokenizer returned {len(tokenized)} lines for {len(texts)} captions (exit status "
             f"{done.returncode}): {_last_line(done.stderr)}",
-            "Run `java -version` to see whether Java works, or take whitespace tokens.",
+            "Run `java -version` to check that Java works, or use whitespace tokens.",
         )
     return [" ".join(token for token in line.split() if token not in _PUNCTUATION) for line in tokenized]
 
@@ -132,7 +132,7 @@ def _module(name: str) -> Any:
 
 
 def _tables(pairs: Pairs) -> tuple[dict[int, list[str]], dict[int, list[str]]]:
-    """Return references and hypotheses by number, as the package wants them."""
+    """Return references and hypotheses by number, as the package expects them."""
     return {n: list(many) for n, (_, many) in enumerate(pairs)}, {n: [each] for n, (each, _) in enumerate(pairs)}
 
 

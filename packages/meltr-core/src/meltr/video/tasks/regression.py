@@ -1,13 +1,13 @@
-"""Sentiment as a number in [-3, 3] (CMU-MOSI, CMU-MOSEI): error, correlation, and accuracies of its sign and grade.
+"""Metrics of sentiment in [-3, 3] (CMU-MOSI, CMU-MOSEI): error, correlation, and accuracy of sign and grade.
 
-Papers differ in what "binary accuracy" is. Both conventions are here, each with its F1:
+Papers define "binary accuracy" in two ways. Both are computed, each with its F1:
 
 | metric | clips | positive is | used by |
 | --- | --- | --- | --- |
-| ``ba``, ``f1`` | without those whose right value is 0 | above 0 | MulT, MAG-BERT and most later papers |
+| ``ba``, ``f1`` | those whose true value is not 0 | above 0 | MulT, MAG-BERT and most later papers |
 | ``ba_nonneg``, ``f1_nonneg`` | all | 0 or above | the first papers on CMU-MOSI |
 
-F1 is the weighted one: the mean of both classes' F1, weighted by how many clips each has.
+F1 is the weighted F1: the mean of both classes' F1, weighted by the number of clips of each class.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import numpy.typing as npt
 from meltr.errors import MeltrError
 
 GRADES = 3
-"""The strongest sentiment: grades are the whole numbers from -3 to 3."""
+"""The largest absolute sentiment: grades are the whole numbers from -3 to 3."""
 
 _Values = npt.NDArray[np.float64]
 
@@ -31,13 +31,13 @@ def sentiment_metrics(predicted: npt.ArrayLike, right: npt.ArrayLike) -> dict[st
         right: Shape (N,), in [-3, 3].
 
     Returns:
-        ``mae`` (mean absolute error), ``corr`` (`pearson`), and in percent ``ba``, ``f1``, ``ba_nonneg``,
-        ``f1_nonneg`` (see above) and ``acc7``: values rounded to the nearest grade (halves to the even one) are right.
-        ``ba`` and ``f1`` are NaN if every right value is 0.
+        ``mae`` (mean absolute error), ``corr`` (`pearson`), and in percent ``ba``, ``f1``, ``ba_nonneg``, ``f1_nonneg``
+        (see above) and ``acc7``: the accuracy of values rounded to the nearest grade (halves to the even one). ``ba``
+        and ``f1`` are NaN if every true value is 0.
 
     Raises:
         MeltrError: If a predicted value is not finite.
-        ValueError: If the shapes do not fit, there is no clip, or a right value is not finite.
+        ValueError: If the shapes do not match, there is no clip, or a true value is not finite.
     """
     guess, truth = _checked(predicted, right)
     polar = truth != 0
@@ -54,7 +54,7 @@ def sentiment_metrics(predicted: npt.ArrayLike, right: npt.ArrayLike) -> dict[st
 
 
 def pearson(first: npt.ArrayLike, second: npt.ArrayLike) -> float:
-    """Return Pearson's correlation of two series of shape (N,); 0 if one of them is constant: it tells nothing."""
+    """Return Pearson's correlation of two series of shape (N,); 0 if one of them is constant."""
     x, y = (np.asarray(values, dtype=np.float64) for values in (first, second))
     if np.ptp(x) == 0 or np.ptp(y) == 0:
         return 0.0
@@ -63,12 +63,12 @@ def pearson(first: npt.ArrayLike, second: npt.ArrayLike) -> float:
 
 
 def binary_accuracy(predicted: npt.NDArray[np.bool_], right: npt.NDArray[np.bool_]) -> float:
-    """Return how many of N answers are right, in percent; NaN for none."""
+    """Return the percentage of N answers that are correct; NaN for N = 0."""
     return 100 * float((predicted == right).mean()) if len(right) else float("nan")
 
 
 def weighted_f1(predicted: npt.NDArray[np.bool_], right: npt.NDArray[np.bool_]) -> float:
-    """Return the mean F1 of both classes weighted by their number of examples, in percent; NaN for none."""
+    """Return the mean F1 of both classes weighted by their number of examples, in percent; NaN for N = 0."""
     if not len(right):
         return float("nan")
     total = 0.0

@@ -1,4 +1,4 @@
-"""Text-to-video and video-to-text retrieval: R@1, R@5, R@10, median and mean rank of a matrix of similarities."""
+"""Text-to-video and video-to-text retrieval: R@1, R@5, R@10, median and mean rank from a similarity matrix."""
 
 from __future__ import annotations
 
@@ -21,21 +21,21 @@ def retrieval_metrics(
 ) -> dict[str, float]:
     """Return the metrics of both directions.
 
-    Text to video: every text looks for its video. Video to text: every video looks for any of its texts, and the best
-    placed one counts; videos without a text are candidates only.
+    Text to video: each text retrieves its video. Video to text: each video retrieves its texts, and the best-ranked
+    text counts. Videos without a text are only candidates.
 
     Args:
         similarity: Shape (texts, videos), the higher the better.
-        video_of_text: Shape (texts,): the right video of each text; None: text i belongs to video i.
-        ties: What candidates with the same score do, see `meltr.metrics.ranking.Ties`.
+        video_of_text: Shape (texts,): the correct video of each text; None: text i belongs to video i.
+        ties: How equal scores are ranked, see `meltr.metrics.ranking.Ties`.
 
     Returns:
-        ``r@1``, ``r@5``, ``r@10`` in percent, ``medr``, ``meanr`` (ranks start with 1) for text to video, and the same
-        with ``v2t/`` before them for video to text.
+        ``r@1``, ``r@5``, ``r@10`` in percent, ``medr``, ``meanr`` (ranks start at 1) for text to video, and the same
+        with the prefix ``v2t/`` for video to text.
 
     Raises:
         MeltrError: If a score is NaN.
-        ValueError: If the shapes do not fit.
+        ValueError: If the shapes do not match.
     """
     backward = {f"v2t/{name}": value for name, value in summary(video_to_text(similarity, video_of_text, ties)).items()}
     return summary(text_to_video(similarity, video_of_text, ties)) | backward
@@ -46,7 +46,7 @@ def text_to_video(
     video_of_text: Sequence[int] | npt.NDArray[np.integer] | None = None,
     ties: Ties = "stable",
 ) -> Ranks:
-    """Return the rank of the right video of every text; arguments and errors as for `retrieval_metrics`."""
+    """Return the rank of each text's correct video; arguments and errors are those of `retrieval_metrics`."""
     matrix = checked(similarity)
     return ranks(matrix, _owners(matrix, video_of_text), ties=ties)
 
@@ -56,9 +56,9 @@ def video_to_text(
     video_of_text: Sequence[int] | npt.NDArray[np.integer] | None = None,
     ties: Ties = "stable",
 ) -> Ranks:
-    """Return the rank of the best placed right text of every video that has one; arguments as `retrieval_metrics`.
+    """Return the rank of the best-ranked correct text of each video that has one; arguments as `retrieval_metrics`.
 
-    The other right texts of a video are not in the way of the best one, and ties among them do not count.
+    The other correct texts of a video do not count as competitors of the best one, also in ties.
     """
     matrix = checked(similarity)
     owners = _owners(matrix, video_of_text)
@@ -83,20 +83,20 @@ def _owners(matrix: Scores, video_of_text: Sequence[int] | npt.NDArray[np.intege
 
 
 def summary(found: Ranks) -> dict[str, float]:
-    """Return R@K in percent, median and mean of ranks that start with 1, shape (N,)."""
+    """Return R@K in percent, and the median and mean of ranks of shape (N,) that start at 1."""
     recalls = {f"r@{cut}": 100 * float(np.mean(found <= cut)) for cut in CUTS}
     return recalls | {"medr": float(np.median(found)), "meanr": float(np.mean(found))}
 
 
 def chance(videos: int, texts_of_video: Sequence[int] | npt.NDArray[np.integer] | None = None) -> dict[str, float]:
-    """Return what scores drawn at random give on the average, under the names of `retrieval_metrics`.
+    """Return the expected metrics of random scores, under the names of `retrieval_metrics`.
 
-    All orders of the M candidates are equally likely, so that none of the n right ones is among the first K with the
-    probability C(M - n, K) / C(M, K). The medians are those of the distribution of ranks.
+    All orders of the M candidates are equally likely. So the probability that none of the n correct ones is among the
+    first K is C(M - n, K) / C(M, K). The medians are those of the distribution of ranks.
 
     Args:
-        videos: How many there are.
-        texts_of_video: Shape (videos,): how many texts each has; None: one.
+        videos: Number of videos.
+        texts_of_video: Shape (videos,): number of texts of each video; None: one each.
     """
     texts = np.ones(videos, dtype=np.int64) if texts_of_video is None else np.asarray(texts_of_video)
     forward = _chance([1], videos)
@@ -105,7 +105,7 @@ def chance(videos: int, texts_of_video: Sequence[int] | npt.NDArray[np.integer] 
 
 
 def _chance(right: Sequence[int] | npt.NDArray[np.integer], candidates: int) -> dict[str, float]:
-    """Return the metrics of random orders; `right`: how many right candidates each query has."""
+    """Return the metrics of random orders; `right` is the number of correct candidates of each query."""
     numbers, weights = np.unique(right, return_counts=True)
     taken = np.arange(candidates)
     still_none = np.clip(1 - numbers[:, None] / (candidates - taken), 0, 1).cumprod(axis=1)

@@ -1,4 +1,4 @@
-"""The one training caption that suits all videos best: what a captioner that never looks would say."""
+"""The training caption that is most similar to all others: the output of a captioner that never looks at the video."""
 
 from __future__ import annotations
 
@@ -9,26 +9,26 @@ import numpy as np
 import numpy.typing as npt
 
 ORDERS = 4
-"""n of the n-grams, as in CIDEr."""
+"""Largest n of the n-grams, as in CIDEr."""
 
 _Gram = tuple[str, ...]
 _Vectors = list[tuple[npt.NDArray[np.int64], npt.NDArray[np.float64]]]
-"""Numbers of a caption's n-grams and their weights, of length 1, for each order."""
+"""Indices of a caption's n-grams and their weights as a unit vector, for each order."""
 
 
 def typical_caption(videos: Sequence[Sequence[str]]) -> str:
     """Return the caption with the highest mean similarity to the captions of all videos.
 
-    Similarity is CIDEr without clipping and without the penalty of lengths (Vedantam et al., CVPR 2015, eq. 2 and 3):
-    the cosine of n-gram counts times log(videos / videos with this n-gram), mean over n = 1 to 4. As it is linear in
-    the other caption, all pairs cost one pass: the mean of the unit vectors stands for all other captions. A video
-    counts once, however many captions it has.
+    Similarity is CIDEr without clipping and without the length penalty (Vedantam et al., CVPR 2015, eq. 2 and 3): the
+    cosine of n-gram counts times log(videos / videos with this n-gram), averaged over n = 1 to 4. It is linear in the
+    other caption, so one pass covers all pairs: the mean of the unit vectors replaces all other captions. Every video
+    has the same weight, regardless of its number of captions.
 
     Args:
-        videos: The captions of each training video. Words stand between white space.
+        videos: The captions of each training video. Words are separated by white space.
 
     Returns:
-        The caption; of several equally good ones, the first.
+        The caption; in a tie, the first.
 
     Raises:
         ValueError: If there is no caption with a word in it.
@@ -50,7 +50,7 @@ def typical_caption(videos: Sequence[Sequence[str]]) -> str:
 
 
 def _inverse_frequencies(videos: Sequence[Sequence[str]]) -> tuple[dict[_Gram, int], npt.NDArray[np.float64]]:
-    """Return the number of each n-gram, and log(videos / videos that have it) by number."""
+    """Return the index of each n-gram, and log(videos / videos with this n-gram) by index."""
     frequency: Counter[_Gram] = Counter()
     for many in videos:
         frequency.update({gram for text in many for gram in _grams(text)})

@@ -1,1 +1,1 @@
-"""Texts: WordPiece, and the vocabulary that stays with a run."""
+"""Text: WordPiece tokens, and the vocabulary that is stored with a run."""

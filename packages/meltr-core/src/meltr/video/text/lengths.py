@@ -1,4 +1,4 @@
-"""Texts that are longer than a model reads."""
+"""Notes about texts that are longer than the model's input."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from meltr.video.corpus import Corpus
 
 
 def notes_on_long_texts(corpus: Corpus, length: int) -> list[str]:
-    """Return a note if captions, or questions with their choices, are longer than `length` tokens.
+    """Return a note if captions, or questions with their choices, exceed `length` tokens.
 
     Args:
         corpus: The data set.
@@ -21,12 +21,12 @@ def notes_on_long_texts(corpus: Corpus, length: int) -> list[str]:
 
 
 def notes_on_cut(texts: Sequence[str], most: int, *, what: str = "text") -> list[str]:
-    """Return a note that says how many texts are cut; only words are counted, so that there may be some more.
+    """Return a note with the number of truncated texts; it counts words, so the true number may be higher.
 
     Args:
         texts: The texts.
-        most: Words that fit.
-        what: What they are; ``<what>_length`` is the setting that says how many tokens fit.
+        most: Number of words that fit.
+        what: Name of the texts; ``<what>_length`` is the setting for the number of tokens that fit.
     """
     long = sum(len(text.split()) > most for text in texts)
     if not long:

@@ -1,4 +1,4 @@
-"""The vocabulary of a run: given, that of bert-base-uncased, or a miniature's own words; a copy stays with the run."""
+"""The vocabulary of a run: a given file, bert-base-uncased, or a miniature's words; the run keeps a copy."""
 
 from __future__ import annotations
 
@@ -13,25 +13,25 @@ from meltr.video.corpus import Corpus
 from meltr.video.text.wordpiece import cached_vocabulary, read_vocabulary, write_vocabulary
 
 VOCABULARY = "vocabulary.txt"
-"""In the run folder: the vocabulary of the run, so that a trained run needs no other file."""
+"""File in the run folder with the vocabulary, so that a trained run needs no other file."""
 
 
 def run_vocabulary(
     context: RunContext, corpus: Corpus, given: Path | None, *, own: bool = False, extra_words: Sequence[str] = ()
 ) -> Path:
-    """Return the file of a run's vocabulary, and leave a copy in the run folder, which the trained run uses.
+    """Return the file of a run's vocabulary, and store a copy in the run folder for the trained run.
 
-    Without one, miniatures and models that start from scratch (`own`) take the words of the data set.
+    Without a given file, miniatures and models trained from scratch (`own`) use the words of the data set.
 
     Args:
         context: The run.
-        corpus: Its data set, before limits: they must not change the vocabulary.
+        corpus: Its data set, before limits, which must not change the vocabulary.
         given: The file that the user gave, if any.
-        own: The model is small and starts from scratch, so that it needs no published vocabulary.
-        extra_words: Words that a vocabulary of the data set's own words needs besides.
+        own: True if the model is small and trained from scratch, so that it needs no published vocabulary.
+        extra_words: Further words for a vocabulary of the data set's words.
 
     Raises:
-        UserError: If there is no vocabulary, or it is not one for this model.
+        UserError: If there is no vocabulary, or it is not valid for this model.
     """
     stored = None if context.run_dir is None else context.run_dir / VOCABULARY
     if context.weights_follow and stored is not None and stored.is_file():
@@ -46,7 +46,7 @@ def run_vocabulary(
 
 
 def _own_words(corpus: Corpus, extra_words: Sequence[str]) -> Path:
-    """Return a vocabulary of the words of `corpus`, written into the user's cache where it is not there yet."""
+    """Return a vocabulary of the words of `corpus`; it is written to the user's cache if it is missing."""
     words = sorted({*_words(corpus), *extra_words})
     digest = hashlib.sha256("\n".join(words).encode()).hexdigest()[:8]
     file = miniature.cache_folder() / "vocabularies" / f"{corpus.dataset}-{corpus.task}-{digest}.txt"

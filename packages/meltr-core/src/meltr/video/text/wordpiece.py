@@ -1,4 +1,4 @@
-"""Texts to token ids: WordPiece with the vocabulary of bert-base-uncased, or a small one made on the spot."""
+"""WordPiece tokenizer with the vocabulary of bert-base-uncased, or a small one generated from a data set."""
 
 from __future__ import annotations
 
@@ -17,22 +17,22 @@ PAD, UNK, CLS, SEP, MASK = 0, 100, 101, 102, 103
 """Token ids of bert-base-uncased."""
 
 SPECIAL = {"[PAD]": PAD, "[UNK]": UNK, "[CLS]": CLS, "[SEP]": SEP, "[MASK]": MASK}
-"""Special tokens and the lines (from 0) on which bert-base-uncased has them."""
+"""Special tokens and their line numbers (from 0) in the vocabulary of bert-base-uncased."""
 
 REPOSITORIES = ("google-bert/bert-base-uncased", "bert-base-uncased")
-"""Where the vocabulary is looked for in the hub's cache."""
+"""Repositories searched for the vocabulary in the hub's cache."""
 
 
 class Tokenizer:
-    """Lower-case WordPiece: [CLS] ... [SEP], cut and padded with [PAD] to one length (extra ``text``).
+    """Lower-case WordPiece: [CLS] ... [SEP], truncated and padded with [PAD] to a fixed length (extra ``text``).
 
     Args:
-        vocabulary: File with one token a line; None: vocab.txt of bert-base-uncased from the hub's cache.
-        length: X, tokens of every text.
+        vocabulary: File with one token per line; None: vocab.txt of bert-base-uncased from the hub's cache.
+        length: X, the number of tokens per text.
 
     Raises:
-        UserError: If there is no vocabulary, or it is not one for this model.
-        ValueError: If `length` has no room for a token.
+        UserError: If there is no vocabulary, or it is not valid for this model.
+        ValueError: If `length` is below 3.
     """
 
     def __init__(self, vocabulary: Path | None = None, *, length: int = 25) -> None:
@@ -46,7 +46,7 @@ class Tokenizer:
         self._tokenizer = transformers.BertTokenizerFast(vocab=tokens, do_lower_case=True)
 
     def encode(self, texts: Sequence[str]) -> Tensor:
-        """Return token ids, (N, X), int64; longer texts are cut at the end.
+        """Return token ids, (N, X), int64; longer texts are truncated at the end.
 
         Args:
             texts: N texts.
@@ -54,16 +54,16 @@ class Tokenizer:
         return self.pack([self.pieces(text) for text in texts])
 
     def count(self, text: str) -> int:
-        """Return the tokens that `text` needs, [CLS] and [SEP] included: more than X are cut."""
+        """Return the number of tokens of `text`, including [CLS] and [SEP]; more than X are truncated."""
         return len(self.pieces(text)) + 2
 
     def pieces(self, text: str) -> list[int]:
-        """Return the token ids of `text`, neither framed nor cut."""
+        """Return the token ids of `text`, without [CLS] and [SEP] and not truncated."""
         ids: list[int] = self._tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
         return ids
 
     def pack(self, rows: Iterable[Sequence[int]]) -> Tensor:
-        """Return rows of ids as [CLS] ... [SEP], cut and padded: (N, X), int64."""
+        """Return rows of ids as [CLS] ... [SEP], truncated and padded: (N, X), int64."""
         packed = [[CLS, *row[: self.length - 2], SEP] for row in rows]
         return torch.tensor([row + [PAD] * (self.length - len(row)) for row in packed]).reshape(-1, self.length)
 
@@ -79,17 +79,17 @@ def _require(module: str) -> ModuleType:
 
 
 def read_vocabulary(file: Path) -> dict[str, int]:
-    """Return token -> id of a file with one token a line.
+    """Return token -> id of a file with one token per line.
 
     Raises:
-        UserError: If it cannot be read, or the special tokens are not on the lines where bert-base-uncased has them.
+        UserError: If the file cannot be read, or the special tokens are not on the same lines as in bert-base-uncased.
     """
     try:
         lines = file.read_text(encoding="utf-8").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(
             f"The vocabulary {file} cannot be read: {error.__class__.__name__}.",
-            "Give vocab.txt of bert-base-uncased: text, one token a line.",
+            "Give vocab.txt of bert-base-uncased: text, one token per line.",
         ) from error
     tokens = {token.rstrip("\r"): number for number, token in enumerate(lines) if token.rstrip("\r")}
     wrong = [
@@ -99,17 +99,17 @@ def read_vocabulary(file: Path) -> dict[str, int]:
     ]
     if wrong:
         raise UserError(
-            f"{file} is no vocabulary for this model: {wrong[0]} ({len(tokens):,} tokens).",
+            f"{file} is not a vocabulary for this model: {wrong[0]} ({len(tokens):,} tokens).",
             "Give vocab.txt of bert-base-uncased, whose special tokens are on lines 1 and 101 to 104.",
         )
     return tokens
 
 
 def cached_vocabulary() -> Path:
-    """Return vocab.txt of bert-base-uncased from the hub's cache, without using a network.
+    """Return vocab.txt of bert-base-uncased from the hub's cache, without network access.
 
     Raises:
-        UserError: If it is not there.
+        UserError: If the cache does not have it.
     """
     hub = _require("huggingface_hub")
     for repository in REPOSITORIES:
@@ -118,7 +118,7 @@ def cached_vocabulary() -> Path:
             return Path(found)
     raise UserError(
         "There is no vocabulary: none was given, and the Hugging Face cache has no bert-base-uncased.",
-        "Give the file with --set options.vocabulary=FILE (vocab.txt of bert-base-uncased), or fetch it once on a "
+        "Give the file with --set options.vocabulary=FILE (vocab.txt of bert-base-uncased), or download it once on a "
         f"machine with a network: hf download {REPOSITORIES[0]} vocab.txt",
     )
 
@@ -126,11 +126,11 @@ def cached_vocabulary() -> Path:
 def write_vocabulary(file: Path, texts: Iterable[str]) -> int:
     """Write a small vocabulary with every word of `texts`, the special tokens on their usual lines, and all letters.
 
-    Other words are spelt in letters, so that none is unknown.
+    Other words are split into letters, so that no word is unknown.
 
     Args:
-        file: Where.
-        texts: Texts whose words are to be whole tokens.
+        file: The file to write.
+        texts: Texts whose words become whole tokens.
 
     Returns:
         Number of tokens.
