@@ -11,7 +11,7 @@ import typer
 from meltr.cli.data import add_command
 from meltr.cli.options import AsJson
 from meltr.cli.output import print_json, remark
-from meltr.progress import Counter
+from meltr.progress import ProgressCounter
 from meltr.video.cli.videos import (
     AllowMissing,
     Dataset,
@@ -78,7 +78,7 @@ def features(
     videos = _videos(dataset, task, data_root, allow_missing=allow_missing)
     processes = min(8, available_cores()) if workers is None else workers
     recipe = Recipe(extractor, weights, str(resolve_device(device)))
-    with Counter("videos", quiet=quiet) as progress:
+    with ProgressCounter("videos", quiet=quiet) as progress:
         report = fill_features(videos, out, recipe, workers=processes, progress=progress)
     _show(report, out, as_json=as_json)
 

@@ -18,7 +18,7 @@ def register(app: typer.Typer) -> None:
 
 
 def add_command(app: typer.Typer, name: str, command: Callable[..., Any]) -> None:
-    """Add a command to the group, which is made if it is not there; plugins call it in their hook ``register_commands``.
+    """Add a command to the group, which is made if need be; plugins call it in their hook ``register_commands``.
 
     Args:
         app: What the hook was given.

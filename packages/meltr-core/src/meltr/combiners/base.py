@@ -70,14 +70,14 @@ class SelfTrained(Combiner):
     The engine hands the gradients that the rule returns to the outer optimiser.
     """
 
-    after_step = False
+    sees_moved_weights = False
     """True if the rule wants to see the weights after the inner step (`Step.losses_again`)."""
 
     def own_gradients(self, step: Step) -> Sequence[Tensor | None]:
         """Return a gradient for each trainable parameter, in their order; None leaves one alone.
 
         Args:
-            step: The inner step: before w moved, or after if `after_step`.
+            step: The inner step: before w moved, or after if `sees_moved_weights`.
         """
         raise AssertionError(f"{type(self).__name__} must define own_gradients(step)")
 

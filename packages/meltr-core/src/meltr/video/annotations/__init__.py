@@ -1,6 +1,6 @@
 """Readers of published annotations, one data set a file, and of the user's manifest. Imports no torch.
 
-A reader is a module with ``LAYOUTS`` (one or more `layout.Layout`: which file goes where and how
+A reader is a module with ``LAYOUTS`` (one or more `layout.DatasetLayout`: which file goes where and how
 many items there are) and ``draft(layout, task, files)``, which turns the annotation files into examples. Looking for
 the videos, checking and leaving out is done here, for all alike. A new reader is a file and its line in `READERS`.
 """
@@ -13,7 +13,7 @@ from typing import Protocol, cast
 
 from meltr.errors import UserError, did_you_mean
 from meltr.video.annotations.assembly import Draft, assemble
-from meltr.video.annotations.layout import Layout, require_files, require_root
+from meltr.video.annotations.layout import DatasetLayout, require_files, require_root
 from meltr.video.corpus import Corpus
 
 READERS = {
@@ -36,9 +36,9 @@ READERS = {
 class Reader(Protocol):
     """What a module of this package offers."""
 
-    LAYOUTS: tuple[Layout, ...]
+    LAYOUTS: tuple[DatasetLayout, ...]
 
-    def draft(self, layout: Layout, task: str, files: dict[str, Path]) -> Draft:
+    def draft(self, layout: DatasetLayout, task: str, files: dict[str, Path]) -> Draft:
         """Return what the annotation files (role -> path) say."""
 
 
@@ -49,12 +49,12 @@ def reader(dataset: str) -> Reader:
     return cast(Reader, importlib.import_module(f"{__name__}.{READERS[dataset]}"))
 
 
-def layout(dataset: str) -> Layout:
+def layout(dataset: str) -> DatasetLayout:
     """Return what `dataset` looks like on disk; UserError if there is no reader for it."""
     return next(each for each in reader(dataset).LAYOUTS if each.dataset == dataset)
 
 
-def layout_for(dataset: str, task: str | None) -> tuple[Layout, str]:
+def layout_for(dataset: str, task: str | None) -> tuple[DatasetLayout, str]:
     """Return the layout of `dataset` and the task (default: its first); UserError if it has no such annotations."""
     found = layout(dataset)
     if task is not None and task not in found.tasks:

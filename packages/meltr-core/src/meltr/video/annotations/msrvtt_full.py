@@ -15,7 +15,7 @@ from typing import Any
 from meltr.errors import did_you_mean
 from meltr.video.annotations import msrvtt
 from meltr.video.annotations.assembly import Draft, first
-from meltr.video.annotations.layout import AnnotationFile, Layout
+from meltr.video.annotations.layout import AnnotationFile, DatasetLayout
 from meltr.video.annotations.parsing import malformed, read_json, records, text_of
 from meltr.video.corpus import Item
 
@@ -26,7 +26,7 @@ SPLITS = {"train": "train", "validate": "validation", "validation": "validation"
 """What a video may say -> the split."""
 
 LAYOUTS = (
-    Layout(
+    DatasetLayout(
         dataset="msrvtt-full",
         summary="MSR-VTT for captions: 6,513 clips for training, 497 for validation, 2,990 for the test.",
         tasks=("captioning",),
@@ -45,7 +45,7 @@ LAYOUTS = (
 )
 
 
-def draft(layout: Layout, task: str, files: Mapping[str, Path]) -> Draft:
+def draft(layout: DatasetLayout, task: str, files: Mapping[str, Path]) -> Draft:
     """Return the clips of the three splits with all their captions.
 
     Raises:

@@ -10,7 +10,7 @@ import typer
 
 from meltr.cli.options import AsJson
 from meltr.cli.output import print_json, remark
-from meltr.progress import Counter
+from meltr.progress import ProgressCounter
 from meltr.video.cli.videos import (
     AllowMissing,
     Dataset,
@@ -77,7 +77,7 @@ def cache(
         data_root = miniature_folder(dataset, data_root, quiet=quiet)
     media = media_of(dataset, task, data_root, allow_missing=allow_missing)
     processes = min(8, available_cores()) if workers is None else workers
-    with Counter("videos", quiet=quiet) as progress:
+    with ProgressCounter("videos", quiet=quiet) as progress:
         report = fill_cache(media, out, settings, workers=processes, progress=progress)
     _show(report, out, settings, as_json=as_json)
 

@@ -30,7 +30,7 @@ even background, and not before patterns that differ from clip to clip."""
 
 
 @dataclass(frozen=True)
-class Layout:
+class SampleLayout:
     """A data set's layout.
 
     Args:
