@@ -6,7 +6,7 @@ import io
 
 import pytest
 
-from meltr.progress import Counter
+from meltr.progress import ProgressCounter
 
 
 class Terminal(io.StringIO):
@@ -16,7 +16,7 @@ class Terminal(io.StringIO):
 
 def test_a_counter_writes_a_line_every_few_seconds():
     stream, times = io.StringIO(), iter([0.0, 1.0, 4.0, 5.0, 6.0])
-    with Counter("videos", stream=stream, clock=lambda: next(times)) as counter:
+    with ProgressCounter("videos", stream=stream, clock=lambda: next(times)) as counter:
         for done, failed in ((1000, 0), (1010, 0), (1040, 1), (1050, 1), (2000, 1)):
             counter(done, 2000, failed)
     assert stream.getvalue().splitlines() == [
@@ -29,7 +29,7 @@ def test_a_counter_writes_a_line_every_few_seconds():
 def test_a_counter_draws_on_a_terminal_and_clears_its_line(monkeypatch):
     monkeypatch.setenv("TERM", "xterm")
     stream = Terminal()
-    with Counter("videos", stream=stream) as counter:
+    with ProgressCounter("videos", stream=stream) as counter:
         counter(1, 2)
     assert "videos 1/2 (50%)" in stream.getvalue()
     assert stream.getvalue().endswith("\x1b[2K")
@@ -37,20 +37,20 @@ def test_a_counter_draws_on_a_terminal_and_clears_its_line(monkeypatch):
 
 def test_a_quiet_counter_is_silent():
     stream = io.StringIO()
-    with Counter("videos", quiet=True, stream=stream) as counter:
+    with ProgressCounter("videos", quiet=True, stream=stream) as counter:
         counter(2, 2)
     assert stream.getvalue() == ""
 
 
 def test_a_terminal_only_counter_writes_no_lines_in_a_log(monkeypatch):
     stream = io.StringIO()
-    with Counter("videos", lines=False, stream=stream) as counter:
+    with ProgressCounter("videos", lines=False, stream=stream) as counter:
         counter(1, 2)
         counter(2, 2)
     assert stream.getvalue() == ""
     monkeypatch.setenv("TERM", "xterm")
     terminal = Terminal()
-    with Counter("videos", lines=False, stream=terminal) as counter:
+    with ProgressCounter("videos", lines=False, stream=terminal) as counter:
         counter(1, 2)
     assert "videos 1/2 (50%)" in terminal.getvalue()
 
@@ -59,6 +59,6 @@ def test_a_terminal_only_counter_writes_no_lines_in_a_log(monkeypatch):
 def test_nothing_is_drawn_before_something_is_counted(monkeypatch, quiet):
     monkeypatch.setenv("TERM", "xterm")
     terminal = Terminal()
-    with Counter("videos", quiet=quiet, stream=terminal):
+    with ProgressCounter("videos", quiet=quiet, stream=terminal):
         pass
     assert terminal.getvalue() == ""

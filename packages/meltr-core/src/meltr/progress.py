@@ -25,7 +25,7 @@ def duration(seconds: float) -> str:
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
 
 
-class Counter:
+class ProgressCounter:
     """Shows a count on standard error, from its first number on, while it is used as a context manager.
 
     Args:
@@ -54,7 +54,7 @@ class Counter:
         self._first: tuple[float, int] | None = None
         self._last = float("-inf")
 
-    def __enter__(self) -> Counter:
+    def __enter__(self) -> ProgressCounter:
         return self
 
     def __exit__(self, *error: object) -> None:

@@ -20,7 +20,7 @@ class Rule(SelfTrained):
     def __init__(self, losses: int, *, after: bool) -> None:
         super().__init__([f"l{number}" for number in range(losses)])
         self.raw = nn.Parameter(torch.linspace(0.5, 1.5, losses))
-        self.after_step = after
+        self.sees_moved_weights = after
         self.seen: list[dict] = []
         self.updates = 0
 
@@ -29,7 +29,7 @@ class Rule(SelfTrained):
 
     def own_gradients(self, step) -> list[Tensor]:
         seen = {"losses": step.losses.clone(), "raw": self.raw.detach().clone()}
-        if self.after_step:
+        if self.sees_moved_weights:
             seen["again"] = step.losses_again().clone()
         else:
             seen["norms"] = step.gradient_norms().clone()
@@ -119,7 +119,7 @@ def test_a_rule_before_the_step_sees_losses_and_gradient_norms(kind):
 @pytest.mark.parametrize("explicit", [True, False])
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_rule_after_the_step_sees_the_moved_weights_on_the_same_batch(kind, explicit):
-    """Same random numbers; buffers and generators do not move; `after_step` or the next call, once."""
+    """Same random numbers; buffers and generators do not move; `Bilevel.after_step` or the next call, once."""
     model = case(kind)
     rule = Rule(4, after=True)
     bilevel = Bilevel(model, rule, torch.optim.SGD(rule.parameters(), 0.1))

@@ -281,7 +281,7 @@ def test_famo_helps_the_task_that_falls_least():
 def test_famo_equals_torchjd():
     bounds = torch.tensor([0.1, 0.0, -0.5])
     m, other = Famo(3, min_losses=bounds.tolist()), torchjd().FAMO(3, min_losses=bounds)
-    assert m.after_step
+    assert m.sees_moved_weights
     optimizer = torch.optim.Adam(m.parameters(), 0.025, weight_decay=1e-3)
     losses = random_losses(30)
     for before, after in pairwise(losses):

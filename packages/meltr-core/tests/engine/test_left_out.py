@@ -14,7 +14,7 @@ from meltr.cli.app import build_app
 from meltr.engine.run import evaluate_run
 from meltr.errors import UserError
 from meltr.settings import load_spec
-from meltr.verify.fixed_run import Problem
+from meltr.verify.fixed_run import FixedRun
 
 WHY = "there is no noise in these data"
 
@@ -93,7 +93,7 @@ def test_settings_for_all_losses_do_not_fit_the_rest(tmp_path):
 
 def test_measurements_take_the_losses_that_are_left(tmp_path):
     spec, registry = toy_spec(lacking(tmp_path, denoise=WHY))
-    problem = Problem(spec, registry)
+    problem = FixedRun(spec, registry)
     assert problem.describe()["losses"] == ["ce", "norm"]
     found = problem.stepper({"bilevel.estimator": "per_task"}).find()
     assert found.products.shape == (2,)

@@ -24,9 +24,9 @@ from meltr.plugins import discover
 from meltr.settings import resolve
 from meltr.verify import variants
 from meltr.verify.agreement import agreement, cause
-from meltr.verify.fixed_run import Problem
+from meltr.verify.fixed_run import FixedRun
 from meltr.verify.memory import peak_memory
-from meltr.verify.operations import Counter, FlopCounter
+from meltr.verify.operations import FlopCounter, OperationCounter
 from meltr.verify.replays import Traces
 from meltr.verify.timing import Timing, interleaved
 
@@ -40,7 +40,7 @@ FLAGS = {
 def toy(**settings):
     registry = discover([TOY])
     spec = resolve(registry, backbone="toy", task="classification", dataset="rings", flags={**FLAGS, **settings})
-    return Problem(spec, registry)
+    return FixedRun(spec, registry)
 
 
 @pytest.fixture(scope="module")
@@ -147,7 +147,7 @@ def test_second_derivatives_and_forward_mode_are_counted():
 
 def test_backward_passes_are_told_apart():
     weight = torch.ones(3, requires_grad=True)
-    counter = Counter()
+    counter = OperationCounter()
     with counter.watching([weight]):
         losses = [(weight**3).sum(), (weight**2).sum()]
         counter.saw(losses)
@@ -334,7 +334,7 @@ def test_the_losses_of_the_shared_trunk_share_one_forward(losses, monkeypatch):
     sizes = {"width": 16, "depth": 1, "heads": 2, "tokens": 4, "vocabulary": 8, "examples": 8}
     names = ["label", "masked", "restore", "contrast"][:losses]
     flags = {**FLAGS, **{f"options.{k}": v for k, v in sizes.items()}, "train.batch_size": 4, "losses": names}
-    built = Problem(resolve_case(registry, case, flags=flags), registry)
+    built = FixedRun(resolve_case(registry, case, flags=flags), registry)
     calls, seen = [], []
     built.model.register_forward_hook(lambda *_: calls.append(1))
     original = Hooks.losses

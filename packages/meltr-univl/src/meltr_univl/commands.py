@@ -10,7 +10,7 @@ import typer
 from meltr.cli.data import add_command
 from meltr.cli.options import AsJson
 from meltr.cli.output import print_json
-from meltr.progress import Counter
+from meltr.progress import ProgressCounter
 from meltr.video.cli.videos import (
     AllowMissing,
     Dataset,
@@ -76,7 +76,7 @@ def features(
         require(library)
     videos = media_of(dataset, task, data_root, allow_missing=allow_missing)
     recipe = Recipe(extractor, weights, str(resolve_device(device)))
-    with Counter("videos", quiet=quiet) as progress:
+    with ProgressCounter("videos", quiet=quiet) as progress:
         report = fill_features(videos, out, recipe, workers=worker_count(workers), progress=progress)
     record = read_record(out)
     assert record is not None

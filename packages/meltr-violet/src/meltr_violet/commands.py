@@ -13,7 +13,7 @@ from meltr.cli.data import add_command
 from meltr.cli.options import AsJson
 from meltr.cli.output import print_json, remark
 from meltr.errors import UserError
-from meltr.progress import Counter
+from meltr.progress import ProgressCounter
 from meltr.video.cli.cache import Chosen
 from meltr.video.cli.videos import (
     AllowMissing,
@@ -91,7 +91,7 @@ def codes(
     model = load_code_encoder(path)
     settings = CodeSettings(frames, sampler, size, fingerprint(model))
     processes = worker_count(workers)
-    with Counter("videos", quiet=quiet) as progress:
+    with ProgressCounter("videos", quiet=quiet) as progress:
         report = fill_codes(
             videos, out, model, settings, device=resolve_device(device), workers=processes, progress=progress
         )

@@ -14,7 +14,7 @@ from torch import Tensor
 from meltr.bench.table8 import Price, Table8, measure
 from meltr.errors import UserError
 from meltr.verify.agreement import agreement, cause
-from meltr.verify.fixed_run import Problem, Stepper
+from meltr.verify.fixed_run import FixedRun, Stepper
 from meltr.verify.state import Snapshot
 from meltr.verify.variants import EXACT, REFERENCE, Variant
 
@@ -78,7 +78,7 @@ class Approximations:
 
 
 def compare(
-    problem: Problem,
+    problem: FixedRun,
     variants: Mapping[str, Variant],
     *,
     title: str,
@@ -113,7 +113,7 @@ def compare(
 
 
 def _train(
-    problem: Problem, variants: Mapping[str, Variant], steps: int
+    problem: FixedRun, variants: Mapping[str, Variant], steps: int
 ) -> tuple[list[Tensor], dict[str, list[Tensor]], dict[str, str]]:
     """Train with exact outer steps; return g of each, g of every approximation there, and what is worth saying."""
     data = dataclasses.replace(problem.built.data, validation=None, test=None)
@@ -138,7 +138,7 @@ def _train(
 
 
 def _row(
-    problem: Problem, price: Price, found: Sequence[Tensor] | None, truth: Sequence[Tensor], remark: str
+    problem: FixedRun, price: Price, found: Sequence[Tensor] | None, truth: Sequence[Tensor], remark: str
 ) -> Approximation:
     if not found:
         return Approximation(price, remark=remark)
@@ -147,7 +147,7 @@ def _row(
 
 
 def _probes(
-    problem: Problem, variants: Mapping[str, Variant], exact: Stepper
+    problem: FixedRun, variants: Mapping[str, Variant], exact: Stepper
 ) -> tuple[dict[str, Stepper], dict[str, str]]:
     """Return a stepper for each approximation that changes g, all with the exact one's combiner, and what failed."""
     probes: dict[str, Stepper] = {}
@@ -162,7 +162,7 @@ def _probes(
     return probes, causes
 
 
-def _peek(problem: Problem, probe: Stepper, exact: Stepper) -> tuple[Tensor, str]:
+def _peek(problem: FixedRun, probe: Stepper, exact: Stepper) -> tuple[Tensor, str]:
     """Return g by an approximation where the exact training is about to take an outer step; nothing is changed."""
     before = Snapshot([*problem.state(), *exact.combiner.state_dict(keep_vars=True).values()])
     probe.trainer.state.step = exact.trainer.step

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from meltr.environment import environment
 from meltr.verify.agreement import Agreement, agreement, cause
-from meltr.verify.fixed_run import Found, Problem, Stepper
+from meltr.verify.fixed_run import FixedRun, Found, Stepper
 from meltr.verify.operations import Operations
 from meltr.verify.oracle import choose_oracle
 from meltr.verify.timing import Timing, interleaved
@@ -89,7 +89,7 @@ class Table8:
 
 
 def measure(
-    problem: Problem,
+    problem: FixedRun,
     variants: Mapping[str, Variant],
     *,
     title: str,
@@ -141,7 +141,7 @@ def measure(
     return Table8(title, problem.describe(), problem.reference.every, turns, problem.held_mib(), exact.name, priced)
 
 
-def _examined(problem: Problem, variant: Variant, row: Price, exact: _Exact) -> tuple[Price, Stepper]:
+def _examined(problem: FixedRun, variant: Variant, row: Price, exact: _Exact) -> tuple[Price, Stepper]:
     """Return the row of a variant with how good its hypergradient is, and its stepper."""
     stepper = problem.stepper(variant.settings)
     found = stepper.find()
@@ -168,7 +168,7 @@ def _compared(products: Tensor, exact: Found | None) -> Agreement | None:
 class _Exact:
     """Hypergradients by the oracle in float32, each computed once."""
 
-    def __init__(self, problem: Problem) -> None:
+    def __init__(self, problem: FixedRun) -> None:
         self._problem = problem
         self._oracle = choose_oracle(problem)
         self._known: dict[str, Found | None] = {}

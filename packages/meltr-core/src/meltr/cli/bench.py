@@ -187,14 +187,14 @@ def _measured(
     """Measure one case; what a plugin prints goes to standard error."""
     from meltr.bench.approximations import compare
     from meltr.bench.table8 import measure
-    from meltr.verify.fixed_run import Problem
+    from meltr.verify.fixed_run import FixedRun
 
     def log(line: str) -> None:
         remark(f"... {line}")
 
     with contextlib.redirect_stdout(sys.stderr):
         remark(f"{title}: {len(variants)} variants")
-        problem = Problem(spec, registry)
+        problem = FixedRun(spec, registry)
         if steps is None:
             return measure(problem, variants, title=title, turns=turns, log=log)
         return compare(problem, variants, title=title, steps=steps, turns=turns, log=log)

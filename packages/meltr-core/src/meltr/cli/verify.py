@@ -69,7 +69,7 @@ def verify(
     registry = registry_for(ctx, selection.plugin_files())
     spec = learned_spec(registry, selection.resolve(registry))
     quiet_profiler()
-    from meltr.verify.fixed_run import Problem
+    from meltr.verify.fixed_run import FixedRun
     from meltr.verify.verification import verify as check
 
     def log(line: str) -> None:
@@ -77,7 +77,7 @@ def verify(
             remark(f"... {line}")
 
     with contextlib.redirect_stdout(sys.stderr):
-        found = check(Problem(spec, registry), tolerance=tolerance, turns=turns, float64=float64, log=log)
+        found = check(FixedRun(spec, registry), tolerance=tolerance, turns=turns, float64=float64, log=log)
     if as_json:
         print_json(found.as_dict())
     else:

@@ -70,14 +70,14 @@ class SelfTrained(Combiner):
     The engine passes the gradients that the rule returns to the outer optimiser.
     """
 
-    after_step = False
+    sees_moved_weights = False
     """True if the rule needs the weights after the inner step (`Step.losses_again`)."""
 
     def own_gradients(self, step: Step) -> Sequence[Tensor | None]:
         """Return one gradient per trainable parameter, in order; None leaves that parameter unchanged.
 
         Args:
-            step: The inner step, before w is updated, or after it if `after_step`.
+            step: The inner step, before w is updated, or after it if `sees_moved_weights`.
         """
         raise AssertionError(f"{type(self).__name__} must define own_gradients(step)")
 

@@ -38,7 +38,7 @@ class Famo(SelfTrained):
         UserError: If there is not exactly one bound per loss.
     """
 
-    after_step = True
+    sees_moved_weights = True
     min_losses: Tensor
 
     def __init__(self, losses: int | Sequence[str], *, min_losses: Sequence[float] | None = None) -> None:

@@ -219,7 +219,7 @@ class Bilevel:
         """Return the loss function of a batch; one that an outer step sees can be evaluated again."""
         # The fused attention kernels have no second derivative.
         math = outer and (self.estimator.needs_second_derivative or self.scheme.needs_second_derivative)
-        own = isinstance(self.combiner, SelfTrained) and (self.combiner.after_step or not self._scope_known)
+        own = isinstance(self.combiner, SelfTrained) and (self.combiner.sees_moved_weights or not self._scope_known)
         scope = self._scope if outer else None
         return LossFunction(compute, self.setup, scope=scope, math_attention=math, snapshot=outer or own)
 
@@ -382,7 +382,7 @@ class Bilevel:
         if not isinstance(self.combiner, SelfTrained):
             return None
         view = OwnStep(evaluation, self._outer_parameters(evaluation))
-        if self.combiner.after_step:
+        if self.combiner.sees_moved_weights:
             self._waiting = view.release()
             return None
         return self.combiner.own_gradients(view)

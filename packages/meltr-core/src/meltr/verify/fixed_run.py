@@ -75,7 +75,7 @@ class _Watch:
         self.messages.append(message)
 
 
-class Problem:
+class FixedRun:
     """Data, model and batches of one run, and the state of training that every measurement starts from.
 
     That state is where a run takes its first outer step: after K steps of multi-task learning.
@@ -188,7 +188,7 @@ class Stepper:
     """
 
     def __init__(
-        self, problem: Problem, spec: RunSpec, *, combiner: Combiner | None = None, data: Data | None = None
+        self, problem: FixedRun, spec: RunSpec, *, combiner: Combiner | None = None, data: Data | None = None
     ) -> None:
         self.problem, self.spec = problem, spec
         built = problem.built

@@ -61,7 +61,7 @@ class FlopCounter(TorchDispatchMode):
         return result
 
 
-class Counter:
+class OperationCounter:
     """Watches evaluations of the losses and the backward passes that touch them.
 
     A backward pass is told by autograd's number of it, which hooks on the losses and on the parameters see. One with
@@ -136,7 +136,7 @@ class CountedHooks(Hooks):
 
     def __init__(self, hooks: Hooks) -> None:
         vars(self).update(vars(hooks))
-        self.counter: Counter | None = None
+        self.counter: OperationCounter | None = None
 
     def losses(self, model: nn.Module, batch: Any, context: RunContext) -> dict[str, Tensor]:
         """Call `compute_task_losses`, checked and counted."""
@@ -157,7 +157,7 @@ def count(
         parameters: The backbone's parameters.
         flops: Count floating-point operations; not possible for compiled models, whose kernels torch does not see.
     """
-    counter = Counter()
+    counter = OperationCounter()
     hooks.counter = counter
     counted = None
     try:

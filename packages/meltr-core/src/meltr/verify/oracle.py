@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from meltr.errors import PluginError
 from meltr.verify.agreement import agreement, cause
-from meltr.verify.fixed_run import Found, Problem
+from meltr.verify.fixed_run import FixedRun, Found
 from meltr.verify.variants import ORACLE
 
 TOLERANCES = {"fp32": (1e-3, 1e-2)}
@@ -38,7 +38,7 @@ class Oracle:
     unfit: Mapping[str, str]
 
 
-def choose_oracle(problem: Problem) -> Oracle:
+def choose_oracle(problem: FixedRun) -> Oracle:
     """Choose the exact estimator: double backward, unless one backward per task is nearer to central differences.
 
     Double backward is silently wrong where an operation has no second derivative and does not say so, as those marked

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from meltr.errors import MeltrError
 from meltr.verify.agreement import cause
-from meltr.verify.fixed_run import Problem
+from meltr.verify.fixed_run import FixedRun
 from meltr.verify.state import Snapshot
 
 ROUNDING = {"fp32": 1e-6}
@@ -37,7 +37,7 @@ class Check:
     found: str
 
 
-def check_replay(problem: Problem) -> list[Check]:
+def check_replay(problem: FixedRun) -> list[Check]:
     """Evaluate the losses of a batch more than once with the same random numbers and compare."""
     problem.restore()
     weights = Snapshot(list(problem.model.parameters()))
@@ -58,14 +58,14 @@ def check_replay(problem: Problem) -> list[Check]:
     ]
 
 
-def _values(problem: Problem, *, graph: bool, losses: tuple[str, ...] | None = None) -> dict[str, float]:
+def _values(problem: FixedRun, *, graph: bool, losses: tuple[str, ...] | None = None) -> dict[str, float]:
     problem.seed(0)
     context = problem.context if losses is None else problem.context.with_losses(*losses)
     with torch.set_grad_enabled(graph):
         return {name: float(loss.detach()) for name, loss in problem.losses(problem.batches[0], context).items()}
 
 
-def _same(name: str, problem: Problem, first: dict[str, float], second: dict[str, float]) -> Check:
+def _same(name: str, problem: FixedRun, first: dict[str, float], second: dict[str, float]) -> Check:
     limit = ROUNDING.get(problem.spec.train.precision, ROUNDING_LOW)
     gaps = {each: _gap(first[each], second[each]) for each in second}
     if all(gap == 0 for gap in gaps.values()):
@@ -77,7 +77,7 @@ def _same(name: str, problem: Problem, first: dict[str, float], second: dict[str
     return Check(name, "fail", f"{found}; draw from context.generator or torch's generator, and keep no state")
 
 
-def _alone(problem: Problem, first: dict[str, float]) -> Check:
+def _alone(problem: FixedRun, first: dict[str, float]) -> Check:
     """Compare the primary loss asked for alone, as an outer step may, with the primary loss among the others."""
     name = "primary loss alone"
     primary = problem.spec.losses[0]
@@ -107,7 +107,7 @@ class Traces:
         problem: Whose steps.
     """
 
-    def __init__(self, problem: Problem) -> None:
+    def __init__(self, problem: FixedRun) -> None:
         self._problem = problem
         problem.reference.at_outer_step()
         problem.reference.one_step()
@@ -127,7 +127,7 @@ class Traces:
         return [buffer.clone() for buffer in self._problem.model.buffers()], generator_states(self._problem)
 
 
-def generator_states(problem: Problem) -> list[object]:
+def generator_states(problem: FixedRun) -> list[object]:
     """Return the states of all generators that losses may draw from, comparable by ``==``."""
     numpy = pickle.dumps(np.random.get_state())
     states: list[object] = [random.getstate(), numpy, torch.get_rng_state().tolist()]

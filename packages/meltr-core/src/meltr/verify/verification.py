@@ -12,7 +12,7 @@ from torch import Tensor
 
 from meltr.environment import versions
 from meltr.verify.agreement import Agreement, agreement, cause
-from meltr.verify.fixed_run import Found, Problem, Stepper
+from meltr.verify.fixed_run import FixedRun, Found, Stepper
 from meltr.verify.oracle import DIFFERENCES, EXACT, SHARED, TOLERANCES, Oracle, choose_oracle
 from meltr.verify.replays import Check, Traces, check_replay
 from meltr.verify.timing import Timing, interleaved
@@ -107,7 +107,7 @@ class Verification:
 
 
 def verify(
-    problem: Problem,
+    problem: FixedRun,
     *,
     tolerance: float | None = None,
     turns: int = 3,
@@ -153,7 +153,7 @@ def verify(
     )
 
 
-def _prices(problem: Problem, steppers: Mapping[str, Stepper], turns: int) -> dict[str, tuple[Timing, float | None]]:
+def _prices(problem: FixedRun, steppers: Mapping[str, Stepper], turns: int) -> dict[str, tuple[Timing, float | None]]:
     """Return time and peak memory in MiB of one step of every kind."""
     timed = interleaved(
         {name: stepper.one_step for name, stepper in steppers.items()},
@@ -174,7 +174,7 @@ def _priced(row: Row, plain: tuple[Timing, float | None], price: tuple[Timing, f
 
 
 def _estimator_row(
-    problem: Problem,
+    problem: FixedRun,
     name: str,
     oracle: Oracle,
     traces: Traces,
@@ -207,7 +207,7 @@ def _estimator_row(
 
 
 def _scheme_row(
-    problem: Problem, name: str, exact: Found, steppers: dict[str, Stepper], log: Callable[[str], None]
+    problem: FixedRun, name: str, exact: Found, steppers: dict[str, Stepper], log: Callable[[str], None]
 ) -> Row:
     log(f"scheme {name}")
     try:
@@ -225,7 +225,7 @@ def _scheme_row(
     )
 
 
-def _hessian_error(problem: Problem, scheme: str, found: Found) -> float | str:
+def _hessian_error(problem: FixedRun, scheme: str, found: Found) -> float | str:
     """Return the error of g with Hessian products by differences against double backward, or why there is none."""
     hessian = exact_hessian(problem.registry, scheme)
     settings = {**SHARED, "bilevel.scheme": scheme, **hessian, "bilevel.estimator": found.estimator}
@@ -241,7 +241,7 @@ def _finite(found: Found) -> bool:
     return found.gradient is not None and all(bool(part.isfinite().all()) for part in parts)
 
 
-def _in_float64(problem: Problem, oracle: Oracle, log: Callable[[str], None]) -> float | str:
+def _in_float64(problem: FixedRun, oracle: Oracle, log: Callable[[str], None]) -> float | str:
     """Return the error of the oracle against itself in float64, or why there is none. The problem is spent."""
     log("the oracle in float64")
     problem.restore()

@@ -9,7 +9,7 @@ import numpy as np
 
 from meltr.data.splits import Indices, limit_indices, split_indices
 from meltr.errors import UserError
-from meltr.progress import Counter
+from meltr.progress import ProgressCounter
 from meltr.specs import RunSpec
 from meltr.video import miniature
 from meltr.video.annotations import read
@@ -36,7 +36,7 @@ def open_corpus(spec: RunSpec, *, quiet: bool = False) -> Corpus:
             "Leave one of them out.",
         )
     if spec.sample:
-        with Counter(f"clips of the miniature of {spec.dataset}", quiet=quiet, lines=False) as progress:
+        with ProgressCounter(f"clips of the miniature of {spec.dataset}", quiet=quiet, lines=False) as progress:
             root = miniature.cached(spec.dataset, progress=progress)
     return read(spec.dataset, spec.task, root, allow_missing=spec.data.allow_missing)
 

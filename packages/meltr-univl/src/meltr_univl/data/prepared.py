@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from meltr.video.annotations.assembly import assemble
-from meltr.video.annotations.layout import AnnotationFile, Layout
+from meltr.video.annotations.layout import AnnotationFile, DatasetLayout
 from meltr.video.corpus import Corpus
 from meltr_univl.data.prepared_texts import READERS
 from meltr_univl.features.files import FeaturePickle
@@ -34,7 +34,7 @@ MSRVTT_FEATURES = AnnotationFile("features", ("msrvtt_videos_features.pickle",),
 
 
 @dataclass(frozen=True)
-class PreparedLayout(Layout):
+class PreparedLayout(DatasetLayout):
     """Prepared files of one data set."""
 
     def media_place(self, root: Path) -> str:

@@ -10,11 +10,11 @@ from typing import cast
 from meltr.context import RunContext
 from meltr.errors import UserError
 from meltr.folders.run_folder import RunFolder
-from meltr.progress import Counter
+from meltr.progress import ProgressCounter
 from meltr.video import miniature
 from meltr.video.annotations import layout_for, reader
 from meltr.video.annotations.assembly import Draft, assemble
-from meltr.video.annotations.layout import Layout, require_files, require_root
+from meltr.video.annotations.layout import DatasetLayout, require_files, require_root
 from meltr.video.corpora import open_corpus
 from meltr.video.corpus import Corpus
 from meltr_univl.data import prepared
@@ -45,7 +45,7 @@ class Source:
 
 
 @dataclass(frozen=True)
-class FeatureLayout(Layout):
+class FeatureLayout(DatasetLayout):
     """A data set whose videos need not be there, since their features are."""
 
     place: Path = Path()
@@ -138,7 +138,7 @@ def _miniature(context: RunContext) -> tuple[Corpus, FeatureSource]:
     spec, quiet = context.spec, context.rank > 0
     corpus = open_corpus(spec, quiet=quiet)
     folder = miniature.cache_folder() / FOLDER / f"{miniature.cached(spec.dataset).name}-{EXTRACTOR}-v{VERSION}"
-    with Counter(f"features of the miniature of {spec.dataset}", quiet=quiet, lines=False) as progress:
+    with ProgressCounter(f"features of the miniature of {spec.dataset}", quiet=quiet, lines=False) as progress:
         fill_features(corpus.media, folder, Recipe(EXTRACTOR), progress=progress)
     return corpus, FeatureFolder(folder)
 

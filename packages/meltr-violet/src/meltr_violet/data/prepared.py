@@ -13,7 +13,7 @@ from pathlib import Path
 
 from meltr.video.annotations import layout as published_layout
 from meltr.video.annotations.assembly import Draft, assemble, first
-from meltr.video.annotations.layout import AnnotationFile, Layout
+from meltr.video.annotations.layout import AnnotationFile, DatasetLayout
 from meltr.video.annotations.parsing import malformed
 from meltr.video.corpus import Corpus
 from meltr_violet.data.codes import PreparedCodes
@@ -22,7 +22,7 @@ from meltr_violet.data.prepared_texts import captions, choices, questions
 
 
 @dataclass(frozen=True)
-class PreparedLayout(Layout):
+class PreparedLayout(DatasetLayout):
     """Prepared files of one data set."""
 
     def media_place(self, root: Path) -> str:

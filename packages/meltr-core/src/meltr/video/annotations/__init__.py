@@ -1,8 +1,9 @@
 """Readers of published annotations, one data set per file, and of the user's manifest. Imports no torch.
 
-A reader is a module with ``LAYOUTS`` (one or more `layout.Layout`: which file goes where, and the number of items) and
-``draft(layout, task, files)``, which turns the annotation files into examples. Finding the videos, checking them and
-skipping examples is done here for all readers. A new reader is a new file and a line in `READERS`.
+A reader is a module with ``LAYOUTS`` and ``draft(layout, task, files)``. ``LAYOUTS`` is one or more
+`layout.DatasetLayout`: which file goes where, and the number of items. ``draft`` turns the annotation files into
+examples. Finding the videos, checking them and skipping examples is done here for all readers. A new reader is a new
+file and a line in `READERS`.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from typing import Protocol, cast
 
 from meltr.errors import UserError, did_you_mean
 from meltr.video.annotations.assembly import Draft, assemble
-from meltr.video.annotations.layout import Layout, require_files, require_root
+from meltr.video.annotations.layout import DatasetLayout, require_files, require_root
 from meltr.video.corpus import Corpus
 
 READERS = {
@@ -36,9 +37,9 @@ READERS = {
 class Reader(Protocol):
     """Interface of a reader module of this package."""
 
-    LAYOUTS: tuple[Layout, ...]
+    LAYOUTS: tuple[DatasetLayout, ...]
 
-    def draft(self, layout: Layout, task: str, files: dict[str, Path]) -> Draft:
+    def draft(self, layout: DatasetLayout, task: str, files: dict[str, Path]) -> Draft:
         """Return the content of the annotation files (role -> path)."""
 
 
@@ -49,12 +50,12 @@ def reader(dataset: str) -> Reader:
     return cast(Reader, importlib.import_module(f"{__name__}.{READERS[dataset]}"))
 
 
-def layout(dataset: str) -> Layout:
+def layout(dataset: str) -> DatasetLayout:
     """Return the layout of `dataset` on disk; UserError if there is no reader for it."""
     return next(each for each in reader(dataset).LAYOUTS if each.dataset == dataset)
 
 
-def layout_for(dataset: str, task: str | None) -> tuple[Layout, str]:
+def layout_for(dataset: str, task: str | None) -> tuple[DatasetLayout, str]:
     """Return the layout of `dataset` and the task (default: its first one); UserError if it has no such annotations."""
     found = layout(dataset)
     if task is not None and task not in found.tasks:

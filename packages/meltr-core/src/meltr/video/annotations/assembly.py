@@ -9,7 +9,7 @@ from pathlib import Path
 
 from meltr.errors import UserError
 from meltr.video.annotations.finding import existing, index_by_stem, match_stems
-from meltr.video.annotations.layout import Layout
+from meltr.video.annotations.layout import DatasetLayout
 from meltr.video.corpus import Corpus, Item
 
 SHOWN = 5
@@ -39,7 +39,7 @@ class Draft:
         return list(dict.fromkeys(item.media for items in self.splits.values() for item in items))
 
 
-def find_media(draft: Draft, layout: Layout, root: Path) -> dict[str, Path]:
+def find_media(draft: Draft, layout: DatasetLayout, root: Path) -> dict[str, Path]:
     """Return media key -> file, for the media that exist."""
     if draft.paths is not None:
         return existing(draft.paths)
@@ -47,7 +47,7 @@ def find_media(draft: Draft, layout: Layout, root: Path) -> dict[str, Path]:
     return match_stems(draft.media_names(), index_by_stem(root, layout.media.folders), draft.stems)
 
 
-def assemble(draft: Draft, layout: Layout, *, task: str, root: Path, allow_missing: bool) -> Corpus:
+def assemble(draft: Draft, layout: DatasetLayout, *, task: str, root: Path, allow_missing: bool) -> Corpus:
     """Return the corpus of a draft.
 
     Args:
@@ -86,7 +86,7 @@ def assemble(draft: Draft, layout: Layout, *, task: str, root: Path, allow_missi
     )
 
 
-def _check_not_empty(draft: Draft, layout: Layout, root: Path) -> None:
+def _check_not_empty(draft: Draft, layout: DatasetLayout, root: Path) -> None:
     empty = [name for name in dict.fromkeys(["train", *draft.splits]) if not draft.splits.get(name)]
     if empty:
         raise UserError(
@@ -95,7 +95,7 @@ def _check_not_empty(draft: Draft, layout: Layout, root: Path) -> None:
         )
 
 
-def _missing_error(layout: Layout, root: Path, missing: Sequence[str], *, named: int) -> UserError:
+def _missing_error(layout: DatasetLayout, root: Path, missing: Sequence[str], *, named: int) -> UserError:
     message = f"{layout.dataset}: {len(missing):,} of {named:,} videos that the annotations name are not in {root}: "
     lines = [layout.media_place(root)]
     if len(missing) < named:

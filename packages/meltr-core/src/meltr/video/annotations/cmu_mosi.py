@@ -14,7 +14,7 @@ from pathlib import Path
 
 from meltr.errors import did_you_mean
 from meltr.video.annotations.assembly import Draft
-from meltr.video.annotations.layout import AnnotationFile, Layout, MediaFolder
+from meltr.video.annotations.layout import AnnotationFile, DatasetLayout, MediaFolder
 from meltr.video.annotations.parsing import malformed, number_of, read_table, text_of
 from meltr.video.corpus import STRONGEST, Item
 
@@ -28,7 +28,7 @@ COLUMNS = {
 """Format -> its columns: video, utterance, words, sentiment, fold."""
 
 LAYOUTS = (
-    Layout(
+    DatasetLayout(
         dataset="cmu-mosi",
         summary="CMU-MOSI: 2,199 utterances about films, each with a sentiment from -3 to 3 (Zadeh et al., 2016).",
         tasks=("sentiment",),
@@ -42,7 +42,7 @@ LAYOUTS = (
 )
 
 
-def draft(layout: Layout, task: str, files: Mapping[str, Path]) -> Draft:
+def draft(layout: DatasetLayout, task: str, files: Mapping[str, Path]) -> Draft:
     """Return the utterances of the three folds.
 
     Raises:

@@ -16,12 +16,12 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from meltr.video.annotations.assembly import Draft, with_unique_ids
-from meltr.video.annotations.layout import AnnotationFile, Layout, MediaFolder
+from meltr.video.annotations.layout import AnnotationFile, DatasetLayout, MediaFolder
 from meltr.video.annotations.parsing import malformed, read_table, text_of
 from meltr.video.corpus import Item
 
 LAYOUTS = (
-    Layout(
+    DatasetLayout(
         dataset="kinetics400",
         summary="Kinetics-400: ten seconds of YouTube in 400 classes of human action (Kay et al., 2017).",
         tasks=("action",),
@@ -44,7 +44,7 @@ LAYOUTS = (
 )
 
 
-def draft(layout: Layout, task: str, files: Mapping[str, Path]) -> Draft:
+def draft(layout: DatasetLayout, task: str, files: Mapping[str, Path]) -> Draft:
     """Return the clips of both splits; the classes are those of the training split, in alphabetical order.
 
     Raises:

@@ -49,8 +49,8 @@ class MediaFolder:
 
 
 @dataclass(frozen=True)
-class Layout:
-    """Layout of a published data set.
+class DatasetLayout:
+    """DatasetLayout of a published data set.
 
     Args:
         dataset: Its name.
@@ -114,7 +114,7 @@ class Layout:
         return f"{self.places(root)}\n`{check}` lists what is still missing. Without any files: --sample."
 
 
-def require_root(layout: Layout, root: Path | None) -> Path:
+def require_root(layout: DatasetLayout, root: Path | None) -> Path:
     """Return `root`; UserError if it was not given, does not exist, or is a file although several are needed."""
     if root is None:
         raise UserError(f"{layout.dataset} needs its files, and --data-root was not given.", layout.advice())
@@ -125,7 +125,7 @@ def require_root(layout: Layout, root: Path | None) -> Path:
     return root
 
 
-def require_files(layout: Layout, root: Path) -> dict[str, Path]:
+def require_files(layout: DatasetLayout, root: Path) -> dict[str, Path]:
     """Return role -> path of the annotation files; UserError that lists the required files that are missing."""
     found = layout.find(root)
     missing = [each for each in layout.files if each.needed and each.role not in found]

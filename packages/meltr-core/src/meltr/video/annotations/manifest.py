@@ -29,7 +29,7 @@ from typing import Any
 
 from meltr.errors import UserError, did_you_mean
 from meltr.video.annotations.assembly import Draft, first, most_common_answers, one_item_a_medium, outside_note
-from meltr.video.annotations.layout import AnnotationFile, Layout
+from meltr.video.annotations.layout import AnnotationFile, DatasetLayout
 from meltr.video.annotations.parsing import malformed, number_of, read_json_lines
 from meltr.video.corpus import STRONGEST, Item
 
@@ -61,7 +61,7 @@ NEEDS = {
 """Task -> keys that every line must have."""
 
 LAYOUTS = (
-    Layout(
+    DatasetLayout(
         dataset="manifest",
         summary="Your own videos or images: one JSON line each, with captions, questions, labels or scores.",
         tasks=tuple(NEEDS),
@@ -78,7 +78,7 @@ LAYOUTS = (
 )
 
 
-def draft(layout: Layout, task: str, files: Mapping[str, Path]) -> Draft:
+def draft(layout: DatasetLayout, task: str, files: Mapping[str, Path]) -> Draft:
     """Return the items of the manifest.
 
     Raises:

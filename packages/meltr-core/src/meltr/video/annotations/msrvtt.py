@@ -19,15 +19,15 @@ from pathlib import Path
 from typing import Any
 
 from meltr.video.annotations.assembly import Draft, first, one_item_a_medium, with_unique_ids
-from meltr.video.annotations.layout import AnnotationFile, Layout, MediaFolder
+from meltr.video.annotations.layout import AnnotationFile, DatasetLayout, MediaFolder
 from meltr.video.annotations.parsing import malformed, read_json, read_list, read_table, records, text_of
 from meltr.video.corpus import Item
 
 CAPTION_FILES = ("MSRVTT_data.json", "MSR_VTT.json", "train_val_videodatainfo.json")
 
 
-def _layout(dataset: str, summary: str, *, lists: tuple[str, ...], train: int) -> Layout:
-    return Layout(
+def _layout(dataset: str, summary: str, *, lists: tuple[str, ...], train: int) -> DatasetLayout:
+    return DatasetLayout(
         dataset=dataset,
         summary=summary,
         tasks=("retrieval",),
@@ -72,7 +72,7 @@ LAYOUTS = (
 )
 
 
-def draft(layout: Layout, task: str, files: Mapping[str, Path]) -> Draft:
+def draft(layout: DatasetLayout, task: str, files: Mapping[str, Path]) -> Draft:
     """Return the training clips with all their captions and the test clips with one caption.
 
     Raises:

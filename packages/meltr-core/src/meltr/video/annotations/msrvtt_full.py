@@ -16,7 +16,7 @@ from typing import Any
 from meltr.errors import did_you_mean
 from meltr.video.annotations import msrvtt
 from meltr.video.annotations.assembly import Draft, first
-from meltr.video.annotations.layout import AnnotationFile, Layout
+from meltr.video.annotations.layout import AnnotationFile, DatasetLayout
 from meltr.video.annotations.parsing import malformed, read_json, records, text_of
 from meltr.video.corpus import Item
 
@@ -27,7 +27,7 @@ SPLITS = {"train": "train", "validate": "validation", "validation": "validation"
 """Value of ``split`` of a video -> split."""
 
 LAYOUTS = (
-    Layout(
+    DatasetLayout(
         dataset="msrvtt-full",
         summary="MSR-VTT for captions: 6,513 clips for training, 497 for validation, 2,990 for testing.",
         tasks=("captioning",),
@@ -46,7 +46,7 @@ LAYOUTS = (
 )
 
 
-def draft(layout: Layout, task: str, files: Mapping[str, Path]) -> Draft:
+def draft(layout: DatasetLayout, task: str, files: Mapping[str, Path]) -> Draft:
     """Return the clips of the three splits with all their captions.
 
     Raises:

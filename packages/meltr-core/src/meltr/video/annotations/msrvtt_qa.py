@@ -14,7 +14,7 @@ from pathlib import Path
 
 from meltr.video.annotations import msrvtt
 from meltr.video.annotations.assembly import Draft, most_common_answers, outside_note, with_unique_ids
-from meltr.video.annotations.layout import AnnotationFile, Layout
+from meltr.video.annotations.layout import AnnotationFile, DatasetLayout
 from meltr.video.annotations.parsing import read_json, read_json_lines, records, text_of
 from meltr.video.corpus import Item
 
@@ -22,7 +22,7 @@ ANSWERS = 1500
 """Size of the vocabulary."""
 
 LAYOUTS = (
-    Layout(
+    DatasetLayout(
         dataset="msrvtt",
         summary="MSRVTT-QA: 243,680 questions on 10,000 web clips, 1,500 answers (Xu et al., 2017).",
         tasks=("qa",),
@@ -41,7 +41,7 @@ LAYOUTS = (
 )
 
 
-def draft(layout: Layout, task: str, files: Mapping[str, Path]) -> Draft:
+def draft(layout: DatasetLayout, task: str, files: Mapping[str, Path]) -> Draft:
     """Return the questions of the three splits.
 
     Raises:

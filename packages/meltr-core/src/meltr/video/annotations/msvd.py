@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from meltr.video.annotations.assembly import Draft, most_common_answers, outside_note, with_unique_ids
-from meltr.video.annotations.layout import AnnotationFile, Layout, MediaFolder
+from meltr.video.annotations.layout import AnnotationFile, DatasetLayout, MediaFolder
 from meltr.video.annotations.parsing import malformed, read_json, read_list, records, text_of
 from meltr.video.corpus import Item
 
@@ -22,7 +22,7 @@ ANSWERS = 1000
 """Size of the vocabulary."""
 
 LAYOUTS = (
-    Layout(
+    DatasetLayout(
         dataset="msvd",
         summary="MSVD-QA: 50,505 questions on 1,970 YouTube clips, 1,000 answers (Xu et al., 2017).",
         tasks=("qa",),
@@ -42,7 +42,7 @@ LAYOUTS = (
 )
 
 
-def draft(layout: Layout, task: str, files: Mapping[str, Path]) -> Draft:
+def draft(layout: DatasetLayout, task: str, files: Mapping[str, Path]) -> Draft:
     """Return the questions of the three splits.
 
     Raises:

@@ -9,7 +9,7 @@ from meltr.errors import UserError
 from meltr.video.annotations import layout_for, reader
 from meltr.video.annotations.assembly import Draft, find_media
 from meltr.video.annotations.finding import index_by_stem
-from meltr.video.annotations.layout import AnnotationFile, Layout, require_root
+from meltr.video.annotations.layout import AnnotationFile, DatasetLayout, require_root
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ class Survey:
         notes: Remarks for the user.
     """
 
-    layout: Layout
+    layout: DatasetLayout
     task: str
     root: Path
     files: tuple[tuple[AnnotationFile, Path | None], ...]

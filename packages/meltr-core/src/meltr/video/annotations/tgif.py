@@ -16,7 +16,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from meltr.video.annotations.assembly import Draft, most_common_answers, outside_note, with_unique_ids
-from meltr.video.annotations.layout import AnnotationFile, Layout, MediaFolder
+from meltr.video.annotations.layout import AnnotationFile, DatasetLayout, MediaFolder
 from meltr.video.annotations.parsing import malformed, read_table, text_of
 from meltr.video.corpus import Item
 
@@ -24,8 +24,8 @@ CHOICES = ("a1", "a2", "a3", "a4", "a5")
 """Columns of the choices."""
 
 
-def _layout(dataset: str, word: str, summary: str, *, train: int, test: int) -> Layout:
-    return Layout(
+def _layout(dataset: str, word: str, summary: str, *, train: int, test: int) -> DatasetLayout:
+    return DatasetLayout(
         dataset=dataset,
         summary=summary,
         tasks=("qa",),
@@ -60,7 +60,7 @@ LAYOUTS = (
 )
 
 
-def draft(layout: Layout, task: str, files: Mapping[str, Path]) -> Draft:
+def draft(layout: DatasetLayout, task: str, files: Mapping[str, Path]) -> Draft:
     """Return the questions of the two splits.
 
     Raises:

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from meltr.video.annotations.assembly import Draft
-from meltr.video.annotations.layout import AnnotationFile, Layout, MediaFolder
+from meltr.video.annotations.layout import AnnotationFile, DatasetLayout, MediaFolder
 from meltr.video.annotations.parsing import malformed, number_of, read_json, records, text_of
 from meltr.video.corpus import Item
 
@@ -25,7 +25,7 @@ SPLITS = {"training": "train", "validation": "test"}
 """Subset -> split."""
 
 LAYOUTS = (
-    Layout(
+    DatasetLayout(
         dataset="youcook2",
         summary="YouCook2: 13,829 steps of 1,790 cooking videos, one sentence each (Zhou et al., 2018).",
         tasks=("retrieval", "captioning"),
@@ -44,7 +44,7 @@ LAYOUTS = (
 )
 
 
-def draft(layout: Layout, task: str, files: Mapping[str, Path]) -> Draft:
+def draft(layout: DatasetLayout, task: str, files: Mapping[str, Path]) -> Draft:
     """Return the steps of the training videos and of the validation videos, which form the split ``test``.
 
     Raises:

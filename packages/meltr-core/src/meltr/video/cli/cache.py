@@ -10,7 +10,7 @@ import typer
 
 from meltr.cli.options import AsJson
 from meltr.cli.output import print_json
-from meltr.progress import Counter
+from meltr.progress import ProgressCounter
 from meltr.video.cli.videos import (
     AllowMissing,
     Dataset,
@@ -78,7 +78,7 @@ def cache(
     if sample:
         data_root = miniature_folder(dataset, data_root, quiet=quiet)
     media = media_of(dataset, task, data_root, allow_missing=allow_missing)
-    with Counter("videos", quiet=quiet) as progress:
+    with ProgressCounter("videos", quiet=quiet) as progress:
         report = fill_cache(media, out, settings, workers=worker_count(workers), progress=progress)
     _show(report, out, settings, as_json=as_json)
 

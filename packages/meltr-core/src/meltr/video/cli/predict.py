@@ -18,7 +18,7 @@ from meltr.context import FILE_KEYS, Prediction, PredictRequest
 from meltr.errors import UserError
 from meltr.folders.run_folder import RunFolder
 from meltr.folders.seeds_folder import SeedsFolder, started_runs
-from meltr.progress import Counter
+from meltr.progress import ProgressCounter
 
 _ASK = "What to ask"
 _ANSWER = "The answer"
@@ -149,7 +149,7 @@ def _in_folder(folder: Path | None, *, quiet: bool) -> tuple[tuple[Path, ...], d
     if folder is None:
         return (), {}
     found = list_media(folder)
-    with Counter("files", quiet=quiet) as progress:
+    with ProgressCounter("files", quiet=quiet) as progress:
         kept, broken = decodable(found, workers=min(available_cores(), len(found)), progress=progress)
     if broken:
         first = "".join(f"\n  {problem}" for problem in list(broken.values())[:SHOWN])

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from meltr.errors import UserError
-from meltr.progress import Counter
+from meltr.progress import ProgressCounter
 
 Dataset = Annotated[str, typer.Option(help="Data set; meltr list datasets shows them.")]
 Out = Annotated[Path, typer.Option(help="Folder to write; must be missing or empty.")]
@@ -25,7 +25,7 @@ def sample(*, dataset: Dataset, out: Out, seed: Seed = 0, size: Size = None, qui
     from meltr.video import annotations, miniature
 
     sizes = dict(_split_size(text) for text in size or ())
-    with Counter("clips", quiet=quiet) as progress:
+    with ProgressCounter("clips", quiet=quiet) as progress:
         folder = miniature.write(dataset, out.expanduser(), seed=seed, sizes=sizes, progress=progress)
     task = annotations.layout(dataset).tasks[0]
     corpus = annotations.read(dataset, task, folder)

@@ -10,7 +10,7 @@ import typer
 
 from meltr.cli.output import remark
 from meltr.errors import UserError
-from meltr.progress import Counter
+from meltr.progress import ProgressCounter
 
 if TYPE_CHECKING:
     from meltr.video.extraction import FillReport
@@ -33,7 +33,7 @@ def miniature_folder(dataset: str, data_root: Path | None, *, quiet: bool) -> Pa
 
     if data_root is not None:
         raise UserError("--sample makes its own data, but --data-root was given too", "Leave one of them out.")
-    with Counter("clips of the miniature", quiet=quiet) as progress:
+    with ProgressCounter("clips of the miniature", quiet=quiet) as progress:
         return miniature.cached(dataset, progress=progress)
 
 

@@ -19,7 +19,7 @@ import numpy as np
 
 from meltr.errors import UserError, did_you_mean
 from meltr.video.miniature.encoding import Progress, write_clips
-from meltr.video.miniature.layouts import Layout
+from meltr.video.miniature.layouts import SampleLayout
 from meltr.video.miniature.scenes import draw
 
 VERSION = 4
@@ -119,16 +119,16 @@ def cache_folder() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "meltr"
 
 
-def _layout(dataset: str) -> Layout:
+def _layout(dataset: str) -> SampleLayout:
     if dataset not in DATASETS:
         raise UserError(f"there is no miniature of {dataset!r}.", did_you_mean(dataset, DATASETS))
     module, name = DATASETS[dataset].split(":")
     found = getattr(import_module(module), name)
-    assert isinstance(found, Layout)
+    assert isinstance(found, SampleLayout)
     return found
 
 
-def _counts(dataset: str, layout: Layout, sizes: Mapping[str, int] | None) -> dict[str, int]:
+def _counts(dataset: str, layout: SampleLayout, sizes: Mapping[str, int] | None) -> dict[str, int]:
     unknown = [split for split in sizes or {} if split not in layout.splits]
     if unknown:
         raise UserError(f"{dataset} has no split {unknown[0]!r}.", did_you_mean(unknown[0], layout.splits))

@@ -13,7 +13,7 @@ import numpy as np
 from meltr.files import write_text
 from meltr.video.miniature.encoding import RATE
 from meltr.video.miniature.language import pick
-from meltr.video.miniature.layouts import ONE_MOVEMENT, Layout, Splits, numbered
+from meltr.video.miniature.layouts import ONE_MOVEMENT, SampleLayout, Splits, numbered
 from meltr.video.miniature.scenes import Scene, balanced
 
 FOLDS = {"train": "train", "validation": "valid", "test": "test"}
@@ -49,4 +49,4 @@ def annotate(folder: Path, splits: Splits, rng: np.random.Generator) -> dict[Pat
     return clips
 
 
-LAYOUT = Layout(ONE_MOVEMENT, tuple(FOLDS), annotate)
+LAYOUT = SampleLayout(ONE_MOVEMENT, tuple(FOLDS), annotate)

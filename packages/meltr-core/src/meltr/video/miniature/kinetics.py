@@ -8,7 +8,7 @@ import numpy as np
 
 from meltr.files import write_text
 from meltr.video.miniature.language import LABELS
-from meltr.video.miniature.layouts import DARK, ONE_MOVEMENT, Layout, Splits, numbered
+from meltr.video.miniature.layouts import DARK, ONE_MOVEMENT, SampleLayout, Splits, numbered
 from meltr.video.miniature.scenes import Scene
 
 FILES = {"train": "train.csv", "test": "val.csv"}
@@ -30,4 +30,4 @@ def annotate(folder: Path, splits: Splits, rng: np.random.Generator) -> dict[Pat
     return clips
 
 
-LAYOUT = Layout(ONE_MOVEMENT, tuple(FILES), annotate, DARK, fewest=len(ONE_MOVEMENT))
+LAYOUT = SampleLayout(ONE_MOVEMENT, tuple(FILES), annotate, DARK, fewest=len(ONE_MOVEMENT))

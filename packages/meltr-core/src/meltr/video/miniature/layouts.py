@@ -30,7 +30,7 @@ front of a dark, nearly uniform background, but not in front of patterns that di
 
 
 @dataclass(frozen=True)
-class Layout:
+class SampleLayout:
     """Layout of a data set.
 
     Args:

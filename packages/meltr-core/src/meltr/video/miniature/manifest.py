@@ -10,7 +10,7 @@ import numpy as np
 from meltr.files import write_lines
 from meltr.video.miniature.cmu_mosi import FEELING, OPINIONS
 from meltr.video.miniature.language import captions, kinds, question
-from meltr.video.miniature.layouts import ONE_MOVEMENT, Layout, Splits, numbered
+from meltr.video.miniature.layouts import ONE_MOVEMENT, SampleLayout, Splits, numbered
 from meltr.video.miniature.scenes import PLACES, Scene
 
 CAPTIONS, QUESTIONS = 3, 3
@@ -39,4 +39,4 @@ def annotate(folder: Path, splits: Splits, rng: np.random.Generator) -> dict[Pat
     return clips
 
 
-LAYOUT = Layout(ONE_MOVEMENT, ("train", "validation", "test"), annotate, fewest=len(PLACES))
+LAYOUT = SampleLayout(ONE_MOVEMENT, ("train", "validation", "test"), annotate, fewest=len(PLACES))

@@ -13,7 +13,7 @@ import numpy as np
 
 from meltr.files import write_text
 from meltr.video.miniature.language import captions
-from meltr.video.miniature.layouts import ONE_MOVEMENT, Layout, Splits, numbered
+from meltr.video.miniature.layouts import ONE_MOVEMENT, SampleLayout, Splits, numbered
 from meltr.video.miniature.scenes import Scene
 
 CAPTIONS = 5
@@ -48,5 +48,5 @@ def _csv(rows: Iterable[Sequence[str]]) -> str:
     return text.getvalue()
 
 
-SEVEN_K = Layout(ONE_MOVEMENT, ("train", "test"), partial(annotate, listed="MSRVTT_train.7k.csv"))
-NINE_K = Layout(ONE_MOVEMENT, ("train", "test"), partial(annotate, listed="MSRVTT_train.9k.csv"))
+SEVEN_K = SampleLayout(ONE_MOVEMENT, ("train", "test"), partial(annotate, listed="MSRVTT_train.7k.csv"))
+NINE_K = SampleLayout(ONE_MOVEMENT, ("train", "test"), partial(annotate, listed="MSRVTT_train.9k.csv"))

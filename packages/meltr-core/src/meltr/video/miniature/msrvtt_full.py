@@ -9,7 +9,7 @@ import numpy as np
 
 from meltr.files import write_text
 from meltr.video.miniature.language import captions
-from meltr.video.miniature.layouts import ONE_MOVEMENT, Layout, Splits, numbered
+from meltr.video.miniature.layouts import ONE_MOVEMENT, SampleLayout, Splits, numbered
 from meltr.video.miniature.msrvtt import CAPTIONS
 from meltr.video.miniature.scenes import Scene
 
@@ -30,4 +30,4 @@ def annotate(folder: Path, splits: Splits, rng: np.random.Generator) -> dict[Pat
     return clips
 
 
-LAYOUT = Layout(ONE_MOVEMENT, tuple(PARTS), annotate)
+LAYOUT = SampleLayout(ONE_MOVEMENT, tuple(PARTS), annotate)

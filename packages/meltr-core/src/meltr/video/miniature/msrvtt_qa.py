@@ -10,7 +10,7 @@ import numpy as np
 
 from meltr.files import write_text
 from meltr.video.miniature.language import kinds, question
-from meltr.video.miniature.layouts import ONE_MOVEMENT, Layout, Splits, numbered
+from meltr.video.miniature.layouts import ONE_MOVEMENT, SampleLayout, Splits, numbered
 from meltr.video.miniature.msvd import FILES
 from meltr.video.miniature.scenes import Scene
 
@@ -31,4 +31,4 @@ def annotate(folder: Path, splits: Splits, rng: np.random.Generator) -> dict[Pat
     return clips
 
 
-LAYOUT = Layout(ONE_MOVEMENT, tuple(FILES), annotate)
+LAYOUT = SampleLayout(ONE_MOVEMENT, tuple(FILES), annotate)

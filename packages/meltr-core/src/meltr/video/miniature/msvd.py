@@ -10,7 +10,7 @@ import numpy as np
 
 from meltr.files import write_text
 from meltr.video.miniature.language import kinds, question
-from meltr.video.miniature.layouts import ONE_MOVEMENT, Layout, Splits, numbered
+from meltr.video.miniature.layouts import ONE_MOVEMENT, SampleLayout, Splits, numbered
 from meltr.video.miniature.scenes import Scene
 
 FILES = {"train": "train_qa.json", "validation": "val_qa.json", "test": "test_qa.json"}
@@ -35,4 +35,4 @@ def annotate(folder: Path, splits: Splits, rng: np.random.Generator) -> dict[Pat
     return clips
 
 
-LAYOUT = Layout(ONE_MOVEMENT, tuple(FILES), annotate)
+LAYOUT = SampleLayout(ONE_MOVEMENT, tuple(FILES), annotate)

@@ -10,7 +10,7 @@ import numpy as np
 
 from meltr.files import write_text
 from meltr.video.miniature.language import Choice, captions, kinds, question, repeated_action, transition
-from meltr.video.miniature.layouts import DARK, ONE_MOVEMENT, REPETITIONS, TWO_PHASES, Layout, Splits, numbered
+from meltr.video.miniature.layouts import DARK, ONE_MOVEMENT, REPETITIONS, TWO_PHASES, SampleLayout, Splits, numbered
 from meltr.video.miniature.scenes import Scene
 
 SPLITS = ("train", "test")
@@ -68,8 +68,8 @@ def annotate(
     return clips
 
 
-ACTION = Layout(REPETITIONS, SPLITS, partial(annotate, word="action", columns=CHOICE_COLUMNS, ask=actions), DARK)
-TRANSITION = Layout(
+ACTION = SampleLayout(REPETITIONS, SPLITS, partial(annotate, word="action", columns=CHOICE_COLUMNS, ask=actions), DARK)
+TRANSITION = SampleLayout(
     TWO_PHASES, SPLITS, partial(annotate, word="transition", columns=CHOICE_COLUMNS, ask=transitions), DARK
 )
-FRAME = Layout(ONE_MOVEMENT, SPLITS, partial(annotate, word="frameqa", columns=FRAME_COLUMNS, ask=frames))
+FRAME = SampleLayout(ONE_MOVEMENT, SPLITS, partial(annotate, word="frameqa", columns=FRAME_COLUMNS, ask=frames))

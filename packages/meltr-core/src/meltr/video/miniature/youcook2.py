@@ -14,7 +14,7 @@ import numpy as np
 from meltr.files import write_text
 from meltr.video.miniature.encoding import RATE
 from meltr.video.miniature.language import DOES, WHERE, pick
-from meltr.video.miniature.layouts import TWO_PHASES, Layout, Splits, numbered
+from meltr.video.miniature.layouts import TWO_PHASES, SampleLayout, Splits, numbered
 from meltr.video.miniature.scenes import Scene
 
 SUBSETS = {"train": "training", "test": "validation"}
@@ -51,4 +51,4 @@ def _sentence(scene: Scene, step: int, rng: np.random.Generator) -> str:
     return f"the {scene.thing.colour} {scene.thing.shape} {does} {where}"
 
 
-LAYOUT = Layout(TWO_PHASES, tuple(SUBSETS), annotate)
+LAYOUT = SampleLayout(TWO_PHASES, tuple(SUBSETS), annotate)
