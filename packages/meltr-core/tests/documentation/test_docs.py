@@ -15,7 +15,8 @@ from meltr.engine.run import execute
 from meltr.errors import UserError
 from meltr.hookspecs import AdapterSpecs, DiscoverySpecs, ObserverSpecs
 from meltr.plugins import Registry, discover
-from meltr.settings import Keys, Parts, resolve
+from meltr.setting_keys import Keys, Parts
+from meltr.settings import resolve
 from meltr.video import annotations, miniature
 from places import CORE, ROOT, TOY
 
@@ -71,14 +72,15 @@ def test_the_plugin_guide_has_no_hook_that_does_not_exist():
 
 
 def test_the_examples_of_the_plugin_guide_run(tmp_path, capfd):
-    """As the files that a reader would make of them: a backbone, an observer and a combiner."""
+    """As the files that a reader would make of them: a backbone, an observer, a combiner, and a scheme."""
     examples = [block for block in python_blocks(read(ROOT / "docs" / "plugins.md")) if "@meltr.hookimpl" in block]
-    assert len(examples) == 3
-    files = [tmp_path / f"{tmp_path.name}_{number}.py".replace("-", "_") for number in range(3)]
+    assert len(examples) == 4
+    files = [tmp_path / f"{tmp_path.name}_{number}.py".replace("-", "_") for number in range(4)]
     for file, example in zip(files, examples, strict=True):
         file.write_text(example, encoding="utf-8")
     registry = discover(files)
     flags = {"combiner": "softmax", "train.batch_size": 32, "device": "cpu"}
+    flags |= {"scheme": "short", "scheme_options.length": 0.5, "estimator": "exact"}
     spec = resolve(registry, backbone="mine", task="classification", dataset="blobs", flags=flags, plugins=files)
     results = execute(spec, run_dir=None, registry=registry, fast_dev_run=True)
     assert (results["steps"], results["outer_steps"]) == (7, 2)

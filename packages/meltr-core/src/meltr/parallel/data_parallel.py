@@ -11,9 +11,10 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from meltr.hypergradients.replay import as_parts
-from meltr.hypergradients.vectors import Direction, accumulate, dot, local, products
+from meltr.hypergradients.vectors import Direction, accumulate, dot, products
 from meltr.parallel.ranks import Ranks
 from meltr.parallel.sharing import Averaging, Compute, Sharing
+from meltr.shards import local
 
 
 class LossModule(nn.Module):
