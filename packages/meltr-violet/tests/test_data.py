@@ -251,7 +251,7 @@ def test_codes_of_a_file(make_context: Make, sample: Sample, vocabulary: Path, t
     of_clip = {squares(path, 2, 64).tobytes(): key for key, path in corpus.media.items()}
     for frames, codes in zip(rows["frames"], rows["codes"], strict=True):
         key = of_clip[frames.numpy().tobytes()]
-        assert set(codes.flatten().tolist()) == {-1 if key == keys[0] else keys.index(key) - 1}
+        assert set(codes.flatten().tolist()) == {-100 if key == keys[0] else keys.index(key) - 1}
 
 
 @pytest.mark.parametrize(
@@ -451,7 +451,7 @@ def test_an_answer_outside_the_vocabulary_has_no_number(
     )
     data = build_data(context)
     assert data.meta["answers"] == ["no", "yes"]
-    assert [int(data.test.examples[number]["answer"]) for number in range(2)] == [-1, 0]
+    assert [int(data.test.examples[number]["answer"]) for number in range(2)] == [-100, 0]
     assert any("Answers outside the vocabulary of 2" in note for note in context.notes)
 
 

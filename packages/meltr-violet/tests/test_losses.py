@@ -7,9 +7,10 @@ import torch
 from torch.nn import functional as F
 
 import meltr_violet.losses.tasks as losses_module
+from meltr.video.losses import cross_entropy
 from meltr_violet.losses.masking import Masks, black_out
 from meltr_violet.losses.pretraining import draw_negatives, draw_pretraining_masks, pretraining_losses
-from meltr_violet.losses.tasks import RELEASED, Batch, LossSettings, cross_entropy, draw_batch_masks, task_losses
+from meltr_violet.losses.tasks import RELEASED, Batch, LossSettings, draw_batch_masks, task_losses
 from meltr_violet.model.config import TINY
 from meltr_violet.model.scoring import answer_logits, choice_logits, score_pairs
 from meltr_violet.model.violet import Violet
@@ -184,9 +185,9 @@ def test_the_primary_loss_alone_equals_the_primary_among_others_with_dropout(tin
 
 def test_losses_without_a_target_are_zero_with_gradient(model, tiny_batch):
     batch = tiny_batch()
-    batch = replace(batch, answer=torch.full_like(batch.answer, -1), codes=torch.full_like(batch.codes, -1))
+    batch = replace(batch, answer=torch.full_like(batch.answer, -100), codes=torch.full_like(batch.codes, -1))
     masks = masks_for(batch)
-    masks = replace(masks, text_targets=torch.full_like(masks.text_targets, -1))
+    masks = replace(masks, text_targets=torch.full_like(masks.text_targets, -100))
     for name, loss in task_losses(model, batch, masks, wanted=("answer", "mtm", "mvm")).items():
         assert loss.item() == 0.0, name
         (gradient,) = torch.autograd.grad(loss, model.video.emb_pos, retain_graph=True)
@@ -195,7 +196,7 @@ def test_losses_without_a_target_are_zero_with_gradient(model, tiny_batch):
 
 def test_ignored_targets_do_not_count():
     logits = torch.randn(4, 3, dtype=torch.float64)
-    targets = torch.tensor([2, -1, 0, -1])
+    targets = torch.tensor([2, -100, 0, -100])
     torch.testing.assert_close(cross_entropy(logits, targets), F.cross_entropy(logits[::2], targets[::2]))
     assert cross_entropy(logits.bfloat16(), targets).dtype == torch.float32
 

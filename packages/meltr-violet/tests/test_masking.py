@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 
+from meltr.video.text.masking import choose, mask_out, normal_tokens
 from meltr_violet.losses.masking import (
     attended_positions,
     black_out,
@@ -12,9 +13,7 @@ from meltr_violet.losses.masking import (
     draw_cells,
     draw_masks,
     draw_tokens,
-    mask_tokens,
     masks_at,
-    normal_tokens,
 )
 from meltr_violet.losses.released import draw_columns, mask_choices
 
@@ -47,22 +46,22 @@ def test_token_draw_is_bernoulli_given_at_least_one(normal):
 
 
 def test_token_draw_without_the_condition():
-    chosen = draw_tokens(torch.tensor([text(10)] * 20_000), generator=generator(), at_least_one=False)
+    chosen = choose(normal_tokens(torch.tensor([text(10)] * 20_000)), generator=generator())
     assert float(chosen[:, 1:11].double().mean()) == pytest.approx(0.15, abs=0.003)
     assert float((~chosen.any(1)).double().mean()) == pytest.approx(0.85**10, abs=0.01)
 
 
 def test_a_text_without_a_normal_token_is_left_alone():
     ids = torch.tensor([text(0), text(3)])
-    masked, targets = mask_tokens(ids, draw_tokens(ids, generator=generator()))
+    masked, targets = mask_out(ids, draw_tokens(ids, generator=generator()))
     assert torch.equal(masked[0], ids[0])
-    assert (targets[0] == -1).all()
+    assert (targets[0] == -100).all()
     assert (targets[1] >= 0).any()
 
 
 def test_masked_tokens_are_always_mask_and_their_targets_restore_the_text():
     ids = torch.tensor([text(n) for n in (1, 4, 10)])
-    masked, targets = mask_tokens(ids, draw_tokens(ids, generator=generator(3)))
+    masked, targets = mask_out(ids, draw_tokens(ids, generator=generator(3)))
     assert torch.equal(masked == MASK, targets >= 0)
     assert torch.equal(torch.where(targets >= 0, targets, masked), ids)
 
@@ -103,9 +102,9 @@ def test_black_out_covers_exactly_the_cells():
 
 def test_code_targets_have_a_column_for_the_cls_of_each_frame():
     codes = torch.arange(8).view(1, 2, 2, 2)
-    codes[0, 1, 1, 1] = -1
+    codes[0, 1, 1, 1] = -100
     cells = torch.tensor([[[[True, False], [False, True]], [[False, False], [True, True]]]])
-    assert code_targets(codes, cells).tolist() == [[-1, 0, -1, -1, 3, -1, -1, -1, 6, -1]]
+    assert code_targets(codes, cells).tolist() == [[-100, 0, -100, -100, 3, -100, -100, -100, 6, -100]]
 
 
 def test_draws_are_a_function_of_the_generator():
@@ -143,7 +142,7 @@ def test_released_masking_of_choices():
     columns = torch.tensor([[True, False, True, False, False, False]])
     masked, targets = mask_choices(ids, columns)
     assert masked.tolist() == [[[MASK] * 6, text(1, 6), [MASK] * 6]]
-    assert targets.tolist() == [[text(2, 6), [-1] * 6, text(3, 6)]]
+    assert targets.tolist() == [[text(2, 6), [-100] * 6, text(3, 6)]]
     _, twice = mask_choices(ids, torch.tensor([[False, True, True, False, False, False]]))
     assert twice.tolist() == [[[MASK] * 6, text(1, 6), [MASK] * 6]]
     for seed in range(20):

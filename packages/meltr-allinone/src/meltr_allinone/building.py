@@ -31,7 +31,7 @@ def model_config(options: AllInOneOptions, meta: Mapping[str, Any]) -> ModelConf
         image_size=options.image_size,
         text_length=options.text_length,
     )
-    if options.size == "mini":
+    if options.size == "tiny":
         return replace(config, vocabulary=meta["vocabulary"])
     if meta["vocabulary"] > config.vocabulary:
         raise UserError(
@@ -96,6 +96,6 @@ def build_model(
         return model, []
     if options.weights is not None:
         return model, [str(load_pretrained(model, options.weights))]
-    if options.size == "mini":
+    if options.size == "tiny":
         return model, []
     return model, ["no pretrained weights: the model starts from random ones (--set weights=all-in-one-plus-224.ckpt)"]

@@ -14,6 +14,7 @@ from meltr.progress import ProgressCounter
 from meltr.video.cli.videos import (
     AllowMissing,
     Dataset,
+    Device,
     Quiet,
     Root,
     Sample,
@@ -33,7 +34,6 @@ Extractor = Annotated[
     str, typer.Option(help="s3d-howto100m (UniVL's), s3d (torchvision's), grid (colours, no weights), or auto.")
 ]
 Weights = Annotated[Path | None, typer.Option(help="s3d_howto100m.pth, or torchvision's S3D.")]
-Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:0, mps.")]
 
 
 def register(app: typer.Typer) -> None:

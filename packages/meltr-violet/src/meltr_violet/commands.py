@@ -14,13 +14,14 @@ from meltr.cli.options import AsJson
 from meltr.cli.output import print_json, remark
 from meltr.errors import UserError
 from meltr.progress import ProgressCounter
-from meltr.video.cli.cache import Chosen
 from meltr.video.cli.videos import (
     AllowMissing,
     Dataset,
+    Device,
     Quiet,
     Root,
     Sample,
+    Sampler,
     Task,
     Workers,
     media_of,
@@ -40,7 +41,6 @@ Encoder = Annotated[Path | None, typer.Option(help=f"The discrete VAE's encoder,
 Out = Annotated[Path, typer.Option(help="File of the codes (.safetensors); it is added to if it is there.")]
 Count = Annotated[int, typer.Option("--frames", min=1, help="Frames a video: as many as the model takes.")]
 Size = Annotated[int, typer.Option(min=32, help="Pixels on a side of the model's picture, a multiple of 32.")]
-Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:0, mps.")]
 
 
 def register(app: typer.Typer) -> None:
@@ -57,7 +57,7 @@ def codes(
     data_root: Root = None,
     sample: Sample = False,
     frames: Count = 5,
-    sampler: Chosen = "centres",
+    sampler: Sampler = "centres",
     size: Size = 224,
     device: Device = "auto",
     workers: Workers = None,

@@ -31,7 +31,7 @@ def build_data(context: RunContext) -> Data:
     whole, clips = open_clips(whole, context)
     corpus = cut(whole, spec)
     context.notes.extend(corpus.notes)
-    own = options.size == "mini" and options.weights is None
+    own = options.size == "tiny" and options.weights is None
     file = run_vocabulary(context, whole, options.vocabulary, own=own)
     tokenizer = Tokenizer(file, length=options.text_length)
     texts = Texts(tokenizer, spec.task, {name: number for number, name in enumerate(corpus.answers)})

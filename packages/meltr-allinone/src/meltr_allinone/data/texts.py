@@ -10,9 +10,9 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from meltr.metrics.classification import IGNORED
 from meltr.video.corpus import Item
 from meltr.video.text.wordpiece import Tokenizer, read_vocabulary
-from meltr_allinone.losses.masking import IGNORED
 
 
 @dataclass(frozen=True)

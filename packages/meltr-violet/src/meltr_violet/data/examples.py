@@ -46,7 +46,7 @@ class Texts:
         return self.tokenizer.encode([text or ""])[0]
 
     def answer(self, item: Item) -> int:
-        """Return the number of the right choice, answer or class; -1 if it is none of them."""
+        """Return the number of the right choice, answer or class; -100 if it is none of them."""
         if item.choices:
             return IGNORED if item.correct is None else item.correct
         return self.classes.get(item.answer or item.label or "", IGNORED)

@@ -17,6 +17,7 @@ from meltr.video.cli.videos import (
     Quiet,
     Root,
     Sample,
+    Sampler,
     Task,
     Workers,
     media_of,
@@ -34,9 +35,6 @@ Out = Annotated[Path, typer.Option(help="Folder of the cache; it is added to if 
 Count = Annotated[
     int,
     typer.Option("--frames", min=1, help="Frames a video; may be more than a model takes.", rich_help_panel=_FRAMES),
-]
-Chosen = Annotated[
-    str, typer.Option(help="Which frames: 'centres' or 'middles' of equal segments.", rich_help_panel=_FRAMES)
 ]
 Size = Annotated[
     int,
@@ -56,7 +54,7 @@ def cache(
     data_root: Root = None,
     sample: Sample = False,
     frames: Count = 5,
-    sampler: Chosen = "centres",
+    sampler: Sampler = "centres",
     size: Size = 224,
     quality: Quality = 90,
     raw: Raw = False,

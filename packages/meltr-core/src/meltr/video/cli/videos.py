@@ -24,6 +24,10 @@ Root = Annotated[Path | None, typer.Option(help="Folder of the data set.")]
 Sample = Annotated[bool, typer.Option("--sample", help="Use the data set's miniature instead.")]
 Workers = Annotated[int | None, typer.Option(min=0, help="Processes that decode; default: one a core, up to 8.")]
 AllowMissing = Annotated[bool, typer.Option("--allow-missing", help="Go on if files are not there.")]
+Sampler = Annotated[
+    str, typer.Option(help="Which frames: 'centres' or 'middles' of equal segments.", rich_help_panel="Frames")
+]
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:0, mps.")]
 Quiet = Annotated[bool, typer.Option("--quiet", help="Show no progress.")]
 
 
