@@ -90,7 +90,7 @@ def _check_not_empty(draft: Draft, layout: Layout, root: Path) -> None:
     empty = [name for name in dict.fromkeys(["train", *draft.splits]) if not draft.splits.get(name)]
     if empty:
         raise UserError(
-            f"{layout.dataset}: the annotations in {root} have no examples for the split {' and '.join(empty)}.",
+            f"{layout.dataset}: the annotations in {root} have no example for the split {' and '.join(empty)}.",
             layout.advice(root),
         )
 
