@@ -107,7 +107,7 @@ def _missing_error(layout: Layout, root: Path, missing: Sequence[str], *, named:
 def _without(
     splits: Mapping[str, tuple[Item, ...]], missing: frozenset[str]
 ) -> tuple[dict[str, tuple[Item, ...]], str]:
-    """Return the non-empty splits without examples of `missing` media, and a phrase that describes the loss."""
+    """Return the non-empty splits without examples of `missing` media, and a phrase about the skipped examples."""
     kept = {name: tuple(item for item in items if item.media not in missing) for name, items in splits.items()}
     phrases = []
     for name, items in splits.items():
