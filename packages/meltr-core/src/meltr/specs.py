@@ -222,7 +222,7 @@ class TrainSpec(Info):
 
     Args:
         epochs: Passes over the training split.
-        max_steps: Stop after this many steps, even if `epochs` is not reached; the schedules end there too.
+        max_steps: Stop after at most this many steps, before `epochs` is reached; the schedules end there too.
         batch_size: Examples per step, over all processes and micro-batches.
         accumulate: Number of micro-batches that a process splits its batch into, evaluated one by one to save memory.
         optimizer: Optimiser of w; ``bert_adam``: Adam without bias correction.

@@ -93,7 +93,7 @@ def test_without_any_video_allow_missing_does_not_help(tmp_path):
 def test_an_empty_split(tmp_path):
     root = write_msvd(tmp_path)
     (root / "val_qa.json").write_text("[]")
-    assert "no examples for the split validation" in refused("msvd", "qa", root).message
+    assert "no example for the split validation" in refused("msvd", "qa", root).message
     root = write_tgif(tmp_path / "tgif", "action")
     (root / "Train_action_question.csv").write_text("gif_name\tquestion\ta1\ta2\ta3\ta4\ta5\tanswer\tvid_id\tkey\n")
     assert "split train" in refused("tgif-action", "qa", root).message

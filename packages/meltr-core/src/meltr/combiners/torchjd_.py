@@ -39,7 +39,7 @@ class AggregatorCombiner(GradientCombiner):
     """The inner gradient from a TorchJD aggregator.
 
     Methods that compute weights run on the CPU in float32, on a matrix of shape (T+1, T+1). Their state, if any, is
-    part of the state dict. The others (GradDrop, ConFIG, TrimmedMean) receive the whole of J on its own device.
+    part of the state dict. The others (GradDrop, ConFIG, TrimmedMean) receive the full matrix J on its device.
 
     Args:
         losses: Names of the losses, primary first, or how many there are.

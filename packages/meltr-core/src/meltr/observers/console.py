@@ -159,7 +159,7 @@ def losses_table(record: StepRecord) -> Table:
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
     table.add_column("task", style="bold")
     table.add_column("loss", justify="right")
-    table.add_column("a (pull)", justify="right")
+    table.add_column("a (weight)", justify="right")
     table.add_column("g (helps if > 0)", justify="right")
     products = record.gradient_products or {}
     for name, loss in record.losses.items():

@@ -90,7 +90,7 @@ def _check_not_empty(draft: Draft, layout: DatasetLayout, root: Path) -> None:
     empty = [name for name in dict.fromkeys(["train", *draft.splits]) if not draft.splits.get(name)]
     if empty:
         raise UserError(
-            f"{layout.dataset}: the annotations in {root} have no examples for the split {' and '.join(empty)}.",
+            f"{layout.dataset}: the annotations in {root} have no example for the split {' and '.join(empty)}.",
             layout.advice(root),
         )
 
@@ -107,7 +107,7 @@ def _missing_error(layout: DatasetLayout, root: Path, missing: Sequence[str], *,
 def _without(
     splits: Mapping[str, tuple[Item, ...]], missing: frozenset[str]
 ) -> tuple[dict[str, tuple[Item, ...]], str]:
-    """Return the non-empty splits without examples of `missing` media, and a phrase that describes the loss."""
+    """Return the non-empty splits without examples of `missing` media, and a phrase about the skipped examples."""
     kept = {name: tuple(item for item in items if item.media not in missing) for name, items in splits.items()}
     phrases = []
     for name, items in splits.items():
