@@ -1,4 +1,4 @@
-"""Make the visual codes of a data set with the discrete VAE's encoder, and keep them in a file."""
+"""Compute the visual codes of a data set with the discrete VAE's encoder, and store them in a file."""
 
 from __future__ import annotations
 
@@ -21,24 +21,24 @@ from meltr_violet.data.codes import Codes
 from meltr_violet.model.dvae import SHRINKS, CodeEncoder
 
 CELL = 32
-"""Pixels on a side of the square of the model's picture that a code stands for."""
+"""Pixels on a side of the square of the model's picture that a code covers."""
 
 CLIPS = 16
-"""Videos that go through the encoder at a time."""
+"""Videos per forward pass of the encoder."""
 
 SAVED = 1024
-"""Videos after which the file is written."""
+"""Number of videos between two writes of the file."""
 
 Progress = Callable[[int, int, int], None]
-"""Called with the videos done, all there are, and how many of those done could not be decoded."""
+"""Called with the number of videos done, the total, and the number that could not be decoded."""
 
 
 class CodeReport(NamedTuple):
-    """What `fill_codes` did.
+    """Result of `fill_codes`.
 
     Args:
-        total: Videos that were asked for.
-        added: Those encoded now; the others were there already, or failed.
+        total: Videos that were requested.
+        added: Videos encoded now; the others were already in the file, or failed.
         failed: Key -> why the video could not be decoded.
     """
 
@@ -48,7 +48,7 @@ class CodeReport(NamedTuple):
 
 
 def fingerprint(encoder: CodeEncoder) -> str:
-    """Return a digest of the weights, whatever file they came from."""
+    """Return a digest of the weights. It does not depend on the file format that they came from."""
     digest = hashlib.sha256()
     for name, value in sorted(encoder.state_dict().items()):
         digest.update(f"{name} {tuple(value.shape)}".encode())
@@ -65,21 +65,21 @@ def compute(
     workers: int = 0,
     clips: int = CLIPS,
 ) -> Iterator[tuple[str, Codes | str]]:
-    """Yield key and codes of each video, or why it could not be decoded.
+    """Yield the key of each video with its codes, or with the reason why it could not be decoded.
 
-    Frames are padded to squares and resized at once to 8 pixels for each 32 of the model's picture, as in the code
+    Frames are padded to squares and resized in one step to 8 pixels for every 32 of the model's picture, as in the code
     published with Fu et al. 2021.
 
     Args:
         encoder: The encoder.
-        videos: Key -> source that knows it; with `workers`, one that is cheap to pickle.
+        videos: Key -> frame source of the video; with `workers`, it should be cheap to pickle.
         size: Pixels on a side of the model's picture; a multiple of 32.
-        device: Where the encoder runs.
-        workers: Processes that decode; 0: this one does.
-        clips: Videos that are encoded at a time.
+        device: Device of the encoder.
+        workers: Number of decoding processes; 0: decode in this process.
+        clips: Videos per forward pass of the encoder.
 
     Raises:
-        ValueError: If `size` is no multiple of 32.
+        ValueError: If `size` is not a multiple of 32.
     """
     if size < CELL or size % CELL:
         raise ValueError(f"size={size} is not a multiple of {CELL}")
@@ -97,7 +97,7 @@ def compute(
 
 
 def _squares(video: tuple[str, FrameSource], side: int) -> Frames | str:
-    """Return the pictures that the encoder sees, (T, side, side, 3), or what is wrong with the video."""
+    """Return the pictures that the encoder sees, (T, side, side, 3), or the reason why the video cannot be decoded."""
     key, source = video
     try:
         return padded_squares(source.frames(key), side)
@@ -134,22 +134,22 @@ def fill_codes(
     workers: int = 0,
     progress: Progress | None = None,
 ) -> CodeReport:
-    """Make the codes that a file lacks, and add them.
+    """Compute the codes that a file lacks, and add them to it.
 
-    The file is written every 1,024 videos and when the work ends or is broken off, each time whole: the next call goes
-    on there. Videos that cannot be decoded are named in the file and tried again by the next call.
+    The whole file is written every 1,024 videos, at the end, and on interruption, so the next call resumes the work.
+    Videos that cannot be decoded are listed in the file, and the next call tries them again.
 
     Args:
-        videos: Key -> source that knows it.
-        path: The file; it is added to if it is there.
+        videos: Key -> frame source of the video.
+        path: The file of codes. New codes are added to an existing file.
         encoder: The encoder.
-        settings: How codes are made, with the `fingerprint` of `encoder`.
-        device: Where the encoder runs.
-        workers: Processes that decode.
-        progress: Told how far it is.
+        settings: Settings of the codes, with the `fingerprint` of `encoder`.
+        device: Device of the encoder.
+        workers: Number of decoding processes.
+        progress: Callback for progress.
 
     Raises:
-        UserError: If the file is something else or holds codes that were made otherwise, or no video can be decoded.
+        UserError: If the file is not a file of codes, if its codes have other settings, or if no video can be decoded.
     """
     table = _table(path, settings)
     todo = {key: source for key, source in videos.items() if key not in table.rows}
@@ -174,18 +174,18 @@ def fill_codes(
             table.write(path)
     if videos and len(table.failed) == len(videos):
         key, reason = next(iter(table.failed.items()))
-        raise UserError(f"None of {len(videos):,} videos can be decoded. The first, {key}: {reason}")
+        raise UserError(f"None of the {len(videos):,} videos can be decoded. The first, {key}: {reason}")
     return CodeReport(len(videos), added, table.failed)
 
 
 def _table(path: Path, settings: CodeSettings) -> CodeTable:
-    """Return what the file holds; an empty table where there is none."""
+    """Return the content of the file, or an empty table if it does not exist."""
     if not path.exists():
         return CodeTable(settings)
     found = CodeFile(path)
     if found.settings != settings:
         raise UserError(
-            f"{path} holds codes of {found.settings.text()}; asked for were {settings.text()}.",
+            f"{path} holds codes of {found.settings.text()}, but {settings.text()} were requested.",
             "Choose another file for the new codes, or delete this one.",
         )
     return found.table()
