@@ -1,4 +1,4 @@
-"""``meltr data features``: the features of a data set, made once from its videos. Imports no torch."""
+"""``meltr data features``: compute the features of a data set from its videos. This module does not import torch."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ if TYPE_CHECKING:
     from meltr_univl.features.extraction import FeatureReport
 
 SHOWN = 3
-"""Names in a message."""
+"""Maximum number of names in a message."""
 
-Out = Annotated[Path, typer.Option(help="Folder of the features; it is added to if it is there.")]
+Out = Annotated[Path, typer.Option(help="Output folder. Features are added to an existing folder.")]
 Extractor = Annotated[
     str, typer.Option(help="s3d-howto100m (UniVL's), s3d (torchvision's), grid (colours, no weights), or auto.")
 ]
@@ -58,9 +58,9 @@ def features(
     quiet: Quiet = False,
     as_json: AsJson = False,
 ) -> None:
-    """Make the features of every video: what UniVL sees of it.
+    """Compute the features of every video, which are the input of UniVL.
 
-    A killed command goes on where it stopped when it is given again.
+    Run an interrupted command again to resume it.
     """
     quiet = quiet or as_json
     if sample:
@@ -72,7 +72,7 @@ def features(
     from meltr_univl.features.extraction import Recipe, fill_features
     from meltr_univl.features.extractors import open_extractor
 
-    open_extractor(extractor, weights)  # what is wrong with it should be said before videos are looked for
+    open_extractor(extractor, weights)  # report a problem with it before the videos are searched
     for library in ("av", "PIL.Image"):
         require(library)
     videos = _videos(dataset, task, data_root, allow_missing=allow_missing)
@@ -89,12 +89,12 @@ def _videos(dataset: str, task: str | None, root: Path | None, *, allow_missing:
 
 
 def _show(report: FeatureReport, out: Path, *, as_json: bool) -> None:
-    """Print what the folder holds and what went wrong."""
+    """Print the content of the folder and the videos that failed."""
     failed = report.record.failed
     if failed:
         key, reason = next(iter(failed.items()))
         remark(
-            f"warning: {len(failed):,} of {report.total:,} videos cannot be decoded and have no features: "
+            f"warning: {len(failed):,} of {report.total:,} videos could not be decoded and have no features: "
             f"{', '.join(list(failed)[:SHOWN])}{', ...' if len(failed) > SHOWN else ''}. The first, {key}: {reason}"
         )
     record = report.record

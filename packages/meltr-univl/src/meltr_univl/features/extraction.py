@@ -1,4 +1,4 @@
-"""Make the features of a data set, and keep them in a folder: a ``.npy`` for each video, and how they were made."""
+"""Compute the features of a data set and store them in a folder: one ``.npy`` per video, and how they were made."""
 
 from __future__ import annotations
 
@@ -22,20 +22,20 @@ from meltr_univl.features.moments import moments
 from meltr_univl.features.reading import RECORD, FeatureRecord, Features, read_record, write_record
 
 CLIPS = 16
-"""Clips that go through the network at a time."""
+"""Clips per forward pass of the network."""
 
 Progress = Callable[[int, int, int], None]
-"""Called with the videos done, all there are, and how many of those done could not be decoded."""
+"""Called with the number of videos done, the total, and the number that could not be decoded."""
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """How features are made: enough for another process to do it.
+    """Arguments of `meltr_univl.features.extractors.open_extractor`, for use in another process.
 
     Args:
-        extractor: As for `meltr_univl.features.extractors.open_extractor`.
-        weights: The same.
-        device: The same.
+        extractor: Name of the extractor.
+        weights: Its weights.
+        device: Its device.
     """
 
     extractor: str = "auto"
@@ -44,12 +44,12 @@ class Recipe:
 
 
 class FeatureReport(NamedTuple):
-    """What `fill_features` did.
+    """Result of `fill_features`.
 
     Args:
-        total: Videos that were asked for.
-        added: Those done now; the others were there already, or failed.
-        record: How the features are made.
+        total: Videos that were requested.
+        added: Videos done now; the others were already in the folder, or failed.
+        record: How the features were made.
     """
 
     total: int
@@ -58,10 +58,10 @@ class FeatureReport(NamedTuple):
 
 
 def extract(path: Path, extractor: Extractor) -> Features:
-    """Return the features of a video or image, (F, D): one vector for each clip, the last clip filled up.
+    """Return the features of a video or image, (F, D): one vector for each clip. The last clip is padded.
 
     Raises:
-        UserError: If it cannot be decoded.
+        UserError: If the file cannot be decoded.
     """
     found: list[Features] = []
     waiting: list[Frames] = []
@@ -78,21 +78,21 @@ def extract(path: Path, extractor: Extractor) -> Features:
 def fill_features(
     videos: Mapping[str, Path], folder: Path, recipe: Recipe, *, workers: int = 0, progress: Progress | None = None
 ) -> FeatureReport:
-    """Make the features that a folder lacks.
+    """Compute the features that a folder lacks.
 
-    Each file is written whole when it is done: the next call goes on where this one was broken off. Videos that cannot
-    be decoded are named in ``features.json`` and tried again by the next call.
+    Each file is written as a whole when it is complete, so the next call resumes the work. Videos that cannot be
+    decoded are listed in ``features.json``, and the next call tries them again.
 
     Args:
-        videos: Key -> file. The features of ``clips/a.mp4`` become ``clips/a.npy``.
-        folder: Where they go.
-        recipe: How they are made.
-        workers: Processes that decode and compute; 0: this one does.
-        progress: Told how far it is.
+        videos: Key -> file. The features of ``clips/a.mp4`` are written to ``clips/a.npy``.
+        folder: Output folder.
+        recipe: How the features are made.
+        workers: Number of processes that decode and compute; 0: this process does.
+        progress: Callback for progress.
 
     Raises:
-        UserError: If the folder holds features that were made otherwise, two videos would share a file, or none can be
-            decoded.
+        UserError: If the folder holds features that were made in another way, two videos would share a file, or no
+            video can be decoded.
     """
     extractor = _opened(recipe)
     record = FeatureRecord(extractor.width, extractor.name, extractor.rate, extractor.weights)
@@ -116,7 +116,7 @@ def fill_features(
             progress(number, len(videos), len(failed))
     if videos and len(failed) == len(videos):
         key, reason = next(iter(failed.items()))
-        raise UserError(f"None of {len(videos):,} videos can be decoded. The first, {key}: {reason}")
+        raise UserError(f"None of the {len(videos):,} videos can be decoded. The first, {key}: {reason}")
     return FeatureReport(len(videos), added, replace(record, failed=failed))
 
 
@@ -124,17 +124,17 @@ def _check_same(folder: Path, record: FeatureRecord) -> None:
     known = read_record(folder)
     if known is not None and known != record:
         raise UserError(
-            f"{folder} holds features of {known.text()}; asked for were {record.text()}.",
-            "Choose another folder for the new ones, or delete this one.",
+            f"{folder} holds features of {known.text()}, but {record.text()} were requested.",
+            "Choose another folder for the new features, or delete this one.",
         )
     if known is None and folder.is_dir() and any(folder.rglob("*.npy")):
         raise UserError(
-            f"{folder} holds features, but no {RECORD} that says how they were made.", "Choose another folder."
+            f"{folder} holds features, but no {RECORD} to say how they were made.", "Choose another folder."
         )
 
 
 def _files(videos: Mapping[str, Path], folder: Path) -> dict[str, Path]:
-    """Return key -> file of its features; UserError if two keys would share one."""
+    """Return key -> file of its features; raise a UserError if two keys would share one."""
     owners: dict[Path, str] = {}
     for key in videos:
         file = folder / f"{stem(key)}.npy"
@@ -155,7 +155,7 @@ def _write(file: Path, features: Features) -> None:
 
 
 def _computed(videos: Mapping[str, Path], recipe: Recipe, workers: int) -> Iterator[tuple[str, Features | str]]:
-    """Yield key and features of each video, or why there are none."""
+    """Yield the key of each video with its features, or with the reason why there are none."""
     work = functools.partial(_of_video, recipe=recipe, threads=None if workers < 2 else 1)
     for (key, _), features in map_in_order(work, videos.items(), workers=workers, died=_crashed):
         yield key, features
