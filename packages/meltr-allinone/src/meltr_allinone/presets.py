@@ -1,6 +1,6 @@
-"""Recipes of the All-in-one backbone: the paper's, MELTR's released one, and small ones for miniatures.
+"""Presets of the All-in-one backbone: the paper's settings, MELTR's released ones, and small models.
 
-Imports no torch.
+This module does not import torch.
 """
 
 from __future__ import annotations
@@ -95,13 +95,14 @@ _MINI: dict[str, Any] = {
 
 MINI = PresetInfo(
     name="mini",
-    summary="A small model from scratch for questions, for miniatures and first tries: under two minutes on two cores.",
+    summary="A small model trained from scratch for questions, for synthetic samples and first tries: under two "
+    "minutes on two cores.",
     settings={**_MINI, "train.epochs": 4},
 )
 
 MINI_RETRIEVAL = PresetInfo(
     name="mini-retrieval",
-    summary="The small model for retrieval, with the contrastive loss beside matching and masked text.",
+    summary="The small model for retrieval, with the contrastive loss besides matching and masked text.",
     settings={
         **_MINI,
         "losses": ["vtm", "mlm", "contrastive"],
@@ -125,4 +126,4 @@ RELEASED: dict[str, Any] = {
     "bilevel.replay_reset": False,
     "bilevel.outer_clip_norm": 1.0,
 }
-"""What MELTR's released code does whatever the data set; see docs/allinone.md."""
+"""Settings of MELTR's released code that hold for every data set; see docs/allinone.md."""
