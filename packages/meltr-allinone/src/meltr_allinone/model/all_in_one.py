@@ -128,7 +128,7 @@ class AllInOne(nn.Module):
         unknown = [name for name in heads if name not in HEADS]
         if unknown or ("answer" in heads and answers < 1):
             raise ValueError(
-                f"heads={tuple(heads)} with answers={answers}: choose heads from {HEADS}; 'answer' needs answers >= 1"
+                f"heads={tuple(heads)} with answers={answers}: choose heads from {HEADS}, and give 'answer' its classes"
             )
         width, self.config = config.width, config
         self.text_embeddings = BertEmbeddings(bert_config(config))  # type: ignore[no-untyped-call]
