@@ -96,7 +96,7 @@ def test_a_frame_cache_takes_the_place_of_decoding(make_context, sample, vocabul
     assert not any("same ones" in note for note in context.notes)
     context = make_context(frame_cache=tmp_path / "cache", **given, sampling="random")
     build_data(context)
-    assert any("holds 2 frames a video" in note and "--frames" in note for note in context.notes)
+    assert any("holds 2 frames per video" in note and "--frames" in note for note in context.notes)
 
 
 def test_frames_are_drawn_from_a_larger_cache(make_context, sample, vocabulary, tmp_path):

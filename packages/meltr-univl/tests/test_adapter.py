@@ -309,7 +309,7 @@ def test_what_a_run_cannot_do(trained: Any, sample: Any, tmp_path: Path) -> None
         adapter.predict(model, PredictRequest(media=videos, search="x"), unknown, context)
     narrow = tmp_path / "narrow.npy"
     np.save(narrow, np.zeros((3, 5), dtype=np.float32))
-    with pytest.raises(UserError, match="features of 5 numbers"):
+    with pytest.raises(UserError, match="features of dimension 5"):
         adapter.predict(model, PredictRequest(media=(narrow,), search="x"), data, context)
     np.save(narrow, np.array([{"a": 1}], dtype=object), allow_pickle=True)
     with pytest.raises(UserError, match="cannot be read: Object arrays"):

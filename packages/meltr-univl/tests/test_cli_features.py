@@ -47,7 +47,7 @@ def test_features_of_a_manifest(root: Path, tmp_path: Path) -> None:
     out = tmp_path / "features"
     result = call(root, out, "--extractor", "grid")
     assert result.exit_code == 0, result.output
-    assert f"{out}: features of 3 videos (3 new), grid, 80 numbers, 4 vectors a second" in result.output
+    assert f"{out}: features of 3 videos (3 new), grid, dimension 80, 4 vectors per second" in result.output
     source = open_features(out)
     for number in range(3):
         reds = source.features(f"clips/{number}.png")[0, :36:3]
@@ -61,7 +61,7 @@ def test_what_cannot_be_decoded_is_told(root: Path, tmp_path: Path) -> None:
     (root / "clips" / "1.png").write_text("no picture")
     result = call(root, tmp_path / "features", "--extractor", "grid")
     assert result.exit_code == 0, result.output
-    assert "warning: 1 of 3 videos cannot be decoded and have no features: clips/1.png" in result.output
+    assert "warning: 1 of 3 videos could not be decoded and have no features: clips/1.png" in result.output
     (root / "clips" / "1.png").unlink()
     result = call(root, tmp_path / "features", "--extractor", "grid")
     assert result.exit_code == 2

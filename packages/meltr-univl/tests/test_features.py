@@ -117,7 +117,7 @@ def test_how_features_were_made_stays_with_them(tmp_path: Path) -> None:
     source = open_features(folder, extractor="other", rate=3)
     assert source.record == record
     require(source, width=4, extractor="s3d-howto100m")
-    with pytest.raises(UserError, match=r"features of 4 numbers \(s3d-howto100m.*the model takes 1,024"):
+    with pytest.raises(UserError, match=r"features of dimension 4 \(s3d-howto100m.*the model takes 1,024"):
         require(source, width=1024)
     with pytest.raises(UserError, match="features of s3d-howto100m; the model was trained with those of grid"):
         require(source, extractor="grid")
@@ -143,7 +143,7 @@ def test_a_damaged_record_is_refused(tmp_path: Path, content: str) -> None:
 @pytest.mark.parametrize(
     ("array", "problem"),
     [
-        (vectors(3, 5), "holds features of 5 numbers; the others have 4"),
+        (vectors(3, 5), "holds features of dimension 5; the others have 4"),
         (np.zeros(4), r"shape \(4,\)"),
         (np.zeros((2, 3, 4)), r"shape \(2, 3, 4\)"),
         (np.array([["a", "b"]]), "instead of numbers"),

@@ -231,7 +231,7 @@ def test_half_precision_is_finite_and_near() -> None:
 
 def test_what_is_missing_is_named(model: Univl) -> None:
     batch = replace(batch_of(2), score=None)
-    with pytest.raises(ValueError, match=r"no losses \['m-align'\]"):
+    with pytest.raises(ValueError, match=r"unknown losses \['m-align'\]"):
         task_losses(model, batch, masks_of(batch), wanted=["m-align"])
     with pytest.raises(ValueError, match="needs sentiments"):
         task_losses(model, batch, masks_of(batch), wanted=["score"])

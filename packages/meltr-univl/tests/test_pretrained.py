@@ -143,8 +143,8 @@ def test_bert_alone(official: dict[str, Tensor], tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"video_dim": 7}, "features of 6 numbers, those of this run have 7"),
-        ({"vocabulary": 99}, "vocabulary of 150 tokens, the model one of 99"),
+        ({"video_dim": 7}, "features of dimension 6; those of this run have 7"),
+        ({"vocabulary": 99}, "vocabulary of 150 tokens; that of the model has 99"),
         ({"width": 32}, r"another size \(16 wide\)"),
     ],
 )

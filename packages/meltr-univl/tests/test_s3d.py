@@ -115,7 +115,7 @@ def test_a_file_is_known_by_its_keys(network: HowTo100M, tmp_path: Path) -> None
     assert again.weights == extractor.weights
     changed = official(network) | {"conv1.conv1.weight": torch.zeros(64, 24, 2, 4, 4)}
     assert Network("s3d-howto100m", changed).weights != extractor.weights
-    with pytest.raises(UserError, match="holds no weights of s3d:"):
+    with pytest.raises(UserError, match="does not hold weights of s3d:"):
         open_extractor("s3d", file)
 
 
@@ -144,7 +144,7 @@ def test_wrong_weights_are_named(network: HowTo100M, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"5 of \d+ weights of s3d-howto100m are missing.*mixed_5c\.conv_b0"):
         open_extractor("auto", tmp_path / "short.pth")
     torch.save({"a": torch.zeros(1)}, tmp_path / "other.pth")
-    with pytest.raises(UserError, match="holds no weights of an S3D: it has a"):
+    with pytest.raises(UserError, match="does not hold weights of an S3D: it has a"):
         open_extractor("auto", tmp_path / "other.pth")
     with pytest.raises(UserError, match="no extractor 's3dd'"):
         open_extractor("s3dd")

@@ -76,7 +76,7 @@ def test_codes_of_published_data(root, tmp_path, encoder, model):
     out = tmp_path / "codes.safetensors"
     result = codes(root, out, encoder, "--frames", 2, "--size", 64)
     assert result.exit_code == 0, result.output
-    assert f"{out}: codes of 3 videos (3 new), 2 frames a video (centres), 64 pixels" in result.stdout
+    assert f"{out}: codes of 3 videos (3 new), 2 frames per video (centres), 64 pixels" in result.stdout
     assert "videos 3/3 (100%)" in result.stderr
     file = CodeFile(out)
     assert sorted(file) == ["0.png", "1.png", "2.png"]
@@ -141,7 +141,7 @@ def test_codes_of_prepared_frames(tmp_path, encoder, model):
         np.testing.assert_array_equal(file.codes(key), expected)
     result = call(*words, "--allow-missing", "--frames", 4)
     assert result.exit_code == 2
-    assert "img_msvd.pkl holds 5 frames a video; 4 were asked for" in result.stderr
+    assert "img_msvd.pkl holds 5 frames per video, but --frames is 4" in result.stderr
     assert "--frames 5" in result.stderr
 
 
@@ -150,7 +150,7 @@ def test_a_broken_file_is_named_and_left_out(root, tmp_path, encoder):
     out = tmp_path / "codes.safetensors"
     result = codes(root, out, encoder, "--size", 64)
     assert result.exit_code == 0, result.output
-    assert "warning: 1 of 3 videos cannot be decoded and have no codes: 1.png." in result.stderr
+    assert "warning: 1 of 3 videos could not be decoded and have no codes: 1.png." in result.stderr
     assert "codes of 2 videos (2 new)" in result.stdout
     picture(1).save(root / "1.png")
     assert "codes of 3 videos (1 new)" in codes(root, out, encoder, "--size", 64).stdout
@@ -193,8 +193,8 @@ def test_codes_of_another_kind_are_not_mixed_in(root, tmp_path, encoder):
     assert codes(root, out, encoder, "--size", 64).exit_code == 0
     result = codes(root, out, encoder, "--size", 96)
     assert result.exit_code == 2
-    assert "asked for were 5 frames a video (centres), 96 pixels" in result.stderr
-    assert "holds codes of 5 frames a video (centres), 64 pixels" in result.stderr
+    assert "but 5 frames per video (centres), 96 pixels" in result.stderr
+    assert "holds codes of 5 frames per video (centres), 64 pixels" in result.stderr
 
 
 @pytest.mark.slow

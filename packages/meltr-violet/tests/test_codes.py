@@ -279,14 +279,14 @@ def test_codes_of_two_kinds_are_not_mixed(encoder, pictures, tmp_path, changes):
     path = tmp_path / "codes.safetensors"
     fill_codes(pictures.as_videos(), path, encoder, settings_of(encoder))
     before = path.read_bytes()
-    with pytest.raises(UserError, match=r"holds codes of 2 frames a video .* asked for were"):
+    with pytest.raises(UserError, match=r"holds codes of 2 frames per video .* were requested"):
         fill_codes(pictures.as_videos(), path, encoder, settings_of(encoder, **changes))
     assert path.read_bytes() == before
 
 
 def test_nothing_is_written_if_nothing_can_be_decoded(encoder, pictures, tmp_path):
     pictures.broken = set(pictures.videos)
-    with pytest.raises(UserError, match=r"None of 5 videos can be decoded. The first, v0: v0\.mp4 is damaged"):
+    with pytest.raises(UserError, match=r"None of the 5 videos can be decoded. The first, v0: v0\.mp4 is damaged"):
         fill_codes(pictures.as_videos(), tmp_path / "codes.safetensors", encoder, settings_of(encoder))
     assert list(tmp_path.iterdir()) == []
 
@@ -305,7 +305,7 @@ def test_other_files_are_refused(encoder, tmp_path):
         with pytest.raises(UserError, match=r"codes\.safetensors is damaged"):
             CodeFile(path)
     save_file({"codes": np.zeros(3)}, path)
-    with pytest.raises(UserError, match=r"not of visual codes"):
+    with pytest.raises(UserError, match=r"not a file of visual codes"):
         CodeFile(path)
     path.write_bytes(whole.replace(b'\\"a\\"', b'\\"a\\",\\"b\\"'))
     with pytest.raises(UserError, match=r"codes\.safetensors is damaged"):

@@ -167,13 +167,13 @@ def test_frames_in_another_process(tmp_path):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ([], r"f\.pkl: it holds list, not frames"),
+        ([], r"f\.pkl: it holds list, not a dict from names of videos to frames"),
         ({}, r"f\.pkl: it holds an empty dict"),
         ({3: ["x"]}, r"f\.pkl: the name of a video is 3"),
         ({"a": "x" * 300}, r"f\.pkl, a: Span instead of a list"),
         ({"a": []}, r"f\.pkl, a: list instead of a list of frames"),
         ({"a": [5]}, r"f\.pkl, a: int instead of a JPEG"),
-        ({"a": [jpeg(1)], "b": [jpeg(1), jpeg(2)]}, r"f\.pkl, b: 2 frames, but 1 of a"),
+        ({"a": [jpeg(1)], "b": [jpeg(1), jpeg(2)]}, r"f\.pkl, b: 2 frames, but a has 1"),
     ],
 )
 def test_other_pickles_are_named_with_the_place(tmp_path, content, message):
@@ -185,9 +185,9 @@ def test_other_pickles_are_named_with_the_place(tmp_path, content, message):
 @pytest.mark.parametrize(
     ("frame", "message"),
     [
-        ("!" * 300, "no JPEG in base64: Error"),
-        (base64.b64encode(b"\x89PNG" * 100).decode(), "no JPEG in base64: UnidentifiedImageError"),
-        (jpeg(1, (64, 64))[:480], "no JPEG in base64"),
+        ("!" * 300, "not a JPEG in base64: Error"),
+        (base64.b64encode(b"\x89PNG" * 100).decode(), "not a JPEG in base64: UnidentifiedImageError"),
+        (jpeg(1, (64, 64))[:480], "not a JPEG in base64"),
         (jpeg(1, (8, 8)), "its frames differ in size"),
     ],
 )
@@ -202,7 +202,7 @@ def test_damaged_frames_are_named(tmp_path, frame, message):
 @pytest.mark.parametrize(
     ("lines", "message"),
     [
-        ("0\nx\n", r"f\.lineidx, line 2: 'x' is not the number of a byte"),
+        ("0\nx\n", r"f\.lineidx, line 2: 'x' is not a byte offset"),
         ("0\n7\n", r"f\.lineidx, line 2: no line of f\.tsv begins at byte 7"),
         ("0\n99999999\n", r"f\.lineidx, line 1: no line"),
         ("", r"f\.lineidx: no lines"),
@@ -228,10 +228,10 @@ def test_wrong_tables_are_named(tmp_path):
     with pytest.raises(UserError, match=r"f\.tsv, line 1: the line at byte 0 of f\.tsv is not a name"):
         PreparedFrames(table)
     write_table(table, [["x", jpeg(1)], ["x", jpeg(2)]])
-    with pytest.raises(UserError, match=r"line 2: x is there twice"):
+    with pytest.raises(UserError, match=r"line 2: x occurs twice"):
         PreparedFrames(table)
     write_table(table, [["x", jpeg(1)], ["y", jpeg(2), jpeg(3)]])
-    with pytest.raises(UserError, match=r"f\.tsv, y: 2 frames, but 1"):
+    with pytest.raises(UserError, match=r"f\.tsv, y: 2 frames, but other videos have 1"):
         PreparedFrames(table).frames("y")
 
 
@@ -370,7 +370,7 @@ def test_codes_that_do_not_fit(tmp_path):
     assert set(codes_or_ignored(found.codes, "c").flat) == {-100}
     assert codes_or_ignored(found.codes, "c").shape == (5, 7, 7)
     write_codes(tmp_path / "msvd_vq.pkl", "abcd", (4, 7, 7))
-    with pytest.raises(UserError, match=r"msvd_vq\.pkl: codes of 4 frames a video, but img_msvd\.pkl has 5"):
+    with pytest.raises(UserError, match=r"msvd_vq\.pkl: codes of 4 frames per video, but img_msvd\.pkl has 5"):
         find("msvd", "qa", tmp_path)
 
 
@@ -418,7 +418,7 @@ OPTIONS = {f"option_{number}": f"o{number}" for number in range(3)}
         ("msvd", {**MSVD, "test": [ask("a", 1), ask("a", -2)]}, r"test, record 2: 'answer' is -2"),
         ("msvd", {**MSVD, "test": [ask("a", True)]}, r"test, record 1: 'answer' is True"),
         ("msvd", {**MSVD, "test": [{"video": "a", "answer": 1}]}, r"test, record 1: no 'question'"),
-        ("msvd", {**MSVD, "vocab": ["a", "b", "a"]}, r"vocab: 'a' is there twice"),
+        ("msvd", {**MSVD, "vocab": ["a", "b", "a"]}, r"vocab: 'a' occurs twice"),
         ("msvd", {**MSVD, "vocab": {"a": 1}}, r"vocab: dict instead of a list"),
         ("msvd", {"train": MSVD["train"], "vocab": MSVD["vocab"]}, r"no list 'test'; it has train, vocab"),
         ("msvd", {**MSVD, "train": []}, r"no example for the split train"),

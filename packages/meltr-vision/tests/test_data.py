@@ -87,9 +87,9 @@ def broken(name: str) -> bytes:
         ("shape", r"data is uint8 \(3, 100\), expected uint8 \(N, 3072\)"),
         ("type", "data is float32"),
         ("list", "data is list"),
-        ("count", r"3 images and labels of shape \(2,\)"),
+        ("count", r"it has 3 images, but labels of shape \(2,\)"),
         ("range", "labels from 0 to 100, expected 0 to 99"),
-        ("text", "something else than whole numbers"),
+        ("text", "label.* does not hold whole numbers"),
         ("empty", "0 images"),
         ("other", r"no entry 'fine_labels' \(found \['data', 'labels'\]\)"),
         ("no dict", r"found list"),
@@ -206,7 +206,7 @@ def test_normalisation_and_augmentation_options(make_context: Make) -> None:
     assert pipeline("cifar10", model="timm/vit_tiny_patch16_224", pretrained=True).mean == (0.5, 0.5, 0.5)
     with pytest.raises(UserError, match=r"options\.mean has 2 values"):
         pipeline("cifar10", mean=(0.1, 0.2))
-    with pytest.raises(UserError, match="augment_padding=32 is not below the 32 pixels"):
+    with pytest.raises(UserError, match="augment_padding=32 must be smaller than the image side of 32 pixels"):
         pipeline("cifar10", augment_padding=32)
     assert build_data(make_context("cifar10", image_size=48)).meta["image_size"] == 48
 
@@ -268,7 +268,7 @@ def test_image_folder_errors(tmp_path: Path, make_context: Make, monkeypatch: py
     assert "train/dog/bad0.jpg (UnidentifiedImageError" in caught.value.message
     assert "bad6" not in caught.value.message
     save(tmp_path / "val" / "cow", "0.png")
-    with pytest.raises(UserError, match="classes that train/ has not: cow"):
+    with pytest.raises(UserError, match="classes that train/ lacks: cow"):
         read(tmp_path)
     monkeypatch.setattr(os, "sysconf", lambda name: 100)
     (tmp_path / "val" / "cow").rename(tmp_path / "val" / "cat")
@@ -277,7 +277,7 @@ def test_image_folder_errors(tmp_path: Path, make_context: Make, monkeypatch: py
 
 
 def test_unknown_dataset(make_context: Make) -> None:
-    with pytest.raises(UserError, match="cannot read data set 'mnist'"):
+    with pytest.raises(UserError, match="cannot read the data set 'mnist'"):
         build_data(make_context("mnist"))
 
 

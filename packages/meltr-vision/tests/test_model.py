@@ -186,13 +186,13 @@ def test_pretrained_weights_that_cannot_be_fetched(monkeypatch: pytest.MonkeyPat
         raise OSError("network is unreachable")
 
     monkeypatch.setattr(timm, "create_model", offline)
-    with pytest.raises(UserError, match="cannot be had: OSError: network is unreachable") as caught:
+    with pytest.raises(UserError, match="cannot be loaded: OSError: network is unreachable") as caught:
         build(model="timm/resnet18", pretrained=True)
     assert "options.weights_file=FILE" in str(caught.value)
 
 
 def test_unsuitable_image_size() -> None:
-    with pytest.raises(UserError, match="cannot take images of 8x8"):
+    with pytest.raises(UserError, match="does not accept images of 8x8"):
         build(size=8, model="timm/vgg11")
 
 

@@ -1,4 +1,4 @@
-"""Cases for ``meltr bench``: on miniatures. Imports no torch."""
+"""Cases for ``meltr bench``, on synthetic samples. This module does not import torch."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ BENCHMARKS = (
     ),
     BenchmarkInfo(
         name="allinone-base",
-        summary="All-in-one of the published size, 3 frames of 224 pixels, batch 4: matching and masked text.",
+        summary="All-in-one, published size, 3 frames of 224 pixels, batch 4: matching and masked text.",
         task="retrieval",
         dataset="msrvtt-9k",
         settings={"sample": True, **_BASE},

@@ -1,4 +1,4 @@
-"""Registration of the All-in-one backbone. Imports no torch."""
+"""Registration of the All-in-one backbone. This module does not import torch."""
 
 from __future__ import annotations
 

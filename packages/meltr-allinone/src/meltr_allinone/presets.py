@@ -1,6 +1,6 @@
-"""Recipes of the All-in-one backbone: the paper's, MELTR's released one, and small ones for miniatures.
+"""Presets of the All-in-one backbone: the paper's settings, MELTR's released ones, and small models.
 
-Imports no torch.
+This module does not import torch.
 """
 
 from __future__ import annotations
@@ -125,4 +125,4 @@ RELEASED: dict[str, Any] = {
     "bilevel.replay_reset": False,
     "bilevel.outer_clip_norm": 1.0,
 }
-"""What MELTR's released code does whatever the data set; see docs/allinone.md."""
+"""Settings of MELTR's released code that hold for every data set; see docs/allinone.md."""

@@ -1,4 +1,4 @@
-"""``meltr data features``: the features of a data set, made once from its videos. Imports no torch."""
+"""``meltr data features``: compute the features of a data set from its videos. This module does not import torch."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from meltr.video.extraction import FillReport
     from meltr_univl.features.reading import FeatureRecord
 
-Out = Annotated[Path, typer.Option(help="Folder of the features; it is added to if it is there.")]
+Out = Annotated[Path, typer.Option(help="Output folder. Features are added to an existing folder.")]
 Extractor = Annotated[
     str, typer.Option(help="s3d-howto100m (UniVL's), s3d (torchvision's), grid (colours, no weights), or auto.")
 ]
@@ -56,9 +56,9 @@ def features(
     quiet: Quiet = False,
     as_json: AsJson = False,
 ) -> None:
-    """Make the features of every video: what UniVL sees of it.
+    """Compute the features of every video, which are the input of UniVL.
 
-    A killed command goes on where it stopped when it is given again.
+    Run an interrupted command again to resume it.
     """
     quiet = quiet or as_json
     if sample:
@@ -71,7 +71,7 @@ def features(
     from meltr_univl.features.extractors import open_extractor
     from meltr_univl.features.reading import read_record
 
-    open_extractor(extractor, weights)  # what is wrong with it should be said before videos are looked for
+    open_extractor(extractor, weights)  # report a problem with it before the videos are searched
     for library in ("av", "PIL.Image"):
         require(library)
     videos = media_of(dataset, task, data_root, allow_missing=allow_missing)

@@ -1,4 +1,4 @@
-"""Registration of the UniVL backbone. Imports no torch."""
+"""Registration of the UniVL backbone. This module does not import torch."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Recipes of the UniVL backbone: the paper's, and small ones for miniatures. Imports no torch."""
+"""Presets of the UniVL backbone: the paper's settings, and small models. This module does not import torch."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ RETRIEVAL = PresetInfo(
 
 YOUCOOK2_RETRIEVAL = PresetInfo(
     name="youcook2-retrieval",
-    summary="The same with UniVL's batch of 32 for YouCook2. R@1 33.7.",
+    summary="As retrieval, with UniVL's batch of 32 for YouCook2. R@1 33.7.",
     settings={**_PAPER, "train.epochs": 40, "train.batch_size": 32},
 )
 
@@ -39,8 +39,8 @@ CAPTIONING = PresetInfo(
 
 YOUCOOK2_CAPTIONING = PresetInfo(
     name="youcook2-captioning",
-    summary="The same with UniVL's lengths (128 words, 96 seconds) and batch of 16 for YouCook2. CIDEr 138 from the "
-    "video, 190 with the transcript (--set inputs=v+t).",
+    summary="As captioning, with UniVL's lengths (128 words, 96 seconds) and batch of 16 for YouCook2. CIDEr 138 from "
+    "the video, 190 with the transcript (--set inputs=v+t).",
     settings={
         **_PAPER,
         "train.epochs": 20,
@@ -53,7 +53,7 @@ YOUCOOK2_CAPTIONING = PresetInfo(
 
 SENTIMENT = PresetInfo(
     name="sentiment",
-    summary="Sentiment (the paper gives results, MAE 0.759, but no settings; nor is there code): Adam 3e-5, 20 epochs.",
+    summary="Sentiment: Adam 3e-5, 20 epochs. The paper reports MAE 0.759, but neither settings nor code.",
     settings={**_PAPER, "train.epochs": 20, "train.batch_size": 32},
 )
 
@@ -79,13 +79,14 @@ _TINY: dict[str, Any] = {
 
 TINY_RETRIEVAL = PresetInfo(
     name="tiny-retrieval",
-    summary="A small model from scratch for retrieval, for miniatures and first tries: under two minutes on two cores.",
+    summary="A small model trained from scratch for retrieval, for synthetic samples and first tries: under two "
+    "minutes on two cores.",
     settings={**_TINY, "train.epochs": 10, "train.max_steps": 300, "train.eval_every": 4},
 )
 
 TINY_CAPTIONING = PresetInfo(
     name="tiny-captioning",
-    summary="The small model for captions; of YouCook2 with what is said.",
+    summary="The small model for captions; for YouCook2 with transcripts.",
     settings={
         **_TINY,
         "options.caption_length": 24,

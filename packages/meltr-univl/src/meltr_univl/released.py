@@ -1,4 +1,4 @@
-"""MELTR's released code for UniVL, as settings. Imports no torch."""
+"""Settings of MELTR's released code for UniVL. This module does not import torch."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ RELEASED: dict[str, Any] = {
     "bilevel.replay_reset": True,
     "bilevel.outer_clip_norm": 50.0,
 }
-"""What it does whatever the data set; see docs/univl.md."""
+"""Settings of the released code that hold for every data set; see docs/univl.md."""
 
 _SCRIPT: dict[str, Any] = {
     "train.lr": 1e-4,
@@ -49,13 +49,14 @@ RETRIEVAL_RELEASED = PresetInfo(
 
 CAPTIONING_RELEASED = PresetInfo(
     name="captioning-released",
-    summary="The same for captions; YouCook2 without transcripts reads `none`, as in the prepared files.",
+    summary="As retrieval-released, for captions. Without transcripts, the text of YouCook2 is `none`, as in the "
+    "prepared files.",
     settings={**_SCRIPT, "options.no_text": "none"},
 )
 
 MSRVTT_RELEASED = PresetInfo(
     name="msrvtt-full-released",
-    summary="The same for MSR-VTT, with the transcripts that MELTR's own file has.",
+    summary="As captioning-released, for MSR-VTT, with the transcripts of MELTR's own file.",
     settings={**_SCRIPT, "options.inputs": "v+t"},
 )
 

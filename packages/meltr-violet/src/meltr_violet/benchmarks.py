@@ -1,4 +1,4 @@
-"""Cases for ``meltr bench``: on miniatures. Imports no torch."""
+"""Cases for ``meltr bench``, on synthetic samples. This module does not import torch."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ BENCHMARKS = (
     ),
     BenchmarkInfo(
         name="violet-base",
-        summary="VIOLET of the published size, 5 frames of 224 pixels, batch 4: the four losses of question answering.",
+        summary="VIOLET, published size, 5 frames of 224 pixels, batch 4: the four losses of question answering.",
         task="qa",
         dataset="msvd",
         settings={"sample": True, **_BASE},

@@ -1,4 +1,7 @@
-"""``meltr data codes``: the visual codes of a data set, made once with the discrete VAE. Imports no torch."""
+"""``meltr data codes``: compute the visual codes of a data set with the discrete VAE.
+
+This module does not import torch.
+"""
 
 from __future__ import annotations
 
@@ -35,11 +38,11 @@ if TYPE_CHECKING:
     from meltr_violet.data.code_file import CodeSettings
 
 ENCODER = "https://cdn.openai.com/dall-e/encoder.pkl"
-"""Where the public repository openai/DALL-E keeps the encoder. It publishes no checksum, so it is not fetched here."""
+"""Address of the encoder in the public repository openai/DALL-E. Not downloaded here: it has no published checksum."""
 
 Encoder = Annotated[Path | None, typer.Option(help=f"The discrete VAE's encoder, {ENCODER}, or its tensors.")]
-Out = Annotated[Path, typer.Option(help="File of the codes (.safetensors); it is added to if it is there.")]
-Count = Annotated[int, typer.Option("--frames", min=1, help="Frames a video: as many as the model takes.")]
+Out = Annotated[Path, typer.Option(help="Output file (.safetensors). Codes are added to an existing file.")]
+Count = Annotated[int, typer.Option("--frames", min=1, help="Frames per video, as many as the model takes.")]
 Size = Annotated[int, typer.Option(min=32, help="Pixels on a side of the model's picture, a multiple of 32.")]
 
 
@@ -65,10 +68,10 @@ def codes(
     quiet: Quiet = False,
     as_json: AsJson = False,
 ) -> None:
-    """Make the visual codes of every video: the targets of VIOLET's loss mvm.
+    """Compute the visual codes of every video: the targets of VIOLET's loss mvm.
 
-    VIOLET's prepared frames are taken where they are there, the videos otherwise. A killed command goes on where it
-    stopped when it is given again.
+    VIOLET's prepared frames are used if they exist, and the videos otherwise. Run an interrupted command again to
+    resume it.
     """
     path = _encoder_file(encoder)
     if size % 32:
@@ -99,21 +102,21 @@ def codes(
 
 
 def _encoder_file(path: Path | None) -> Path:
-    """Return the encoder's file; UserError that says where to get it."""
+    """Return the encoder's file; raise a UserError that says where to get it if there is none."""
     if path is not None and path.is_file():
         return path
     found = "--encoder was not given" if path is None else f"there is no file {path}"
     raise UserError(
-        f"visual codes are made by OpenAI's encoder, and {found}",
-        f"Get it (215 MB) from {ENCODER} and give it with --encoder encoder.pkl. No code of the file is run.\n"
-        "Runs do without codes: they leave the loss mvm out.",
+        f"visual codes need OpenAI's encoder, but {found}",
+        f"Get it (215 MB) from {ENCODER} and give it with --encoder encoder.pkl. No code from the file is run.\n"
+        "A run also works without codes: it drops the loss mvm.",
     )
 
 
 def _prepared(
     dataset: str, task: str | None, root: Path | None, *, frames: int, allow_missing: bool
 ) -> Mapping[str, FrameSource] | None:
-    """Return key -> source for VIOLET's prepared frames; None where there are none."""
+    """Return key -> source for VIOLET's prepared frames, or None if there are none."""
     from meltr.video.annotations import layout_for
     from meltr_violet.data import prepared
 
@@ -123,7 +126,7 @@ def _prepared(
     remark(f"prepared files: {found.text()}")
     if found.frames.count != frames:
         raise UserError(
-            f"{found.files['frames']} holds {found.frames.count} frames a video; {frames} were asked for.",
+            f"{found.files['frames']} holds {found.frames.count} frames per video, but --frames is {frames}.",
             f"Give --frames {found.frames.count}.",
         )
     for note in found.corpus.notes:
@@ -135,7 +138,7 @@ def _prepared(
 def _published(
     dataset: str, task: str | None, root: Path | None, *, frames: int, sampler: str, allow_missing: bool
 ) -> Mapping[str, FrameSource]:
-    """Return key -> source for the videos of a data set as published, each with a source of its own."""
+    """Return key -> source for the published videos of a data set. Each video has a source of its own."""
     from meltr.errors import did_you_mean
     from meltr.video.frames.media import DecodedMedia, require
     from meltr.video.frames.sampling import SAMPLERS

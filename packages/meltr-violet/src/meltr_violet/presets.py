@@ -1,6 +1,6 @@
-"""Recipes of the VIOLET backbone: the paper's, MELTR's released argument files, and one for miniatures.
+"""Presets of the VIOLET backbone: the paper's settings, MELTR's released argument files, and small models.
 
-Imports no torch.
+This module does not import torch.
 """
 
 from __future__ import annotations
@@ -21,28 +21,28 @@ _PAPER: dict[str, Any] = {
 
 RETRIEVAL = PresetInfo(
     name="retrieval",
-    summary="The paper's settings for retrieval: Adam 3e-5, linear decay, 40 epochs; batch 5 a GPU as in its code. "
+    summary="The paper's settings for retrieval: Adam 3e-5, linear decay, 40 epochs; batch 5 per GPU as in its code. "
     "MSRVTT-7k R@1 33.6, 9k 35.5.",
     settings={**_PAPER, "train.epochs": 40, "train.batch_size": 5},
 )
 
 QA = PresetInfo(
     name="qa",
-    summary="The paper's settings for open-ended questions: Adam 3e-5, linear decay, 20 epochs; batch 5 a GPU as in "
+    summary="The paper's settings for open-ended questions: Adam 3e-5, linear decay, 20 epochs; batch 5 per GPU as in "
     "its code. MSVD-QA 51.7, TGIF-frame 63.4.",
     settings={**_PAPER, "train.epochs": 20, "train.batch_size": 5},
 )
 
 CHOICE = PresetInfo(
     name="choice",
-    summary="The paper's settings for multiple choice: Adam 3e-5, linear decay, 20 epochs; batch 3 a GPU as in its "
+    summary="The paper's settings for multiple choice: Adam 3e-5, linear decay, 20 epochs; batch 3 per GPU as in its "
     "code. TGIF-action 95.4, TGIF-transition 97.5.",
     settings={**_PAPER, "train.epochs": 20, "train.batch_size": 3, "options.text_length": 40},
 )
 
 ACTION = PresetInfo(
     name="action",
-    summary="Kinetics-400 (73.1 in the paper, which gives no settings; nor is there code): as for questions.",
+    summary="Kinetics-400 (73.1 in the paper): as for questions, because neither settings nor code were published.",
     settings={**_PAPER, "train.epochs": 20, "train.batch_size": 5, "options.text_length": 3},
 )
 
@@ -115,13 +115,14 @@ _TINY: dict[str, Any] = {
 
 TINY = PresetInfo(
     name="tiny",
-    summary="A small model from scratch, for miniatures and first tries: under two minutes on two CPU cores.",
+    summary="A small model trained from scratch, for synthetic samples and first tries: under two minutes on two CPU "
+    "cores.",
     settings=_TINY,
 )
 
 TINY_RETRIEVAL = PresetInfo(
     name="tiny-retrieval",
-    summary="The small model for retrieval, whose texts are longer.",
+    summary="The small model for retrieval, with longer texts.",
     settings={
         **_TINY,
         "options.text_length": 20,
@@ -133,8 +134,8 @@ TINY_RETRIEVAL = PresetInfo(
 
 TINY_CHOICE = PresetInfo(
     name="tiny-choice",
-    summary="The small model for questions with choices: short texts, small frames; answering and matching only, for "
-    "masks would hide most of such frames.",
+    summary="The small model for multiple choice: short texts and small frames. Answering and matching only, because "
+    "masks would hide most of a small frame.",
     settings={
         **_TINY,
         "losses": ["answer", "vtm"],
@@ -153,7 +154,7 @@ TINY_CHOICE = PresetInfo(
 
 TINY_ACTION = PresetInfo(
     name="tiny-action",
-    summary="The small model for actions: no text, more passes over fewer clips.",
+    summary="The small model for actions: no text, more epochs over fewer clips.",
     settings={
         **_TINY,
         "options.text_length": 3,
@@ -203,4 +204,4 @@ RELEASED: dict[str, Any] = {
     "bilevel.phase_restarts": True,
     "bilevel.outer_clip_norm": 12.0,
 }
-"""What MELTR's released code does whatever the data set; see docs/violet.md."""
+"""Settings of MELTR's released code that hold for every data set; see docs/violet.md."""

@@ -1,4 +1,4 @@
-"""The run-tier hooks of the vision backbone."""
+"""The run hooks of the vision backbone."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ class VisionAdapter:
 
     @hookimpl
     def build_data(self, context: RunContext) -> Data:
-        """Read the data set onto the device and cut its splits."""
+        """Read the data set onto the device and make its splits."""
         return build_data(context)
 
     @hookimpl
     def build_model(self, context: RunContext, data: Data) -> nn.Module:
-        """Return the classifier; the rotation head is there only if its loss is in use."""
+        """Return the classifier. It has a rotation head only if the rotation loss is in use."""
         options = context.options
         if context.weights_follow:
             options = options.model_copy(update={"pretrained": False, "weights_file": None})
@@ -43,7 +43,7 @@ class VisionAdapter:
 
     @hookimpl
     def parameter_groups(self, model: nn.Module, context: RunContext) -> Sequence[Mapping[str, Any]]:
-        """Return trunk and heads, split into decayed and undecayed parameters where ``decay_all`` is off."""
+        """Return the groups of trunk and heads, each split by weight decay if ``decay_all`` is off."""
         options = context.options
         groups: dict[tuple[float, bool], list[nn.Parameter]] = {}
         for name, parameter in model.named_parameters():
@@ -60,7 +60,7 @@ class VisionAdapter:
     def compute_task_losses(
         self, model: nn.Module, batch: Mapping[str, Tensor], context: RunContext
     ) -> dict[str, Tensor]:
-        """Return the losses named in ``context.losses``, from one call of the model."""
+        """Compute the losses named in ``context.losses`` with one call of the model."""
         draws = draw(
             context.spec.losses,
             len(batch["label"]),
@@ -75,7 +75,7 @@ class VisionAdapter:
     def evaluate(self, model: Classifier, data: EvalSplit, context: RunContext) -> Evaluation:
         """Return ``top1`` and ``top5`` in per cent, and the mean cross-entropy ``loss``.
 
-        With five classes or fewer ``top5`` is 100. An image whose scores are not finite counts as wrong.
+        With five or fewer classes, ``top5`` is 100. An image with scores that are not finite counts as wrong.
         """
         found = [_scores(model(images), labels) for images, labels in data.batches(context.options.eval_batch_size)]
         loss, predicted, hit1, hit5 = (torch.cat(part).cpu() for part in zip(*found, strict=True))
@@ -98,7 +98,7 @@ class VisionAdapter:
 
 
 def _scores(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Return loss, predicted class, and whether the label is first and among the first five; each (B,)."""
+    """Return loss, predicted class, top-1 hit and top-5 hit of each image; each (B,)."""
     logits = logits.float()
     finite = logits.isfinite().all(dim=1)
     ranked = logits.topk(min(5, logits.shape[1]), dim=1).indices
@@ -118,7 +118,7 @@ def _per_class(hits: Tensor, labels: Tensor, names: Sequence[str]) -> dict[str, 
 
 
 def _rows(data: EvalSplit, labels: Tensor, predicted: Tensor) -> tuple[dict[str, Any], ...]:
-    """Return one row an image; ``index`` is its place in the files that the split was read from."""
+    """Return one row per image. ``index`` is the image's position in the files that the split was read from."""
     rows = []
     for index, label, guess in zip(data.indices.tolist(), labels.tolist(), predicted.tolist(), strict=True):
         row = {"index": index, "label": label, "predicted": guess}

@@ -1,4 +1,4 @@
-"""Cases for ``meltr bench``: on the digits inside scikit-learn, enlarged. Imports no torch."""
+"""Cases for ``meltr bench``, on enlarged digits of scikit-learn. This module does not import torch."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def _case(
 BENCHMARKS = (
     _case(
         "resnet20",
-        "ResNet-20 for CIFAR on 8-pixel digits, batch 64, SGD; a forward pass a loss.",
+        "ResNet-20 for CIFAR on 8-pixel digits, batch 64, SGD; one forward pass per loss.",
         model="resnet20",
         size=8,
         batch=64,
@@ -39,7 +39,7 @@ BENCHMARKS = (
     ),
     _case(
         "resnet32",
-        "ResNet-32 for CIFAR at 32 pixels, batch 64, SGD; a forward pass a loss.",
+        "ResNet-32 for CIFAR at 32 pixels, batch 64, SGD; one forward pass per loss.",
         model="resnet32",
         size=32,
         batch=64,
@@ -49,7 +49,7 @@ BENCHMARKS = (
     ),
     _case(
         "vit_small",
-        "timm's ViT-Small/16 at 112 pixels, batch 16; a forward pass a loss.",
+        "timm's ViT-Small/16 at 112 pixels, batch 16; one forward pass per loss.",
         model="timm/vit_small_patch16_224",
         size=112,
         batch=16,
@@ -57,7 +57,7 @@ BENCHMARKS = (
     ),
     _case(
         "vit_base",
-        "timm's ViT-Base/16 at 112 pixels, batch 8; a forward pass a loss.",
+        "timm's ViT-Base/16 at 112 pixels, batch 8; one forward pass per loss.",
         model="timm/vit_base_patch16_224",
         size=112,
         batch=8,

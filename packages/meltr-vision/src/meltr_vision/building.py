@@ -1,4 +1,4 @@
-"""From options to a model: the CIFAR family, timm's models, and weights from a file."""
+"""Build a model from options: the CIFAR family, timm's models, and weights from a file."""
 
 from __future__ import annotations
 
@@ -26,18 +26,18 @@ def build_classifier(
     rotation: bool,
     notes: list[str] | None = None,
 ) -> Classifier:
-    """Return the model that `options` describe.
+    """Build the model that `options` describe.
 
     Args:
-        options: The backbone's settings.
-        classes: Classes of the data set.
+        options: Settings of the backbone.
+        classes: Number of classes of the data set.
         channels: Channels of its images.
         image_size: Side of the images in pixels.
         rotation: Add the rotation head.
         notes: What was loaded is added to it.
 
     Raises:
-        UserError: If the model is unknown, cannot take such images, or its weights cannot be had.
+        UserError: If the model is unknown, does not accept such images, or its weights are not available.
     """
     trunk: nn.Module
     if options.timm_name is None:
@@ -62,7 +62,7 @@ def build_classifier(
 
 
 def known_timm_name(name: str) -> str:
-    """Return `name` if timm has it; UserError with the nearest names otherwise."""
+    """Return `name` if timm has it; otherwise raise a UserError with the nearest names."""
     import timm
 
     architecture, _, tag = name.partition(".")
@@ -87,10 +87,10 @@ def timm_trunk(name: str, pretrained: bool, *, channels: int, image_size: int) -
         name: timm's name of the model, with or without the tag of its weights.
         pretrained: Load the published weights.
         channels: Channels of the images.
-        image_size: Side of the images in pixels; given to models that are built for one size.
+        image_size: Side of the images in pixels, passed to models that are built for one size.
 
     Raises:
-        UserError: If the name is unknown or the weights cannot be fetched.
+        UserError: If the name is unknown or the weights cannot be downloaded.
     """
     import timm
 
@@ -106,24 +106,24 @@ def timm_trunk(name: str, pretrained: bool, *, channels: int, image_size: int) -
             raise _unsuitable(name, image_size, error) from error
     try:
         return timm.create_model(name, pretrained=True, **settings)
-    except Exception as error:  # timm and its download library raise many kinds
+    except Exception as error:  # timm and its download library raise many kinds of errors
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise UserError(
-            f"The published weights of timm model {name!r} cannot be had: {type(error).__name__}: {reason}",
-            "Without a network: fetch them on another machine and give the file with --set options.pretrained=false "
+            f"The published weights of timm model {name!r} cannot be loaded: {type(error).__name__}: {reason}",
+            "Without a network: download them on another machine and use the file with --set options.pretrained=false "
             "--set options.weights_file=FILE, or train from scratch with --set options.pretrained=false.",
         ) from error
 
 
 def _unsuitable(name: str, image_size: int, error: Exception) -> UserError:
     return UserError(
-        f"timm model {name!r} cannot take images of {image_size}x{image_size} pixels: {error}",
-        "Give the size it was made for, e.g. --set options.image_size=224, or choose another model.",
+        f"timm model {name!r} does not accept images of {image_size}x{image_size} pixels: {error}",
+        "Use the size of the model, e.g. --set options.image_size=224, or choose another model.",
     )
 
 
 def _feature_width(trunk: nn.Module, name: str, *, channels: int, image_size: int) -> int:
-    """Return F, found with one empty image, so that an unsuitable model is refused before training."""
+    """Return F, measured with one blank image, so that an unsuitable model is rejected before training."""
     trunk.eval()
     try:
         with torch.no_grad():
@@ -134,7 +134,9 @@ def _feature_width(trunk: nn.Module, name: str, *, channels: int, image_size: in
         trunk.train()
     if not isinstance(features, Tensor) or features.dim() != 2:
         shape = tuple(features.shape) if isinstance(features, Tensor) else type(features).__name__
-        raise UserError(f"timm model {name!r} gives {shape}, not one feature vector an image.", "Choose another model.")
+        raise UserError(
+            f"timm model {name!r} returns {shape}, not one feature vector per image.", "Choose another model."
+        )
     return int(features.shape[1])
 
 
@@ -144,10 +146,10 @@ def load_weights(trunk: nn.Module, path: Path) -> LoadReport:
     Args:
         trunk: The model without heads.
         path: A safetensors file or a state dict saved by torch (read with ``weights_only=True``). A ``trunk.`` prefix,
-            as in the checkpoints of a run, is taken off.
+            as in the checkpoints of a run, is removed.
 
     Raises:
-        UserError: If it cannot be read, or does not fit.
+        UserError: If the file cannot be read, or does not fit the model.
     """
     state = read_weights(path)
     if any(key.startswith("trunk.") for key in state):

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from meltr_vision.model import ROTATIONS
 
 PROPOSALS = 16
-"""Candidates drawn at once for a gamma variate; each is accepted with probability above 0.95."""
+"""Candidates drawn at once for a gamma variate. Each is accepted with a probability above 0.95."""
 
 
 @dataclass(frozen=True)
@@ -22,7 +22,7 @@ class Draws:
     Args:
         lam: lambda of mixup, 0-dim.
         permutation: Partner of each image, shape (B,).
-        turns: Quarter turns, shape (B,) for one rotated copy of each image, (4 B,) for all four.
+        turns: Quarter turns, shape (B,) for one rotated copy of each image, or (4 B,) for all four.
     """
 
     lam: Tensor
@@ -39,15 +39,15 @@ def draw(
     device: torch.device,
     generator: torch.Generator | None,
 ) -> Draws:
-    """Draw what a step needs, always in the same order and without waiting for the device.
+    """Draw the random numbers of a step, always in the same order and without a device synchronisation.
 
     Args:
-        losses: Losses of the run, not only those wanted now: so a replay of some of them sees the same numbers. What
-            no loss needs is not drawn but neutral: lambda 1, every image its own partner, no turn.
+        losses: All losses of the run, so that a replay of some of them sees the same numbers. Numbers that no loss
+            needs are not drawn but neutral: lambda 1, every image its own partner, no turn.
         size: B, images in the batch.
-        alpha: Of Beta(alpha, alpha).
-        all_rotations: Make all four copies of each image instead of one random one.
-        device: Where the numbers are made.
+        alpha: Parameter of Beta(alpha, alpha).
+        all_rotations: True: make all four copies of each image instead of one random copy.
+        device: Device of the numbers.
         generator: Source of randomness; None: torch's global one.
     """
     lam, permutation = torch.ones((), device=device), torch.arange(size, device=device)
@@ -66,16 +66,16 @@ def draw(
 def draw_beta(
     alpha: float, *, device: torch.device, generator: torch.Generator | None, size: tuple[int, ...] = ()
 ) -> Tensor:
-    """Draw from Beta(alpha, alpha) as G1 / (G1 + G2) with two gamma variates, in logarithms: no alpha is too small.
+    """Draw from Beta(alpha, alpha) as G1 / (G1 + G2) with two gamma variates, in logarithms, so alpha may be tiny.
 
-    Gamma(alpha) = Gamma(alpha + 1) U^(1/alpha); Gamma(alpha + 1) by Marsaglia and Tsang 2000: with d = alpha + 2/3,
-    c = 1 / sqrt(9 d), x normal and v = (1 + c x)^3, accept d v if log u < x^2 / 2 + d - d v + d log v. Sixteen
-    candidates are drawn at once (all refused: below 1e-20), so that nothing waits for the device.
-    torch.distributions.Beta takes no generator.
+    The variates use Gamma(alpha) = Gamma(alpha + 1) U^(1/alpha). Gamma(alpha + 1) is drawn as in Marsaglia and Tsang
+    2000: with d = alpha + 2/3, c = 1 / sqrt(9 d), x normal and v = (1 + c x)^3, accept d v if
+    log u < x^2 / 2 + d - d v + d log v. Sixteen candidates are drawn at once, to avoid a device synchronisation; the
+    probability that all are rejected is below 1e-20. torch.distributions.Beta accepts no generator.
 
     Args:
-        alpha: Positive.
-        device: Where.
+        alpha: Parameter, positive.
+        device: Device of the result.
         generator: Source of randomness; None: torch's global one.
         size: Shape of the result.
 
@@ -115,14 +115,15 @@ def rotate(images: Tensor, turns: Tensor) -> Tensor:
 def task_losses(
     model: nn.Module, images: Tensor, labels: Tensor, *, wanted: tuple[str, ...], draws: Draws
 ) -> dict[str, Tensor]:
-    """Return the losses named in `wanted`, each 0-dim float32, from one call of `model`.
+    """Compute the losses named in `wanted`, each 0-dim float32, with one call of `model`.
 
-    classification: CE(cls(f(x)), y). mixup: lambda CE(cls(f(x~)), y) + (1 - lambda) CE(cls(f(x~)), y_pi) with
-    x~ = lambda x + (1 - lambda) x_pi (Zhang et al. 2018). rotation: CE(rot(f(rotate(x, r))), r), for one r an image or
-    all four (Gidaris et al. 2018).
+    - classification: CE(cls(f(x)), y).
+    - mixup: lambda CE(cls(f(x~)), y) + (1 - lambda) CE(cls(f(x~)), y_pi) with x~ = lambda x + (1 - lambda) x_pi
+      (Zhang et al. 2018).
+    - rotation: CE(rot(f(rotate(x, r))), r), for one r per image or all four (Gidaris et al. 2018).
 
     Args:
-        model: Named images -> named logits, see `meltr_vision.model.Classifier`.
+        model: Maps named images to named logits, see `meltr_vision.model.Classifier`.
         images: (B, C, S, S), normalised.
         labels: (B,), int64.
         wanted: Names of the losses.

@@ -10,16 +10,16 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 ROTATIONS = 4
-"""Quarter turns that the rotation head tells apart."""
+"""Quarter turns that the rotation head distinguishes."""
 
 
 class ShortcutA(nn.Module):
-    """Option A: every second pixel in both directions, missing channels zero, half before and half after.
+    """Option A: subsample the pixels by `stride` and pad with zero channels, half before and half after.
 
     Args:
-        channels_in: Channels that come.
-        channels_out: Channels that leave; the difference must be even.
-        stride: Pixels a step.
+        channels_in: Input channels.
+        channels_out: Output channels; the difference must be even.
+        stride: Stride in pixels.
     """
 
     def __init__(self, channels_in: int, channels_out: int, stride: int) -> None:
@@ -28,7 +28,7 @@ class ShortcutA(nn.Module):
         self.stride = stride
 
     def forward(self, x: Tensor) -> Tensor:
-        """Map (B, C, H, W) to (B, C + 2 missing, ceil(H / stride), ceil(W / stride))."""
+        """Map (B, C, H, W) to (B, C', ceil(H / stride), ceil(W / stride))."""
         return F.pad(x[:, :, :: self.stride, :: self.stride], (0, 0, 0, 0, self.missing, self.missing))
 
 
@@ -36,9 +36,9 @@ class BasicBlock(nn.Module):
     """conv3x3 - BN - ReLU - conv3x3 - BN, plus shortcut, ReLU (He et al. 2015, figure 2).
 
     Args:
-        channels_in: Channels that come.
-        channels_out: Channels that leave.
-        stride: Of the first convolution.
+        channels_in: Input channels.
+        channels_out: Output channels.
+        stride: Stride of the first convolution.
         shortcut: ``A`` or ``B``, used where the shape changes.
     """
 
@@ -64,13 +64,13 @@ class BasicBlock(nn.Module):
 
 
 class CifarTrunk(nn.Module):
-    """ResNet of depth 6n + 2 up to the pooled features; 69 M multiply-adds per 32x32 image for n = 5.
+    """ResNet of depth 6n + 2 up to the pooled features. For n = 5 it takes 69 M multiply-adds per 32x32 image.
 
-    Stem of 16 channels without pooling, then three stages of n blocks with 16, 32 and 64 channels, the second and
-    third starting with stride 2; global average pool.
+    It has a stem of 16 channels without pooling, three stages of n blocks with 16, 32 and 64 channels, and global
+    average pooling. The second and third stage start with stride 2.
 
     Args:
-        blocks: n, the blocks of a stage (5 for ResNet-32).
+        blocks: n, blocks per stage (5 for ResNet-32).
         shortcut: ``A`` or ``B``.
         channels: Channels of the images.
     """
@@ -99,26 +99,26 @@ class CifarTrunk(nn.Module):
 
 
 def he_normal(module: nn.Module) -> None:
-    """Initialise convolutions as He et al. 2015: weights N(0, 2 / fan_in); BatchNorm keeps weight 1 and bias 0."""
+    """Initialise convolutions as in He et al. 2015: weights N(0, 2 / fan_in). BatchNorm keeps weight 1 and bias 0."""
     for layer in module.modules():
         if isinstance(layer, nn.Conv2d):
             nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
 
 
 class Classifier(nn.Module):
-    """A trunk with a head for the classes and, if asked for, one for the rotations.
+    """A trunk with a class head and an optional rotation head.
 
     All inputs of a step go through one call, so that torch.compile and DistributedDataParallel see one forward. The
-    heads keep the initialisation of `torch.nn.Linear` (as in torchvision's ResNets), so that the losses start near ln C
-    and ln 4.
+    heads keep the initialisation of `torch.nn.Linear` (as in torchvision's ResNets), so the losses start near ln C and
+    ln 4.
 
     Args:
-        trunk: Images (B, C, H, W) -> pooled features (B, F).
+        trunk: Maps images (B, C, H, W) to pooled features (B, F).
         features: F.
         classes: Number of classes.
-        rotation: Add the rotation head, F -> 4. It is made last: the other weights do not depend on it.
+        rotation: True: add the rotation head, F -> 4. It is built last, so the other weights do not depend on it.
         batchnorm: ``clean`` or ``joint``, see `forward`.
-        channels_last: Convert images to channels-last memory order.
+        channels_last: True: convert images to channels-last memory order.
     """
 
     def __init__(
@@ -146,10 +146,10 @@ class Classifier(nn.Module):
     def forward(self, images: Tensor | Mapping[str, Tensor]) -> Tensor | dict[str, Tensor]:
         """Return class logits (B, classes) for a tensor, or logits by name for named inputs.
 
-        Of named inputs, ``rotation`` goes to the rotation head and every other one to the class head. In training mode,
-        BatchNorm sees them as `batchnorm` says: ``clean`` normalises each input by its own statistics and lets only
-        ``classification`` move the running averages, which are then those of the images that evaluation sees; ``joint``
-        concatenates them, so that statistics and running averages are those of the mixture.
+        The named input ``rotation`` goes to the rotation head and every other one to the class head. In training mode,
+        `batchnorm` decides how BatchNorm treats them. ``clean`` normalises each input by its own statistics, and only
+        ``classification`` updates the running averages, which then describe the images that evaluation sees. ``joint``
+        concatenates the inputs, so that statistics and running averages describe the mixture.
 
         Args:
             images: (B, C, H, W), or name -> such a tensor.
@@ -183,7 +183,7 @@ class Classifier(nn.Module):
 
     @contextmanager
     def _still_averages(self) -> Iterator[None]:
-        """Within this context BatchNorm in training mode leaves its running averages alone."""
+        """Stop BatchNorm in training mode from updating its running averages within this context."""
         moving = [layer for layer in self._normalisations if layer.training and layer.track_running_stats]
         for layer in moving:
             layer.track_running_stats = False

@@ -1,4 +1,4 @@
-"""Settings of the vision backbone (``options.*``). Imports no torch."""
+"""Settings of the vision backbone (``options.*``). This module does not import torch."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from meltr.errors import did_you_mean
 from meltr.specs import Info
 
 CIFAR_DEPTHS = {"resnet20": 3, "resnet32": 5, "resnet44": 7, "resnet56": 9, "resnet110": 18}
-"""Name -> basic blocks a stage (n of depth 6n + 2)."""
+"""Name -> basic blocks per stage (n of depth 6n + 2)."""
 
 TIMM_PREFIX = "timm/"
 
@@ -23,26 +23,26 @@ class VisionOptions(Info):
         model: ``resnet20``, ``resnet32``, ``resnet44``, ``resnet56``, ``resnet110`` (the CIFAR family of He et al.
             2015) or ``timm/<name>`` for any timm model with pooled features.
         shortcut: Option A (parameter-free) or B (1x1 convolution) where a CIFAR ResNet changes shape.
-        pretrained: Start a timm model from its published weights (fetched by timm on first use).
-        weights_file: Start from this file instead: safetensors, or a state dict saved by torch; heads are left out.
-        mixup_alpha: alpha of lambda ~ Beta(alpha, alpha), one lambda a batch.
-        rotation: ``one``: one random quarter turn an image (1x cost); ``all``: all four copies (4x cost).
-        batchnorm: ``clean``: each loss has its own pass, and only the clean one moves the running averages;
+        pretrained: Start a timm model from its published weights (downloaded by timm on first use).
+        weights_file: Start from this file instead: safetensors, or a state dict saved by torch; heads are skipped.
+        mixup_alpha: alpha of lambda ~ Beta(alpha, alpha), one lambda per batch.
+        rotation: ``one``: one random quarter turn per image (1x cost); ``all``: all four copies (4x cost).
+        batchnorm: ``clean``: each loss has its own pass, and only the clean one updates the running averages;
             ``joint``: one concatenated pass with shared batch statistics.
-        flip: Random horizontal flip while training; None: as the data set wants it (not for digits).
-        augment_padding: Pixels of padding before the random crop back to size; 0: no crop; None: as the data set wants
-            it (4 for CIFAR, 1 for digits, an eighth of the side for folders).
-        padding_mode: What the padding shows: ``zeros`` (black) or ``reflect``.
-        mean: Channel means in 0..1 to subtract; None: the data set's, or those of the pretrained weights.
-        std: Channel deviations in 0..1 to divide by; None: likewise.
-        image_size: Side in pixels that the model sees; None: the data set's own (224 for folders).
+        flip: Random horizontal flip in training; None: the default of the data set (off for digits).
+        augment_padding: Pixels of padding before the random crop back to size; 0: no crop; None: the default of the
+            data set (4 for CIFAR, 1 for digits, an eighth of the side for folders).
+        padding_mode: Content of the padding: ``zeros`` (black) or ``reflect``.
+        mean: Channel means in 0..1 to subtract; None: those of the data set, or of the pretrained weights.
+        std: Channel deviations in 0..1 to divide by; None: those of the data set, or of the pretrained weights.
+        image_size: Side in pixels that the model sees; None: the size in the data set (224 for folders).
         channels_last: Keep images and weights in channels-last memory order (faster on recent GPUs with bf16).
-        drop_last: Leave out the last, smaller training batch of an epoch when there is more than one batch.
-        eval_batch_size: Images a batch of an evaluation.
+        drop_last: Skip the last, smaller training batch of an epoch if there is more than one batch.
+        eval_batch_size: Images per batch in evaluation.
         per_class: Report the accuracy of every class.
         save_predictions: Write label and prediction of every evaluated image.
         trunk_lr_scale: Learning rate of the trunk relative to the heads (below 1 for fine-tuning).
-        decay_all: Apply weight decay to biases and normalisation weights too, as the CIFAR recipes do.
+        decay_all: Also apply weight decay to biases and normalisation weights, as in the CIFAR recipes.
     """
 
     model: str = "resnet32"
@@ -78,7 +78,7 @@ class VisionOptions(Info):
     @classmethod
     def _positive_std(cls, value: tuple[float, ...] | None) -> tuple[float, ...] | None:
         if value is not None and min(value) <= 0:
-            raise ValueError(f"std={value} must be positive")
+            raise ValueError(f"std={value}: all values must be positive")
         return value
 
     @model_validator(mode="after")
@@ -88,10 +88,10 @@ class VisionOptions(Info):
                 f"pretrained=true, but {self.model!r} has no published weights: use timm/<name>, or weights_file"
             )
         if self.pretrained and self.weights_file is not None:
-            raise ValueError("pretrained=true and weights_file exclude each other")
+            raise ValueError("pretrained=true and weights_file cannot be combined: give one of them")
         return self
 
     @property
     def timm_name(self) -> str | None:
-        """Name of the timm model, or None for the CIFAR family."""
+        """Name of the timm model; None for the CIFAR family."""
         return self.model.removeprefix(TIMM_PREFIX) if self.model.startswith(TIMM_PREFIX) else None

@@ -1,4 +1,4 @@
-"""Registration of the vision backbone and its data sets. Imports no torch."""
+"""Registration of the vision backbone and its data sets. This module does not import torch."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def register_backbones() -> list[BackboneInfo]:
     return [
         BackboneInfo(
             name="vision",
-            summary="Image classifiers: ResNet-20 to -110 for CIFAR, any timm model; mixup and rotation as helpers.",
+            summary="Image classifiers: ResNet-20 to -110 for CIFAR, any timm model; mixup and rotation losses.",
             adapter="meltr_vision.adapter:VisionAdapter",
             tasks=(
                 BackboneTask(
@@ -54,14 +54,14 @@ def register_datasets() -> list[DatasetInfo]:
         ),
         DatasetInfo(
             name="digits",
-            summary="1,797 handwritten digits of 8x8 pixels, inside scikit-learn: runs anywhere in under a minute.",
+            summary="1,797 handwritten digits of 8x8 pixels, part of scikit-learn: runs anywhere in under a minute.",
             tasks=tasks,
             embedded=True,
             homepage="https://archive.ics.uci.edu/dataset/80",
         ),
         DatasetInfo(
             name="image_folder",
-            summary="Your own images: one folder a class under train/, and under val/ and test/ if you have them.",
+            summary="Your own images: one folder per class in train/, and in val/ and test/ if you have them.",
             tasks=tasks,
             layout=LAYOUTS["image_folder"],
         ),

@@ -1,4 +1,4 @@
-"""Classes of images that a user names: read as image folders are, then normalised as in evaluation."""
+"""Classify images that a user gives. They are read like image folders and normalised as in evaluation."""
 
 from __future__ import annotations
 
@@ -25,16 +25,16 @@ def classify(
     Args:
         model: The classifier, on `device`.
         request: The images.
-        meta: The facts of the data that it was trained on: names of the classes, sizes, normalisation.
-        batch_size: Images at once.
-        device: Where to.
+        meta: Metadata of the training data: names of the classes, sizes, normalisation.
+        batch_size: Images per batch.
+        device: Device of the model.
 
     Raises:
-        UserError: If a question or a search was asked, or a file is not an image.
+        UserError: If the request contains a question or a search, or if a file is not an image.
     """
     for option, text in (("--question", request.question), ("--search", request.search)):
         if text is not None:
-            raise UserError(f"This run classifies images: it cannot use {option}.", "Leave it out.")
+            raise UserError(f"This run classifies images: it cannot use {option}.", "Remove it.")
     pipeline = Pipeline(tuple(meta["mean"]), tuple(meta["std"]), meta["image_size"])
     rows: list[dict[str, Any]] = []
     for start in range(0, len(request.media), batch_size):
@@ -51,7 +51,7 @@ def classify(
 
 
 def _read(file: Path, meta: Mapping[str, Any]) -> Tensor:
-    """Return (C, S, S) uint8, S being the side of the images that the model was trained on as they were stored."""
+    """Return (C, S, S) uint8, where S is the side of the stored training images."""
     pixels = read_square(file, meta.get("stored_size", meta["image_size"]), channels=meta["channels"])
     if isinstance(pixels, str):
         raise MediaError(f"{file} cannot be read as an image: {pixels}.", "This run classifies images, not videos.")

@@ -1,4 +1,7 @@
-"""Recipes of the vision backbone; sources and expected results in each summary. Imports no torch."""
+"""Presets of the vision backbone, with source and expected result in each summary.
+
+This module does not import torch.
+"""
 
 from __future__ import annotations
 
@@ -39,7 +42,7 @@ CIFAR = PresetInfo(
 HE2015 = PresetInfo(
     name="he2015",
     summary="He et al. 2015, section 4.2: 64k steps, /10 at 32k and 48k, weight decay 1e-4 (CIFAR-10 error 7.51 %).",
-    # 45,000 training images make 351 steps an epoch: 32k steps are 91.2 epochs, 48k are 136.8, 64k are 182.3.
+    # 45,000 training images make 351 steps per epoch: 32k steps are 91.2 epochs, 48k are 136.8, 64k are 182.3.
     settings={**_SGD, **_step(183, 91, 137), "train.max_steps": 64_000, "train.weight_decay": 1e-4},
 )
 
@@ -93,7 +96,7 @@ MWNET = PresetInfo(
 
 QUICK = PresetInfo(
     name="quick",
-    summary="A look in minutes on a CPU: resnet20, 5,000 training images, 4 epochs; accuracy far below a full run.",
+    summary="A try in minutes on a CPU: resnet20, 5,000 training images, 4 epochs; accuracy far below a full run.",
     settings={
         **_SGD,
         "options.model": "resnet20",
@@ -107,7 +110,7 @@ QUICK = PresetInfo(
 
 DIGITS = PresetInfo(
     name="digits",
-    summary="scikit-learn's digits: resnet20, SGD, 8 epochs, under a minute on a CPU core, about 98 % test accuracy.",
+    summary="scikit-learn's digits: resnet20, SGD, 8 epochs, under a minute on one CPU core, about 98 % test accuracy.",
     settings={
         "train.optimizer": "sgd",
         "train.lr": 0.05,

@@ -1,1 +1,1 @@
-"""The data of a run: frames, texts, and examples as tensors."""
+"""The data of a run: frames and texts as tensors, and examples."""

@@ -1,8 +1,8 @@
-"""What training does to the frames of a clip: the same to all of them, drawn from Python's and torch's generators.
+"""Augment the frames of a training clip, all in the same way, with draws from Python's and torch's generators.
 
-The released fine-tuning names a RandAugment transform, which has no effect on videos: it crops at one random place a
-clip and nothing else (``crop``). The co-training of All-in-one-B+ used pytorchvideo's factory (``strong``):
-RandAugment, another random size, a random crop and a mirror image.
+The released fine-tuning names a RandAugment transform, but it has no effect on videos: only a crop at one random place
+per clip remains (``crop``). The co-training of All-in-one-B+ used pytorchvideo's factory (``strong``): RandAugment, a
+random size, a random crop and a horizontal flip.
 """
 
 from __future__ import annotations
@@ -20,23 +20,23 @@ from meltr_allinone.data.transforms import centre_crop
 Augmentation = Literal["none", "crop", "strong"]
 
 OPERATIONS, PROBABILITY, MAGNITUDE = 2, 0.5, 9
-"""Of RandAugment: operations a clip, the probability of each, its strength of 10."""
+"""Settings of RandAugment: operations per clip, probability of each, and strength on a scale of 10."""
 
 LARGEST = 1.25
-"""Largest size before cropping, relative to the smallest: 336 pixels to 268."""
+"""Largest size before cropping relative to the smallest: 336 pixels to 268."""
 
 BINS = 10
-"""Steps of RandAugment's strength above 0."""
+"""Number of RandAugment's strength levels above 0."""
 
 
 def augment(video: Tensor, size: int, kind: Augmentation) -> Tensor:
-    """Return a clip (T, 3, size, size) of bytes made from larger squares (T, 3, R, R).
+    """Return an augmented clip (T, 3, size, size) of bytes, made from larger squares (T, 3, R, R).
 
     Args:
         video: Bytes, R at least `size`.
         size: Side of the crop.
-        kind: ``none`` (the centre), ``crop`` (one random place for all frames), or ``strong``. ``strong`` mirrors half
-            of the clips: not for texts that tell left from right.
+        kind: ``none`` (the centre), ``crop`` (one random place for all frames), or ``strong``. ``strong`` flips half of
+            the clips, so do not use it with texts that distinguish left and right.
     """
     if kind == "none":
         return centre_crop(video, size)
@@ -48,7 +48,7 @@ def augment(video: Tensor, size: int, kind: Augmentation) -> Tensor:
 
 
 def random_crop(video: Tensor, size: int) -> Tensor:
-    """Return (..., size, size) of a video (..., H, W), at a place uniform among all."""
+    """Return a crop (..., size, size) of a video (..., H, W), at a uniformly random place."""
     top, left = (random.randint(0, side - size) for side in video.shape[-2:])
     return video[..., top : top + size, left : left + size]
 
@@ -62,7 +62,7 @@ def _rand_augment(video: Tensor) -> Tensor:
 
 @cache
 def _operation() -> Any:
-    """Return one random operation of RandAugment on clips; torchvision takes long to import."""
+    """Return RandAugment with one random operation for clips. torchvision is imported here because that takes long."""
     from torchvision.transforms.v2 import InterpolationMode, RandAugment
 
     return RandAugment(1, MAGNITUDE, BINS + 1, interpolation=InterpolationMode.BILINEAR)

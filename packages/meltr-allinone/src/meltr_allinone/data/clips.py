@@ -1,4 +1,4 @@
-"""Where the frames of a run come from: decoded at every visit, kept in memory, or read from a frame cache."""
+"""Open the frames of a run: decoded at every visit, kept in memory, or read from a frame cache."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ MOST_WORKERS = 8
 
 @dataclass(frozen=True)
 class Clips:
-    """The clips of a data set, as squares (T, R, R, 3) to be cropped.
+    """The clips of a data set, as squares (T, R, R, 3) for cropping.
 
     Args:
-        train: Drawn anew at every visit, unless the sampling is uniform.
-        evaluation: For evaluation.
-        workers: Processes that read them.
+        train: Clips for training, drawn anew at every visit unless sampling is uniform.
+        evaluation: Clips for evaluation.
+        workers: Number of processes that read them.
     """
 
     train: FrameSource
@@ -35,7 +35,7 @@ class Clips:
 
 
 def open_clips(corpus: Corpus, context: RunContext) -> tuple[Corpus, Clips]:
-    """Return the clips of a corpus, and the corpus without videos that a frame cache could not decode.
+    """Open the clips of a corpus. Return them with the corpus, without videos that the frame cache could not decode.
 
     Raises:
         UserError: If the frame cache is broken, incomplete, or does not fit the settings.
@@ -46,20 +46,20 @@ def open_clips(corpus: Corpus, context: RunContext) -> tuple[Corpus, Clips]:
         corpus = without_failed(corpus, cache)
         if cache.settings.frames == options.frames and options.sampling != "uniform":
             context.notes.append(
-                f"the frame cache holds {options.frames} frames a video, so that every visit sees the same ones "
-                "(more: `meltr data cache --frames`)"
+                f"the frame cache holds {options.frames} frames per video, so every visit sees the same ones "
+                "(for more, use `meltr data cache --frames`)"
             )
     workers = options.workers
     if workers is None:
         ready = context.spec.sample or options.stored_frames is not None or options.sampling == "uniform"
         workers = 0 if ready else min(MOST_WORKERS, available_cores())
-    most_bytes = 0 if workers else options.memory_mb * 2**20 // 2  # each worker would keep its own, for an epoch
+    most_bytes = 0 if workers else options.memory_mb * 2**20 // 2  # each worker would keep its own copy for an epoch
     make = functools.partial(_source, corpus, options, most_bytes=most_bytes)
     return corpus, Clips(make(options.sampling), make(options.eval_sampling), workers)
 
 
 def _source(corpus: Corpus, options: AllInOneOptions, sampling: Sampling, *, most_bytes: int) -> FrameSource:
-    """Return the clips of one way of sampling; what does not change from visit to visit is kept in memory."""
+    """Return the clips of one way of sampling. Frames that do not change between visits are kept in memory."""
     change = functools.partial(resized_squares, size=options.image_size)
     if sampling == "uniform":
         return Remembered(_read(corpus, options, options.frames, sampling), change, most_bytes=most_bytes)

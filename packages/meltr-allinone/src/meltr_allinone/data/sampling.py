@@ -1,8 +1,8 @@
-"""Which frames of a video All-in-one sees: one of each of T equal segments (Wang et al., arXiv 2203.07303).
+"""Choose the frames of a video that All-in-one sees: one of each of T equal segments (Wang et al., arXiv 2203.07303).
 
 `uniform` takes the middle of a segment, `random` any of its frames. `released` is random as in the public repositories,
-which never draw the last frame of a segment; where they stop with an error (a segment of one frame) or return fewer
-than T frames (a video shorter than that), frames repeat.
+which never draw the last frame of a segment. Those repositories fail on a segment of one frame, and return fewer than T
+frames for a video shorter than T; here frames repeat instead.
 """
 
 from __future__ import annotations
@@ -23,15 +23,15 @@ SAMPLERS: Mapping[Sampling, Sampler] = {
     "random": random_in_segments,
     "released": partial(random_in_segments, spare_last=True),
 }
-"""Name -> sampler; the random ones draw from Python's global generator."""
+"""Name -> sampler. The random samplers draw from Python's global generator."""
 
 
 class Drawn:
-    """A `FrameSource` (meltr.video) that draws T frames, anew at every call, of those that another one holds.
+    """A `FrameSource` (meltr.video) that draws T frames from those of another source, anew at every call.
 
     Args:
         pool: Frames by key, the same at every call, in their order in the video.
-        sampler: Which of them.
+        sampler: Chooses the frames.
         count: T.
     """
 
@@ -39,14 +39,14 @@ class Drawn:
         self._pool, self._sampler, self._count = pool, sampler, count
 
     def frames(self, key: str) -> Frames:
-        """Return frames of `key`, (T, H, W, 3); errors as of the pool."""
+        """Return T frames of `key`, (T, H, W, 3). Errors are those of the pool."""
         stored = self._pool.frames(key)
         return stored[list(self._sampler(len(stored), self._count))]
 
 
 @contextmanager
 def draws(seed: int) -> Iterator[None]:
-    """Seed Python's global generator for a while, and leave it as it was: what is drawn depends on `seed` alone."""
+    """Seed Python's global generator within this context, and restore it: draws depend on `seed` alone."""
     state = random.getstate()
     random.seed(seed)
     try:

@@ -1,7 +1,7 @@
 """The image pipeline of evaluation: resize to 1.2 times the side, crop the centre, normalise (backend "a100").
 
-Geometry is done on bytes, once for each video. Bytes travel to the device, a quarter of what floats would take, and are
-normalised there.
+Resizing and cropping work on bytes, once per video. Bytes are copied to the device, at a quarter of the size of floats,
+and are normalised there.
 """
 
 from __future__ import annotations
@@ -23,21 +23,21 @@ NORMALISATIONS: Mapping[Normalisation, tuple[tuple[float, ...], tuple[float, ...
     "inception": ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5)),
     "kinetics": ((0.45, 0.45, 0.45), (0.225, 0.225, 0.225)),
 }
-"""Mean and standard deviation of red, green and blue: of fine-tuning as released; of the timm weights that All-in-one
-started from; of its co-training on videos and images (backend "v100")."""
+"""Mean and standard deviation of red, green and blue: those of the released fine-tuning, of the timm weights that
+All-in-one started from, and of its co-training on videos and images (backend "v100")."""
 
 
 def resized_side(size: int) -> int:
-    """Return the side to which pictures are resized before `size` pixels are cropped: int(1.2 size)."""
+    """Return the side that pictures are resized to before a crop of `size` pixels: int(1.2 size)."""
     return int(1.2 * size)
 
 
 def resized_squares(frames: Frames, size: int) -> Frames:
-    """Resize frames (T, H, W, 3) to (T, R, R, 3), R = `resized_side`; like the original, without keeping their shape.
+    """Resize frames (T, H, W, 3) to (T, R, R, 3), R = `resized_side`. As in the original, the aspect ratio may change.
 
     Args:
         frames: Pictures of any size.
-        size: Side of the crop that is to come.
+        size: Side of the later crop.
     """
     side = resized_side(size)
     return np.stack([resize(frame, side, side) for frame in frames])
@@ -49,16 +49,16 @@ def channels_first(frames: Frames) -> Tensor:
 
 
 def centre_crop(video: Tensor, size: int) -> Tensor:
-    """Return the middle (..., size, size) of a video (..., H, W); like torchvision, round half a pixel to even."""
+    """Return the centre (..., size, size) of a video (..., H, W). As in torchvision, half pixels round to even."""
     top, left = (round((side - size) / 2) for side in video.shape[-2:])
     return video[..., top : top + size, left : left + size]
 
 
 def normalised(video: Tensor, kind: Normalisation = "imagenet") -> Tensor:
-    """Return bytes (..., 3, H, W) as normalised float32; a floating video is taken to be normalised, and returned.
+    """Return bytes (..., 3, H, W) as normalised float32. A floating-point video is returned as it is.
 
     Args:
-        video: Bytes, or what was normalised before.
+        video: Bytes, or a video that is already normalised.
         kind: A key of `NORMALISATIONS`.
     """
     if video.is_floating_point():

@@ -1,1 +1,1 @@
-"""The losses of a batch, and what they draw."""
+"""The losses of a batch and their random draws."""

@@ -1,7 +1,7 @@
-"""Word-patch alignment: how far the words of a text lie from the patches of a video, by optimal transport.
+"""Word-patch alignment: the optimal transport distance between the words of a text and the patches of a video.
 
-Kim et al., ViLT, arXiv 2102.03334, section 3.2, with the proximal point iterations of Xie et al. (IPOT), arXiv
-1802.04307, algorithm 1, in the form of the public repository showlab/all-in-one.
+It is the alignment of Kim et al., ViLT, arXiv 2102.03334, section 3.2, with the proximal point iterations of Xie et al.
+(IPOT), arXiv 1802.04307, algorithm 1. Details follow the public repository showlab/all-in-one.
 """
 
 from __future__ import annotations
@@ -13,24 +13,24 @@ from torch.nn import functional as F
 from meltr.video.losses import wide
 
 SHORTEST = 1e-5
-"""Vectors that are shorter count as this long in cosines."""
+"""Smallest length of a vector in cosines. Shorter vectors are treated as this long."""
 
 
 def alignment_distance(
     text: Tensor, video: Tensor, *, text_mask: Tensor, video_mask: Tensor, beta: float = 0.5, iterations: int = 50
 ) -> Tensor:
-    """Return the distance of each text and its video, sum_mn C_mn P_mn, (B,); 0 where either has no token.
+    """Return the distance of each text to its video, sum_mn C_mn P_mn, (B,); 0 if either has no token.
 
-    C are cosine distances of words and patches, and P is the transport plan, a constant for gradients of any order and
-    for forward-mode derivatives. In float32 at least, under autocast too.
+    C holds the cosine distances of words and patches. P is the transport plan, a constant for gradients of any order
+    and for forward-mode derivatives. The computation is in float32 or higher precision, also under autocast.
 
     Args:
         text: Features of words, (B, L, D).
         video: Features of patches, (B, l, D).
         text_mask: True where a word takes part, (B, L).
         video_mask: True where a patch takes part, (B, l).
-        beta: Step of the iterations: the smaller, the faster the plan becomes sharp.
-        iterations: How many.
+        beta: Step of the iterations. A smaller step makes the plan sharp faster.
+        iterations: Number of iterations.
     """
     with torch.autocast(device_type=text.device.type, enabled=False):
         words, patches = (F.normalize(wide(part), dim=-1, eps=SHORTEST) for part in (text, video))
@@ -45,16 +45,16 @@ def alignment_distance(
 def transport_plan(
     cost: Tensor, *, text_mask: Tensor, video_mask: Tensor, beta: float = 0.5, iterations: int = 50
 ) -> Tensor:
-    """Return how much of each word goes to each patch, (B, L, l), 0 for those that take no part.
+    """Return the mass that each word sends to each patch, (B, L, l), 0 for those that take no part.
 
-    Of M words each sends 1 / M; of N patches each gets 1 / N, up to what the iterations leave.
+    Each of M words sends 1 / M, and each of N patches receives 1 / N, up to the error of the iterations.
 
     Args:
         cost: C, (B, L, l).
         text_mask: True where a word takes part, (B, L).
         video_mask: True where a patch takes part, (B, l).
         beta: Step of the iterations.
-        iterations: How many.
+        iterations: Number of iterations.
     """
     both = pairs(text_mask, video_mask)
     words, patches = both.any(2), both.any(1)
@@ -70,12 +70,12 @@ def transport_plan(
 
 
 def pairs(text_mask: Tensor, video_mask: Tensor) -> Tensor:
-    """Return which pairs of words and patches take part, (B, L, l), boolean."""
+    """Return a mask of the pairs of words and patches that take part, (B, L, l)."""
     return text_mask[:, :, None] & video_mask[:, None]
 
 
 def _shares(taking_part: Tensor, dtype: torch.dtype) -> Tensor:
-    """Return 1 / M for each of the M that take part and 0 for the others, (B, L)."""
+    """Return 1 / M for each of the M tokens that take part and 0 for the others, (B, L)."""
     return taking_part.to(dtype) / taking_part.sum(1, keepdim=True).clamp_min(1)
 
 

@@ -1,7 +1,7 @@
-"""The random choices of a batch: hidden tokens, right and wrong videos, the order of patches.
+"""The random choices of a batch: masked tokens, right and wrong videos, and the order of patches.
 
-All are drawn from one generator in a fixed order, whichever losses are wanted: a loss asked for alone is the one among
-the others, and a replayed generator gives the same losses.
+All are drawn from one generator in a fixed order that does not depend on the losses. So a loss has the same value alone
+and among others, and a replayed generator gives the same losses.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ class Draws:
     """The random choices of a batch.
 
     Args:
-        masked: Texts with hidden tokens.
-        labels: 1 where matching sees the right video, 0 where a wrong one, (B,).
-        chances: What wrong videos of the batch are chosen by, uniform in [0, 1), (B,).
-        orders: Order of patches, (pairs T, N), of the joint passes ``mlm``, ``vtm``, ``rank`` and ``answer``, as far as
-            the model has their heads; none of them for raster order.
+        masked: Texts with masked tokens.
+        labels: 1 where matching sees the right video, 0 where it sees a wrong one, (B,).
+        chances: Uniform numbers in [0, 1) that select wrong videos of the batch, (B,).
+        orders: Order of patches, (pairs T, N), of the joint passes ``mlm``, ``vtm``, ``rank`` and ``answer`` whose
+            heads the model has; empty for raster order.
     """
 
     masked: MaskedTexts
@@ -52,9 +52,9 @@ def draw(
         ids: Token ids (B, L).
         frames: T.
         generator: Source of randomness; None: torch's global one.
-        continues: True where a token goes on with the word before: whole words are hidden. None: single tokens.
-        wrong_texts: F, those that come with each clip for ranking; None: it is ranked among those of the batch.
-        random_order: Patches in random order, as published; otherwise in raster order.
+        continues: True where a token continues the previous word, to mask whole words; None: mask single tokens.
+        wrong_texts: F, wrong texts that come with each clip for ranking; None: rank among the texts of the batch.
+        random_order: True: patches in random order, as published; False: in raster order.
     """
     size = len(ids)
     masked = mask_texts(ids, vocabulary=model.config.vocabulary, generator=generator, continues=continues)

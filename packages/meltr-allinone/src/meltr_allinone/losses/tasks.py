@@ -1,7 +1,7 @@
 """The losses of a batch: matching, alignment, masked text, contrastive, ranking and answering, with shared passes.
 
-Wang et al., arXiv 2203.07303, section 3.3, in the form of public repository showlab/all-in-one. Frames are embedded
-once however many losses and pairs read them; matching and alignment share a pass.
+They are those of Wang et al., arXiv 2203.07303, section 3.3. Details follow the public repository showlab/all-in-one.
+Frames are embedded once and shared by all losses and pairs. Matching and alignment share a pass.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ from meltr_allinone.model.all_in_one import AllInOne
 from meltr_allinone.model.scoring import pooled_pairs
 
 LOSSES = ("answer", "vtm", "mlm", "wpa", "contrastive", "rank")
-"""Names that `task_losses` knows."""
+"""Losses that `task_losses` computes."""
 
 TEMPERATURE = 0.05
-"""Similarities are divided by it in the contrastive loss."""
+"""The contrastive loss divides similarities by it."""
 
 ALIGNMENT = 0.1
 """Weight of word-patch alignment."""
@@ -41,10 +41,10 @@ class Batch:
     Args:
         video: (B, T, 3, S, S), normalised.
         ids: Token ids (B, L).
-        answer: Number of the right answer, (B,), -100 for one that is no class; None where there are no questions.
-        continues: True where a token goes on with the word before, (B, L); None: tokens are masked one by one.
-        false_video: A wrong clip for each text, normalised, (B, T, 3, S, S); None: those of the batch.
-        false_ids: Wrong texts of each clip, (B, F, L); None: those of the batch.
+        answer: Class of the right answer, (B,), -100 for an answer that is not a class; None if there are no questions.
+        continues: True where a token continues the previous word, (B, L); None: tokens are masked one by one.
+        false_video: A wrong clip for each text, normalised, (B, T, 3, S, S); None: use other clips of the batch.
+        false_ids: Wrong texts of each clip, (B, F, L); None: use other texts of the batch.
     """
 
     video: Tensor
@@ -56,23 +56,23 @@ class Batch:
 
 
 def as_batch(columns: Mapping[str, Tensor], normalisation: Normalisation = "imagenet") -> Batch:
-    """Return the columns of a batch of `meltr_allinone.data.examples.Examples`, its videos normalised."""
+    """Return the columns of a batch of `meltr_allinone.data.examples.Examples` as a `Batch`, with normalised videos."""
     videos = ("video", "false_video")
     return Batch(**{key: normalised(part, normalisation) if key in videos else part for key, part in columns.items()})
 
 
 @dataclass(frozen=True)
 class LossSettings:
-    """How the losses are made.
+    """Settings of the losses.
 
     Args:
-        negatives: What the contrastive loss compares with: texts and videos of ``all`` processes, or of the ``own`` one
-            as released.
-        hard_negatives: Matching takes wrong videos of the batch that resemble the text: drawn in proportion to the
+        negatives: Texts and videos that the contrastive loss compares with: those of ``all`` processes, or of the
+            ``own`` process as in the released code.
+        hard_negatives: True: matching uses wrong videos of the batch that resemble the text. They are drawn with the
             dual encoder's softmax over the others (Li et al., arXiv 2107.07651, section 3.2), which needs the
-            projections. Otherwise any is as likely.
-        temperature: Of the contrastive loss and of drawing hard negatives.
-        pairs_per_pass: Most pairs that the ranking loss lets through the model at a time; None: all at once.
+            projections. False: all are equally likely.
+        temperature: Temperature of the contrastive loss and of drawing hard negatives.
+        pairs_per_pass: Maximum number of pairs per forward pass of the ranking loss; None: all at once.
     """
 
     negatives: Literal["all", "own"] = "all"
@@ -84,14 +84,14 @@ class LossSettings:
 def task_losses(
     model: AllInOne, batch: Batch, draws: Draws, *, wanted: Sequence[str], settings: LossSettings | None = None
 ) -> dict[str, Tensor]:
-    """Return the losses named in `wanted`, each 0-dim, in that order.
+    """Compute the losses named in `wanted`, each 0-dim, in that order.
 
     Args:
         model: The model, with the heads that the losses need.
         batch: The batch.
-        draws: Its random choices, from `meltr_allinone.losses.draws.draw`.
-        wanted: Some of `LOSSES`.
-        settings: How they are made; None: the defaults.
+        draws: The random choices of the batch, from `meltr_allinone.losses.draws.draw`.
+        wanted: Names from `LOSSES`.
+        settings: Settings of the losses; None: the defaults.
 
     Raises:
         ValueError: If a name is unknown, or the batch or the model lacks what a loss needs.
@@ -107,16 +107,16 @@ def task_losses(
     }
     unknown = [name for name in wanted if name not in makers]
     if unknown:
-        raise ValueError(f"no losses {unknown}: expected some of {LOSSES}")
+        raise ValueError(f"unknown losses {unknown}: choose from {LOSSES}")
     return {name: makers[name]() for name in wanted}
 
 
 def similarity(text: Tensor, video: Tensor) -> Tensor:
-    """Return the cosines of texts (N, P) and videos (M, P), (N, M), in float32 at least; lengths count as 1e-8 or more.
+    """Return the cosines (N, M) of texts (N, P) and videos (M, P), in float32 or higher; lengths are at least 1e-8.
 
     Args:
-        text: `AllInOne.text_vectors`.
-        video: `AllInOne.video_vectors`.
+        text: Vectors from `AllInOne.text_vectors`.
+        video: Vectors from `AllInOne.video_vectors`.
     """
     with torch.autocast(text.device.type, enabled=False):
         unit = [rows / rows.norm(dim=1, keepdim=True).clamp_min(1e-8) for rows in (wide(text), wide(video))]
@@ -138,7 +138,7 @@ def contrastive_loss(text: Tensor, video: Tensor, *, temperature: float = TEMPER
 
 
 class _Passes:
-    """The passes of one batch through the model, each made when a loss first needs it."""
+    """The forward passes of one batch, each computed when a loss first needs it."""
 
     def __init__(self, model: AllInOne, batch: Batch, draws: Draws, settings: LossSettings) -> None:
         self.model, self.batch, self.draws, self.settings = model, batch, draws, settings
@@ -150,7 +150,7 @@ class _Passes:
 
     @cached_property
     def vectors(self) -> tuple[Tensor, Tensor]:
-        """Texts and videos in the shared space, (B, P) each."""
+        """Vectors of texts and videos in the shared space, (B, P) each."""
         self._need("txt_proj", "contrastive")
         return self.model.text_vectors(self.batch.ids), self.model.video_vectors(self.batch.video)
 
@@ -167,12 +167,12 @@ class _Passes:
         return self._joined(self.batch.ids, video, self.draws.orders.get("vtm"))
 
     def matching(self) -> Tensor:
-        """Return the loss of telling right from wrong videos."""
+        """Return the loss of distinguishing right from wrong videos."""
         head = self._need("itm_score", "vtm")
         return cross_entropy(head(self.model.pooler(self.matched)), self.draws.labels)
 
     def alignment(self) -> Tensor:
-        """Return 0.1 times the alignment distance of right videos less that of wrong ones, over B."""
+        """Return 0.1 / B times the alignment distance of right videos minus that of wrong ones."""
         length, first = self.batch.ids.shape[1], self.model.config.aligned_from
         words = aligned_words(self.batch.ids)
         patches = torch.arange(self.matched.shape[1] - length, device=words.device).expand(len(words), -1) >= first
@@ -182,7 +182,7 @@ class _Passes:
         return ALIGNMENT * (distance * (2 * self.draws.labels - 1)).sum() / len(words)
 
     def masked_text(self) -> Tensor:
-        """Return the loss of the hidden tokens."""
+        """Return the loss of the masked tokens."""
         head, hidden = self._need("mlm_score", "mlm"), self.draws.masked
         features = self._joined(hidden.ids, self.video, self.draws.orders.get("mlm"))
         return cross_entropy(head(features[:, : hidden.ids.shape[1]]), hidden.labels)
@@ -195,7 +195,7 @@ class _Passes:
         return contrastive_loss(text, video, temperature=self.settings.temperature)
 
     def ranking(self) -> Tensor:
-        """Return the loss of finding each clip's text among wrong ones; the right one stands first."""
+        """Return the loss of finding each clip's text among wrong texts. The right text comes first."""
         head, size = self._need("rank_output", "rank"), len(self.batch.ids)
         rows = torch.arange(size, device=self.batch.ids.device)
         if self.batch.false_ids is not None:
@@ -224,7 +224,7 @@ class _Passes:
         return cross_entropy(head(self.model.pooler(features)), self.batch.answer)
 
     def _wrong(self) -> Tensor:
-        """Return the number of a wrong clip for each text, (B,)."""
+        """Return the index of a wrong clip for each text, (B,)."""
         size, chances = len(self.batch.ids), self.draws.chances
         if size == 1:
             return torch.zeros_like(self.draws.labels)
@@ -244,12 +244,12 @@ class _Passes:
     def _need(self, name: str, loss: str) -> Callable[[Tensor], Tensor]:
         found = getattr(self.model, name)
         if found is None:
-            raise ValueError(f"this model was built without {name}, which the loss {loss!r} needs")
+            raise ValueError(f"the loss {loss!r} needs {name}, but this model was built without it")
         return cast(Callable[[Tensor], Tensor], found)
 
 
 def aligned_words(ids: Tensor) -> Tensor:
-    """Return which tokens take part in alignment, (B, L): all but [CLS], the last one, and padding."""
+    """Return a mask of the tokens that take part in alignment, (B, L): all but [CLS], the last one, and padding."""
     seen = ids != PAD
     places = torch.arange(ids.shape[1], device=ids.device)
     return seen & (places > 0) & (places < seen.sum(1, keepdim=True) - 1)

@@ -1,1 +1,1 @@
-"""The network, and how it scores texts and videos."""
+"""The network, and its scores of texts and videos."""

@@ -1,8 +1,8 @@
-"""All-in-one (Wang et al., arXiv 2203.07303): one ViT over the text and the patches of each frame, then a mean.
+"""The All-in-one model (Wang et al., arXiv 2203.07303): one ViT over the text and the patches of each frame.
 
-Parts of timm (blocks) and transformers (text embedding, head of masked texts) hold the weights, under the names of the
-official checkpoints. A sequence is one frame with a copy of the whole text; frames only meet in token rolling and in
-the mean at the end.
+Parts of timm (blocks) and transformers (text embedding, masked text head) hold the weights, with the names of the
+official checkpoints. A sequence is one frame with a copy of the whole text. Frames interact only in token rolling and
+in the mean at the end.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ from meltr_allinone.model.config import ModelConfig
 from meltr_allinone.model.rolling import roll_tokens
 
 HEADS = ("mlm", "itm", "rank", "contrastive", "answer")
-"""Masked texts, matching, the score that ranks, the two projections of the dual encoder, and answer classes."""
+"""Heads for masked text, matching, ranking scores, the two projections of the dual encoder, and answer classes."""
 
 
 def bert_config(config: ModelConfig) -> BertConfig:
-    """Return the sizes of the text embedding as transformers wants them."""
+    """Return the sizes of the text embedding as a configuration of transformers."""
     return BertConfig(
         vocab_size=config.vocabulary,
         hidden_size=config.width,
@@ -40,7 +40,7 @@ def bert_config(config: ModelConfig) -> BertConfig:
 
 
 class FrameTransformer(nn.Module):
-    """The tables and blocks of the ViT.
+    """The embedding tables and blocks of the ViT.
 
     Args:
         config: Sizes.
@@ -74,19 +74,19 @@ class FrameTransformer(nn.Module):
 
 
 class Pooler(nn.Module):
-    """tanh(W x + b) of one slot."""
+    """Pooled state tanh(W x + b) of slot 0."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
         self.dense = nn.Linear(width, width)
 
     def forward(self, features: Tensor) -> Tensor:
-        """Map features (B, S, D) to those of slot 0, (B, D)."""
+        """Map features (B, S, D) to the pooled state of slot 0, (B, D)."""
         return cast(Tensor, self.dense(features[:, 0])).tanh()
 
 
 class MatchHead(nn.Module):
-    """Two logits; class 1: text and video belong together."""
+    """Two logits of matching. Class 1: text and video belong together."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -98,7 +98,7 @@ class MatchHead(nn.Module):
 
 
 class MaskedTextHead(nn.Module):
-    """BERT's head of masked texts; its decoder is not tied to the word embeddings."""
+    """BERT's masked language modelling head. Its decoder is not tied to the word embeddings."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -112,22 +112,24 @@ class MaskedTextHead(nn.Module):
 
 
 class AllInOne(nn.Module):
-    """The model and those of its heads that are needed.
+    """The model with the heads that are needed.
 
     Args:
         config: Sizes.
-        heads: Which of `HEADS` to make.
+        heads: Heads to build, from `HEADS`.
         answers: Classes of the head ``answer``.
 
     Raises:
-        ValueError: If a head is unknown, or ``answer`` is asked for without classes.
+        ValueError: If a head is unknown, or ``answer`` is requested without classes.
     """
 
     def __init__(self, config: ModelConfig, *, heads: Sequence[str] = ("mlm", "itm"), answers: int = 0) -> None:
         super().__init__()
         unknown = [name for name in heads if name not in HEADS]
         if unknown or ("answer" in heads and answers < 1):
-            raise ValueError(f"heads={tuple(heads)} with answers={answers}: expected some of {HEADS}, and classes")
+            raise ValueError(
+                f"heads={tuple(heads)} with answers={answers}: choose heads from {HEADS}, and give 'answer' its classes"
+            )
         width, self.config = config.width, config
         self.text_embeddings = BertEmbeddings(bert_config(config))  # type: ignore[no-untyped-call]
         self.token_type_embeddings = nn.Embedding(2, width)
@@ -144,7 +146,7 @@ class AllInOne(nn.Module):
 
     @torch.no_grad()
     def reset_parameters(self) -> None:
-        """Draw new weights: normal of deviation ``config.spread``, in the ViT truncated; biases, times of frames: 0."""
+        """Draw initial weights: normal with deviation ``config.spread``, truncated in the ViT; biases and times 0."""
         for name, module in self.named_modules():
             draw = nn.init.trunc_normal_ if name.startswith("transformer.") else nn.init.normal_
             if isinstance(module, (nn.Linear, nn.Embedding)):
@@ -158,36 +160,36 @@ class AllInOne(nn.Module):
 
     @torch.no_grad()
     def rank_like_matching(self) -> None:
-        """Let the ranking score start as the logit of a match, where the model has both heads."""
+        """Set the ranking score to the logit of a match, if the model has both heads."""
         if self.rank_output is not None and self.itm_score is not None:
             self.rank_output.weight.copy_(self.itm_score.fc.weight[1:])
             self.rank_output.bias.copy_(self.itm_score.fc.bias[1:])
 
     def blocks(self) -> list[nn.Module]:
-        """Return the blocks, first to last."""
+        """Return the blocks, from first to last."""
         return list(self.transformer.blocks)
 
     def embed_text(self, ids: Tensor) -> Tensor:
-        """Return the embeddings of texts (B, L): word, position and inner type, LayerNorm, then the outer type 0."""
+        """Embed texts (B, L): word, position and inner type, LayerNorm, then the outer type 0."""
         return cast(Tensor, self.text_embeddings(ids)) + self.token_type_embeddings.weight[0]
 
     def embed_video(self, video: Tensor) -> Tensor:
         """Return the tokens of each frame in raster order, with position and time, before dropout and outer type.
 
         Args:
-            video: Normalised, (B, T, 3, S, S); T at most the rows of the temporal embedding.
+            video: Normalised frames, (B, T, 3, S, S); T is at most the number of rows of the temporal embedding.
 
         Returns:
             (B, T, l, D).
 
         Raises:
-            ValueError: If there are more frames, or their size is another.
+            ValueError: If there are more frames, or frames of another size.
         """
         vit, config = self.transformer, self.config
         batch, frames, _, *side = video.shape
         if frames > config.frames or side != [config.image_size] * 2:
             raise ValueError(
-                f"video of {frames} frames of {side}: expected at most {config.frames} of {config.image_size} pixels"
+                f"video with {frames} frames of {side}: expected at most {config.frames} of {config.image_size} pixels"
             )
         patches = cast(nn.Conv2d, vit.patch_embed.proj)(video.flatten(0, 1)).flatten(2).transpose(1, 2)
         patches = (patches + vit.pos_embed[:, config.first_patch :]).view(batch, frames, config.patches, -1)
@@ -198,11 +200,11 @@ class AllInOne(nn.Module):
         return torch.cat([heads.expand(batch, frames, -1, -1), patches], 2)
 
     def order_patches(self, video: Tensor, order: Tensor | None) -> Tensor:
-        """Put the patches of each frame into another order; positions travel with them.
+        """Reorder the patches of each frame. Patches keep their position embeddings.
 
         Args:
             video: (B, T, l, D), from `embed_video`.
-            order: Slot -> raster patch, (B T, N), a row for each frame; None: raster order.
+            order: Slot -> raster patch, (B T, N), one row per frame; None: raster order.
         """
         if order is None:
             return video
@@ -215,9 +217,9 @@ class AllInOne(nn.Module):
 
         Args:
             text: (B, L, D), from `embed_text`.
-            ids: (B, L); padding is hidden as keys.
+            ids: (B, L); padding is masked out as keys.
             video: (B, T, l, D), from `embed_video`.
-            order: Order of patches, see `order_patches`; it decides which ones token rolling exchanges.
+            order: Order of patches, see `order_patches`. It decides which patches token rolling exchanges.
         """
         frames, length = video.shape[1], text.shape[1]
         seen = self._typed(self.order_patches(video, order))
@@ -233,23 +235,24 @@ class AllInOne(nn.Module):
     def encode_text(self, ids: Tensor) -> Tensor:
         """Return the features of texts alone, (B, L, D).
 
-        In training the original averages a copy a frame, each with noise of its own; so do we where there is noise.
+        In training, the original averages one copy per frame, each with its own noise. This does the same if there is
+        noise.
         """
         copies = self.config.frames if self.training and (self.config.dropout or self.config.drop_path) else 1
         mask = self._keys((ids != PAD).repeat_interleave(copies, 0))
         return self._alone(self.embed_text(ids).repeat_interleave(copies, 0), mask, copies)
 
     def encode_video(self, video: Tensor) -> Tensor:
-        """Return the features of videos alone, (B, l, D): frames only meet in the mean. `video` as in `embed_video`."""
+        """Return the features of videos alone, (B, l, D), averaged over frames. `video` is as in `embed_video`."""
         return self._alone(self._typed(self.embed_video(video)).flatten(0, 1), None, video.shape[1])
 
     def text_vectors(self, ids: Tensor) -> Tensor:
-        """Return texts (B, L) in the shared space, (B, P), not normalised."""
+        """Return the vectors of texts (B, L) in the shared space, (B, P), not normalised."""
         assert self.txt_proj is not None, "the model has no head `contrastive`"
         return cast(Tensor, self.txt_proj(self.encode_text(ids)[:, 0]))
 
     def video_vectors(self, video: Tensor) -> Tensor:
-        """Return normalised videos (B, T, 3, S, S) in the shared space, (B, P), not normalised in length."""
+        """Return the vectors of videos (B, T, 3, S, S) in the shared space, (B, P), not normalised."""
         assert self.vid_proj is not None, "the model has no head `contrastive`"
         return cast(Tensor, self.vid_proj(self.encode_video(video)[:, 0]))
 
@@ -263,7 +266,7 @@ class AllInOne(nn.Module):
         return cast(Tensor, self.video_dropout(video)) + self.token_type_embeddings.weight[1]
 
     def _keys(self, visible: Tensor) -> Tensor:
-        """Return the mask of keys that the attention wants, (B, 1, 1, S): boolean, or to be added to the scores."""
+        """Return the mask of keys for the attention, (B, 1, 1, S): boolean, or a value to add to the scores."""
         keys = visible[:, None, None]
         if self.config.attention == "fused":
             return keys
@@ -272,7 +275,7 @@ class AllInOne(nn.Module):
 
 
 def _answer_head(config: ModelConfig, answers: int) -> nn.Sequential:
-    """Return the official open-ended head: layers 1, 2 and 4 hold parameters."""
+    """Return the official head of open-ended answers. Layers 1, 2 and 4 have parameters."""
     half = config.width // 2
     return nn.Sequential(
         nn.Dropout(config.dropout),

@@ -1,4 +1,4 @@
-"""Sizes of an All-in-one model. Imports no torch."""
+"""Sizes of an All-in-one model. This module does not import torch."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Literal
 AttentionKernel = Literal["fused", "eager"]
 
 ROLLED = 8
-"""One eighth of a frame's tokens goes to the next frame, and one eighth to the one before."""
+"""One eighth of a frame's tokens move to the next frame, and one eighth to the previous frame."""
 
 
 @dataclass(frozen=True)
@@ -22,17 +22,17 @@ class ModelConfig:
         mlp_ratio: Hidden units of the MLPs, relative to the width.
         image_size: Side of a frame in pixels.
         patch: Side of a patch.
-        distilled: A second class token of a frame, as in DeiT's distilled models; it then has no temporal embedding.
+        distilled: True: each frame has a second class token without temporal embedding, as in DeiT's distilled models.
         frames: T, rows of the temporal embedding.
-        text_length: L, rows of the table of text positions.
+        text_length: L, rows of the text position table.
         vocabulary: V.
         shared: P, width of the space in which texts and videos are compared.
-        dropout: After embeddings, attention projections and both layers of an MLP.
+        dropout: Dropout after embeddings, attention projections and both layers of an MLP.
         drop_path: Stochastic depth of the last block; it grows linearly from 0.
-        spread: Standard deviation of new weights.
+        spread: Standard deviation of initial weights.
         attention: ``fused`` (scaled dot product attention) or ``eager``.
-        aligned_from: First video slot that takes part in word-patch alignment (2 in the DeiT variants: for the tiny one
-            that leaves out a patch, as the public code does).
+        aligned_from: First video slot of word-patch alignment. It is 2 in the DeiT variants; for the tiny one, this
+            skips a patch, as in the public code.
     """
 
     width: int = 768
@@ -55,39 +55,39 @@ class ModelConfig:
     def __post_init__(self) -> None:
         if self.image_size % self.patch or self.width % self.heads:
             raise ValueError(
-                f"image_size={self.image_size}, patch={self.patch}, width={self.width}, heads={self.heads}: patches "
-                "must fill the image, and heads the width"
+                f"image_size={self.image_size}, patch={self.patch}, width={self.width}, heads={self.heads}: image_size "
+                "must be a multiple of patch, and width a multiple of heads"
             )
         if self.rolled < 1:
-            raise ValueError(f"image_size={self.image_size}: token rolling needs {ROLLED} tokens a frame")
+            raise ValueError(f"image_size={self.image_size}: token rolling needs {ROLLED} tokens per frame")
 
     @property
     def patches(self) -> int:
-        """N, patches of a frame."""
+        """N, patches per frame."""
         return (self.image_size // self.patch) ** 2
 
     @property
     def first_patch(self) -> int:
-        """Class tokens of a frame: the slot of its first patch."""
+        """Slot of the first patch of a frame, which is the number of its class tokens."""
         return 2 if self.distilled else 1
 
     @property
     def frame_tokens(self) -> int:
-        """Tokens of a frame, l."""
+        """l, tokens per frame."""
         return self.first_patch + self.patches
 
     @property
     def rolled(self) -> int:
-        """Slots that go to the next frame, and as many to the one before."""
+        """Number of slots that move to the next frame; as many move to the previous frame."""
         return self.frame_tokens // ROLLED
 
     def without_noise(self) -> ModelConfig:
-        """Return the same sizes without dropout and stochastic depth."""
+        """Return a copy without dropout or stochastic depth."""
         return replace(self, dropout=0.0, drop_path=0.0)
 
 
 BASE = ModelConfig()
-"""All-in-one-B and -B+ (110 million parameters without the decoder of masked texts)."""
+"""All-in-one-B and -B+ (110 million parameters without the masked text decoder)."""
 
 SMALL = ModelConfig(width=384, heads=6, distilled=True, aligned_from=2)
 """All-in-one-S, on a distilled DeiT."""
@@ -107,6 +107,6 @@ TINY = ModelConfig(
     drop_path=0.0,
     spread=0.06,
 )
-"""A small model for miniatures and first tries; its weights start as large in proportion as those of a wide one."""
+"""A small model for synthetic samples and first tries. Its initial weights are scaled up for the smaller width."""
 
 SIZES = {"base": BASE, "small": SMALL, "ti": TI, "tiny": TINY}

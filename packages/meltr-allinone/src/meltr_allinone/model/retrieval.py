@@ -1,6 +1,7 @@
-"""Scores of all texts with all videos: by the dual encoder, by joint passes, or joint passes for the best of the dual.
+"""Score all texts with all videos: with the dual encoder, with joint passes, or by re-ranking.
 
-The dual encoder needs N + M passes, joint scoring N M of them, re-ranking N times the few that are ordered anew.
+Re-ranking runs joint passes for the best candidates of the dual encoder. For M texts and N videos, the dual encoder
+needs N + M passes, joint scoring N M passes, and re-ranking a few joint passes for each text and each video.
 """
 
 from __future__ import annotations
@@ -23,11 +24,11 @@ Matrix = npt.NDArray[np.float64]
 
 
 class Scores(NamedTuple):
-    """How well texts and videos fit, the higher the better.
+    """Scores of texts with videos. Higher is better.
 
     Args:
-        of_texts: To find the video of a text, (texts, videos).
-        of_videos: To find the text of a video, (texts, videos); another matrix only if the best were ordered anew.
+        of_texts: Scores for finding the video of a text, (texts, videos).
+        of_videos: Scores for finding the text of a video, (texts, videos). They differ only after re-ranking.
     """
 
     of_texts: Matrix
@@ -36,14 +37,14 @@ class Scores(NamedTuple):
 
 @dataclass(frozen=True)
 class Retrieval:
-    """How texts and videos are scored.
+    """Settings for scoring texts with videos.
 
     Args:
         scoring: ``dual``, ``joint`` or ``rerank``.
-        rerank: How many videos of each text, and texts of each video, a joint pass orders anew.
-        order_seed: Where the random order of patches in joint passes comes from; None: raster order.
-        batch_size: Texts a pass.
-        pairs_per_pass: Pairs a joint pass.
+        rerank: Number of videos for each text, and of texts for each video, that are re-ranked by joint passes.
+        order_seed: Seed of the random order of patches in joint passes; None: raster order.
+        batch_size: Texts per pass.
+        pairs_per_pass: Pairs per joint pass.
     """
 
     scoring: Scoring = "dual"
@@ -54,7 +55,7 @@ class Retrieval:
 
     @torch.no_grad()
     def scores(self, model: AllInOne, ids: Tensor, videos: Iterable[Tensor]) -> Scores:
-        """Score all texts with all videos; each video is embedded once.
+        """Score all texts with all videos. Each video is embedded once.
 
         Args:
             model: The model, in eval mode, with the heads that the scoring needs.
@@ -80,7 +81,7 @@ class Retrieval:
         return Scores(*(put_ahead(dual, joint, first) for first in ahead))
 
     def _joint(self, model: AllInOne, ids: Tensor, tokens: Tensor, wanted: npt.NDArray[np.bool_]) -> Matrix:
-        """Return joint scores where they are wanted, 0 elsewhere."""
+        """Return joint scores where `wanted` is True, 0 elsewhere."""
         clips, texts = (torch.from_numpy(part) for part in np.nonzero(wanted.T))
         found = np.zeros(wanted.shape)
         found[texts.numpy(), clips.numpy()] = (
@@ -101,13 +102,13 @@ class Retrieval:
 
 
 def best_of(scores: Matrix, count: int) -> npt.NDArray[np.bool_]:
-    """Return which are among the `count` best of their row; of equals, the first."""
+    """Return a mask of the `count` best scores of each row. Ties go to the first."""
     chosen = np.zeros(scores.shape, dtype=bool)
     np.put_along_axis(chosen, np.argsort(-scores, axis=1, kind="stable")[:, :count], True, axis=1)
     return chosen
 
 
 def put_ahead(scores: Matrix, better: Matrix, chosen: npt.NDArray[np.bool_]) -> Matrix:
-    """Return `scores`, but `better`, moved above all of them, where `chosen`."""
+    """Return `scores`, replaced where `chosen` by `better`, shifted above all other scores."""
     lift = scores.max() - better[chosen].min() + 1
     return np.where(chosen, better + lift, scores)

@@ -7,13 +7,13 @@ from torch import Tensor
 
 
 def roll_tokens(video: Tensor, count: int) -> Tensor:
-    """Let slots 1 ... `count` come from the frame before and the last `count` slots from the frame after, circularly.
+    """Take slots 1 ... `count` from the previous frame and the last `count` slots from the next frame, circularly.
 
-    Slot 0, the class token, and the slots between stay.
+    Slot 0, the class token, and the slots in between are unchanged.
 
     Args:
         video: (B, T, l, D).
-        count: How many; at least 1 and at most (l - 1) / 2.
+        count: Number of slots, at least 1 and at most (l - 1) / 2.
     """
     before, after = video[:, :, 1 : count + 1], video[:, :, -count:]
     rest = video[:, :, count + 1 : -count]

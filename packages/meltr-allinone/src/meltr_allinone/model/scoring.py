@@ -1,7 +1,7 @@
-"""How well texts and videos fit: by two vectors, or by a joint pass for every pair.
+"""Score pairs of texts and videos with joint passes.
 
-Each video is embedded once; joint passes go through the model as many at a time as fit. The order of patches is handed
-in or drawn from a seed for each video, so that a score depends neither on the batch nor on the other videos.
+Each video is embedded once, and pairs go through the model in chunks. The order of patches is passed in, or drawn from
+a seed for each video, so that a score depends neither on the batch nor on the other videos.
 """
 
 from __future__ import annotations
@@ -28,16 +28,16 @@ def pooled_pairs(
 ) -> Tensor:
     """Return the pooled state of each pair, (P, D).
 
-    Frames may lie on another device than the model (retrieval among many): pairs are moved as they are needed.
+    Frames may be on another device than the model (retrieval among many). Pairs are moved when they are needed.
 
     Args:
         model: The model.
         video: Tokens of frames, (N, T, l, D), from `AllInOne.embed_video`.
         ids: Token ids (M, L).
-        clips: Which video of each pair, (P,).
-        texts: Which text of each pair, (P,).
+        clips: Video index of each pair, (P,).
+        texts: Text index of each pair, (P,).
         order: Order of the patches of each pair's frames, (P T, patches); None: raster.
-        pairs_per_pass: Most pairs at a time; None: all at once.
+        pairs_per_pass: Maximum number of pairs per forward pass; None: all at once.
     """
     device, frames = next(model.parameters()).device, video.shape[1]
     size = pairs_per_pass or max(1, len(clips))
@@ -51,14 +51,16 @@ def pooled_pairs(
 
 
 def seeded_orders(model: AllInOne, videos: int, frames: int, *, seed: int | None, start: int = 0) -> Tensor | None:
-    """Return an order of patches for every frame of N videos, (N, T, patches); that of a video depends on its number.
+    """Return an order of patches for every frame of N videos, (N, T, patches).
+
+    The order of a video depends only on the seed and on the index of the video.
 
     Args:
         model: The model, for the number of patches.
         videos: N.
         frames: T.
-        seed: What they are drawn from; None: no order, which is raster.
-        start: Number of the first video.
+        seed: Seed of the orders; None: return None, which means raster order.
+        start: Index of the first video.
     """
     if seed is None:
         return None
@@ -79,16 +81,16 @@ def joint_scores(
     orders: Tensor | None = None,
     pairs_per_pass: int = PAIRS_PER_PASS,
 ) -> Tensor:
-    """Return how well pairs fit, (P,): the ranking head where the model has one, else the log odds of a match.
+    """Return the scores of pairs, (P,): those of the ranking head if the model has one, else the log odds of a match.
 
     Args:
         model: The model, in eval mode.
         video: (N, T, l, D), from `AllInOne.embed_video`.
         ids: (M, L).
-        clips: Which video of each pair, (P,).
-        texts: Which text of each pair, (P,).
+        clips: Video index of each pair, (P,).
+        texts: Text index of each pair, (P,).
         orders: Order of the patches of each video's frames, (N, T, patches); None: raster.
-        pairs_per_pass: Most pairs at a time.
+        pairs_per_pass: Maximum number of pairs per forward pass.
     """
     order = None if orders is None else orders[clips.to(orders.device)].flatten(0, 1)
     pooled = pooled_pairs(model, video, ids, clips=clips, texts=texts, order=order, pairs_per_pass=pairs_per_pass)
@@ -105,7 +107,7 @@ def answer_logits(model: AllInOne, video: Tensor, ids: Tensor, *, orders: Tensor
 
     Args:
         model: The model, with the head ``answer``.
-        video: Normalised, (B, T, 3, S, S).
+        video: Normalised frames, (B, T, 3, S, S).
         ids: Questions, (B, L).
         orders: Order of the patches of each frame, (B, T, patches); None: raster.
     """

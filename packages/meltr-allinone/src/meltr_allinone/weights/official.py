@@ -1,4 +1,4 @@
-"""The files of the public repository showlab/all-in-one: names of tensors, and how they become ours.
+"""Parameter names in files of the public repository showlab/all-in-one, mapped to ours and back.
 
 Our names are the official ones, with a few exceptions.
 """
@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from meltr_allinone.model.config import SIZES, ModelConfig
 
 LIGHTNING = ("pytorch_lightning.",)
-"""Lightning's checkpoints name its callback classes; they stand for nothing that is needed."""
+"""Prefix of the callback classes that Lightning's checkpoints name. They are not needed."""
 
 TRUNK = ("text_embeddings.", "token_type_embeddings.", "transformer.", "pooler.")
 HEADS = ("mlm_score.", "itm_score.", "rank_output.", "txt_proj.", "vid_proj.", "vqa_classifier.")
@@ -34,22 +34,22 @@ PATCHES = "transformer.patch_embed.proj.weight"
 _RENAMED = {"student.": "transformer.", "vtm_score.": "itm_score."}
 _LEFT_OUT = {
     POSITION_IDS: "a constant index",
-    "teacher.": "the teacher of a co-training",
+    "teacher.": "the teacher of co-training",
     COMBINER: "the loss transformer (see read_combiner)",
     "mpp_score.": "a head for masked patches",
     "vcop_classifier.": "a head for the order of frames",
     "mc_vqa_classifier.": "a head for multiple choice",
     "nlvr2_classifier.": "a head for pairs of images",
-    "rank_output_2.": "a second score of ranking",
+    "rank_output_2.": "a second ranking score",
 }
 _BLOCK = re.compile(r"transformer\.blocks\.(\d+)\.")
 
 
 def renamed(state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, str], list[str]]:
-    """Return tensors under our names; official key -> why it is not needed; and keys that nobody knows.
+    """Return tensors under our names; official key -> why it is not needed; and unknown keys.
 
     Args:
-        state: Official keys, or ours.
+        state: State with official keys, or with ours.
     """
     ours: dict[str, Tensor] = {}
     left_out: dict[str, str] = {}
@@ -65,7 +65,7 @@ def renamed(state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, s
         elif not name.startswith((*TRUNK, *HEADS)):
             unknown.append(key)
         elif name != key and name in state:
-            left_out[key] = f"the file has {name} too"
+            left_out[key] = f"the file also has {name}"
         else:
             ours[name] = value
     return ours, left_out, unknown
@@ -79,7 +79,7 @@ def _our_name(key: str) -> str:
 
 
 def is_image_model(state: Mapping[str, Tensor]) -> bool:
-    """Tell whether a state is that of a ViT of timm alone, without texts."""
+    """Return True if a state belongs to a ViT of timm, without text embeddings."""
     tables = ("cls_token", "pos_embed", "patch_embed.proj.weight")
     return all(name in state for name in tables) and not any(key.startswith(TRUNK) for key in state)
 
@@ -92,7 +92,7 @@ def renamed_image_model(state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor],
 
 @dataclass(frozen=True)
 class Sizes:
-    """What a state tells about its model; 0 where it does not."""
+    """Sizes of a model, as far as its state contains them; 0 elsewhere."""
 
     width: int = 0
     blocks: int = 0
@@ -104,7 +104,7 @@ class Sizes:
 
     @classmethod
     def of_state(cls, state: Mapping[str, Tensor]) -> Self:
-        """Read them from tensors under our names."""
+        """Read the sizes from tensors under our names."""
         numbers = [int(found[1]) for key in state if (found := _BLOCK.match(key))]
         distilled = "transformer.dist_token" in state
         positions = _rows(state, PATCH_POSITIONS, axis=1)
@@ -120,7 +120,7 @@ class Sizes:
 
     @classmethod
     def of_model(cls, config: ModelConfig) -> Self:
-        """Return those of a model."""
+        """Return the sizes of a model."""
         return cls(
             width=config.width,
             blocks=config.depth,
@@ -133,18 +133,18 @@ class Sizes:
 
     @property
     def trunk(self) -> Self:
-        """The part that the name of a size stands for."""
+        """The sizes that the name of a published size determines."""
         return replace(self, patch=0, patches=0, text_length=0, vocabulary=0)
 
     @property
     def name(self) -> str | None:
-        """The published size, if it is one."""
+        """Name of the published size; None if it is not a published one."""
         return next((name for name, config in SIZES.items() if Sizes.of_model(config).trunk == self.trunk), None)
 
     def __str__(self) -> str:
-        """Return width and depth, and the published size if it is one."""
+        """Return width and depth, and the name of the published size if there is one."""
         known = "" if self.name is None else f" (size {self.name})"
-        return f"{self.width} wide with {self.blocks} blocks{', distilled' if self.distilled else ''}{known}"
+        return f"width {self.width} with {self.blocks} blocks{', distilled' if self.distilled else ''}{known}"
 
     @property
     def side(self) -> int:
@@ -160,12 +160,12 @@ def _rows(state: Mapping[str, Tensor], name: str, *, axis: int) -> int:
 def fitted(
     state: Mapping[str, Tensor], config: ModelConfig, *, ranks: bool = False
 ) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Return a state whose numbers of frames, text positions and types are the model's, and what was done to it.
+    """Adapt a state to the model's numbers of frames, text positions and types, and return it with a list of changes.
 
     Args:
         state: Tensors under our names.
         config: Sizes of the model.
-        ranks: The model ranks: without a score of its own in the file, it starts as the logit of a match.
+        ranks: True: the model ranks. If the file has no ranking score, it is set to the logit of a match.
     """
     ours, done = dict(state), {}
     for name, axis, wanted in ((TYPES, 0, 2), (TEXT_POSITIONS, 0, config.text_length)):
@@ -180,21 +180,21 @@ def fitted(
     if ranks and "rank_output.weight" not in ours and "itm_score.fc.weight" in ours:
         for part in ("weight", "bias"):
             ours[f"rank_output.{part}"] = ours[f"itm_score.fc.{part}"][1:]
-            done[f"rank_output.{part}"] = "starts as itm_score of a match"
+            done[f"rank_output.{part}"] = "set to the itm_score of a match"
     return ours, done
 
 
 def with_frames(times: Tensor, frames: int) -> Tensor:
-    """Return a temporal embedding (1, T, D) for another number of frames: its first rows, or zeros after them."""
+    """Return a temporal embedding (1, T, D) for another number of frames: its first rows, padded with zeros."""
     return F.pad(times[:, :frames], (0, 0, 0, max(0, frames - times.shape[1])))
 
 
 def official_state(state: Mapping[str, Tensor], *, combiner: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
-    """Return a state of ours with the keys that the public code expects.
+    """Return our state with the keys that the public code expects.
 
     Args:
         state: State of an `AllInOne`.
-        combiner: State of a `LossTransformer`, which MELTR's code keeps with the model.
+        combiner: State of a `LossTransformer`, which MELTR's code stores with the model.
     """
     length = len(state[TEXT_POSITIONS])
     extra = {COMBINER + name: value for name, value in (combiner or {}).items()}

@@ -1,6 +1,6 @@
-"""Start from published weights: an All-in-one checkpoint, or a ViT of timm for the frames alone; and write them back.
+"""Load published weights (an All-in-one checkpoint, or a ViT of timm for the frames alone), and export them.
 
-Every key of a file is accounted for in a `LoadReport`. Nothing is left out silently.
+Every key of a file is accounted for in a `LoadReport`. No key is skipped silently.
 """
 
 from __future__ import annotations
@@ -51,11 +51,12 @@ _CHECKPOINT = FileKind(
 
 
 def load_pretrained(model: AllInOne, path: Path) -> LoadReport:
-    """Load an All-in-one checkpoint, of the public code or of a run; or a ViT of timm, for the frames alone.
+    """Load an All-in-one checkpoint of the public code or of a run, or a ViT of timm for the frames alone.
 
-    Lightning's files are read without Lightning. A head of another shape (answers of another data set) and a head that
-    the file lacks stay as initialised and are named in the report; a trunk that is incomplete is an error. Other
-    numbers of frames and shorter texts are adapted, as the report says. A ViT knows nothing of texts and time.
+    Lightning's files are read without Lightning. A head that has another shape in the file (answers of another data
+    set) or is missing from it keeps its initial weights, and the report names it. An incomplete trunk is an error. The
+    state is adapted to another number of frames and to shorter texts, and the report says so. A ViT contains nothing
+    about texts and time.
 
     Args:
         model: The model; changed in place, but not if there is an error.
@@ -63,7 +64,7 @@ def load_pretrained(model: AllInOne, path: Path) -> LoadReport:
             ``jx_vit_base_p16_224-80ecf9dd.pth``.
 
     Raises:
-        UserError: If the file cannot be read, or is that of another model or of another size.
+        UserError: If the file cannot be read, or belongs to another model or another size.
     """
     state = read_weights(path, stand_ins=LIGHTNING)
     if is_image_model(state):
@@ -91,7 +92,7 @@ def _load_image_model(model: AllInOne, state: Mapping[str, Tensor], path: Path) 
 
 
 def _check_sizes(found: Sizes, config: ModelConfig, path: Path) -> None:
-    """Raise UserError if the file is for another size of the model; what the file does not tell is not compared."""
+    """Raise a UserError if the file has another size than the model. Sizes that the file lacks are not compared."""
     own = Sizes.of_model(config)
     if found.width and found.trunk != own.trunk:
         raise UserError(
@@ -100,39 +101,39 @@ def _check_sizes(found: Sizes, config: ModelConfig, path: Path) -> None:
         )
     if found.patches and (found.patch, found.patches) != (own.patch, own.patches):
         raise UserError(
-            f"{path} was made for frames of {found.side} x {found.side} pixels ({found.patches} patches of "
-            f"{found.patch}), the model sees {own.side} x {own.side} ({own.patches} of {own.patch}): {PATCH_POSITIONS} "
-            "does not fit.",
+            f"{path} needs frames of {found.side} x {found.side} pixels ({found.patches} patches of {found.patch}), "
+            f"but the model sees {own.side} x {own.side} ({own.patches} of {own.patch}): {PATCH_POSITIONS} does not "
+            "fit.",
             f"Use --set image_size={found.side}" if found.patch == own.patch else "Use one with the model's patches.",
         )
     if 0 < found.text_length < own.text_length:
         raise UserError(
-            f"{path} knows {found.text_length} positions of a text, the model has text_length={own.text_length}.",
+            f"{path} has {found.text_length} text positions, but the model has text_length={own.text_length}.",
             f"Use --set text_length={found.text_length} or less.",
         )
     if found.vocabulary not in (0, own.vocabulary):
         raise UserError(
-            f"{path} has a vocabulary of {found.vocabulary:,} tokens, the model one of {own.vocabulary:,}.",
+            f"{path} has a vocabulary of {found.vocabulary:,} tokens; that of the model has {own.vocabulary:,}.",
             "Give the vocabulary that it was trained with: --set vocabulary=FILE (vocab.txt of bert-base-uncased for "
             "the published checkpoints, vocabulary.txt of its folder for a run's).",
         )
 
 
 def read_combiner(path: Path) -> dict[str, Tensor]:
-    """Return the loss transformer that MELTR's code keeps with the model, for `LossTransformer.from_state_dict`.
+    """Read the loss transformer that MELTR's code stores with the model, for `LossTransformer.from_state_dict`.
 
     Args:
         path: A checkpoint of MELTR's training.
 
     Raises:
-        UserError: If the file cannot be read, or has none.
+        UserError: If the file cannot be read, or has no loss transformer.
     """
     state = read_weights(path, stand_ins=LIGHTNING)
     found = {key.removeprefix(COMBINER): value for key, value in state.items() if key.startswith(COMBINER)}
     if not found:
         raise UserError(
             f"{path} holds no loss transformer: none of its {len(state)} keys begins with {COMBINER}",
-            "Give a checkpoint that MELTR's code wrote while it trained.",
+            "Give a checkpoint that MELTR's code wrote during training.",
         )
     return found
 
@@ -141,8 +142,8 @@ def save_official(model: AllInOne, path: Path, *, combiner: Mapping[str, Tensor]
     """Write a checkpoint that the public code can start from (its ``load_path``).
 
     Args:
-        model: The model; it must have heads whose names the public code knows, which all do.
-        path: Where; an existing file is replaced once the new one is whole.
+        model: The model. The public code knows the names of all its heads.
+        path: Output file. An existing file is replaced once the new one is complete.
         combiner: State of the `LossTransformer`, for MELTR's code.
     """
     state = {

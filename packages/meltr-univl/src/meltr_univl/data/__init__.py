@@ -1,1 +1,1 @@
-"""The data of a run: texts, captions, and examples as tensors."""
+"""The data of a run: texts and captions as tensors, and examples."""

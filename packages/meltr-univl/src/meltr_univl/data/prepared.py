@@ -1,6 +1,7 @@
-"""UniVL's prepared files in place of a data set as published: annotations and features. Imports no torch.
+"""Find and read UniVL's prepared files (annotations and features) instead of the published data set.
 
-Those of the release of microsoft/UniVL (``youcookii.zip``, ``msrvtt.zip``) and of mlvlab/MELTR, folder ``univl``.
+The files come from the release of microsoft/UniVL (``youcookii.zip``, ``msrvtt.zip``) and from mlvlab/MELTR, folder
+``univl``. This module does not import torch.
 """
 
 from __future__ import annotations
@@ -18,19 +19,19 @@ from meltr_univl.features.reading import PUBLISHED
 
 YOUCOOK = (
     AnnotationFile("train", ("youcookii_train.csv",), "video_id and feature_file of the training videos"),
-    AnnotationFile("test", ("youcookii_val.csv",), "the same of the validation videos, which are the test"),
+    AnnotationFile("test", ("youcookii_val.csv",), "the same for the validation videos, which are the test set"),
     AnnotationFile(
         "data",
         ("youcookii_data.transcript.pickle", "youcookii_data.pickle", "youcookii_data.no_transcript.pickle"),
         "segments, captions and transcripts",
     ),
-    AnnotationFile("features", ("youcookii_videos_features.pickle",), "S3D features, a vector a second"),
+    AnnotationFile("features", ("youcookii_videos_features.pickle",), "S3D features, one vector per second"),
 )
 
-MSRVTT_DATA = AnnotationFile("data", ("MSRVTT_data.json",), "the list of videos, whose order counts, and all captions")
-MSRVTT_TEST = AnnotationFile("test", ("MSRVTT_JSFUSION_test.csv",), "the 1,000 test clips, a caption each")
+MSRVTT_DATA = AnnotationFile("data", ("MSRVTT_data.json",), "all captions and the list of videos in their order")
+MSRVTT_TEST = AnnotationFile("test", ("MSRVTT_JSFUSION_test.csv",), "the 1,000 test clips, each with one caption")
 MSRVTT_TRAIN = AnnotationFile("train", ("MSRVTT_train.9k.csv",), "names of the 9,000 training clips")
-MSRVTT_FEATURES = AnnotationFile("features", ("msrvtt_videos_features.pickle",), "S3D features, a vector a second")
+MSRVTT_FEATURES = AnnotationFile("features", ("msrvtt_videos_features.pickle",), "S3D features, one vector per second")
 
 
 @dataclass(frozen=True)
@@ -43,7 +44,7 @@ class PreparedLayout(DatasetLayout):
         return f"Their features belong in {name} in {root}. Get it from {self.homepage}"
 
     def advice(self, root: Path | None = None) -> str:
-        """Return which file goes where, and the way without."""
+        """Return which file goes where, and how to run without any."""
         return f"{self.places(root)}\nWithout any files: --sample."
 
 
@@ -66,16 +67,16 @@ LAYOUTS = (
     _layout("msrvtt-9k", ("retrieval",), (MSRVTT_TRAIN, MSRVTT_DATA, MSRVTT_TEST, MSRVTT_FEATURES)),
     _layout("msrvtt-full", ("captioning",), (MSRVTT_DATA, MSRVTT_FEATURES)),
 )
-"""The data sets that there are prepared files of."""
+"""Layouts of the data sets that have prepared files."""
 
 
 @dataclass(frozen=True)
 class Prepared:
-    """A data set in prepared files.
+    """A data set read from prepared files.
 
     Args:
-        corpus: Its examples; `meltr.video.corpus.Corpus.media` is empty.
-        features: Its features by the key of the video.
+        corpus: The examples; `meltr.video.corpus.Corpus.media` is empty.
+        features: The features, by the key of the video.
         files: Role (``features``, ``data``, ``train``, ``test``) -> file that was read.
     """
 
@@ -84,21 +85,21 @@ class Prepared:
     files: Mapping[str, Path]
 
     def text(self) -> str:
-        """Return which files were read, in one line."""
+        """Return the files that were read, in one line."""
         return ", ".join(str(path) for path in self.files.values())
 
 
 def find(dataset: str, task: str, root: Path | None, *, allow_missing: bool = False) -> Prepared | None:
-    """Return the data set in prepared files below `root`.
+    """Read a data set from the prepared files below `root`.
 
     Args:
-        dataset: Its name.
-        task: What it is wanted for.
-        root: The folder of the data set, or one with a folder of each (``--data-root``); None: it was not given.
-        allow_missing: Leave out examples whose features are not there, instead of refusing.
+        dataset: Name of the data set.
+        task: Task that it is used for.
+        root: Folder of the data set, or a folder with one subfolder per data set (``--data-root``); None: not given.
+        allow_missing: Skip examples whose features are missing instead of raising an error.
 
     Returns:
-        None where there are no prepared files of that data set and task, or one of them is absent.
+        The data set; None if it has no prepared files for that task, or if one of them is absent.
 
     Raises:
         UserError: If a file is malformed, files do not fit together, a split is empty, or features are missing.
@@ -117,7 +118,7 @@ def find(dataset: str, task: str, root: Path | None, *, allow_missing: bool = Fa
 
 
 def expected(dataset: str, task: str) -> str:
-    """Return which prepared files there could be, a line each; empty where there are none of `dataset` and `task`."""
+    """Return the prepared files that `dataset` can have for `task`, one per line; empty if it can have none."""
     layout = _layout_of(dataset, task)
     return "" if layout is None else layout.text()
 

@@ -1,4 +1,7 @@
-"""Annotations in UniVL's prepared files: YouCook2's segments, MSR-VTT's clips with a split by position. No torch."""
+"""Read annotations from UniVL's prepared files: YouCook2's segments, and MSR-VTT's clips split by position.
+
+This module does not import torch.
+"""
 
 from __future__ import annotations
 
@@ -15,17 +18,17 @@ from meltr.video.annotations.parsing import malformed, read_json, read_table, re
 from meltr.video.corpus import Item
 
 COLUMNS = ("start", "end", "text", "transcript")
-"""What the pickle of YouCook2 has of every video: a value for each segment."""
+"""Columns of a video in YouCook2's pickle, each with one value per segment."""
 
 TRAIN, VALIDATION = 6_513, 497
-"""MSR-VTT's first videos in the order of the file; what follows is the test."""
+"""Number of training and of validation videos at the beginning of MSR-VTT's file. The rest is the test set."""
 
 NO_TRANSCRIPT = ("", "none")
-"""What MSR-VTT's file has where nobody speaks."""
+"""Transcript in MSR-VTT's file for a clip without speech."""
 
 
 def youcook(files: Mapping[str, Path]) -> Draft:
-    """Return one item for each segment of the videos that the tables name, in their order.
+    """Return one item for each segment of the videos in the tables, in the order of the tables.
 
     Args:
         files: Role (``train``, ``test``, ``data``) -> file.
@@ -59,7 +62,7 @@ def _segments(table: Path, path: Path, content: Mapping[Any, Any]) -> Iterator[I
 
 
 def _columns(video: Any, where: str) -> list[Sequence[Any]]:
-    """Return the values of `COLUMNS`, as many of each."""
+    """Return the values of `COLUMNS`, after a check that all have the same length."""
     if not isinstance(video, dict):
         raise malformed(where, f"{type(video).__name__} instead of a dict with {', '.join(COLUMNS)}.")
     absent = [name for name in COLUMNS if name not in video]
@@ -67,11 +70,11 @@ def _columns(video: Any, where: str) -> list[Sequence[Any]]:
         raise malformed(where, f"no {', '.join(absent)}; it has {first(list(map(str, video)))}.")
     columns = [video[name] for name in COLUMNS]
     if not all(isinstance(column, list | tuple | np.ndarray) and np.ndim(column) == 1 for column in columns):
-        raise malformed(where, "a column that is no list of values.")
+        raise malformed(where, "a column is not a list of values.")
     counts = [len(column) for column in columns]
     if len(set(counts)) > 1:
         found = ", ".join(f"{count} {name}" for name, count in zip(COLUMNS, counts, strict=True))
-        raise malformed(where, f"as many values are needed of each: {found}.")
+        raise malformed(where, f"the columns differ in length: {found}.")
     return columns
 
 
@@ -81,7 +84,7 @@ def _span(start: Any, end: Any, where: str) -> tuple[float, float]:
     except (TypeError, ValueError):
         span = math.nan, math.nan
     if not (math.isfinite(span[1]) and 0 <= span[0] <= span[1]):
-        raise malformed(where, f"{start!r:.40} to {end!r:.40} is no span of seconds.")
+        raise malformed(where, f"{start!r:.40} to {end!r:.40} is not a span of seconds.")
     return span
 
 
@@ -92,13 +95,13 @@ def _text(value: Any, name: str, where: str, *, empty: bool = False) -> str:
 
 
 class MsrvttData:
-    """``MSRVTT_data.json``: the videos in their order, their captions and transcripts.
+    """Content of ``MSRVTT_data.json``: the videos in their order, their captions and transcripts.
 
     Args:
         path: The file.
 
     Raises:
-        UserError: If it is malformed.
+        UserError: If the file is malformed.
     """
 
     def __init__(self, path: Path) -> None:
@@ -116,7 +119,7 @@ class MsrvttData:
             self._captions.setdefault(text_of(record, "video_id", where), []).append(text_of(record, "caption", where))
 
     def items(self, videos: Sequence[str]) -> tuple[Item, ...]:
-        """Return one item for each of `videos`, with all its captions; UserError if one has none."""
+        """Return one item for each of `videos`, with all its captions; raise a UserError if one has none."""
         without = [video for video in videos if video not in self._captions]
         if without:
             raise malformed(self.path, f"no caption for {len(without):,} of {len(videos):,} videos: {first(without)}")
@@ -134,14 +137,14 @@ def msrvtt_9k(files: Mapping[str, Path]) -> Draft:
 
 
 def msrvtt_7k(files: Mapping[str, Path]) -> Draft:
-    """Return MSR-VTT's training and validation clips, by position, as training, and JSFusion's test pairs."""
+    """Return MSR-VTT's training and validation clips, by position, as the training split, and JSFusion's test pairs."""
     data = MsrvttData(files["data"])
     train = list(data.videos)[: TRAIN + VALIDATION]
     return Draft({"train": data.items(train), "test": _pairs(files["test"])})
 
 
 def msrvtt_full(files: Mapping[str, Path]) -> Draft:
-    """Return MSR-VTT's own training, validation and test clips, by position (MELTR's code trains on validation too)."""
+    """Return MSR-VTT's own training, validation and test clips, by position. MELTR's code also trains on validation."""
     data = MsrvttData(files["data"])
     videos = list(data.videos)
     parts = {
@@ -167,4 +170,4 @@ READERS: Mapping[str, Callable[[Mapping[str, Path]], Draft]] = {
     "msrvtt-9k": msrvtt_9k,
     "msrvtt-full": msrvtt_full,
 }
-"""Data set -> what reads its annotations."""
+"""Data set -> function that reads its annotations."""

@@ -1,4 +1,4 @@
-"""Where the examples and the features of a run come from: prepared files, annotations beside features, a miniature."""
+"""Open the examples and features of a run: prepared files, annotations with features, or a synthetic sample."""
 
 from __future__ import annotations
 
@@ -23,20 +23,20 @@ from meltr_univl.features.reading import MAKE, FeatureSource, require
 from meltr_univl.options import UnivlOptions
 
 FOLDER = "features"
-"""Below the data root: features that are used without being named."""
+"""Folder of features below the data root that is used by default."""
 
 EXTRACTOR, VERSION = "grid", 1
-"""What makes the features of miniatures; the number is raised whenever it makes others."""
+"""Extractor of the features of a synthetic sample, and its version, which is raised when the features change."""
 
 
 @dataclass(frozen=True)
 class Source:
-    """A data set as found.
+    """A data set with its features.
 
     Args:
-        corpus: Its examples.
-        features: Their features.
-        rate: Vectors a second.
+        corpus: The examples.
+        features: The features of the examples.
+        rate: Vectors per second.
     """
 
     corpus: Corpus
@@ -56,7 +56,7 @@ class FeatureLayout(DatasetLayout):
 
 
 def open_source(context: RunContext) -> Source:
-    """Return the data set of a run.
+    """Open the data set of a run.
 
     Raises:
         UserError: If there is none, or its features do not fit the settings.
@@ -73,7 +73,7 @@ def open_source(context: RunContext) -> Source:
 
 
 def _prepared(context: RunContext) -> tuple[Corpus, FeatureSource] | None:
-    """Return UniVL's prepared files; None where there are none, or other features were named."""
+    """Return the data set from UniVL's prepared files; None if there are none, or if other features were given."""
     spec, options = context.spec, cast(UnivlOptions, context.options)
     if not options.prepared or options.features is not None:
         return None
@@ -85,7 +85,7 @@ def _prepared(context: RunContext) -> tuple[Corpus, FeatureSource] | None:
 
 
 def _published(context: RunContext) -> tuple[Corpus, FeatureSource]:
-    """Return the annotations as published and the features of their videos, which need not be there themselves."""
+    """Return the published annotations and the features of the videos. The videos themselves may be missing."""
     spec, options = context.spec, cast(UnivlOptions, context.options)
     layout, task = layout_for(spec.dataset, spec.task)
     root = require_root(layout, spec.data_root)
@@ -112,13 +112,13 @@ def _place(features: FeatureSource, key: str) -> Path | None:
 
 
 def _beside(root: Path, draft: Draft) -> Path:
-    """Return where the features are if nobody says so: where the annotations name them, or in `FOLDER`."""
+    """Return the default location of the features: where the annotations name them, or in `FOLDER`."""
     folder = root.parent if root.is_file() else root
     return folder if all(name.endswith(".npy") for name in draft.media_names()) else folder / FOLDER
 
 
 def _ways(context: RunContext) -> str:
-    """Return how to come by features."""
+    """Return the ways to get features, one per line."""
     spec = context.spec
     assert spec.data_root is not None
     folder = spec.data_root.parent if spec.data_root.is_file() else spec.data_root
@@ -132,7 +132,7 @@ def _ways(context: RunContext) -> str:
 
 
 def _miniature(context: RunContext) -> tuple[Corpus, FeatureSource]:
-    """Return the miniature of the data set, its features made on the spot and kept in the user's cache."""
+    """Return the synthetic sample. Its features are computed on first use and kept in the user's cache."""
     from meltr_univl.features.extraction import Recipe, fill_features
 
     spec, quiet = context.spec, context.rank > 0
@@ -144,7 +144,7 @@ def _miniature(context: RunContext) -> tuple[Corpus, FeatureSource]:
 
 
 def _check_as_trained(context: RunContext, features: FeatureSource) -> None:
-    """Check that a trained run is given features of the kind that it was trained with; UserError if not."""
+    """Raise a UserError if a trained run gets features of another kind than it was trained with."""
     file = None if context.run_dir is None else RunFolder(context.run_dir).data
     if not context.weights_follow or file is None or not file.is_file():
         return
@@ -153,6 +153,6 @@ def _check_as_trained(context: RunContext, features: FeatureSource) -> None:
 
 
 def _check_readable(corpus: Corpus, features: FeatureSource) -> None:
-    """Read the features of the first example of each split: what is wrong with all of them should be said at once."""
+    """Read the features of the first example of each split, to report early what is wrong with all of them."""
     for items in corpus.splits.values():
         features.features(items[0].media)

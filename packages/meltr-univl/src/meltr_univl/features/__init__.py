@@ -1,1 +1,1 @@
-"""Features of videos: the files, how they are made, and the networks that make them."""
+"""Features of videos: their files, their extraction, and the networks that compute them."""

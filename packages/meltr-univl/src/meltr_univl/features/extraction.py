@@ -1,4 +1,4 @@
-"""Make the features of a data set, and keep them in a folder: a ``.npy`` for each video, and how they were made."""
+"""Compute the features of a data set and store them in a folder: one ``.npy`` per video, and how they were made."""
 
 from __future__ import annotations
 
@@ -21,17 +21,17 @@ from meltr_univl.features.moments import moments
 from meltr_univl.features.reading import RECORD, FeatureRecord, Features, read_record, write_record
 
 CLIPS = 16
-"""Clips that go through the network at a time."""
+"""Clips per forward pass of the network."""
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """How features are made: enough for another process to do it.
+    """Arguments of `meltr_univl.features.extractors.open_extractor`, for use in another process.
 
     Args:
-        extractor: As for `meltr_univl.features.extractors.open_extractor`.
-        weights: The same.
-        device: The same.
+        extractor: Name of the extractor.
+        weights: Its weights.
+        device: Its device.
     """
 
     extractor: str = "auto"
@@ -40,10 +40,10 @@ class Recipe:
 
 
 def extract(path: Path, extractor: Extractor) -> Features:
-    """Return the features of a video or image, (F, D): one vector for each clip, the last clip filled up.
+    """Return the features of a video or image, (F, D): one vector for each clip. The last clip is padded.
 
     Raises:
-        UserError: If it cannot be decoded.
+        UserError: If the file cannot be decoded.
     """
     found: list[Features] = []
     waiting: list[Frames] = []
@@ -62,19 +62,19 @@ def fill_features(
 ) -> FillReport:
     """Make the features that a folder lacks.
 
-    Each file is written whole when it is done: the next call goes on where this one was broken off. Videos that cannot
-    be decoded are named in ``features.json`` and tried again by the next call.
+    Each file is written as a whole when it is complete, so the next call resumes the work. Videos that cannot be
+    decoded are listed in ``features.json``, and the next call tries them again.
 
     Args:
-        videos: Key -> file. The features of ``clips/a.mp4`` become ``clips/a.npy``.
-        folder: Where they go.
-        recipe: How they are made.
-        workers: Processes that decode and compute; 0: this one does.
-        progress: Told how far it is.
+        videos: Key -> file. The features of ``clips/a.mp4`` are written to ``clips/a.npy``.
+        folder: Output folder.
+        recipe: How the features are made.
+        workers: Number of processes that decode and compute; 0: this process does.
+        progress: Callback for progress.
 
     Raises:
-        UserError: If the folder holds features that were made otherwise, two videos would share a file, or none can be
-            decoded.
+        UserError: If the folder holds features that were made in another way, two videos would share a file, or no
+            video can be decoded.
     """
     extractor = _opened(recipe)
     record = FeatureRecord(extractor.width, extractor.name, extractor.rate, extractor.weights)
@@ -122,12 +122,12 @@ def _check_same(folder: Path, record: FeatureRecord) -> None:
         check_same(folder, known, record, of="features of")
     elif folder.is_dir() and any(folder.rglob("*.npy")):
         raise UserError(
-            f"{folder} holds features, but no {RECORD} that says how they were made.", "Choose another folder."
+            f"{folder} holds features, but no {RECORD} to say how they were made.", "Choose another folder."
         )
 
 
 def _files(videos: Mapping[str, Path], folder: Path) -> dict[str, Path]:
-    """Return key -> file of its features; UserError if two keys would share one."""
+    """Return key -> file of its features; raise a UserError if two keys would share one."""
     owners: dict[Path, str] = {}
     for key in videos:
         file = folder / f"{stem(key)}.npy"

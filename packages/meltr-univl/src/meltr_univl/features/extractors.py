@@ -1,4 +1,4 @@
-"""What turns clips into features: S3D trained on HowTo100M, torchvision's S3D, or a grid without weights."""
+"""Extractors that turn clips into features: S3D trained on HowTo100M, torchvision's S3D, or a grid without weights."""
 
 from __future__ import annotations
 
@@ -20,27 +20,27 @@ from meltr_univl.features.reading import PUBLISHED, Features
 from meltr_univl.features.s3d import WIDTH, HowTo100M
 
 NAMES = (PUBLISHED, "s3d", "grid")
-"""The extractors; ``auto`` takes the one that the weights are of."""
+"""The extractors; ``auto`` chooses the one that the weights belong to."""
 
 TORCHVISION_FILE = "s3d-d76dad2f.pth"
-"""torchvision's file of weights (Kinetics-400), looked for in the cache of torch.hub."""
+"""torchvision's file of weights (Kinetics-400), searched for in the cache of torch.hub."""
 
 MARKS = {PUBLISHED: "mixed_3b.conv_b0.conv1.weight", "s3d": "features.0.0.0.weight"}
-"""A key by which a file of weights is known."""
+"""A key that identifies a file of weights."""
 
 MEAN, DEVIATION = (0.43216, 0.394666, 0.37645), (0.22803, 0.22145, 0.216989)
-"""Of the pictures that torchvision's network was trained with."""
+"""Mean and standard deviation of the pixels that torchvision's network was trained with."""
 
 
 class Extractor(Protocol):
-    """Clips to vectors.
+    """An extractor, which maps clips to vectors.
 
     Attributes:
         name: One of `NAMES`.
-        width: D.
-        rate: Vectors a second.
-        frames: Frames of a clip.
-        weights: Digest of the weights; None: it has none.
+        width: D, dimension of a vector.
+        rate: Vectors per second.
+        frames: Frames per clip.
+        weights: Digest of the weights; None: it has no weights.
     """
 
     name: str
@@ -50,7 +50,7 @@ class Extractor(Protocol):
     weights: str | None
 
     def prepare(self, picture: Picture) -> Picture:
-        """Return a decoded picture in the size that the network sees."""
+        """Return a decoded picture in the size that the extractor sees."""
         ...
 
     def vectors(self, clips: Frames) -> Features:
@@ -63,11 +63,11 @@ class Network:
 
     Args:
         name: ``s3d-howto100m`` or ``s3d``.
-        state: Its weights, under the keys of their official file.
-        device: Where it runs.
+        state: The weights, with the keys of their official file.
+        device: Device of the network.
 
     Raises:
-        UserError: If weights are missing, or of another shape.
+        UserError: If weights are missing or have another shape.
     """
 
     width = WIDTH
@@ -91,10 +91,10 @@ class Network:
 
     @torch.inference_mode()
     def vectors(self, clips: Frames) -> Features:
-        """Return (N, 1024) of length one for clips (N, 16, 224, 224, 3).
+        """Return unit vectors (N, 1024) for clips (N, 16, 224, 224, 3).
 
-        The length is that of UniVL's published features, made with the public repository ArrowLuo/
-        VideoFeatureExtractor; the model's normalisation takes it out again.
+        UniVL's published features, made with the public repository ArrowLuo/VideoFeatureExtractor, have unit length
+        too. The model's normalisation removes the length again.
         """
         pixels = torch.from_numpy(clips).to(self._device).permute(0, 4, 1, 2, 3).float() / 255
         if self.name != PUBLISHED:
@@ -105,21 +105,21 @@ class Network:
 
 
 def open_extractor(name: str = "auto", weights: Path | None = None, *, device: torch.device | str = "cpu") -> Extractor:
-    """Return an extractor.
+    """Open an extractor.
 
     Args:
-        name: One of `NAMES`, or ``auto``: the one that `weights` are of; without, torchvision's.
-        weights: Its weights; for torchvision's, None: from the cache of torch.hub. Nothing is fetched.
-        device: Where it runs.
+        name: One of `NAMES`, or ``auto``: the one that `weights` belong to, or torchvision's without `weights`.
+        weights: File of the weights; None: torchvision's from the cache of torch.hub. Nothing is downloaded.
+        device: Device of the extractor.
 
     Raises:
-        UserError: If there is no such extractor, or its weights are not there or those of something else.
+        UserError: If the extractor is unknown, or if its weights are missing or belong to something else.
     """
     if name not in ("auto", *NAMES):
         raise UserError(f"there is no extractor {name!r}", did_you_mean(name, ("auto", *NAMES)))
     if name == "grid":
         if weights is not None:
-            raise UserError("the extractor grid has no weights, but --weights was given", "Leave --weights out.")
+            raise UserError("the extractor grid has no weights, but --weights was given", "Remove --weights.")
         return Grid()
     file = weights or _cached(name)
     state = read_weights(file)
@@ -127,7 +127,7 @@ def open_extractor(name: str = "auto", weights: Path | None = None, *, device: t
     if fitting is None or name not in ("auto", fitting):
         wanted = "an S3D" if name == "auto" else name
         raise UserError(
-            f"{file} holds no weights of {wanted}: it has {', '.join(list(state)[:3])}, ...",
+            f"{file} does not hold weights of {wanted}: it has {', '.join(list(state)[:3])}, ...",
             "Give s3d_howto100m.pth of the public repository antoine77340/S3D_HowTo100M, or torchvision's "
             f"{TORCHVISION_FILE}.",
         )
@@ -140,13 +140,13 @@ def _cached(name: str) -> Path:
         return file
     raise UserError(
         f"the extractor {name} needs weights, and --weights was not given",
-        "Give --weights s3d_howto100m.pth (of the public repository antoine77340/S3D_HowTo100M: what UniVL was trained "
-        f"with), or torchvision's {TORCHVISION_FILE}, or take --extractor grid, which needs none.",
+        "Give --weights s3d_howto100m.pth (of the public repository antoine77340/S3D_HowTo100M, the extractor that "
+        f"UniVL was trained with), or torchvision's {TORCHVISION_FILE}, or use --extractor grid, which needs none.",
     )
 
 
 class _Pooled(nn.Module):
-    """The mean of what a network makes of clips."""
+    """The spatial and temporal mean of a network's output."""
 
     def __init__(self, features: nn.Module) -> None:
         super().__init__()
@@ -164,13 +164,14 @@ def _torchvision() -> nn.Module:
 
 
 def _load(module: nn.Module, state: Mapping[str, Tensor], name: str) -> str:
-    """Load the weights that the module has, and return their digest."""
+    """Load the weights into the module, and return their digest."""
     wanted = module.state_dict()
     needed = [key for key in wanted if not key.endswith("num_batches_tracked")]
     wrong = [key for key in needed if key not in state or state[key].shape != wanted[key].shape]
     if wrong:
         raise UserError(
-            f"{len(wrong):,} of {len(needed):,} weights of {name} are missing or of another shape, such as {wrong[0]}.",
+            f"{len(wrong):,} of {len(needed):,} weights of {name} are missing or have another shape "
+            f"(first: {wrong[0]}).",
             "Get the file again from its official source.",
         )
     module.load_state_dict({key: state[key] for key in needed}, strict=False)

@@ -1,4 +1,7 @@
-"""Where features lie: a folder with a ``.npy`` for each video, UniVL's pickles, or ``.npz`` archives. No torch."""
+"""Read features from a folder with one ``.npy`` per video, from UniVL's pickles, or from ``.npz`` archives.
+
+This module does not import torch.
+"""
 
 from __future__ import annotations
 
@@ -17,50 +20,53 @@ from meltr.video.annotations.finding import SUFFIXES
 from meltr_univl.features.reading import MAKE, FeatureRecord, Features, FeatureSource, checked, read_record
 
 ENDINGS = (*SUFFIXES, ".jpg", ".jpeg", ".png", ".webp", ".bmp", ".npy")
-"""Endings that a key may have and the name of its features does not."""
+"""Endings that a key may have, and that the name of its features lacks."""
 
 SHOWN = 3
-"""Names in a message."""
+"""Maximum number of names in a message."""
 
 
 def open_features(path: Path, *, extractor: str | None = None, rate: float | None = None) -> FeatureSource:
-    """Return the features in a folder, a ``.pickle`` or ``.pkl``, or a ``.npz``.
+    """Open the features in a folder, a ``.pickle`` or ``.pkl``, or a ``.npz``.
 
     Args:
         path: The folder or file.
-        extractor: What made them, where they do not say it themselves.
-        rate: Vectors a second, where they do not say it themselves.
+        extractor: Name of their extractor, used if the features do not say.
+        rate: Vectors per second, used if the features do not say.
 
     Raises:
-        UserError: If there is nothing of the kind, or it is damaged.
+        UserError: If there are no features at `path`, or they are damaged.
     """
     if path.is_dir():
         return FeatureFolder(path, extractor=extractor, rate=rate)
     if not path.exists():
-        raise UserError(f"There are no features {path}.", f"Make them with `{MAKE}`, or give another --set features=.")
+        raise UserError(
+            f"There are no features at {path}.", f"Make them with `{MAKE}`, or give another path: --set features=PATH."
+        )
     kinds: dict[str, type[FeaturePickle | FeatureArchive]]
     kinds = {".pickle": FeaturePickle, ".pkl": FeaturePickle, ".npz": FeatureArchive}
     if path.suffix not in kinds:
         raise UserError(
-            f"{path} is no file of features: it ends in {path.suffix!r}.",
+            f"{path} is not a file of features: it ends in {path.suffix!r}.",
             f"Give a folder of .npy files, or a file that ends in {', '.join(kinds)}.",
         )
     return kinds[path.suffix](path, extractor=extractor, rate=rate)
 
 
 def stem(key: str) -> str:
-    """Return a key without the ending of a video or picture: the name of its features."""
+    """Return the name of a key's features: the key without the ending of a video or picture."""
     base, ending = os.path.splitext(key)
     return base if ending.lower() in ENDINGS else key
 
 
 class Names:
-    """The names under which features lie, by the keys of their videos.
+    """Find the name of the features for the key of a video.
 
-    The features of ``clips/a.mp4`` are called so, or ``clips/a``, or else are the only ones whose path ends in ``a``.
+    The features of ``clips/a.mp4`` are named ``clips/a.mp4`` or ``clips/a``, or are the only ones whose path ends in
+    ``a``.
 
     Args:
-        names: The names.
+        names: Names of all features.
         where: Folder or file, for messages.
     """
 
@@ -79,7 +85,7 @@ class Names:
         """Return the name for `key`; None if there is none.
 
         Raises:
-            UserError: If only several of the same ending fit.
+            UserError: If `key` has no exact name and several names end in it.
         """
         for name in (key, stem(key)):
             if name in self._names:
@@ -94,7 +100,7 @@ class Names:
         return fitting[0] if fitting else None
 
     def require(self, key: str) -> str:
-        """Return the name for `key`; KeyError if there is none."""
+        """Return the name for `key`; raise a KeyError if there is none."""
         name = self.find(key)
         if name is None:
             raise KeyError(key)
@@ -102,22 +108,24 @@ class Names:
 
 
 class FeatureFolder:
-    """A folder with a file ``.npy`` for each video, at any depth; ``features.json`` says how they were made.
+    """A folder with one ``.npy`` per video, at any depth. Its ``features.json`` says how they were made.
 
     Args:
         path: The folder.
-        extractor: What made them, if it does not say so.
-        rate: Vectors a second, if it does not say so.
+        extractor: Name of the extractor, used if the folder does not say.
+        rate: Vectors per second, used if the folder does not say.
 
     Raises:
-        UserError: If it holds no features, or they are damaged.
+        UserError: If the folder holds no features, or they are damaged.
     """
 
     def __init__(self, path: Path, *, extractor: str | None = None, rate: float | None = None) -> None:
         self.path = path
         self._files = dict(_npy_files(path))
         if not self._files:
-            raise UserError(f"{path} holds no .npy file.", f"One file a video, (frames, width); `{MAKE}` makes them.")
+            raise UserError(
+                f"{path} holds no .npy file.", f"It needs one file per video, (frames, width); make them with `{MAKE}`."
+            )
         self._names = Names(self._files, path)
         record = read_record(path)
         if record is None:
@@ -125,7 +133,7 @@ class FeatureFolder:
         self.record = record
 
     def __contains__(self, key: object) -> bool:
-        """Tell whether `key` has features here."""
+        """Return True if there are features for `key`."""
         return isinstance(key, str) and self.file(key) is not None
 
     def __len__(self) -> int:
@@ -133,26 +141,26 @@ class FeatureFolder:
         return len(self._files)
 
     def file(self, key: str) -> Path | None:
-        """Return the file of `key`; None if there is none, UserError if several may be."""
+        """Return the file of `key`; None if there is none. Raise a UserError if several files match."""
         name = self._names.find(key)
         return None if name is None else self._files[name]
 
     def features(self, key: str) -> Features:
-        """Return the features of `key`, (F, D); KeyError if it has none, UserError if they are damaged."""
+        """Return the features of `key`, (F, D); raise a KeyError if there are none, a UserError if they are damaged."""
         file = self._files[self._names.require(key)]
         return checked(_load(file), str(file), self.record.width)
 
 
 class FeaturePickle:
-    """UniVL's ``*_videos_features.pickle``: a dict from key to array. Arrays are read when they are asked for.
+    """UniVL's ``*_videos_features.pickle``: a dict from key to array. An array is read when it is needed.
 
     Args:
         path: The file.
-        extractor: What made them; None: unknown.
-        rate: Vectors a second; None: unknown.
+        extractor: Name of the extractor; None: unknown.
+        rate: Vectors per second; None: unknown.
 
     Raises:
-        UserError: If it is damaged, something else, or names anything but arrays.
+        UserError: If the file is damaged, is not such a pickle, or contains anything but arrays.
     """
 
     def __init__(self, path: Path, *, extractor: str | None = None, rate: float | None = None) -> None:
@@ -173,7 +181,7 @@ class FeaturePickle:
         self.record = FeatureRecord(_width(full, path), extractor, rate)
 
     def __contains__(self, key: object) -> bool:
-        """Tell whether `key` has features here."""
+        """Return True if there are features for `key`."""
         return isinstance(key, str) and self._names.find(key) is not None
 
     def __len__(self) -> int:
@@ -181,11 +189,11 @@ class FeaturePickle:
         return len(self._arrays)
 
     def __getstate__(self) -> dict[str, Any]:
-        """Leave the open file out: another process opens it again."""
+        """Return the state without the open file, which another process opens again."""
         return {**self.__dict__, "_content": None}
 
     def features(self, key: str) -> Features:
-        """Return the features of `key`, (F, D); KeyError if it has none, UserError if they are damaged."""
+        """Return the features of `key`, (F, D); raise a KeyError if there are none, a UserError if they are damaged."""
         name = self._names.require(key)
         array, where = self._arrays[name], f"{self.path}, {name!r},"
         if isinstance(array, ArraySpan):
@@ -200,15 +208,15 @@ class FeaturePickle:
 
 
 class FeatureArchive:
-    """A ``.npz`` with an array for each video, read when they are asked for.
+    """A ``.npz`` with one array per video. An array is read when it is needed.
 
     Args:
         path: The file.
-        extractor: What made them; None: unknown.
-        rate: Vectors a second; None: unknown.
+        extractor: Name of the extractor; None: unknown.
+        rate: Vectors per second; None: unknown.
 
     Raises:
-        UserError: If it is damaged or empty.
+        UserError: If the file is damaged or empty.
     """
 
     def __init__(self, path: Path, *, extractor: str | None = None, rate: float | None = None) -> None:
@@ -216,12 +224,12 @@ class FeatureArchive:
         self._archive: Any = None
         keys: list[str] = self._open().files
         if not keys:
-            raise UserError(f"{path} holds no arrays.", "It needs one for each video, (frames, width).")
+            raise UserError(f"{path} holds no arrays.", "It needs one per video, (frames, width).")
         self._names = Names(keys, path)
         self.record = FeatureRecord(_width(self._read(keys[0]), path), extractor, rate)
 
     def __contains__(self, key: object) -> bool:
-        """Tell whether `key` has features here."""
+        """Return True if there are features for `key`."""
         return isinstance(key, str) and self._names.find(key) is not None
 
     def __len__(self) -> int:
@@ -229,11 +237,11 @@ class FeatureArchive:
         return len(self._names)
 
     def __getstate__(self) -> dict[str, Any]:
-        """Leave the open file out: another process opens it again."""
+        """Return the state without the open file, which another process opens again."""
         return {**self.__dict__, "_archive": None}
 
     def features(self, key: str) -> Features:
-        """Return the features of `key`, (F, D); KeyError if it has none, UserError if they are damaged."""
+        """Return the features of `key`, (F, D); raise a KeyError if there are none, a UserError if they are damaged."""
         name = self._names.require(key)
         return checked(self._read(name), f"{self.path}, {name!r},", self.record.width)
 
@@ -253,7 +261,7 @@ class FeatureArchive:
 
 
 def _npy_files(folder: Path) -> Iterator[tuple[str, Path]]:
-    """Yield path below `folder` without ending, and the file."""
+    """Yield the path below `folder` without its ending, and the file."""
     for parent, subfolders, names in os.walk(folder, followlinks=True):
         subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
         for name in sorted(names):
@@ -273,8 +281,8 @@ def _width(array: Any, where: Path) -> int:
     shape: tuple[int, ...] = () if array is None else array.shape
     if len(shape) != 2:
         raise UserError(
-            f"{where} holds an array of shape {shape}; features are (frames, width).",
-            "One vector a row; a single vector is an array of one row.",
+            f"{where} holds an array of shape {shape}; features have shape (frames, width).",
+            "Store one vector per row; a single vector is an array with one row.",
         )
     return int(shape[1])
 

@@ -1,4 +1,7 @@
-"""Features without weights: colours of a coarse grid, what moves, where, and which way its edges run. No torch."""
+"""Features without weights: colours of a coarse grid, position and colour of motion, and directions of edges.
+
+This module does not import torch.
+"""
 
 from __future__ import annotations
 
@@ -12,27 +15,34 @@ from meltr_univl.features.reading import Features
 Array = npt.NDArray[np.floating]
 
 HEIGHT, WIDTH = 36, 48
-"""Size of the pictures that are looked at."""
+"""Size of the pictures that features are computed from."""
 
 ROWS, COLUMNS = 3, 4
 """Cells of the grid."""
 
 DIRECTIONS = 12
-"""Directions of edges that are told apart, all around: from dark to light counts."""
+"""Directions of edges that are distinguished, over the full circle: dark to light differs from light to dark."""
 
 LEAST = 0.1
-"""Change of a pixel (of 1) from which it counts as moving."""
+"""Smallest change of a pixel in [0, 1] that counts as motion."""
 
 TINY = 1e-6
 
 
 class Grid:
-    """Numbers that say what a short clip looks like, made next to no time: for miniatures, and as a floor.
+    """Cheap appearance and motion features of a short clip, for synthetic samples and as a baseline.
 
-    Of the 80 numbers, each about 0 to 1: 36 are the mean colours of the cells; 12, how much lighter each cell becomes;
-    5, where the picture changes (mean row and column, their deviations, and the part of the picture); 3, the colour
-    there at the end; 12, the directions of the edges there; 12, those of the whole picture. What changes is taken
-    wherever it is, so that a small model need not learn every shape in every place.
+    A vector has 80 numbers, each about 0 to 1:
+
+    - 36: mean colour of each cell;
+    - 12: change of lightness of each cell;
+    - 5: where the picture changes (mean row and column, their deviations, and the fraction of the picture);
+    - 3: colour of the changing part in the last frame;
+    - 12: directions of the edges in that part;
+    - 12: directions of the edges in the whole picture.
+
+    The changing part is described independently of its position, so that a small model need not learn every shape in
+    every place.
     """
 
     name = "grid"
@@ -42,7 +52,7 @@ class Grid:
     weights: str | None = None
 
     def prepare(self, picture: Picture) -> Picture:
-        """Return a picture in the size that is looked at, (36, 48, 3)."""
+        """Return a picture resized to (36, 48, 3)."""
         return resize(picture, HEIGHT, WIDTH)
 
     def vectors(self, clips: Frames) -> Features:
@@ -59,7 +69,7 @@ class Grid:
 
 
 def _cells(pixels: Array) -> tuple[Array, Array]:
-    """Return mean colour (N, 36) and change in lightness from first to last frame (N, 12) of each cell."""
+    """Return the mean colour (N, 36) and the change of lightness from first to last frame (N, 12) of each cell."""
     count, frames = pixels.shape[:2]
     cells = pixels.reshape(count, frames, ROWS, HEIGHT // ROWS, COLUMNS, WIDTH // COLUMNS, 3).mean((3, 5))
     lighter = (cells[:, -1] - cells[:, 0]).mean(-1)
@@ -67,7 +77,7 @@ def _cells(pixels: Array) -> tuple[Array, Array]:
 
 
 def _place(change: Array, mass: Array) -> Array:
-    """Return where the change is, (N, 5): mean row and column, their deviations, all of 1, and its part of all."""
+    """Return where the change is, (N, 5): mean row and column, their deviations, and its fraction; each in [0, 1]."""
     found = []
     for positions in (np.arange(HEIGHT)[:, None] / HEIGHT, np.arange(WIDTH) / WIDTH):
         mean = (change * positions).sum((1, 2)) / mass
@@ -77,7 +87,7 @@ def _place(change: Array, mass: Array) -> Array:
 
 
 def _edges(grey: Array, weight: Array) -> Array:
-    """Return a histogram of the directions of the gradient, (N, 12), of sum 1; zero where there is none."""
+    """Return a histogram of gradient directions, (N, 12), with sum 1; zero if there is no gradient."""
     down, right = np.gradient(grey, axis=(1, 2))
     strength = np.hypot(down, right) * weight
     direction = (np.arctan2(down, right) / (2 * np.pi) % 1 * DIRECTIONS).astype(np.int64) % DIRECTIONS

@@ -1,6 +1,6 @@
-"""A video as short clips of equal length in time, read as a stream: a long video needs no more memory than a short one.
+"""Read a video as a stream of short clips of equal duration. Memory does not grow with the length of the video.
 
-Imports no torch.
+This module does not import torch.
 """
 
 from __future__ import annotations
@@ -16,26 +16,26 @@ from meltr.video.frames.pictures import Picture
 from meltr.video.frames.source import Frames
 
 IMAGES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".ppm")
-"""Endings of still images: each is one clip, of the same picture throughout."""
+"""Endings of still images. An image is one clip that repeats the picture."""
 
 
 def moments(path: Path, *, rate: float, frames: int, prepare: Callable[[Picture], Picture]) -> Iterator[Frames]:
-    """Yield clip k, of the frames that are seen at the times (k + i / frames) / rate for i = 0 ... frames - 1.
+    """Yield clip k with the frames shown at the times (k + i / frames) / rate for i = 0 ... frames - 1.
 
-    The last clip is filled up with its last frame.
+    The last clip is padded with its last frame.
 
     Args:
         path: A video or a still image.
-        rate: Clips a second.
-        frames: Frames of a clip.
-        prepare: Makes a decoded picture what is wanted, of one size; called once for each frame that is seen.
+        rate: Clips per second.
+        frames: Frames per clip.
+        prepare: Converts a decoded picture, always to the same size; called once for each frame that is used.
 
     Yields:
         Pictures (frames, H, W, 3).
 
     Raises:
         MediaError: If the file is missing, truncated, damaged, or holds no pictures. A damaged file may yield clips
-            first.
+            before the error.
         UserError: If PyAV or Pillow is not installed.
     """
     if path.suffix.lower() in IMAGES:
@@ -54,7 +54,7 @@ def moments(path: Path, *, rate: float, frames: int, prepare: Callable[[Picture]
 
 
 def _seen(path: Path, rate: float, prepare: Callable[[Picture], Picture]) -> Iterator[tuple[Picture, int]]:
-    """Yield each frame that is seen at one of the times k / rate, and at how many of them."""
+    """Yield each frame that is shown at one or more of the times k / rate, and the number of these times."""
     taken = 0
     for picture, end in _timed(path):
         until = -int(-(end * rate - 1e-6) // 1)  # the first k with k / rate >= end
@@ -66,7 +66,7 @@ def _seen(path: Path, rate: float, prepare: Callable[[Picture], Picture]) -> Ite
 
 
 def _timed(path: Path) -> Iterator[tuple[Callable[[], Picture], float]]:
-    """Yield each frame, to be converted when it is wanted, and the second until which it is seen."""
+    """Yield a function that converts each frame when it is needed, and the time in seconds until which it is shown."""
     av: Any = require("av")
     check_whole(path)
     with open_video(path) as container:
@@ -81,7 +81,7 @@ def _timed(path: Path) -> Iterator[tuple[Callable[[], Picture], float]]:
                 now = frame.time
                 start = now if start is None else start
                 if held is not None:
-                    # Frames without a time, or with one that does not grow, last as long as the others.
+                    # Frames without a time, or with a time that does not increase, last as long as the others.
                     end = held[1] + step if now is None or start is None or now - start <= held[1] else now - start
                     yield _converter(held[0]), end
                     held = (frame, end)

@@ -1,4 +1,7 @@
-"""Features of videos: what they are, how they were made, and the part of a video that a model sees. No torch."""
+"""Features of videos: their type, the record of how they were made, and the part of a video that a model sees.
+
+This module does not import torch.
+"""
 
 from __future__ import annotations
 
@@ -16,22 +19,22 @@ from meltr.errors import UserError
 from meltr.files import write_json
 
 Features = npt.NDArray[np.float32]
-"""One vector for each moment of a video, (F, D); F is 0 for a clip without frames."""
+"""One vector for each clip of a video, (F, D); F is 0 for a video without frames."""
 
 RECORD = "features.json"
-"""In a folder of features: how they were made."""
+"""File in a folder of features that says how they were made."""
 
 FORMAT = 1
-"""Version of that file."""
+"""Version of the format of that file."""
 
 PUBLISHED = "s3d-howto100m"
-"""The extractor of UniVL's published features: S3D trained on HowTo100M (Miech et al., CVPR 2020), 1,024 numbers."""
+"""The extractor of UniVL's published features: S3D trained on HowTo100M (Miech et al., CVPR 2020), dimension 1,024."""
 
 MAKE = "meltr data features"
 """The command that makes features."""
 
 Pick = Literal["first", "even"]
-"""Which vectors of a long clip are kept: the first, as in UniVL's code, or evenly spread ones."""
+"""Vectors of a long clip that are kept: the first ones, as in UniVL's code, or evenly spaced ones."""
 
 
 @dataclass(frozen=True)
@@ -39,10 +42,10 @@ class FeatureRecord:
     """How features were made.
 
     Args:
-        width: D, numbers of a vector.
-        extractor: Name of the network; None: unknown.
-        rate: Vectors a second; None: unknown.
-        weights: Digest of its weights; None: it has none, or they are unknown.
+        width: D, dimension of a vector.
+        extractor: Name of the extractor; None: unknown.
+        rate: Vectors per second; None: unknown.
+        weights: Digest of the extractor's weights; None: it has none, or they are unknown.
         failed: Video -> why it has no features.
     """
 
@@ -53,15 +56,15 @@ class FeatureRecord:
     failed: Mapping[str, str] = field(default_factory=dict, compare=False)
 
     def text(self) -> str:
-        """Return how they were made as a user reads it."""
-        rate = "" if self.rate is None else f", {self.rate:g} vectors a second"
+        """Return how the features were made, for messages."""
+        rate = "" if self.rate is None else f", {self.rate:g} vectors per second"
         weights = "" if self.weights is None else f", weights {self.weights[:12]}"
-        return f"{self.extractor or 'unknown extractor'}, {self.width:,} numbers{rate}{weights}"
+        return f"{self.extractor or 'unknown extractor'}, dimension {self.width:,}{rate}{weights}"
 
 
 @runtime_checkable
 class FeatureSource(Protocol):
-    """Features by the key of a video. Implementations can be pickled, so that DataLoader workers may hold one."""
+    """Features by the key of a video. An implementation must support pickling, because DataLoader workers hold one."""
 
     path: Path
     record: FeatureRecord
@@ -71,17 +74,17 @@ class FeatureSource(Protocol):
 
         Raises:
             KeyError: If `key` is unknown.
-            meltr.UserError: If they are damaged, of another width, or not finite.
+            meltr.UserError: If the features are damaged, have another dimension, or are not finite.
         """
         ...
 
     def __contains__(self, key: object) -> bool:
-        """Tell whether `key` has features here."""
+        """Return True if there are features for `key`."""
         ...
 
 
 def read_record(folder: Path) -> FeatureRecord | None:
-    """Return how the features of a folder were made; None if it does not say.
+    """Return how the features of a folder were made; None if the folder does not say.
 
     Raises:
         UserError: If the file is malformed, or of another version of meltr.
@@ -92,7 +95,7 @@ def read_record(folder: Path) -> FeatureRecord | None:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
         if content.pop("format") != FORMAT:
-            raise ValueError("another format than this meltr writes")
+            raise ValueError("its format is not the one that this meltr reads")
         record = FeatureRecord(**content)
         if not isinstance(record.width, int) or record.width < 1:
             raise ValueError(f"width is {record.width!r}")
@@ -106,35 +109,37 @@ def read_record(folder: Path) -> FeatureRecord | None:
 
 
 def write_record(folder: Path, record: FeatureRecord) -> None:
-    """Write how the features of a folder are made."""
+    """Write how the features of a folder were made."""
     write_json(folder / RECORD, {"format": FORMAT, **asdict(record)})
 
 
 def checked(array: Any, where: str, width: int) -> Features:
-    """Return an array as features.
+    """Return an array as features, after checks.
 
     Args:
-        array: What a file holds.
-        where: The file, and the key in it.
-        width: D.
+        array: Content of a file.
+        where: The file and the key in it, for messages.
+        width: D, dimension of a vector.
 
     Raises:
-        UserError: If it is not (F, `width`), not numbers, or not finite.
+        UserError: If the array does not have the shape (F, `width`), or is not numeric or not finite.
     """
     array = np.asarray(array)
     if array.dtype.kind not in "fiu":
-        raise UserError(f"{where} holds {array.dtype} instead of numbers.", "Features are floats, (frames, width).")
+        raise UserError(
+            f"{where} holds {array.dtype} instead of numbers.", "Features are floats of shape (frames, width)."
+        )
     if array.size == 0 and array.ndim in (1, 2):
         return np.zeros((0, width), dtype=np.float32)
     if array.ndim != 2:
         raise UserError(
-            f"{where} holds an array of shape {array.shape}; features are (frames, {width}).",
-            "One vector a row; a single vector is an array of one row.",
+            f"{where} holds an array of shape {array.shape}; features have shape (frames, {width}).",
+            "Store one vector per row; a single vector is an array with one row.",
         )
     if array.shape[1] != width:
         raise UserError(
-            f"{where} holds features of {array.shape[1]:,} numbers; the others have {width:,}.",
-            f"All must come from one extractor. Make them again: {MAKE}.",
+            f"{where} holds features of dimension {array.shape[1]:,}; the others have {width:,}.",
+            f"All features must come from one extractor. Make them again: {MAKE}.",
         )
     features: Features = np.ascontiguousarray(array, dtype=np.float32)
     wrong = np.flatnonzero(~np.isfinite(features).all(axis=1))
@@ -150,28 +155,28 @@ def checked(array: Any, where: str, width: int) -> Features:
 def require(
     source: FeatureSource, *, width: int | None = None, extractor: str | None = None, weights: str | None = None
 ) -> None:
-    """Check that features are of the right kind.
+    """Check that features fit a model.
 
     Args:
         source: The features.
         width: D that the model takes; None: any.
-        extractor: The extractor that it was trained with; None: any. Features that do not say theirs are taken.
-        weights: Digest of the extractor's weights; the same holds.
+        extractor: Extractor that the model was trained with; None: any. Features that do not name theirs are accepted.
+        weights: Digest of the extractor's weights; None: any. Features that do not name theirs are accepted.
 
     Raises:
-        UserError: If they are of another width or extractor.
+        UserError: If the features have another dimension, extractor, or weights.
     """
     found = source.record
     if width is not None and found.width != width:
         raise UserError(
-            f"{source.path} holds features of {found.width:,} numbers ({found.text()}); the model takes {width:,}.",
-            f"Make features for it with `{MAKE}`, or start a model for these: --set video_dim={found.width} without "
-            "pretrained weights.",
+            f"{source.path} holds features of dimension {found.width:,} ({found.text()}); the model takes {width:,}.",
+            f"Make features for it with `{MAKE}`, or train a model for these features, without pretrained weights: "
+            f"--set video_dim={found.width}",
         )
     if extractor is not None and found.extractor not in (None, extractor):
         raise UserError(
             f"{source.path} holds features of {found.extractor}; the model was trained with those of {extractor}.",
-            f"Make them with `{MAKE} --extractor {extractor}`, or give the others with --set features=PATH.",
+            f"Make them with `{MAKE} --extractor {extractor}`, or give existing ones with --set features=PATH.",
         )
     if weights is not None and found.weights not in (None, weights):
         raise UserError(
@@ -186,15 +191,15 @@ def window(
 ) -> Features:
     """Return the vectors of a clip that a model sees, (at most `length`, D).
 
-    UniVL takes floor(start r) ... floor(end r), both included, and of these the first F: long clips lose their tail.
-    ``even`` takes floor((i + 1/2) n / F) of n instead, for i = 0 ... F - 1.
+    UniVL selects the indices floor(start r) ... floor(end r), inclusive, and keeps the first F, so long clips lose
+    their tail. ``even`` instead keeps floor((i + 1/2) n / F) of the n selected ones, for i = 0 ... F - 1.
 
     Args:
-        features: Those of the whole video, (n, D).
-        span: Start and end in seconds; None: all of it.
-        rate: r, vectors a second.
-        length: F.
-        pick: What is kept of more than F.
+        features: Features of the whole video, (n, D).
+        span: Start and end in seconds; None: the whole video.
+        rate: r, vectors per second.
+        length: F, maximum number of vectors.
+        pick: Vectors to keep if there are more than F.
     """
     if span is not None:
         features = features[math.floor(span[0] * rate) : math.floor(span[1] * rate) + 1]

@@ -1,8 +1,8 @@
-"""S3D-G trained on HowTo100M, as far as features need it: from clips to 1,024 numbers.
+"""S3D-G trained on HowTo100M, up to its features: it maps a clip to a vector of dimension 1,024.
 
-Miech et al., End-to-End Learning of Visual Representations from Uncurated Instructional Videos, CVPR 2020; the network
-is that of Xie et al., Rethinking Spatiotemporal Feature Learning, ECCV 2018. Keys and details are those of the public
-repository antoine77340/S3D_HowTo100M (``s3d_howto100m.pth``).
+The weights are those of Miech et al., End-to-End Learning of Visual Representations from Uncurated Instructional
+Videos, CVPR 2020. The network is that of Xie et al., Rethinking Spatiotemporal Feature Learning, ECCV 2018. Keys and
+details follow the public repository antoine77340/S3D_HowTo100M (``s3d_howto100m.pth``).
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 WIDTH = 1024
-"""Numbers of the last block's output."""
+"""Channels of the last block's output."""
 
 BLOCKS = {
     "mixed_3b": (64, 96, 128, 16, 32, 32),
@@ -25,20 +25,20 @@ BLOCKS = {
     "mixed_5b": (256, 160, 320, 32, 128, 128),
     "mixed_5c": (384, 192, 384, 48, 128, 128),
 }
-"""Inception block -> channels: one branch of 1x1x1, two of 1x1x1 and 3x3x3, one of pooling and 1x1x1."""
+"""Inception block -> channels of its branches: 1x1x1; twice 1x1x1 then 3x3x3; pooling then 1x1x1."""
 
 POOLED_BEFORE = {"mixed_4b": (3, 2), "mixed_5b": (2, 2)}
-"""Block -> kernel and stride, on all three axes, of the pooling before it."""
+"""Block -> kernel and stride of the pooling before it, on all three axes."""
 
 
 class Convolution(nn.Module):
-    """Convolution, batch norm, ReLU; a separable one does so in space and then in time.
+    """Convolution, batch norm, ReLU. A separable convolution does this first in space and then in time.
 
     Args:
-        channels: In and out.
-        kernel: Length on the three axes.
-        padding: The same.
-        separable: First (1, k, k), then (k, 1, 1).
+        channels: Input and output channels.
+        kernel: Size of the kernel on the three axes.
+        padding: Padding on the three axes.
+        separable: True: convolve with (1, k, k), then with (k, 1, 1).
     """
 
     def __init__(
@@ -61,13 +61,13 @@ class Convolution(nn.Module):
             self.bn2 = nn.BatchNorm3d(outer)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return (N, C', T', H', W') of (N, C, T, H, W)."""
+        """Map (N, C, T, H, W) to (N, C', T', H', W')."""
         x = F.relu(self.bn1(self.conv1(x)))
         return x if self.conv2 is None else F.relu(self.bn2(self.conv2(x)))
 
 
 class Gate(nn.Module):
-    """Channels weighted by a sigmoid of a linear map of their means.
+    """Weight channels by the sigmoid of a linear map of their means.
 
     Args:
         channels: C.
@@ -78,17 +78,17 @@ class Gate(nn.Module):
         self.fc = nn.Linear(channels, channels)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return (N, C, T, H, W) of the same."""
+        """Map (N, C, T, H, W) to the same shape."""
         weights: Tensor = self.fc(x.mean((2, 3, 4))).sigmoid()
         return weights[:, :, None, None, None] * x
 
 
 class Inception(nn.Module):
-    """Four gated branches, side by side.
+    """Four gated parallel branches, concatenated.
 
     Args:
-        channels: C.
-        widths: As in `BLOCKS`.
+        channels: C, input channels.
+        widths: Channels of the branches, as in `BLOCKS`.
     """
 
     def __init__(self, channels: int, widths: tuple[int, int, int, int, int, int]) -> None:
@@ -106,7 +106,7 @@ class Inception(nn.Module):
         self.channels = whole + first_out + second_out + pooled
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return (N, `channels`, T, H, W) of (N, C, T, H, W)."""
+        """Map (N, C, T, H, W) to the concatenated branches, (N, `channels`, T, H, W)."""
         branches = (
             self.gating_b0(self.conv_b0(x)),
             self.gating_b1(self.conv_b1_b(self.conv_b1_a(x))),
@@ -117,7 +117,7 @@ class Inception(nn.Module):
 
 
 class HowTo100M(nn.Module):
-    """S3D-G without its head; the input is folded by two on all axes first ("space to depth")."""
+    """S3D-G without its head. The input is first folded by two on all axes ("space to depth")."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -150,14 +150,14 @@ class HowTo100M(nn.Module):
 
 
 def _folded(clips: Tensor) -> Tensor:
-    """Return (N, 8 C, T / 2, H / 2, W / 2): the offset in T, H, W is the slower part of the channel."""
+    """Return (N, 8 C, T / 2, H / 2, W / 2). The offset in (T, H, W) is the slow part of the channel index."""
     n, c, t, h, w = clips.shape
     parts = clips.reshape(n, c, t // 2, 2, h // 2, 2, w // 2, 2)
     return parts.permute(0, 3, 5, 7, 1, 2, 4, 6).reshape(n, 8 * c, t // 2, h // 2, w // 2)
 
 
 def _pooled(x: Tensor, kernel: tuple[int, ...], stride: tuple[int, ...]) -> Tensor:
-    """Max pooling with TensorFlow's SAME padding by zeros: half of kernel - stride before, the rest behind."""
+    """Apply max pooling with TensorFlow's SAME padding by zeros: half of kernel - stride before, the rest after."""
     padding: list[int] = []
     for length, step in zip(reversed(kernel), reversed(stride), strict=True):
         padding += [(length - step) // 2, length - step - (length - step) // 2]

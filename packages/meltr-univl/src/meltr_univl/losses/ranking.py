@@ -1,4 +1,4 @@
-"""Losses of a matrix of similarities, texts by videos, whose diagonal holds the right pairs."""
+"""Losses of a similarity matrix, texts by videos, with the right pairs on its diagonal."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ def margin_ranking(
 ) -> Tensor:
     """Return the max-margin ranking loss, 0-dim (Luo et al., arXiv 2002.06353, equation 4).
 
-    mean_ij [max(0, margin + S_ij - S_ii) + max(0, margin + S_ij - S_jj)]; the diagonal adds 2 margin / B.
+    The loss is mean_ij [max(0, margin + S_ij - S_ii) + max(0, margin + S_ij - S_jj)]. The diagonal adds 2 margin / B.
 
     Args:
         scores: S, (B, B).
-        margin: By how much the right pair should be ahead.
-        clips_of_video: n; rows come in groups of n clips of one video, and above 1 other clips of the same video weigh
-            more.
-        hard_negative_rate: h, their weight.
+        margin: Margin by which the right pair should score higher.
+        clips_of_video: n; rows come in groups of n clips of one video. If n > 1, other clips of the same video have a
+            larger weight.
+        hard_negative_rate: h, the weight of those clips.
     """
     right = scores.diagonal()
     losses = (margin + scores - right[:, None]).relu() + (margin + scores - right).relu()
@@ -32,24 +32,24 @@ def margin_ranking(
 
 
 def row_cross_entropy(scores: Tensor, right: Tensor | None = None) -> Tensor:
-    """Return the cross-entropy of each text's right video among all, 0-dim.
+    """Return the cross-entropy of each text's right video among all videos, 0-dim.
 
     Args:
         scores: (B, N).
-        right: Number of the right video of each text, (B,); None: the diagonal.
+        right: Index of the right video of each text, (B,); None: the diagonal.
     """
     return F.cross_entropy(scores, torch.arange(len(scores), device=scores.device) if right is None else right)
 
 
 def mil_nce(scores: Tensor, *, clips_of_video: int = 1) -> Tensor:
-    """Return MIL-NCE, 0-dim (Miech et al., arXiv 1912.06430), as UniVL pre-trains with it.
+    """Return the MIL-NCE loss, 0-dim (Miech et al., arXiv 1912.06430), as in UniVL's pre-training.
 
-    For the middle clip i of every video, with P the clips of the same video:
+    For the middle clip i of every video, where P is the set of clips of the same video:
     logsumexp(all S_ji, and S_ij for j not in P) - logsumexp(S_ji for j in P).
 
     Args:
         scores: S, dot products, (B n, B n).
-        clips_of_video: n.
+        clips_of_video: n, clips per video.
     """
     group = torch.arange(len(scores), device=scores.device) // clips_of_video
     same = group[:, None] == group

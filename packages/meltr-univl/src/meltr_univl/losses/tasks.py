@@ -1,8 +1,8 @@
-"""The eight losses of MELTR with UniVL, and a regression of sentiment, with shared passes.
+"""The eight losses of MELTR with UniVL, and sentiment regression, with shared passes.
 
-`joint`, `align`, `cmlm`, `cmfm`, `decoder` are UniVL's (Luo et al., arXiv 2002.06353, section 3.2); `m_joint`,
+`joint`, `align`, `cmlm`, `cmfm`, `decoder` are UniVL's (Luo et al., arXiv 2002.06353, section 3.2). `m_joint`,
 `m_align` and `m_decoder` are the same on masked inputs (Ko et al. 2023, appendix A.1). Plain and masked inputs go
-through the encoders in one batch, and a pair through the cross encoder once, whichever losses need it.
+through the encoders in one batch. A pair goes through the cross encoder once and is shared by all losses.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ from meltr_univl.model.similarity import joint_similarity, mean_states, pooled_p
 from meltr_univl.model.univl import Univl
 
 LOSSES = ("joint", "align", "cmlm", "cmfm", "m_joint", "m_align", "decoder", "m_decoder", "score")
-"""Names that `task_losses` knows: the eight in the released order, and the regression of sentiment."""
+"""Losses that `task_losses` computes: the eight in the released order, and sentiment regression."""
 
 MASKED = ("cmlm", "cmfm", "m_joint", "m_align", "m_decoder")
-"""Losses of masked inputs."""
+"""Losses on masked inputs."""
 
 UNSEEN = -1e8
-"""Added to the scores of padded frames."""
+"""Added to the noise-contrastive scores of padded frames."""
 
 
 @dataclass(frozen=True)
@@ -43,12 +43,12 @@ class Batch:
     Args:
         text: Token ids (B, W).
         text_mask: 1 at real tokens, (B, W), int64.
-        video: Features (B, F, D), zero behind the end.
+        video: Features (B, F, D), zero after the end of the clip.
         video_mask: 1 at real frames, (B, F), int64.
         caption_input: [CLS] and the caption, (B, L).
-        caption_mask: 1 at real tokens of it, (B, L).
+        caption_mask: 1 at real tokens of `caption_input`, (B, L).
         caption_output: The caption and [SEP], (B, L).
-        score: Sentiment, (B,), or None.
+        score: Sentiment, (B,); None if there is none.
     """
 
     text: Tensor
@@ -63,18 +63,18 @@ class Batch:
 
 @dataclass(frozen=True)
 class LossSettings:
-    """How the losses are made.
+    """Settings of the losses.
 
     Args:
         joint_loss: ``margin`` ranking of cosines, or ``mil_nce`` of dot products, as in UniVL's pre-training.
         align_loss: ``cross_entropy`` of each text among the videos, or ``margin`` ranking, as in UniVL's fine-tuning.
-        margin: Of margin ranking.
-        negatives: What texts and videos are compared with: those of ``all`` processes, or of the ``own`` one as
-            released.
-        caption_padding: In the caption losses padding is ``counted``, as released (the decoder learns to go on with
-            [PAD], which beam search relies on), or ``ignored``.
-        regression_loss: Of sentiment: ``l1`` or ``mse``.
-        pairs_per_pass: Most pairs that go through the cross encoder at a time; None: all at once.
+        margin: Margin of the ranking loss.
+        negatives: Texts and videos to compare with: those of ``all`` processes, or of the ``own`` process as in the
+            released code.
+        caption_padding: Padding in the caption losses: ``counted`` as in the released code, so that the decoder learns
+            to continue with [PAD], which beam search relies on; or ``ignored``.
+        regression_loss: Loss of sentiment: ``l1`` or ``mse``.
+        pairs_per_pass: Maximum number of pairs per forward pass of the cross encoder; None: all at once.
     """
 
     joint_loss: Literal["margin", "mil_nce"] = "margin"
@@ -87,27 +87,27 @@ class LossSettings:
 
 
 RELEASED = LossSettings(negatives="own")
-"""MELTR's released code."""
+"""Settings of MELTR's released code."""
 
 
 def task_losses(
     model: Univl, batch: Batch, masks: Masks, *, wanted: Sequence[str], settings: LossSettings | None = None
 ) -> dict[str, Tensor]:
-    """Return the losses named in `wanted`, each 0-dim, in that order.
+    """Compute the losses named in `wanted`, each 0-dim, in that order.
 
     Args:
         model: The model, with the parts that the losses need.
         batch: The batch.
-        masks: What is hidden in it, from `meltr_univl.losses.masking.draw_masks`.
-        wanted: Some of `LOSSES`.
-        settings: How they are made; None: the defaults.
+        masks: The masks of the batch, from `meltr_univl.losses.masking.draw_masks`.
+        wanted: Names from `LOSSES`.
+        settings: Settings of the losses; None: the defaults.
 
     Raises:
         ValueError: If a name is unknown, or the batch lacks what a loss needs.
     """
     unknown = [name for name in wanted if name not in LOSSES]
     if unknown:
-        raise ValueError(f"no losses {unknown}: expected some of {LOSSES}")
+        raise ValueError(f"unknown losses {unknown}: choose from {LOSSES}")
     passes = _Passes(model, batch, masks, wanted, settings or LossSettings())
     makers: dict[str, Callable[[], Tensor]] = {
         "joint": lambda: passes.joint(masked=False),
@@ -124,7 +124,7 @@ def task_losses(
 
 
 class _Side(NamedTuple):
-    """Encoded inputs of one kind, plain or masked: frames are normalised features."""
+    """Encoded inputs of one kind, plain or masked. Frames are normalised features."""
 
     frames: Tensor
     text: Tensor
@@ -132,7 +132,7 @@ class _Side(NamedTuple):
 
 
 class _Passes:
-    """The passes of one batch, each made when a loss first needs it."""
+    """The forward passes of one batch, each computed when a loss first needs it."""
 
     def __init__(self, model: Univl, batch: Batch, masks: Masks, wanted: Sequence[str], settings: LossSettings) -> None:
         self.model, self.batch, self.masks, self.settings = model, batch, masks, settings
@@ -146,7 +146,7 @@ class _Passes:
 
     @cached_property
     def sides(self) -> dict[bool, _Side]:
-        """Encoded inputs by whether they are masked; all through the encoders in one batch."""
+        """Encoded inputs, False -> plain, True -> masked. All go through the encoders in one batch."""
         batch, masks = self.batch, self.masks
         shown = torch.where(masks.frames[..., None], 0.0, batch.video)
         ids = torch.cat([masks.ids if kind else batch.text for kind in self.kinds])
@@ -160,7 +160,7 @@ class _Passes:
 
     @cached_property
     def matched(self) -> dict[bool, Tensor]:
-        """States of the cross encoder for every text with its video, (B, W + F, H), by whether they are masked."""
+        """States of the cross encoder for every text with its video, (B, W + F, H); key True for masked inputs."""
         sides = [self.sides[kind] for kind in self.matched_kinds]
         times = len(sides)
         states = self.model.join(
@@ -173,7 +173,7 @@ class _Passes:
 
     @cached_property
     def decoded(self) -> dict[bool, Tensor]:
-        """Logits of captions, (B, L, V), by whether what they describe is masked."""
+        """Logits of captions, (B, L, V); key True for masked inputs."""
         batch, times = self.batch, len(self.decoded_kinds)
         memory = torch.cat([self.matched[kind] for kind in self.decoded_kinds])
         mask = torch.cat([batch.text_mask, batch.video_mask], 1).repeat(times, 1)
@@ -199,9 +199,9 @@ class _Passes:
         return row_cross_entropy(wide(scores), right)
 
     def align_scores(self, *, masked: bool) -> tuple[Tensor, Tensor]:
-        """Return the scores of the own texts with all videos, (B, N), and which video is right, (B,).
+        """Return the scores of this process's texts with all videos, (B, N), and the index of the right video, (B,).
 
-        The pass of every text with its own video serves other losses too.
+        The pass of every text with its own video is shared with other losses.
         """
         side, batch, model = self.sides[masked], self.batch, self.model
         size, device = len(batch.text), batch.text.device
@@ -224,14 +224,14 @@ class _Passes:
         return scores.gather(1, place), right
 
     def masked_words(self) -> Tensor:
-        """Return the loss of the hidden words."""
+        """Return the loss of the masked words."""
         words = self.matched[True][:, : self.batch.text.shape[1]]
         return cross_entropy(self.model.predict_words(words), self.masks.labels)
 
     def masked_frames(self) -> Tensor:
-        """Return the loss of finding each hidden frame among all frames (noise contrastive); 0 if none is hidden.
+        """Return the noise-contrastive loss of finding each masked frame among all frames; 0 if none is masked.
 
-        The targets carry gradient into the normalisation of frames, as released.
+        The targets propagate gradients into the normalisation of frames, as in the released code.
         """
         plain = self.sides[False].frames if False in self.sides else self.model.normalise(self.batch.video)
         predicted = self.model.predict_frames(self.matched[True][:, self.batch.text.shape[1] :])
@@ -245,7 +245,7 @@ class _Passes:
             return cross_entropy(scores, torch.where(hidden, right, IGNORED))
 
     def captions(self, *, masked: bool) -> Tensor:
-        """Return the loss of the caption, token by token."""
+        """Return the token-level loss of the captions."""
         ignored = PAD if self.settings.caption_padding == "ignored" else IGNORED
         return cross_entropy(self.decoded[masked], self.batch.caption_output, ignored=ignored)
 

@@ -1,7 +1,8 @@
-"""Beam search as UniVL's evaluation does it, with keys and values kept from step to step.
+"""Beam search as in UniVL's evaluation, with cached keys and values.
 
-Sums of log-probabilities without normalisation of length; a caption ends when the *best* hypothesis has just produced
-[SEP]. A lower one that has ended goes on with [PAD], which the decoder has learned, and may still become the best.
+A score is a sum of log-probabilities without length normalisation. The search ends when the *best* hypothesis has just
+produced [SEP]. A lower-ranked hypothesis that has ended continues with [PAD], as the decoder has learned to, and may
+still become the best.
 """
 
 from __future__ import annotations
@@ -16,14 +17,14 @@ from meltr.video.text.wordpiece import CLS, SEP
 from meltr_univl.model.univl import Univl
 
 NOTHING = -1
-"""Behind the end of a hypothesis."""
+"""Filler after the end of a hypothesis."""
 
 
 class Hypotheses(NamedTuple):
     """The hypotheses of every example, best first.
 
     Args:
-        ids: Tokens without [CLS], (B, K, L), -1 behind the end.
+        ids: Tokens without [CLS], (B, K, L), -1 after the end.
         scores: Sums of log-probabilities, (B, K).
     """
 
@@ -32,32 +33,32 @@ class Hypotheses(NamedTuple):
 
 
 def check_beams(beams: int, vocabulary: int) -> None:
-    """Raise a `UserError` if there are more hypotheses than first words: `beams` of a vocabulary of so many tokens."""
+    """Raise a `UserError` if there are more hypotheses (`beams`) than possible first tokens (`vocabulary`)."""
     if beams > vocabulary:
         raise UserError(
             f"Beam search cannot keep {beams:,} hypotheses: the vocabulary has {vocabulary:,} tokens.",
-            f"Use --set beams=5, or another number up to {vocabulary}; meltr predict needs as many as --top asks for.",
+            f"Use --set beams=5, or another number up to {vocabulary}; meltr predict needs at least as many as --top.",
         )
 
 
 @torch.no_grad()
 def beam_search(model: Univl, memory: Tensor, memory_mask: Tensor, *, beams: int = 5, length: int = 48) -> Hypotheses:
-    """Return the captions of examples.
+    """Generate captions for a batch of examples.
 
     Args:
         model: The model, with the part ``decoder``, in eval mode.
         memory: States of the cross encoder, (B, M, H).
-        memory_mask: 1 at real ones, (B, M).
+        memory_mask: 1 at real positions, (B, M).
         beams: K, at most V.
-        length: Most tokens of a caption.
+        length: Maximum number of tokens in a caption.
 
     Raises:
-        UserError: If K is more than V.
+        UserError: If K is larger than V.
     """
     check_beams(beams, model.config.vocabulary)
     size, device = len(memory), memory.device
     ids = torch.full((size, beams, length), NOTHING, dtype=torch.long, device=device)
-    exact = torch.promote_types(memory.dtype, torch.float32)  # half precision cannot tell sums of ten or more apart
+    exact = torch.promote_types(memory.dtype, torch.float32)  # half precision cannot resolve sums of ten or more
     scores = torch.zeros(size, beams, dtype=exact, device=device)
     going = torch.arange(size, device=device)
     kept = model.start_decoding(memory, memory_mask)

@@ -1,4 +1,4 @@
-"""Sizes of a UniVL model. Imports no torch."""
+"""Sizes of a UniVL model. This module does not import torch."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from typing import Literal
 AttentionKernel = Literal["fused", "eager"]
 
 HIDDEN_KEY = -10_000.0
-"""Added to the attention scores of hidden keys: finite on purpose, so that a clip without frames attends evenly."""
+"""Added to the attention scores of masked keys. It is finite, so that a clip without frames attends evenly."""
 
 EPS = 1e-12
-"""Of every LayerNorm."""
+"""Epsilon of every LayerNorm."""
 
 
 @dataclass(frozen=True)
@@ -27,12 +27,12 @@ class ModelConfig:
         cross_layers: Layers of the cross encoder.
         decoder_layers: Layers of the decoder.
         vocabulary: V.
-        text_positions: Most tokens of a text and of a caption.
-        visual_positions: Most frames of a clip.
-        cross_positions: Most tokens and frames together.
-        video_dim: D, numbers of a feature vector.
-        dropout: After embeddings, attention probabilities and both output layers.
-        spread: Standard deviation of new weights.
+        text_positions: Maximum number of tokens in a text or a caption.
+        visual_positions: Maximum number of frames in a clip.
+        cross_positions: Maximum number of tokens and frames together.
+        video_dim: D, dimension of a feature vector.
+        dropout: Dropout after embeddings, attention probabilities and both output layers.
+        spread: Standard deviation of initial weights.
         attention: ``fused`` (scaled dot product attention) or ``eager``.
     """
 
@@ -54,10 +54,10 @@ class ModelConfig:
 
     def __post_init__(self) -> None:
         if self.width % self.heads:
-            raise ValueError(f"width={self.width} is no multiple of heads={self.heads}")
+            raise ValueError(f"width={self.width} is not a multiple of heads={self.heads}")
 
     def without_noise(self) -> ModelConfig:
-        """Return the same sizes without dropout."""
+        """Return a copy without dropout."""
         return replace(self, dropout=0.0)
 
 
@@ -78,6 +78,6 @@ TINY = ModelConfig(
     dropout=0.0,
     spread=0.06,
 )
-"""A small model for miniatures and first tries; its weights start as large in proportion as those of a wide one."""
+"""A small model for synthetic samples and first tries. Its initial weights are scaled up for the smaller width."""
 
 SIZES = {"base": BASE, "tiny": TINY}

@@ -1,4 +1,4 @@
-"""The caption decoder: all positions at once in training; one at a time, with keys and values kept, in search."""
+"""The caption decoder. It decodes all positions at once in training, and one at a time with cached keys in search."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from meltr_univl.model.layers import DecoderLayer, PredictionHead, key_mask
 
 
 class DecoderEmbeddings(nn.Module):
-    """LayerNorm and dropout; the tables of words and positions are the text encoder's, handed in."""
+    """LayerNorm and dropout. The caller passes the word and position tables of the text encoder."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -26,7 +26,7 @@ class DecoderEmbeddings(nn.Module):
 
 
 class DecoderLayers(nn.Module):
-    """Holds the layers under the official name."""
+    """Container that gives the layers their official name."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -34,7 +34,7 @@ class DecoderLayers(nn.Module):
 
 
 class Classifier(nn.Module):
-    """Holds the word head under the official name."""
+    """Container that gives the word head its official name."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -43,12 +43,12 @@ class Classifier(nn.Module):
 
 @dataclass(frozen=True)
 class Kept:
-    """Keys and values of what was decoded so far, for every layer.
+    """Cached keys and values of the decoded tokens and of the memory, for every layer.
 
     Args:
-        own: Of the hypotheses' tokens, (B K, heads, t, H / heads).
-        memory: Of the memory, (B, heads, M, H / heads): all hypotheses of an example share them.
-        mask: Added to the scores of the memory, (B, 1, 1, M).
+        own: Keys and values of the hypotheses' tokens, (B K, heads, t, H / heads).
+        memory: Keys and values of the memory, (B, heads, M, H / heads), shared by all hypotheses of an example.
+        mask: Added to the attention scores of the memory, (B, 1, 1, M).
     """
 
     own: tuple[tuple[Tensor, Tensor], ...]
@@ -56,11 +56,11 @@ class Kept:
     mask: Tensor
 
     def reordered(self, rows: Tensor, examples: Tensor | None = None) -> Kept:
-        """Return the same for other hypotheses.
+        """Return the cache of a new set of hypotheses.
 
         Args:
-            rows: Which hypothesis each new one goes on with, (B' K,).
-            examples: Which examples stay, (B',); None: all.
+            rows: Index of the hypothesis that each new one continues, (B' K,).
+            examples: Indices of the examples to keep, (B',); None: all.
         """
         own = tuple((keys[rows], values[rows]) for keys, values in self.own)
         if examples is None:
@@ -70,7 +70,7 @@ class Kept:
 
 
 class Decoder(nn.Module):
-    """The decoder; words and positions are embedded by tables of the text encoder.
+    """The decoder. Words and positions are embedded with the tables of the text encoder.
 
     Args:
         config: Sizes.
@@ -84,7 +84,7 @@ class Decoder(nn.Module):
 
     @property
     def layers(self) -> list[DecoderLayer]:
-        """The layers, first to last."""
+        """The layers, from first to last."""
         return cast(list[DecoderLayer], list(self.decoder.layer))
 
     def forward(
@@ -94,11 +94,11 @@ class Decoder(nn.Module):
 
         Args:
             ids: Tokens so far, (B, L).
-            mask: 1 at real ones, (B, L).
+            mask: 1 at real tokens, (B, L).
             memory: States of the cross encoder, (B, M, H).
-            memory_mask: 1 at real ones, (B, M).
-            words: The table of words, (V, H).
-            positions: The table of positions.
+            memory_mask: 1 at real positions, (B, M).
+            words: The word table, (V, H).
+            positions: The position table.
         """
         length = ids.shape[1]
         future = torch.ones(length, length, dtype=torch.bool, device=ids.device).triu(1)
@@ -112,7 +112,7 @@ class Decoder(nn.Module):
         return cast(Tensor, self.classifier.cls(states, words))
 
     def start(self, memory: Tensor, memory_mask: Tensor) -> Kept:
-        """Return what `step` needs before the first token."""
+        """Return the cache for the first call of `step`."""
         kept = tuple(layer.enc_attn.att.keys_values(memory) for layer in self.layers)
         none = memory.new_empty(len(memory), self.layers[0].slf_attn.att.heads, 0, kept[0][0].shape[-1])
         return Kept(tuple((none, none) for _ in self.layers), kept, key_mask(memory_mask, memory))
@@ -121,24 +121,24 @@ class Decoder(nn.Module):
         """Decode one more token of every hypothesis.
 
         Args:
-            ids: The last token of each, (B, K).
-            kept: Of the tokens before.
-            words: The table of words, (V, H).
-            positions: The table of positions.
+            ids: The last token of each hypothesis, (B, K).
+            kept: Cache of the previous tokens.
+            words: The word table, (V, H).
+            positions: The position table.
 
         Returns:
-            Logits of the next token, (B, K, V), and what the next step needs.
+            Logits of the next token, (B, K, V), and the cache for the next step.
         """
         place = kept.own[0][0].shape[2]
         states = self.embeddings(nn.functional.embedding(ids, words), positions[place])
         own = []
         for layer, before, memory in zip(self.layers, kept.own, kept.memory, strict=True):
-            single = states.flatten(0, 1)[:, None]  # (B K, 1, H): each hypothesis sees its own past
+            single = states.flatten(0, 1)[:, None]  # (B K, 1, H): each hypothesis attends to its own past
             new = layer.slf_attn.att.keys_values(single)
             both = tuple(torch.cat(pair, 2) for pair in zip(before, new, strict=True))
             own.append((both[0], both[1]))
             states = layer.slf_attn(single, own[-1], None).view_as(states)
-            states = layer.enc_attn(states, memory, kept.mask)  # the hypotheses are queries to one memory
+            states = layer.enc_attn(states, memory, kept.mask)  # hypotheses of an example are queries to one memory
             states = layer.feed_forward(states)
         logits: Tensor = self.classifier.cls(states, words)
         return logits, Kept(tuple(own), kept.memory, kept.mask)

@@ -1,4 +1,4 @@
-"""The three encoders of UniVL (Luo et al., arXiv 2002.06353, section 3.1): of texts, of frames, and of both."""
+"""The three encoders of UniVL (Luo et al., arXiv 2002.06353, section 3.1): for texts, for frames, and for both."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from meltr_univl.model.layers import EncoderLayers, Pooler, bert_config
 
 
 class TextEncoder(nn.Module):
-    """BERT: token ids (B, W) to states (B, W, H); token types are all 0.
+    """BERT: token ids (B, W) to states (B, W, H). All token types are 0.
 
     Args:
         config: Sizes.
-        pooler: Make the pooler, which nothing uses but the published file has.
+        pooler: Build the pooler. It is unused, but the published file has it.
     """
 
     def __init__(self, config: ModelConfig, *, pooler: bool = False) -> None:
@@ -48,11 +48,11 @@ class FrameEmbeddings(nn.Module):
 
 
 class VisualEncoder(nn.Module):
-    """Normalised frames (B, F, D) to states (B, F, H).
+    """Encode normalised frames (B, F, D) to states (B, F, H).
 
     Args:
         config: Sizes.
-        pooler: Make the pooler, which nothing uses but the published file has.
+        pooler: Build the pooler. It is unused, but the published file has it.
     """
 
     def __init__(self, config: ModelConfig, *, pooler: bool = False) -> None:
@@ -67,7 +67,7 @@ class VisualEncoder(nn.Module):
 
 
 class CrossEmbeddings(nn.Module):
-    """Positions and types added to states, LayerNorm, dropout."""
+    """Add positions and types to states, then apply LayerNorm and dropout."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -77,7 +77,7 @@ class CrossEmbeddings(nn.Module):
         self.dropout = nn.Dropout(config.dropout)
 
     def forward(self, text: Tensor, video: Tensor) -> Tensor:
-        """Map (B, W, H) and (B, F, H) to (B, W + F, H); the first frame has position W, whatever is padded."""
+        """Map (B, W, H) and (B, F, H) to (B, W + F, H). The first frame has position W, regardless of padding."""
         words, length = text.shape[1], text.shape[1] + video.shape[1]
         types = self.token_type_embeddings.weight.repeat_interleave(
             torch.tensor([words, length - words], device=text.device), 0, output_size=length
@@ -87,11 +87,11 @@ class CrossEmbeddings(nn.Module):
 
 
 class CrossEncoder(nn.Module):
-    """States of texts and frames to states of both together.
+    """Encode the states of texts and frames jointly.
 
     Args:
         config: Sizes.
-        pooler: Make the pooler, which matching and scores read.
+        pooler: Build the pooler, which matching and sentiment scores read.
     """
 
     def __init__(self, config: ModelConfig, *, pooler: bool = True) -> None:

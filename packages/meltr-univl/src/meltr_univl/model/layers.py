@@ -1,4 +1,4 @@
-"""Parts of the encoders, the decoder and the heads: transformers' BERT where it carries weights and numbers exactly."""
+"""Parts of the encoders, the decoder and the heads. They use BERT of transformers where weights and results agree."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from meltr_univl.model.config import EPS, HIDDEN_KEY, ModelConfig
 
 
 def bert_config(config: ModelConfig) -> BertConfig:
-    """Return the sizes as transformers wants them."""
+    """Return the sizes as a configuration of transformers."""
     made = BertConfig(
         vocab_size=config.vocabulary,
         hidden_size=config.width,
@@ -40,11 +40,11 @@ def bert_config(config: ModelConfig) -> BertConfig:
 
 
 def key_mask(mask: Tensor, like: Tensor) -> Tensor:
-    """Return what is added to attention scores, (B, 1, 1, L): -10000 at hidden keys, else 0.
+    """Return the additive attention mask, (B, 1, 1, L): -10000 at masked keys, 0 elsewhere.
 
     Args:
         mask: 1 where a key may be attended to, (B, L).
-        like: A tensor of the type wanted.
+        like: A tensor with the desired type.
     """
     return ((1 - mask) * HIDDEN_KEY).to(like.dtype)[:, None, None]
 
@@ -54,7 +54,7 @@ class EncoderLayers(nn.Module):
 
     Args:
         config: Sizes.
-        layers: How many.
+        layers: Number of layers.
     """
 
     def __init__(self, config: ModelConfig, layers: int) -> None:
@@ -63,7 +63,7 @@ class EncoderLayers(nn.Module):
         self.layer = nn.ModuleList(_encoder_layer(sizes, number) for number in range(layers))
 
     def forward(self, states: Tensor, mask: Tensor) -> Tensor:
-        """Map states (B, L, H) to states; `mask` (B, L) is 1 at keys that may be attended to."""
+        """Map states (B, L, H) to the same shape; `mask` (B, L) is 1 at keys that may be attended to."""
         hidden = key_mask(mask, states)
         for layer in self.layer:
             states = layer(states, hidden)
@@ -75,7 +75,7 @@ def _encoder_layer(sizes: BertConfig, number: int) -> nn.Module:
 
 
 class Pooler(nn.Module):
-    """tanh(W x + b) of position 0."""
+    """Pooled state tanh(W x + b) of position 0."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -87,7 +87,7 @@ class Pooler(nn.Module):
 
 
 class Prediction(nn.Module):
-    """The transform and the bias of a prediction head; its matrix is a table of an encoder, handed in.
+    """The transform and the bias of a prediction head. The caller passes the matrix, which is a table of an encoder.
 
     Args:
         config: Sizes.
@@ -105,19 +105,19 @@ class Prediction(nn.Module):
 
 
 class PredictionHead(nn.Module):
-    """Holds a `Prediction` under the official name."""
+    """Container that gives a `Prediction` its official name."""
 
     def __init__(self, config: ModelConfig, outputs: int) -> None:
         super().__init__()
         self.predictions = Prediction(config, outputs)
 
     def forward(self, states: Tensor, matrix: Tensor) -> Tensor:
-        """See `Prediction.forward`."""
+        """Map (..., H) to (..., outputs), see `Prediction.forward`."""
         return cast(Tensor, self.predictions(states, matrix))
 
 
 class Attention(nn.Module):
-    """Multi-head attention without its output layer; keys and values can be kept.
+    """Multi-head attention without its output layer, with keys and values that can be cached.
 
     Args:
         config: Sizes.
@@ -130,11 +130,11 @@ class Attention(nn.Module):
         self.query, self.key, self.value = (nn.Linear(width, width) for _ in range(3))
 
     def keys_values(self, states: Tensor) -> tuple[Tensor, Tensor]:
-        """Return keys and values of states (B, L, H), each (B, heads, L, H / heads)."""
+        """Return the keys and values of states (B, L, H), each (B, heads, L, H / heads)."""
         return self._split(self.key(states)), self._split(self.value(states))
 
     def forward(self, states: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None) -> Tensor:
-        """Return what queries from states (B, Q, H) attend to, (B, Q, H); `mask` is added to the scores."""
+        """Return the attention output (B, Q, H) for queries from states (B, Q, H); `mask` is added to the scores."""
         queries = self._split(self.query(states))
         noise = self.dropout if self.training else 0.0
         if self.fused:
@@ -158,7 +158,7 @@ class AttentionBlock(nn.Module):
         self.output = BertSelfOutput(bert_config(config))  # type: ignore[no-untyped-call]
 
     def forward(self, states: Tensor, keys_values: tuple[Tensor, Tensor], mask: Tensor | None) -> Tensor:
-        """Return states (B, Q, H) after attending to keys and values."""
+        """Return the states (B, Q, H) after attention to keys and values."""
         return cast(Tensor, self.output(self.att(states, *keys_values, mask), states))
 
 
@@ -173,5 +173,5 @@ class DecoderLayer(nn.Module):
         self.output = BertOutput(sizes)  # type: ignore[no-untyped-call]
 
     def feed_forward(self, states: Tensor) -> Tensor:
-        """Return states after the feed-forward block."""
+        """Return the states after the feed-forward block."""
         return cast(Tensor, self.output(self.intermediate(states), states))

@@ -1,7 +1,8 @@
-"""UniVL (Luo et al., arXiv 2002.06353): encoders of text and video, a cross encoder, a decoder, and heads.
+"""The UniVL model (Luo et al., arXiv 2002.06353): encoders of text and video, a cross encoder, a decoder, and heads.
 
-Modules have the names of the published checkpoint. Tables that it stores several times are there once: the word table
-serves the decoder and both word heads, the positions of texts the decoder, the frame projection the frame head.
+Modules are named as in the published checkpoint. A table that the checkpoint stores several times exists once here. The
+word table also serves the decoder and both word heads, the text positions the decoder, and the frame projection the
+frame head.
 """
 
 from __future__ import annotations
@@ -18,29 +19,29 @@ from meltr_univl.model.encoders import CrossEncoder, TextEncoder, VisualEncoder
 from meltr_univl.model.layers import PredictionHead
 
 PARTS = ("align", "cmlm", "cmfm", "decoder", "score", "poolers")
-"""What a model may have beside its encoders of text and video; all but the last need the cross encoder, which comes
-with them. ``poolers`` are those of the two encoders: unused, but in the published file."""
+"""Optional parts of a model besides its text and video encoders. All but the last need the cross encoder, which is then
+built too. ``poolers`` are those of the two encoders: they are unused, but the published file has them."""
 
 
 class FrameNorm(nn.Module):
-    """LayerNorm of feature vectors, in float32 at least: 1e-12 vanishes in half precision."""
+    """LayerNorm of feature vectors, in float32 or higher precision: its epsilon, 1e-12, is zero in half precision."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
         self.visual_norm2d = nn.LayerNorm(width, eps=EPS)
 
     def forward(self, video: Tensor) -> Tensor:
-        """Map features (..., D) to normalised ones; a row of zeros becomes the bias."""
+        """Map features (..., D) to normalised features. A row of zeros becomes the bias."""
         with torch.autocast(video.device.type, enabled=False):
             return cast(Tensor, self.visual_norm2d(video.to(self.visual_norm2d.weight.dtype)))
 
 
 class Univl(nn.Module):
-    """The encoders and those of the other parts that are needed.
+    """The encoders, with the optional parts that are needed.
 
     Args:
         config: Sizes.
-        parts: Which of `PARTS` to make.
+        parts: Parts to build, from `PARTS`.
 
     Raises:
         ValueError: If a part is unknown.
@@ -50,7 +51,7 @@ class Univl(nn.Module):
         super().__init__()
         unknown = [name for name in parts if name not in PARTS]
         if unknown:
-            raise ValueError(f"no parts {unknown}: expected some of {PARTS}")
+            raise ValueError(f"unknown parts {unknown}: choose from {PARTS}")
         width, self.config = config.width, config
         poolers = "poolers" in parts
         matching = "align" in parts or "score" in parts
@@ -67,7 +68,7 @@ class Univl(nn.Module):
 
     @torch.no_grad()
     def reset_parameters(self) -> None:
-        """Draw new weights: normal of deviation ``config.spread`` for matrices and tables, 0 for biases."""
+        """Draw initial weights: normal with deviation ``config.spread`` for matrices and tables, 0 for biases."""
         for module in self.modules():
             if isinstance(module, (nn.Linear, nn.Embedding)):
                 module.weight.normal_(std=self.config.spread)
@@ -87,34 +88,34 @@ class Univl(nn.Module):
 
     @property
     def positions(self) -> Tensor:
-        """The positions of texts, and of captions too."""
+        """The position table of texts and captions."""
         return self.bert.embeddings.position_embeddings.weight
 
     def normalise(self, video: Tensor) -> Tensor:
-        """Return normalised features (B, F, D): input of the visual encoder, and target of masked frames."""
+        """Return normalised features (B, F, D): the input of the visual encoder and the targets of masked frames."""
         return cast(Tensor, self.normalize_video(video))
 
     def encode_text(self, ids: Tensor, mask: Tensor) -> Tensor:
-        """Return the states of texts (B, W) with mask (B, W), (B, W, H)."""
+        """Return the states (B, W, H) of texts (B, W) with mask (B, W)."""
         return cast(Tensor, self.bert(ids, mask))
 
     def encode_video(self, frames: Tensor, mask: Tensor) -> Tensor:
-        """Return the states of normalised frames (B, F, D) with mask (B, F), (B, F, H)."""
+        """Return the states (B, F, H) of normalised frames (B, F, D) with mask (B, F)."""
         return cast(Tensor, self.visual(frames, mask))
 
     def join(self, text: Tensor, text_mask: Tensor, video: Tensor, video_mask: Tensor) -> Tensor:
-        """Return the states of texts and their videos together, (B, W + F, H), text first."""
+        """Return the joint states of texts and their videos, (B, W + F, H), text first."""
         assert self.cross is not None, "the model has no cross encoder"
         return cast(Tensor, self.cross(text, video, torch.cat([text_mask, video_mask], 1)))
 
     def pooled(self, states: Tensor) -> Tensor:
-        """Return the pooled state of position 0 of the cross encoder, (B, H)."""
+        """Return the pooled state at position 0 of the cross encoder, (B, H)."""
         assert self.cross is not None, "the model has no cross encoder"
         assert self.cross.pooler is not None, "the model has no head that reads a pooled state"
         return cast(Tensor, self.cross.pooler(states))
 
     def matching(self, pooled: Tensor) -> Tensor:
-        """Return how well text and video fit, without bounds: (B, H) to (B,)."""
+        """Return the unbounded score of how well text and video match: (B, H) to (B,)."""
         assert self.similarity_dense is not None, "the model has no part `align`"
         return cast(Tensor, self.similarity_dense(pooled))[..., 0]
 
@@ -139,7 +140,7 @@ class Univl(nn.Module):
         return cast(Tensor, self.decoder(ids, mask, memory, memory_mask, self.words, self.positions))
 
     def start_decoding(self, memory: Tensor, memory_mask: Tensor) -> Kept:
-        """Return what `decode_step` needs before the first token."""
+        """Return the cache for the first call of `decode_step`."""
         assert self.decoder is not None, "the model has no part `decoder`"
         return self.decoder.start(memory, memory_mask)
 

@@ -1,4 +1,4 @@
-"""Names of the published checkpoint: which of its tensors are one tensor here, and old names of BERT."""
+"""Parameter names of the published checkpoint: tensors with several names, and old names of BERT."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ ALIASES = {
     "decoder.embeddings.position_embeddings.weight": POSITIONS,
     "cls_visual.predictions.weight": FRAMES,
 }
-"""Second name of a tensor -> our name. Of names that differ the last one wins, as in the released order of copying."""
+"""Second name of a tensor -> our name. If the tensors differ, the last one wins, as when the released code copies."""
 
 
 def modern(key: str) -> str:
-    """Return a key with BERT's old names of LayerNorm parameters replaced."""
+    """Return `key` with BERT's old names of LayerNorm parameters replaced."""
     return key.replace("gamma", "weight").replace("beta", "bias")
 
 
 def from_official(state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Return a state under our names, and second names -> why they are left out.
+    """Return the state under our names, and second name -> why it is skipped.
 
     Args:
-        state: Official keys.
+        state: State with official keys.
     """
     ours = {modern(key): value for key, value in state.items()}
     left_out: dict[str, str] = {}
@@ -39,16 +39,16 @@ def from_official(state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[
             continue
         value = ours.pop(alias)
         same = name not in ours or (value.shape == ours[name].shape and torch.equal(value, ours[name]))
-        left_out[alias] = "a second name" if same else f"a second name of {name}, which differs and was taken"
+        left_out[alias] = "a second name" if same else f"a second name of {name}, which differs and was used"
         ours[name] = value
     return ours, left_out
 
 
 def official_state(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return a state of our model under the official keys, second names included where their module is there.
+    """Return a state of our model with the official keys, including second names of modules that it has.
 
     Args:
-        state: Our names.
+        state: State with our names.
     """
     found = dict(state)
     for alias, name in ALIASES.items():

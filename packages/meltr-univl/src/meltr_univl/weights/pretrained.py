@@ -1,6 +1,6 @@
-"""Start from published weights: a UniVL checkpoint, whole or of fewer modules, or BERT alone; and write them back.
+"""Load published weights: a UniVL checkpoint, complete or with fewer modules, or BERT alone.
 
-Every key of a file is accounted for in a `LoadReport`. Nothing is left out silently.
+Every key of a file is accounted for in a `LoadReport`. No key is skipped silently.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from meltr_univl.model.univl import Univl
 from meltr_univl.weights.official import FRAMES, POSITIONS, WORDS, from_official
 
 ENCODERS = ("bert.", "visual.", "normalize_video.")
-"""What every UniVL checkpoint has."""
+"""Keys that every UniVL checkpoint has."""
 
 _KNOWN = (
     (("bert.", "visual."), "a part of UniVL"),
@@ -46,16 +46,17 @@ _BERT = FileKind(
 
 
 def load_pretrained(model: Univl, path: Path) -> LoadReport:
-    """Load a UniVL checkpoint: ``univl.pretrained.bin``, one of its fine-tuning or of MELTR's, or of a run.
+    """Load a UniVL checkpoint: ``univl.pretrained.bin``, one fine-tuned by UniVL's or MELTR's code, or one of a run.
 
-    Files of fine-tuning hold fewer modules: what they lack beside the encoders stays as initialised, and is named.
+    Fine-tuned files hold fewer modules. Modules other than the encoders that a file lacks keep their initial weights,
+    and the report names them.
 
     Args:
-        model: The model; changed in place, but not if there is an error.
+        model: The model; changed in place, but unchanged after an error.
         path: The file.
 
     Raises:
-        UserError: If it cannot be read, or is that of another model or of another size.
+        UserError: If the file cannot be read, or belongs to another model or another size.
     """
     state = read_weights(path)
     ours, ignored = from_official(state)
@@ -72,11 +73,11 @@ def load_bert(model: Univl, path: Path) -> LoadReport:
     """Load BERT (``model.safetensors`` or ``pytorch_model.bin`` of bert-base-uncased): text encoder and word head.
 
     Args:
-        model: The model; changed in place, but not if there is an error.
+        model: The model; changed in place, but unchanged after an error.
         path: The file.
 
     Raises:
-        UserError: If it cannot be read, or is not BERT of this size.
+        UserError: If the file cannot be read, or is not BERT of this size.
     """
     state = read_weights(path)
     named = {key if key.startswith(("bert.", "cls.")) else f"bert.{key}": value for key, value in state.items()}
@@ -87,7 +88,7 @@ def load_bert(model: Univl, path: Path) -> LoadReport:
 
 
 def _tell_unknown(report: LoadReport, ours: Mapping[str, Tensor]) -> LoadReport:
-    """Return the report with keys of no module of UniVL counted as unknown, not as parts that the model lacks."""
+    """Return the report with keys that belong to no module of UniVL listed as unknown, not as absent parts."""
     known = (*ENCODERS, "cross.", "decoder.", "cls.", "cls_visual.", "similarity_dense.", "score_dense.")
     unknown = tuple(name for name in ours if not name.startswith(known))
     kept = {key: why for key, why in report.ignored.items() if key not in unknown}
@@ -100,12 +101,12 @@ def _check_sizes(config: ModelConfig, ours: Mapping[str, Tensor], report: LoadRe
     frames, words = ours.get(FRAMES), ours.get(WORDS)
     if frames is not None and frames.shape[0] == config.width and frames.shape[1] != config.video_dim:
         raise UserError(
-            f"{path} was made for features of {frames.shape[1]} numbers, those of this run have {config.video_dim}.",
-            "Use features of the same extractor: for univl.pretrained.bin S3D of HowTo100M (meltr data features).",
+            f"{path} needs features of dimension {frames.shape[1]}; those of this run have {config.video_dim}.",
+            "Use features of the same extractor: S3D of HowTo100M for univl.pretrained.bin (meltr data features).",
         )
     if words is not None and words.shape[1] == config.width and words.shape[0] != config.vocabulary:
         raise UserError(
-            f"{path} has a vocabulary of {words.shape[0]:,} tokens, the model one of {config.vocabulary:,}.",
+            f"{path} has a vocabulary of {words.shape[0]:,} tokens; that of the model has {config.vocabulary:,}.",
             "Give the vocabulary that it was trained with: --set vocabulary=FILE (vocab.txt of bert-base-uncased for "
             "the published checkpoint, vocabulary.txt of its folder for a run's).",
         )

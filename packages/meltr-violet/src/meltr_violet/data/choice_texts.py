@@ -1,4 +1,4 @@
-"""A question with each of its choices as one text for each."""
+"""Encode a multiple-choice question: one text for each choice."""
 
 from __future__ import annotations
 
@@ -12,24 +12,25 @@ from meltr.video.text.wordpiece import Tokenizer
 ChoiceFormat = Literal["prompt", "plain", "released"]
 
 PROMPT_WORDS = ("Options: Answer:",)
-"""Words of a prompt that are in no question and no choice."""
+"""Words of the prompt itself, which come from neither the question nor the choices."""
 
 
 def encode_choices(
     tokenizer: Tokenizer, question: str, choices: Sequence[str], *, style: ChoiceFormat = "prompt"
 ) -> Tensor:
-    """Return token ids of a question with each of its choices, (O, X).
+    """Return the token ids of a question with each of its choices, (O, X).
 
-    ``plain``: question and choice (the original VIOLET). ``prompt``: question, ``Options:`` and all choices,
-    ``Answer:`` and the choice; what is too long loses the end of question and options, never the answer, so that
-    choices stay different. ``released`` (MELTR's code): the same without a space before ``Options:`` and
-    ``Answer:``, which WordPiece glues to the word before, and cut at the end, where the answer is.
+    - ``plain``: question and choice (the original VIOLET).
+    - ``prompt``: question, ``Options:`` and all choices, ``Answer:`` and the choice. A text that is too long loses the
+      end of the question and options and keeps the answer, so that choices stay different.
+    - ``released``: as in MELTR's code. It lacks a space before ``Options:`` and ``Answer:``, so WordPiece joins them to
+      the word before. A text that is too long is cut at the end, where the answer is.
 
     Args:
-        tokenizer: Makes the ids.
+        tokenizer: The tokenizer.
         question: The question.
         choices: O choices.
-        style: How they are put together.
+        style: Format of the text.
     """
     if style == "plain":
         return tokenizer.encode([f"{question} {choice}" for choice in choices])

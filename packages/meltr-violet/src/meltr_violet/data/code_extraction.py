@@ -1,4 +1,4 @@
-"""Make the visual codes of a data set with the discrete VAE's encoder, and keep them in a file."""
+"""Compute the visual codes of a data set with the discrete VAE's encoder, and store them in a file."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ from meltr_violet.data.codes import Codes
 from meltr_violet.model.dvae import SHRINKS, CodeEncoder
 
 CELL = 32
-"""Pixels on a side of the square of the model's picture that a code stands for."""
+"""Pixels on a side of the square of the model's picture that a code covers."""
 
 CLIPS = 16
-"""Videos that go through the encoder at a time."""
+"""Videos per forward pass of the encoder."""
 
 SAVED = 1024
-"""Videos after which the file is written."""
+"""Number of videos between two writes of the file."""
 
 
 def fingerprint(encoder: CodeEncoder) -> str:
-    """Return a digest of the weights, whatever file they came from."""
+    """Return a digest of the weights. It does not depend on the file format that they came from."""
     digest = hashlib.sha256()
     for name, value in sorted(encoder.state_dict().items()):
         digest.update(f"{name} {tuple(value.shape)}".encode())
@@ -48,16 +48,16 @@ def compute(
 ) -> Generator[tuple[str, Codes | str], None, None]:
     """Yield key and codes of each video, or why it could not be decoded.
 
-    Frames are padded to squares and resized at once to 8 pixels for each 32 of the model's picture, as in the code
+    Frames are padded to squares and resized in one step to 8 pixels for every 32 of the model's picture, as in the code
     published with Fu et al. 2021.
 
     Args:
         encoder: The encoder.
-        videos: Key -> source that knows it; with `workers`, one that is cheap to pickle.
+        videos: Key -> frame source of the video; with `workers`, it should be cheap to pickle.
         size: Pixels on a side of the model's picture; a multiple of 32.
-        device: Where the encoder runs.
-        workers: Processes that decode; 0: this one does.
-        clips: Videos that are encoded at a time.
+        device: Device of the encoder.
+        workers: Number of decoding processes; 0: decode in this process.
+        clips: Videos per forward pass of the encoder.
 
     Raises:
         ValueError: If `size` is not a multiple of 32.
@@ -106,20 +106,20 @@ def fill_codes(
 ) -> FillReport:
     """Make the codes that a file lacks, and add them.
 
-    The file is written every 1,024 videos and when the work ends or is broken off, each time whole: the next call goes
-    on there. Videos that cannot be decoded are named in the file and tried again by the next call.
+    The whole file is written every 1,024 videos, at the end, and on interruption, so the next call resumes the work.
+    Videos that cannot be decoded are listed in the file, and the next call tries them again.
 
     Args:
-        videos: Key -> source that knows it.
-        path: The file; it is added to if it is there.
+        videos: Key -> frame source of the video.
+        path: The file of codes. New codes are added to an existing file.
         encoder: The encoder.
-        settings: How codes are made, with the `fingerprint` of `encoder`.
-        device: Where the encoder runs.
-        workers: Processes that decode.
-        progress: Told how far it is.
+        settings: Settings of the codes, with the `fingerprint` of `encoder`.
+        device: Device of the encoder.
+        workers: Number of decoding processes.
+        progress: Callback for progress.
 
     Raises:
-        UserError: If the file is something else or holds codes that were made otherwise, or no video can be decoded.
+        UserError: If the file is not a file of codes, if its codes have other settings, or if no video can be decoded.
     """
     make = partial(compute, encoder, size=settings.size, device=device, workers=workers)
     return fill(videos, _Codes(path, settings), make, progress=progress)

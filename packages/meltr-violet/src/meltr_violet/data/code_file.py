@@ -1,7 +1,8 @@
-"""The file that ``meltr data codes`` writes: visual codes of a data set, and how they were made. Imports no torch.
+"""The file that ``meltr data codes`` writes: the visual codes of a data set, and how they were made.
 
-One safetensors file: the array ``codes``, (N, T, h, w), int16, and in its metadata, under ``meltr``, JSON with the keys
-of the rows, the settings, the encoder's fingerprint, and the videos that could not be decoded.
+It is one safetensors file with the array ``codes``, (N, T, h, w), int16. Its metadata has, under ``meltr``, JSON with
+the keys of the rows, the settings, the encoder's fingerprint, and the videos that could not be decoded. This module
+does not import torch.
 """
 
 from __future__ import annotations
@@ -19,19 +20,19 @@ from meltr.files import write_bytes
 from meltr_violet.data.codes import Codes
 
 FORMAT = 1
-"""Version of the layout."""
+"""Version of the file format."""
 
 MAKE_AGAIN = "Delete it and make it again: meltr data codes."
 
 
 @dataclass(frozen=True)
 class CodeSettings:
-    """Of which pictures codes are made.
+    """Settings that the codes were made with.
 
     Args:
-        frames: Frames a video.
-        sampler: Which ones: one of `SAMPLERS` (meltr.video), or ``prepared`` for those of prepared files.
-        size: Pixels on a side of the squares that the model sees; a code stands for 32 x 32 of them.
+        frames: Frames per video.
+        sampler: How frames were chosen: one of `SAMPLERS` (meltr.video), or ``prepared`` for those of prepared files.
+        size: Pixels on a side of the square picture that the model sees; a code covers 32 x 32 pixels of it.
         encoder: Fingerprint of the encoder's weights.
     """
 
@@ -41,16 +42,16 @@ class CodeSettings:
     encoder: str
 
     def text(self) -> str:
-        """Return the settings as a user reads them."""
-        return f"{self.frames} frames a video ({self.sampler}), {self.size} pixels, encoder {self.encoder[:12]}"
+        """Return the settings in words, for messages."""
+        return f"{self.frames} frames per video ({self.sampler}), {self.size} pixels, encoder {self.encoder[:12]}"
 
 
 @dataclass
 class CodeTable:
-    """Codes while they are collected.
+    """Codes of a data set in memory, while they are computed.
 
     Args:
-        settings: How they are made.
+        settings: Settings of the codes.
         rows: Key -> codes, (T, h, w).
         failed: Key -> why the video could not be decoded.
     """
@@ -60,7 +61,7 @@ class CodeTable:
     failed: dict[str, str] = field(default_factory=dict)
 
     def write(self, path: Path) -> None:
-        """Write the file beside and rename it; makes the folder."""
+        """Write a temporary file and rename it. The folder is created if needed."""
         from safetensors.numpy import save
 
         index = {
@@ -74,13 +75,13 @@ class CodeTable:
 
 
 class CodeFile:
-    """A `meltr_violet.data.codes.CodeSource` on such a file, kept in memory.
+    """A `meltr_violet.data.codes.CodeSource` that holds the content of such a file in memory.
 
     Args:
         path: The file.
 
     Raises:
-        UserError: If it is not there, broken, or something else.
+        UserError: If the file is missing, damaged, or not a file of codes.
     """
 
     def __init__(self, path: Path) -> None:
@@ -93,34 +94,36 @@ class CodeFile:
         except (KeyError, TypeError, ValueError) as error:
             raise UserError(f"{path} is damaged: {type(error).__name__}: {error}.", MAKE_AGAIN) from error
         if array.ndim != 4 or len(array) != len(self._rows):
-            raise UserError(f"{path} is damaged: {len(self._rows):,} keys, codes of shape {array.shape}.", MAKE_AGAIN)
+            raise UserError(
+                f"{path} is damaged: {len(self._rows):,} keys, but codes of shape {array.shape}.", MAKE_AGAIN
+            )
         self._array = array
         self.shape: tuple[int, int, int] = (array.shape[1], array.shape[2], array.shape[3])
 
     def __contains__(self, key: object) -> bool:
-        """Tell whether `key` has codes here."""
+        """Return True if the file has codes for `key`."""
         return key in self._rows
 
     def __iter__(self) -> Iterator[str]:
-        """Go through the keys in the order of the file."""
+        """Iterate over the keys in the order of the file."""
         return iter(self._rows)
 
     def __len__(self) -> int:
-        """Videos in the file."""
+        """Return the number of videos in the file."""
         return len(self._rows)
 
     def codes(self, key: str) -> Codes:
-        """Return the codes of `key`, (T, h, w); KeyError if it is unknown."""
+        """Return the codes of `key`, (T, h, w); raise a KeyError if it is unknown."""
         codes: Codes = self._array[self._rows[key]]
         return codes
 
     def table(self) -> CodeTable:
-        """Return its content, to be added to."""
+        """Return the content as a table that codes can be added to."""
         return CodeTable(self.settings, {key: self.codes(key) for key in self})
 
 
 def _read(path: Path) -> tuple[Any, Any]:
-    """Return the index and the array of a file."""
+    """Return the JSON index and the array of a file."""
     from safetensors import SafetensorError, safe_open
 
     if not path.is_file():
@@ -133,6 +136,6 @@ def _read(path: Path) -> tuple[Any, Any]:
     except (SafetensorError, OSError, ValueError, AttributeError) as error:
         raise UserError(f"{path} is damaged: {type(error).__name__}: {error}.", MAKE_AGAIN) from error
     raise UserError(
-        f"{path} is a safetensors file, but not of visual codes in the format {FORMAT} of this meltr.",
-        "Give one that `meltr data codes` wrote.",
+        f"{path} is a safetensors file, but not a file of visual codes in format {FORMAT}, which this meltr reads.",
+        "Give a file that `meltr data codes` wrote.",
     )

@@ -1,8 +1,8 @@
-"""Visual codes of videos: the targets of masked video modelling, a number for each cell of each frame.
+"""Visual codes of videos: the targets of masked video modelling, one number for each cell of each frame.
 
-They come from VIOLET's prepared ``*_vq.pkl`` (`PreparedCodes`), from what ``meltr data codes`` wrote
-(`meltr_violet.data.code_file.CodeFile`), or, in miniatures, from the pictures themselves (`FixedCodebook`). Imports no
-torch.
+They come from VIOLET's prepared ``*_vq.pkl`` (`PreparedCodes`), from a file of ``meltr data codes``
+(`meltr_violet.data.code_file.CodeFile`), or, in a synthetic sample, from the pictures themselves (`FixedCodebook`).
+This module does not import torch.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ Codes = npt.NDArray[np.int16]
 
 @runtime_checkable
 class CodeSource(Protocol):
-    """Codes by key. Implementations can be pickled, so that DataLoader workers may hold one.
+    """Codes by key. An implementation must support pickling, because DataLoader workers hold one.
 
-    `shape` is that of the codes of every video, (T, h, w).
+    `shape` is the shape of the codes of every video, (T, h, w).
     """
 
     shape: tuple[int, int, int]
@@ -42,7 +42,7 @@ class CodeSource(Protocol):
         ...
 
     def __contains__(self, key: object) -> bool:
-        """Tell whether `key` has codes here."""
+        """Return True if there are codes for `key`."""
         ...
 
 
@@ -52,16 +52,16 @@ def codes_or_ignored(source: CodeSource, key: str) -> Codes:
 
 
 class PreparedCodes:
-    """Codes of a prepared file of the public repository tsujuifu/pytorch_violet, kept in memory (490 bytes a video).
+    """Codes from a prepared file of the public repository tsujuifu/pytorch_violet, in memory (490 bytes per video).
 
     The file is a pickled dict: name of the video -> int16 array (T, h, w), or a list of T arrays (h, w), as for
-    WebVid. No code of it is run.
+    WebVid. No code from it is run.
 
     Args:
-        path: Such as ``msrvtt_vq.pkl``.
+        path: The file, for example ``msrvtt_vq.pkl``.
 
     Raises:
-        UserError: If it cannot be read, or holds something else.
+        UserError: If the file cannot be read, or does not hold visual codes.
     """
 
     def __init__(self, path: Path) -> None:
@@ -69,28 +69,28 @@ class PreparedCodes:
         content = load_pickle(path)
         if not isinstance(content, dict) or not content:
             found = "an empty dict" if content == {} else type(content).__name__
-            raise malformed(path, f"it holds {found}, not visual codes by the name of the video.")
+            raise malformed(path, f"it holds {found}, not a dict from names of videos to visual codes.")
         self._codes = {_name(path, key): _checked(f"{path}, {key}", value) for key, value in content.items()}
         first, shape = next((key, codes.shape) for key, codes in self._codes.items())
         for key, codes in self._codes.items():
             if codes.shape != shape:
-                raise malformed(f"{path}, {key}", f"codes of shape {codes.shape}, but {shape} for {first}.")
+                raise malformed(f"{path}, {key}", f"codes of shape {codes.shape}, but those of {first} are {shape}.")
         self.shape: tuple[int, int, int] = shape
 
     def __contains__(self, key: object) -> bool:
-        """Tell whether `key` has codes here."""
+        """Return True if the file has codes for `key`."""
         return key in self._codes
 
     def __iter__(self) -> Iterator[str]:
-        """Go through the keys in the order of the file."""
+        """Iterate over the keys in the order of the file."""
         return iter(self._codes)
 
     def __len__(self) -> int:
-        """Videos in the file."""
+        """Return the number of videos in the file."""
         return len(self._codes)
 
     def codes(self, key: str) -> Codes:
-        """Return the codes of `key`, (T, h, w); KeyError if it is unknown."""
+        """Return the codes of `key`, (T, h, w); raise a KeyError if it is unknown."""
         return self._codes[key]
 
 
@@ -101,7 +101,7 @@ def _name(path: Path, key: Any) -> str:
 
 
 def _checked(where: str, value: Any) -> Codes:
-    """Return the codes of one video as one array; UserError if they are none."""
+    """Return the codes of one video as one array; raise a UserError if they are not codes."""
     try:
         codes = np.stack(value) if isinstance(value, list) else np.asarray(value)
     except ValueError as error:
@@ -111,20 +111,20 @@ def _checked(where: str, value: Any) -> Codes:
             where, f"{codes.dtype} of shape {codes.shape} instead of whole numbers (frames, rows, columns)."
         )
     if codes.min() < 0 or codes.max() > np.iinfo(np.int16).max:
-        raise malformed(where, f"codes from {codes.min()} to {codes.max()}, beyond those of any encoder.")
+        raise malformed(where, f"codes from {codes.min()} to {codes.max()}, outside the range of any encoder.")
     return codes.astype(np.int16)
 
 
 @dataclass(frozen=True)
 class FixedCodebook:
-    """Stands in for the discrete VAE, in miniatures only: the mean colour of a cell, each channel in a few levels.
+    """A substitute for the discrete VAE in synthetic samples: the mean colour of a cell, quantised per channel.
 
-    It has no learned weights, and tells no more of a picture than its colours: enough for moving shapes to be
-    predicted where they are masked, not for real videos.
+    It has no learned weights, and a code describes only the colour of its cell. That is enough to predict moving shapes
+    where they are masked, but not for real videos.
 
     Args:
-        cell: Pixels on a side of the square that a code stands for, `meltr_violet.model.config.ModelConfig.cell`.
-        levels: Levels of each channel; there are ``levels**3`` codes.
+        cell: Pixels on a side of the square that a code covers, `meltr_violet.model.config.ModelConfig.cell`.
+        levels: Quantisation levels of each channel; there are ``levels**3`` codes.
     """
 
     cell: int = 32
@@ -138,10 +138,10 @@ class FixedCodebook:
     def codes_of(self, squares: Frames) -> Codes:
         """Return the codes of pictures.
 
-        The code is ``(r levels + g) levels + b`` with ``r = floor(levels mean(R) / 256)``, and so on.
+        The code is ``(r levels + g) levels + b`` with ``r = floor(levels mean(R) / 256)``, and likewise g and b.
 
         Args:
-            squares: (T, S, S, 3), as the model sees them: padded and resized. Where S is no multiple of `cell`, the
+            squares: (T, S, S, 3), as the model sees them: padded and resized. If S is not a multiple of `cell`, the
                 cells of the last row and column are smaller.
 
         Returns:

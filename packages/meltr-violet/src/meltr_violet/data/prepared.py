@@ -1,8 +1,8 @@
-"""VIOLET's prepared files in place of a data set as published: frames, visual codes and texts. Imports no torch.
+"""Find and read VIOLET's prepared files (frames, visual codes and texts) instead of the published data set.
 
-The public repository tsujuifu/pytorch_violet names ``img_<name>.pkl``, ``txt_<task>.json`` and ``vq_<name>.pkl`` in one
-folder ``_data``; mlvlab/MELTR has a folder for each data set, ``<name>_vq.pkl``, and for retrieval ``train_7k.json``,
-``train_9k.json`` and ``test.json``.
+The public repository tsujuifu/pytorch_violet keeps ``img_<name>.pkl``, ``txt_<task>.json`` and ``vq_<name>.pkl`` in one
+folder ``_data``. mlvlab/MELTR has one folder per data set, with ``<name>_vq.pkl``, and for retrieval ``train_7k.json``,
+``train_9k.json`` and ``test.json``. This module does not import torch.
 """
 
 from __future__ import annotations
@@ -31,12 +31,12 @@ class PreparedLayout(DatasetLayout):
         return f"Their frames belong in {' or '.join(names)} in {root}. Get it from {self.homepage}"
 
     def advice(self, root: Path | None = None) -> str:
-        """Return which file goes where, and the way without."""
+        """Return which file goes where, and how to run without any."""
         return f"{self.places(root)}\nWithout any files: --sample."
 
 
 def _layout(dataset: str, name: str, task: str, texts: tuple[AnnotationFile, ...]) -> PreparedLayout:
-    """Return the layout of a data set whose prepared files are called `name`."""
+    """Return the layout of a data set whose prepared files are named `name`."""
     frames = (f"img_{name}.pkl", f"{name}.pkl", f"img_{name}.tsv", f"{name}.tsv")
     return PreparedLayout(
         dataset=dataset,
@@ -75,21 +75,21 @@ LAYOUTS = (
     _retrieval("msrvtt-7k", "train_7k.json"),
     _retrieval("msrvtt-9k", "train_9k.json"),
 )
-"""The data sets that there are prepared files of."""
+"""Layouts of the data sets that have prepared files."""
 
 CHOSEN = ("tgif-action", "tgif-transition")
-"""Those whose questions have choices."""
+"""Data sets whose questions have choices."""
 
 
 @dataclass(frozen=True)
 class Prepared:
-    """A data set in prepared files.
+    """A data set read from prepared files.
 
     Args:
-        corpus: Its examples; `meltr.video.corpus.Corpus.media` is empty.
-        frames: Its frames, by the key of the video.
-        codes: Its visual codes; None where there is no such file. It may lack some videos (`Corpus.notes` says so);
-            `meltr_violet.data.codes.codes_or_ignored` is the answer to that.
+        corpus: The examples; `meltr.video.corpus.Corpus.media` is empty.
+        frames: The frames, by the key of the video.
+        codes: The visual codes; None if there is no file of codes. Codes of some videos may be missing (`Corpus.notes`
+            says so); `meltr_violet.data.codes.codes_or_ignored` handles that.
         files: Role (``frames``, ``codes``, ``text``, ``train``, ``test``) -> file that was read.
     """
 
@@ -99,21 +99,21 @@ class Prepared:
     files: Mapping[str, Path]
 
     def text(self) -> str:
-        """Return which files were read, in one line."""
+        """Return the files that were read, in one line."""
         return ", ".join(str(path) for path in dict.fromkeys(self.files.values()))
 
 
 def find(dataset: str, task: str, root: Path | None, *, allow_missing: bool = False) -> Prepared | None:
-    """Return the data set in prepared files below `root`.
+    """Read a data set from the prepared files below `root`.
 
     Args:
-        dataset: Its name.
-        task: What it is wanted for.
-        root: The folder of the data set, or one with a folder of each (``--data-root``); None: it was not given.
-        allow_missing: Leave out examples whose frames are not there, instead of refusing.
+        dataset: Name of the data set.
+        task: Task that it is used for.
+        root: Folder of the data set, or a folder with one subfolder per data set (``--data-root``); None: not given.
+        allow_missing: Skip examples whose frames are missing instead of raising an error.
 
     Returns:
-        None where there are no prepared files of that data set and task, or the frames or the texts are absent.
+        The data set; None if it has no prepared files for that task, or if its frames or its texts are absent.
 
     Raises:
         UserError: If a file is malformed, files do not fit together, a split is empty, or frames are missing.
@@ -136,9 +136,9 @@ def find(dataset: str, task: str, root: Path | None, *, allow_missing: bool = Fa
 
 
 def find_codes(dataset: str, root: Path | None) -> PreparedCodes | None:
-    """Return the prepared visual codes below `root`, to go with videos as published; None where there are none.
+    """Return the prepared visual codes below `root`, for use with the published videos; None if there are none.
 
-    They are those of five frames at ``centres`` in pictures of 224 pixels.
+    The codes belong to five frames at ``centres`` in pictures of 224 pixels.
 
     Raises:
         UserError: If the file is malformed.
@@ -151,7 +151,7 @@ def find_codes(dataset: str, root: Path | None) -> PreparedCodes | None:
 
 
 def expected(dataset: str, task: str) -> str:
-    """Return which prepared files there could be, a line each; empty where there are none of `dataset` and `task`."""
+    """Return the prepared files that `dataset` can have for `task`, one per line; empty if it can have none."""
     layout = _layout_of(dataset, task)
     return "" if layout is None else layout.text()
 
@@ -168,7 +168,7 @@ def _layout_of(dataset: str, task: str | None = None) -> PreparedLayout | None:
 
 
 def _other_size(corpus: Corpus, train: Path | None) -> tuple[str, ...]:
-    """Return a note if the training clips are not as many as the data set's name says: one file may serve several."""
+    """Return a note if the number of training clips differs from the published one: data sets may share a file."""
     published = published_layout(corpus.dataset).published["train"]
     found = len(corpus.splits["train"])
     if train is None or found == published:
@@ -177,12 +177,12 @@ def _other_size(corpus: Corpus, train: Path | None) -> tuple[str, ...]:
 
 
 def _lacking(codes: PreparedCodes, frames: PreparedFrames, keys: Iterable[str]) -> tuple[str, ...]:
-    """Return a note on videos without codes; UserError if the codes are of another number of frames."""
+    """Return a note on videos without codes; raise a UserError if codes and frames differ in the number of frames."""
     if codes.shape[0] != frames.count:
         raise malformed(
             codes.path,
-            f"codes of {codes.shape[0]} frames a video, but {frames.path.name} has {frames.count}.",
-            "Make the codes again of these frames: meltr data codes.",
+            f"codes of {codes.shape[0]} frames per video, but {frames.path.name} has {frames.count}.",
+            "Make the codes again from these frames: meltr data codes.",
         )
     wanted = [key for key in keys if key in frames]
     without = [key for key in wanted if key not in codes]
@@ -190,5 +190,5 @@ def _lacking(codes: PreparedCodes, frames: PreparedFrames, keys: Iterable[str]) 
         return ()
     return (
         f"{codes.path.name} has no codes for {len(without):,} of {len(wanted):,} videos: {first(without)}. "
-        "They do not count in mvm.",
+        "The loss mvm ignores these videos.",
     )

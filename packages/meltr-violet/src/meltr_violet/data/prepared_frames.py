@@ -1,4 +1,7 @@
-"""Frames of VIOLET's prepared files: JPEG in base64, in a pickle or a table, read where they lie. Imports no torch."""
+"""Read frames from VIOLET's prepared files: JPEG in base64, in a pickle or a table, read in place.
+
+This module does not import torch.
+"""
 
 from __future__ import annotations
 
@@ -21,26 +24,26 @@ from meltr.video.frames.media import require
 from meltr.video.frames.source import Frames
 
 NAME_BYTES = 4096
-"""Longest name at the beginning of a line of a table."""
+"""Maximum length of the name at the beginning of a line of a table."""
 
 Place = Span | tuple[Any, ...]
-"""Where a video lies in the file: its line, or each of its frames (a span of bytes, or the text itself)."""
+"""Location of a video in the file: its line, or each of its frames (a span of bytes, or the text itself)."""
 
 
 class PreparedFrames:
     """A `meltr.video.frames.source.FrameSource` on a prepared file of the public repository tsujuifu/pytorch_violet.
 
-    Either a pickled dict, name of the video -> list of JPEG files in base64; or a table with a line for each video, its
-    name and then the same texts, tab separated. Only where they lie is kept in memory. The object goes through pickle
-    and fork; the file is opened where it is first read.
+    The file is either a pickled dict, name of the video -> list of JPEG files in base64, or a table. A table has one
+    line per video: its name and then the same texts, separated by tabs. Only the locations are kept in memory. The
+    object can be pickled and survives a fork; each process opens the file when it first reads it.
 
     Args:
         path: The pickle (``img_msrvtt.pkl``) or the table (``img_msrvtt.tsv``).
-        lines: Byte at which each line of the table begins, a number a line; None: the file ``.lineidx`` beside the
-            table, or, if there is none, the whole table is looked through.
+        lines: File with the byte offset of each line of the table, one number per line; None: the file ``.lineidx``
+            next to the table. Without such a file, the whole table is scanned.
 
     Raises:
-        UserError: If the file cannot be read or is no such file.
+        UserError: If the file cannot be read or has another format.
     """
 
     def __init__(self, path: Path, lines: Path | None = None) -> None:
@@ -55,22 +58,22 @@ class PreparedFrames:
         self.count = len(self._encoded(first))
         for key, place in self._places.items():
             if isinstance(place, tuple) and len(place) != self.count:
-                raise malformed(f"{path}, {key}", f"{len(place)} frames, but {self.count} of {first}.")
+                raise malformed(f"{path}, {key}", f"{len(place)} frames, but {first} has {self.count}.")
 
     def __getstate__(self) -> dict[str, Any]:
-        """Return what another process needs: all but the open file."""
+        """Return the state for another process, without the open file."""
         return {**self.__dict__, "_map": None}
 
     def __len__(self) -> int:
-        """Videos in the file."""
+        """Return the number of videos in the file."""
         return len(self._places)
 
     def __iter__(self) -> Iterator[str]:
-        """Go through the keys in the order of the file."""
+        """Iterate over the keys in the order of the file."""
         return iter(self._places)
 
     def __contains__(self, key: object) -> bool:
-        """Tell whether `key` has frames here."""
+        """Return True if the file has frames for `key`."""
         return key in self._places
 
     def frames(self, key: str) -> Frames:
@@ -82,7 +85,7 @@ class PreparedFrames:
         """
         encoded = self._encoded(key)
         if len(encoded) != self.count:
-            raise malformed(f"{self.path}, {key}", f"{len(encoded)} frames, but {self.count} of the others.")
+            raise malformed(f"{self.path}, {key}", f"{len(encoded)} frames, but other videos have {self.count}.")
         frames = [self._picture(key, number, raw) for number, raw in enumerate(encoded)]
         shapes = {frame.shape for frame in frames}
         if len(shapes) > 1:
@@ -97,7 +100,7 @@ class PreparedFrames:
                 return np.asarray(picture.convert("RGB"))
         except (binascii.Error, OSError, ValueError, SyntaxError) as error:
             where = f"{self.path}, {key}, frame {number}"
-            raise malformed(where, f"no JPEG in base64: {type(error).__name__}: {error} ({len(raw):,} bytes).")
+            raise malformed(where, f"not a JPEG in base64: {type(error).__name__}: {error} ({len(raw):,} bytes).")
 
     def _encoded(self, key: str) -> list[bytes]:
         """Return the frames of `key` in base64."""
@@ -118,11 +121,11 @@ class PreparedFrames:
 
 
 def _pictures(path: Path) -> dict[str, Place]:
-    """Return name -> place of each frame, for a pickle."""
+    """Return name -> location of each frame, for a pickle."""
     content = index_pickle(path)
     if not isinstance(content, dict) or not content:
         found = "an empty dict" if content == {} else type(content).__name__
-        raise malformed(path, f"it holds {found}, not frames by the name of the video.")
+        raise malformed(path, f"it holds {found}, not a dict from names of videos to frames.")
     places: dict[str, Place] = {}
     for key, frames in content.items():
         if not isinstance(key, str):
@@ -149,7 +152,7 @@ def _lines(content: mmap.mmap, path: Path, lines: Path | None) -> dict[str, Plac
         if tab <= start:
             raise malformed(where, f"the line at byte {start:,} of {path.name} is not a name, a tab, and frames.")
         if name in places:
-            raise malformed(where, f"{name} is there twice.")
+            raise malformed(where, f"{name} occurs twice.")
         places[name] = Span(start, stop)
     if not places:
         raise malformed(lines or path, "no lines.")
@@ -167,6 +170,6 @@ def _listed(lines: Path) -> list[int]:
     starts = []
     for number, word in enumerate(read_list(lines), 1):
         if not word.isdecimal():
-            raise malformed(f"{lines}, line {number}", f"{word!r:.60} is not the number of a byte.")
+            raise malformed(f"{lines}, line {number}", f"{word!r:.60} is not a byte offset.")
         starts.append(int(word))
     return starts

@@ -1,7 +1,8 @@
-"""Texts of VIOLET's prepared files: questions with an index as answer, with choices, and captions. Imports no torch.
+"""Read texts from VIOLET's prepared files: questions with an index as answer, questions with choices, and captions.
 
-The forms are those of the public repositories tsujuifu/pytorch_violet (``txt_*.json``: the splits ``train``, ``val``
-and ``test``) and mlvlab/MELTR (captions as ``{"sentences": [...]}``, a file for each split).
+The formats are those of the public repositories tsujuifu/pytorch_violet (``txt_*.json``: the splits ``train``, ``val``
+and ``test``) and mlvlab/MELTR (captions as ``{"sentences": [...]}``, one file per split). This module does not import
+torch.
 """
 
 from __future__ import annotations
@@ -16,19 +17,19 @@ from meltr.video.annotations.parsing import malformed, read_json, records, text_
 from meltr.video.corpus import Item
 
 OUTSIDE = "[outside the vocabulary]"
-"""Answer of a question whose prepared answer is -1: the file does not say which it is."""
+"""Answer of a question whose prepared answer is -1: the file does not contain the answer."""
 
 SPLITS = {"train": "train", "validation": "val", "test": "test"}
-"""Split -> its name in the files. ``val`` may be absent or empty."""
+"""Split -> name of the split in the files. ``val`` may be absent or empty."""
 
 Make = Callable[[Mapping[str, Any], int, str], Item]
-"""From a record, its number in the split, and where it stands, to an example."""
+"""Make an example of a record, its index in the split, and its location for error messages."""
 
 
 def questions(path: Path) -> Draft:
-    """Return open-ended questions: ``{"video", "question", "answer"}``, with the index of the answer in ``vocab``.
+    """Read open-ended questions: ``{"video", "question", "answer"}``, where the answer is an index into ``vocab``.
 
-    Without ``vocab`` the answers are called by their index.
+    Without ``vocab``, the answers are named by their index.
 
     Raises:
         UserError: If the file is malformed, or an answer is neither in the vocabulary nor -1.
@@ -50,10 +51,10 @@ def questions(path: Path) -> Draft:
 
 
 def choices(path: Path) -> Draft:
-    """Return multiple-choice questions: ``{"video", "question", "option_0", "option_1", ..., "answer"}``.
+    """Read multiple-choice questions: ``{"video", "question", "option_0", "option_1", ..., "answer"}``.
 
     Raises:
-        UserError: If the file is malformed, or an answer is not the number of a choice.
+        UserError: If the file is malformed, or an answer is not the index of a choice.
     """
 
     def make(record: Mapping[str, Any], number: int, where: str) -> Item:
@@ -75,10 +76,10 @@ def choices(path: Path) -> Draft:
 
 
 def captions(train: Path, test: Path) -> Draft:
-    """Return videos with their captions.
+    """Read videos with their captions.
 
     A file is ``{"sentences": [{"video_id", "caption"}, ...]}``, or ``{"train": [{"video", "caption"}, ...], ...}``. The
-    two may be one file of the latter form; then its ``val`` is the validation split.
+    two arguments may be one file of the second form; its ``val`` is then the validation split.
 
     Raises:
         UserError: If a file is malformed.
@@ -125,7 +126,7 @@ def _items(path: Path, content: Mapping[str, Any], name: str, make: Make) -> tup
 
 
 def _vocabulary(path: Path, content: Mapping[str, Any]) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Return the answers, and a note where the file does not name them."""
+    """Return the answers, and a note if the file does not name them."""
     words = content.get("vocab")
     if words is None:
         return _numbered(path, content)
@@ -133,7 +134,7 @@ def _vocabulary(path: Path, content: Mapping[str, Any]) -> tuple[tuple[str, ...]
         raise malformed(f"{path}, vocab", f"{type(words).__name__} instead of a list of answers.")
     if len(set(words)) < len(words):
         twice = next(word for number, word in enumerate(words) if word in words[:number])
-        raise malformed(f"{path}, vocab", f"{twice!r:.60} is there twice.")
+        raise malformed(f"{path}, vocab", f"{twice!r:.60} occurs twice.")
     return tuple(words), ()
 
 
@@ -143,11 +144,11 @@ def _numbered(path: Path, content: Mapping[str, Any]) -> tuple[tuple[str, ...], 
         for where, record in records(content.get(name, []), f"{path}, {name}"):
             largest = max(largest, _index(record, None, where, least=-1))
     answers = tuple(str(index) for index in range(largest + 1))
-    return answers, (f"{path.name} has no vocab: its {len(answers):,} answers are called by their number.",)
+    return answers, (f"{path.name} has no vocab: its {len(answers):,} answers are named by their index.",)
 
 
 def _index(record: Mapping[str, Any], size: int | None, where: str, *, least: int = 0) -> int:
-    """Return the field ``answer``, a whole number from `least` to below `size`."""
+    """Return the field ``answer``, a whole number of at least `least` and below `size`."""
     value = record.get("answer")
     if isinstance(value, bool) or not isinstance(value, int) or value < least or (size is not None and value >= size):
         most = "" if size is None else f" to {size - 1:,}"

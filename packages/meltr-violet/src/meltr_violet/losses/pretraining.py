@@ -1,4 +1,4 @@
-"""VIOLET's own pre-training objective (Fu et al. 2021): MTM + MVM + VTM with a few negatives, attended masking."""
+"""VIOLET's own pre-training objective (Fu et al. 2021): MTM + MVM + VTM with a few negatives and attended masking."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ from meltr_violet.model.scoring import head, pooled_pairs
 from meltr_violet.model.violet import Violet
 
 NEGATIVES = 3
-"""Wrong texts that a clip is compared with."""
+"""Number of wrong texts that each clip is compared with."""
 
 
 def draw_pretraining_masks(model: Violet, batch: Batch, *, generator: torch.Generator | None) -> Masks:
-    """Mask each sample blockwise or, with probability 1/2, where the model of now pays attention.
+    """Mask each sample blockwise or, with probability 1/2, where the current model pays attention.
 
     Args:
-        model: The model; attention is read in its present mode, with its dropout in training.
+        model: The model. Attention is computed in its current mode, with dropout in training mode.
         batch: The batch.
         generator: Source of randomness; None: torch's global one.
     """
@@ -52,7 +52,7 @@ def draw_negatives(size: int, *, device: torch.device | str = "cpu", generator: 
 
     Args:
         size: B.
-        device: Where the result lies.
+        device: Device of the result.
         generator: Source of randomness; None: torch's global one.
     """
     weights = torch.ones(size, size, device=device if generator is None else generator.device).fill_diagonal_(0)
@@ -65,14 +65,14 @@ def draw_negatives(size: int, *, device: torch.device | str = "cpu", generator: 
 def pretraining_losses(
     model: Violet, batch: Batch, masks: Masks, negatives: Tensor, *, temperature: float = TEMPERATURE
 ) -> dict[str, Tensor]:
-    """Return ``mtm``, ``mvm`` (if the batch has codes) and ``vtm``, all on masked clips and masked texts.
+    """Return the losses ``mtm``, ``mvm`` (if the batch has codes) and ``vtm``, all on masked clips and masked texts.
 
     Args:
         model: The model with the heads vtm, mtm and mvm.
         batch: The batch.
-        masks: What is masked in it.
-        negatives: Numbers of the wrong texts of each clip, (B, C), as from `draw_negatives`.
-        temperature: Of matching.
+        masks: The masks of the batch.
+        negatives: Indices of the wrong texts of each clip, (B, C), from `draw_negatives`.
+        temperature: Temperature of the matching loss.
     """
     video = model.encode_video(black_out(batch.frames, masks.cells, model.config.cell))
     text = model.embed_text(masks.ids)
@@ -90,15 +90,15 @@ def pretraining_losses(
 def matching_scores(
     model: Violet, video: Tensor, text: Tensor, ids: Tensor, *, own: Tensor, negatives: Tensor
 ) -> Tensor:
-    """Return raw scores of each clip with its own text, in column 0, and with its negatives, (B, 1 + C).
+    """Return the raw scores of each clip with its own text (column 0) and with its negatives, (B, 1 + C).
 
     Args:
         model: The model.
         video: Video tokens (B, T n, D).
         text: Text embeddings (B, X, D).
         ids: Their token ids (B, X).
-        own: States of [CLS] of the own pairs, (B, D).
-        negatives: (B, C).
+        own: [CLS] states of the matching pairs, (B, D).
+        negatives: Indices of the wrong texts, (B, C).
     """
     clips = torch.arange(len(video), device=negatives.device)[:, None].expand_as(negatives)
     states = pooled_pairs(model, video, text, ids, clips=clips.flatten(), texts=negatives.flatten())

@@ -1,10 +1,10 @@
 """Multiple-choice answering as in the released code of MELTR, with its three defects (``--fidelity released``).
 
-1. Matching takes the first B of the B O rows (clip, choice) for the clips and texts of the batch.
-2. A token draw is one draw a *column*, shared by the choices of a clip; then the numbers of choices are taken for
-   positions: a choice with a hit loses all its tokens, padding included. Its targets are its tokens if it was hit once,
-   and [MASK] everywhere if it was hit more often.
-3. So the masked text is no text. (Masked video is sound, but reads along with it.)
+1. Matching uses the first B of the B O rows (clip, choice) as the clips and texts of the batch.
+2. Tokens are drawn once per *column*, for all choices of a clip. The indices of choices are then used as positions, so
+   a choice with a hit loses all its tokens, including padding. Its targets are its tokens if it was hit once, and
+   [MASK] everywhere if it was hit more than once.
+3. As a result, the masked text carries no information. (Masked video is correct, but is encoded with that text.)
 """
 
 from __future__ import annotations
@@ -19,7 +19,9 @@ from meltr_violet.model.config import IGNORED
 
 
 def draw_columns(ids: Tensor, *, generator: torch.Generator | None) -> Tensor:
-    """Draw columns of the texts, (B, X): each that holds a normal token with probability 0.15, at least one of them.
+    """Draw columns of the texts, (B, X).
+
+    Each column with a normal token is drawn with probability 0.15, and at least one is drawn.
 
     Args:
         ids: Texts of all choices, (B, O, X).
@@ -45,12 +47,12 @@ def mask_choices(ids: Tensor, columns: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def matching_pairs(batch: int, choices: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Return clip and text row of the B x B pairs that the released matching loss scores, each (B, B).
+    """Return the clip and text rows of the B x B pairs that the released matching loss scores, each (B, B).
 
     Args:
         batch: B.
         choices: O.
-        device: Where.
+        device: Device of the result.
     """
     rows = torch.arange(batch, device=device)
     return (rows // choices)[:, None].expand(batch, batch), rows[None].expand(batch, batch)

@@ -1,8 +1,9 @@
 """The losses of a batch: matching, masked text, masked video, and answering, with shared encoder passes.
 
-`answer` is the cross-entropy of the right class or choice, `vtm` of the right text of each clip among all texts of the
-batch, `mtm` of masked tokens, `mvm` of the visual codes of masked cells (Fu et al. 2021, section 3.3; which task has
-which: Ko et al. 2023, appendices A.1 and H). A clip is encoded once however many losses and pairs read it.
+`answer` is the cross-entropy of the right class or choice. `vtm` is that of the right text of each clip among all texts
+of the batch, `mtm` that of masked tokens, and `mvm` that of the visual codes of masked cells (Fu et al. 2021, section
+3.3). Ko et al. 2023, appendices A.1 and H, say which task has which losses. A clip is encoded once and shared by all
+losses and pairs.
 """
 
 from __future__ import annotations
@@ -24,10 +25,10 @@ from meltr_violet.model.scoring import all_pairs, head, pooled_pairs
 from meltr_violet.model.violet import Violet
 
 TEMPERATURE = 0.05
-"""Matching scores are divided by it in the loss; evaluation does without."""
+"""The loss divides matching scores by it; evaluation does not."""
 
 LOSSES = ("answer", "classification", "vtm", "mtm", "mvm")
-"""Names that `task_losses` knows; ``classification`` is ``answer`` with class names in place of answers."""
+"""Losses that `task_losses` computes. ``classification`` is ``answer`` with class names instead of answers."""
 
 
 @dataclass(frozen=True)
@@ -48,14 +49,14 @@ class Batch:
 
     @property
     def own_ids(self) -> Tensor:
-        """The text that belongs to each clip, (B, X): with choices, that of the right one."""
+        """The text that belongs to each clip, (B, X). With choices, it is the text of the right choice."""
         if self.ids.dim() == 2:
             return self.ids
         return self.ids[torch.arange(len(self.ids), device=self.ids.device), self._right]
 
     @property
     def own_rows(self) -> Tensor:
-        """Number of that text among all rows of the batch, (B,)."""
+        """Index of the clip's own text among all rows of the batch, (B,)."""
         rows = torch.arange(len(self.ids), device=self.ids.device)
         return rows if self.ids.dim() == 2 else rows * self.ids.shape[1] + self._right
 
@@ -66,28 +67,29 @@ class Batch:
 
     @property
     def clip_of_row(self) -> Tensor:
-        """Number of the clip that each text belongs to."""
+        """Index of the clip that each text belongs to."""
         return torch.arange(len(self.rows), device=self.ids.device) // (len(self.rows) // len(self.ids))
 
     @property
     def _right(self) -> Tensor:
         if self.answer is None:
-            raise ValueError("a batch with choices needs the number of the right one in `answer`")
+            raise ValueError("a batch with choices needs the index of the right one in `answer`")
         return self.answer.clamp_min(0)
 
 
 @dataclass(frozen=True)
 class LossSettings:
-    """How the losses are made.
+    """Settings of the losses.
 
     Args:
-        clip: What matching and answering see: the ``clean`` clip (as the paper describes and the original VIOLET does),
-            or the ``masked`` one (MELTR's released code, where the clip is masked in place).
+        clip: Clip that matching and answering see: the ``clean`` one, as the paper describes and the original VIOLET
+            does, or the ``masked`` one, as MELTR's released code does by masking the clip in place.
         released_choice: Reproduce the defects of MELTR's released multiple-choice path (see
             `meltr_violet.losses.released`).
-        negatives: Texts that matching compares with: those of ``all`` processes, or of the ``own`` one as released.
-        temperature: Of matching.
-        pairs_per_pass: Most pairs that go through the transformer at a time; None: all at once.
+        negatives: Texts that matching compares with: those of ``all`` processes, or of the ``own`` process as in the
+            released code.
+        temperature: Temperature of the matching loss.
+        pairs_per_pass: Maximum number of pairs per forward pass of the transformer; None: all at once.
     """
 
     clip: Literal["clean", "masked"] = "clean"
@@ -98,18 +100,18 @@ class LossSettings:
 
 
 RELEASED = LossSettings(clip="masked", released_choice=True, negatives="own")
-"""MELTR's released code."""
+"""Settings of MELTR's released code."""
 
 
 def draw_batch_masks(
     batch: Batch, cell: int, *, settings: LossSettings | None = None, generator: torch.Generator | None
 ) -> Masks:
-    """Draw what is masked in a batch, whichever losses are wanted.
+    """Draw the masks of a batch. They do not depend on which losses are wanted.
 
     Args:
         batch: The batch.
         cell: Pixels on a side of a cell, `ModelConfig.cell`.
-        settings: How the losses are made.
+        settings: Settings of the losses.
         generator: Source of randomness; None: torch's global one.
     """
     height, width = batch.frames.shape[-2:]
@@ -123,14 +125,14 @@ def draw_batch_masks(
 def task_losses(
     model: Violet, batch: Batch, masks: Masks, *, wanted: Sequence[str], settings: LossSettings | None = None
 ) -> dict[str, Tensor]:
-    """Return the losses named in `wanted`, each 0-dim, in that order.
+    """Compute the losses named in `wanted`, each 0-dim, in that order.
 
     Args:
         model: The model, with the heads that the losses need.
         batch: The batch.
-        masks: What is masked in it, from `draw_batch_masks`.
-        wanted: Some of `LOSSES`, primary first; ``answer`` before ``vtm`` lets both share their passes.
-        settings: How they are made; None: the defaults.
+        masks: The masks of the batch, from `draw_batch_masks`.
+        wanted: Names from `LOSSES`, primary first; ``answer`` before ``vtm`` lets both share their passes.
+        settings: Settings of the losses; None: the defaults.
 
     Raises:
         ValueError: If a name is unknown, or the batch or the model lacks what a loss needs.
@@ -145,12 +147,12 @@ def task_losses(
     }
     unknown = [name for name in wanted if name not in makers]
     if unknown:
-        raise ValueError(f"no losses {unknown}: expected some of {LOSSES}")
+        raise ValueError(f"unknown losses {unknown}: choose from {LOSSES}")
     return {name: makers[name]() for name in wanted}
 
 
 class _Passes:
-    """The encoder passes of one batch, each made when a loss first needs it."""
+    """The encoder passes of one batch, each computed when a loss first needs it."""
 
     def __init__(self, model: Violet, batch: Batch, masks: Masks, settings: LossSettings) -> None:
         self.model, self.batch, self.masks, self.settings = model, batch, masks, settings
@@ -178,7 +180,7 @@ class _Passes:
         text, clip = self.model.embed_text(self.masks.ids.flatten(0, -2)), self.masked_clip
         if self.masks.ids.dim() == 2:
             return self.model.join(clip, text, self.batch.own_ids)
-        # The released code masks padding too, but does not let it be attended to.
+        # The released code masks padding too, but padding is still not attended to.
         return self.model.join(clip[self.batch.clip_of_row], text, self.batch.rows)
 
     def answer(self) -> Tensor:
@@ -194,12 +196,12 @@ class _Passes:
         return cross_entropy(head(self.model, "choice", states).view(batch.ids.shape[:2]), batch.answer)
 
     def matching(self) -> Tensor:
-        """Return the loss of finding each clip's text among those of the batch."""
+        """Return the loss of finding each clip's text among the texts of the batch."""
         scores, targets = self.matching_scores()
         return cross_entropy(scores / self.settings.temperature, targets)
 
     def matching_scores(self) -> tuple[Tensor, Tensor]:
-        """Return raw scores (B, texts) and the number of the right text, (B,)."""
+        """Return the raw scores (B, texts) and the index of the right text, (B,)."""
         size, device = len(self.batch.frames), self.batch.ids.device
         right = torch.arange(size, device=device)
         if self.released:

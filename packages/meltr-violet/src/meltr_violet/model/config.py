@@ -1,4 +1,4 @@
-"""Sizes of a VIOLET model. Imports no torch."""
+"""Sizes of a VIOLET model. This module does not import torch."""
 
 from __future__ import annotations
 
@@ -24,24 +24,24 @@ class ModelConfig:
         mlp_ratio: Hidden units of Swin's MLPs, relative to the width.
         stochastic_depth: Drop probability of the last Swin block; it grows linearly from 0.
         pixel_mean: Mean of each channel, for pixels in [0, 1].
-        pixel_std: Deviation of each channel.
-        max_frames: Rows of the frame table: the longest clip.
-        positions: Rows of the position table: one for the cls of a frame, one for each of its cells.
-        width: Width of the transformer; must be that of Swin's last stage.
+        pixel_std: Standard deviation of each channel.
+        max_frames: Rows of the frame embedding table: frames of the longest clip.
+        positions: Rows of the position embedding table: one for the cls token of a frame and one for each of its cells.
+        width: Width of the transformer; must equal the width of Swin's last stage.
         layers: Layers of the cross-modal transformer.
-        heads: Its attention heads.
-        feedforward: Hidden units of its MLPs.
+        heads: Attention heads of the cross-modal transformer.
+        feedforward: Hidden units of the MLPs of the cross-modal transformer.
         vocabulary: Size of the vocabulary.
-        text_positions: Longest text.
+        text_positions: Tokens of the longest text.
         token_types: Rows of the token type table; only the first is used.
-        dropout: Dropout of the text embedding, the transformer and its attention, and the heads.
-        codes: Visual codes that masked visual modelling predicts.
+        dropout: Dropout of the text embedding, the transformer, its attention, and the heads.
+        codes: Size of the codebook that masked visual modelling predicts from.
         text_eps: LayerNorm epsilon of the text branch and the transformer.
         video_eps: LayerNorm epsilon of the video branch.
-        start: Weights before training: ``bert`` (deviation 0.02 everywhere, as BERT and Swin have it), or ``scaled`` by
-            the number of inputs, from which narrow models learn faster.
-        attention: In both branches: ``fused`` (PyTorch's scaled dot product attention), or ``eager`` (products and
-            softmax, as in the original).
+        start: Initialisation: ``bert`` (standard deviation 0.02 everywhere, as in BERT and Swin), or ``scaled`` by the
+            number of inputs, from which narrow models learn faster.
+        attention: Attention of both branches: ``fused`` (PyTorch's scaled dot product attention), or ``eager``
+            (products and softmax, as in the original).
 
     Raises:
         ValueError: If the sizes do not fit together.
@@ -83,20 +83,20 @@ class ModelConfig:
 
     @property
     def cell(self) -> int:
-        """Pixels on a side of the square that one video token stands for: 32 with four stages."""
+        """Pixels on a side of the square that one video token covers: 32 with four stages."""
         return self.patch[1] << (len(self.swin_depths) - 1)
 
     def grid(self, height: int, width: int) -> tuple[int, int]:
-        """Return the rows and columns of cells of a picture of `height` x `width` pixels."""
+        """Return the rows and columns of cells in a picture of `height` x `width` pixels."""
         return -(-height // self.cell), -(-width // self.cell)
 
     def tokens(self, frames: int, height: int, width: int) -> int:
-        """Return the video tokens of a clip: for every frame one cls and its cells."""
+        """Return the number of video tokens of a clip: for every frame, one cls token and one token per cell."""
         rows, columns = self.grid(height, width)
         return frames * (1 + rows * columns)
 
     def without_noise(self) -> ModelConfig:
-        """Return a copy without dropout and stochastic depth."""
+        """Return a copy without dropout or stochastic depth."""
         return replace(self, dropout=0.0, stochastic_depth=0.0)
 
 
@@ -119,4 +119,4 @@ TINY = ModelConfig(
     dropout=0.0,
     start="scaled",
 )
-"""A model for miniatures and tests; `dataclasses.replace` changes sizes."""
+"""A small model for synthetic samples and tests; change sizes with `dataclasses.replace`."""

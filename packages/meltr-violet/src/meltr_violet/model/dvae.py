@@ -1,7 +1,7 @@
-"""Visual codes: the encoder of OpenAI's discrete VAE (Ramesh et al. 2021), the targets of masked video modelling.
+"""The encoder of OpenAI's discrete VAE (Ramesh et al. 2021), whose codes are the targets of masked video modelling.
 
-The published ``encoder.pkl`` is a pickled module: reading it as such runs code. Here torch's own restricted reader
-(``weights_only=True``) reads it, with every class that it names replaced by a record that only keeps tensors.
+The published ``encoder.pkl`` is a pickled module, and unpickling a module runs code. torch's restricted reader
+(``weights_only=True``) reads it here. Every class that the file names is replaced by a record that only keeps tensors.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ from meltr.weights import read_weights
 
 GROUPS = 4
 SHRINKS = 8
-"""Pixels of a side that one code stands for: three poolings by 2."""
+"""Pixels on a side of the square that one code covers: three poolings by 2."""
 
 DEPTH = 8
-"""Most levels of modules that are read: a file may hold a cycle."""
+"""Maximum depth of nested modules that is read, because a file may contain a cycle."""
 
 _RECORDED = (
     "dall_e.encoder.Encoder",
@@ -41,12 +41,12 @@ def _convolution(channels_in: int, channels_out: int, side: int) -> nn.Conv2d:
 
 
 class ResidualBlock(nn.Module):
-    """A branch of four convolutions (3x3 three times, 1x1; ReLU before each; quarter width), scaled, plus the input.
+    """The input plus a scaled branch of four convolutions: 3x3 three times, then 1x1, each after a ReLU, quarter width.
 
     Args:
-        channels_in: Channels that come.
-        channels_out: Channels that leave.
-        gain: Factor of the branch.
+        channels_in: Input channels.
+        channels_out: Output channels.
+        gain: Factor that scales the branch.
     """
 
     def __init__(self, channels_in: int, channels_out: int, gain: float) -> None:
@@ -67,12 +67,14 @@ class ResidualBlock(nn.Module):
 
 
 class CodeEncoder(nn.Module):
-    """Pictures to visual codes, one for each 8x8 square: 7x7 convolution, 4 groups of residual blocks, 1x1 convolution.
+    """Encode pictures to one visual code for each 8x8 square.
+
+    A 7x7 convolution, 4 groups of residual blocks, and a 1x1 convolution.
 
     Args:
-        width: Channels of the first group; they double with each further one.
+        width: Channels of the first group; they double with each further group.
         codes: Size of the codebook.
-        blocks: Residual blocks of a group.
+        blocks: Residual blocks per group.
     """
 
     def __init__(self, width: int = 256, codes: int = 8192, blocks: int = 2) -> None:
@@ -101,11 +103,11 @@ class CodeEncoder(nn.Module):
     def codes(self, pictures: Tensor) -> Tensor:
         """Return the codes of pictures, (N, H / 8, W / 8), int64.
 
-        In float32. The original computes all but the last convolution in float16 on a GPU, so that its prepared codes
-        can differ where two logits nearly tie.
+        The computation is in float32. The original computes all but the last convolution in float16 on a GPU, so its
+        prepared codes can differ where two logits nearly tie.
 
         Args:
-            pictures: (N, 3, H, W), in [0, 1] or bytes; 56 pixels a side for clips of 224, so that a code stands for a
+            pictures: (N, 3, H, W), in [0, 1] or bytes; 56 pixels on a side for clips of 224, so that a code covers a
                 square of 32.
         """
         pictures = pictures.float() / 255 if pictures.dtype == torch.uint8 else pictures
@@ -114,9 +116,9 @@ class CodeEncoder(nn.Module):
 
 
 def load_code_encoder(path: Path) -> CodeEncoder:
-    """Return the encoder of a file: OpenAI's ``encoder.pkl``, or its tensors as a state dict or safetensors.
+    """Load the encoder from OpenAI's ``encoder.pkl``, or from its tensors as a state dict or in safetensors format.
 
-    No code of the file is run.
+    No code from the file is run.
 
     Args:
         path: The file.
@@ -132,7 +134,7 @@ def load_code_encoder(path: Path) -> CodeEncoder:
         encoder.load_state_dict(state)
     except (KeyError, ValueError, RuntimeError) as error:
         raise UserError(
-            f"{path} is no encoder of OpenAI's discrete VAE: it holds {len(state)} tensors such as "
+            f"{path} is not an encoder of OpenAI's discrete VAE: it holds {len(state)} tensors such as "
             f"{', '.join(sorted(state)[:3])}.",
             "Give encoder.pkl of the public repository openai/DALL-E (not decoder.pkl).",
         ) from error
@@ -144,7 +146,7 @@ def _our_name(key: str) -> str:
 
 
 class _Record:
-    """Stands for a pickled module: keeps what the file says of it, and does nothing."""
+    """Placeholder for a pickled module. It keeps the attributes that the file gives it and has no behaviour."""
 
 
 def _read(path: Path) -> Mapping[str, Tensor]:
@@ -158,7 +160,7 @@ def _read(path: Path) -> Mapping[str, Tensor]:
     except Exception as error:  # a broken or hostile file can make the reader raise anything
         raise UserError(
             f"{path} cannot be read without running code from it ({path.stat().st_size:,} bytes): {_cause(error)}",
-            "Nothing of it was run. Give encoder.pkl of the public repository openai/DALL-E, or its tensors as a "
+            "No code from it was run. Give encoder.pkl of the public repository openai/DALL-E, or its tensors as a "
             ".safetensors file.",
         ) from error
     if isinstance(content, _Record):
@@ -168,18 +170,18 @@ def _read(path: Path) -> Mapping[str, Tensor]:
 
 
 def _cause(error: Exception) -> str:
-    """Return what the reader objects to, without its advice to run the file's code."""
+    """Return the reader's objection, without its advice to run the file's code."""
     text = str(error)
     if found := re.search(r"Unsupported (?:global: GLOBAL|class) ([\w.]+)", text):
         return f"it asks for {found[1]}"
     if "persistent_load" in text:
-        return "it is a module in torch's container of before version 1.6"
+        return "it is a module in the file format that torch used before version 1.6"
     found = re.search(r"WeightsUnpickler error: *\s*(.+)", text)
     return found[1] if found else f"{type(error).__name__}: {(text.strip() or 'no details').splitlines()[0]}"
 
 
 def _tensors(record: _Record, prefix: str) -> Iterator[tuple[str, Tensor]]:
-    """Yield the parameters of a pickled module and of those below it, by their dotted names."""
+    """Yield the parameters of a pickled module and its submodules, with their dotted names."""
     parameters, children = vars(record).get("_parameters"), vars(record).get("_modules")
     for name, value in parameters.items() if isinstance(parameters, dict) else ():
         if isinstance(value, Tensor):

@@ -13,18 +13,18 @@ ANSWER_DROPOUT = 0.5
 
 
 def mlp_head(width: int, outputs: int, dropout: float) -> nn.Sequential:
-    """Return dropout, D -> 2D, ReLU, 2D -> outputs; the layers 1 and 3 hold parameters.
+    """Return a head: dropout, D -> 2D, ReLU, 2D -> outputs. Layers 1 and 3 have parameters.
 
     Args:
         width: D.
         outputs: Number of outputs.
-        dropout: Drop probability of the inputs.
+        dropout: Dropout probability of the inputs.
     """
     return nn.Sequential(nn.Dropout(dropout), nn.Linear(width, 2 * width), nn.ReLU(), nn.Linear(2 * width, outputs))
 
 
 class MaskedTextHead(nn.Module):
-    """BERT's masked language head: D -> D, GELU, LayerNorm, D -> vocabulary. Not tied to the word embeddings.
+    """BERT's masked language modelling head: D -> D, GELU, LayerNorm, D -> vocabulary. Not tied to the word embeddings.
 
     Args:
         config: Sizes.

@@ -1,4 +1,4 @@
-"""Pairs of clips and texts: each is encoded once, and the transformer sees as many pairs at a time as fit."""
+"""Score pairs of clips and texts. Each clip and text is encoded once; the transformer reads the pairs in chunks."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ def pooled_pairs(
 ) -> Tensor:
     """Return the [CLS] state of each pair, (P, D).
 
-    Features may lie on another device than the model (retrieval over many clips): pairs are moved as they are needed.
+    Features may be on another device than the model (retrieval over many clips). Pairs are moved when they are needed.
 
     Args:
         model: The model.
         video: Video tokens (N, T n, D).
         text: Text embeddings (M, X, D).
         ids: Their token ids (M, X).
-        clips: Which clip of each pair, (P,).
-        texts: Which text of each pair, (P,).
-        pairs_per_pass: Most pairs at a time; None: all at once.
+        clips: Clip index of each pair, (P,).
+        texts: Text index of each pair, (P,).
+        pairs_per_pass: Maximum number of pairs per forward pass; None: all at once.
     """
     device = next(model.parameters()).device
     if len(clips) == 0:
@@ -43,7 +43,7 @@ def pooled_pairs(
 
 
 def all_pairs(clips: int, texts: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Return clip and text number of every pair, (clips * texts,) each, the texts of a clip in a row."""
+    """Return the clip and text index of every pair, (clips * texts,) each, ordered by clip."""
     return (
         torch.arange(clips, device=device).repeat_interleave(texts),
         torch.arange(texts, device=device).repeat(clips),
@@ -52,16 +52,16 @@ def all_pairs(clips: int, texts: int, device: torch.device) -> tuple[Tensor, Ten
 
 @torch.no_grad()
 def score_pairs(model: Violet, video: Tensor, ids: Tensor, *, pairs_per_pass: int = 64) -> Tensor:
-    """Return how well each text fits each clip, (M, N), in [0, 1]: sigmoid of the matching head, without temperature.
+    """Return the matching score of each text with each clip, (M, N), in [0, 1].
 
-    Clips and texts are encoded once, before and here; every pair goes through the transformer (retrieval as in the
-    original's evaluation).
+    The score is the sigmoid of the matching head, without temperature. Each text is encoded once. Every pair goes
+    through the transformer, as in the retrieval evaluation of the original.
 
     Args:
         model: The model, in eval mode.
         video: Video tokens of N clips, (N, T n, D), from `Violet.encode_video`, on any device.
         ids: Token ids of M texts, (M, X).
-        pairs_per_pass: Most pairs at a time.
+        pairs_per_pass: Maximum number of pairs per forward pass.
     """
     device = next(model.parameters()).device
     text = model.embed_text(ids.to(device))
@@ -97,7 +97,7 @@ def choice_logits(model: Violet, frames: Tensor, ids: Tensor, *, pairs_per_pass:
         model: The model.
         frames: (B, T, 3, H, W).
         ids: Question and choice, for each of O choices, (B, O, X).
-        pairs_per_pass: Most pairs at a time; None: all at once.
+        pairs_per_pass: Maximum number of pairs per forward pass; None: all at once.
     """
     batch, choices, _ = ids.shape
     flat = ids.flatten(0, 1)
@@ -118,7 +118,7 @@ def head(model: Violet, name: str, states: Tensor) -> Tensor:
     """Apply a head of the model to states (..., D).
 
     Raises:
-        ValueError: If the model was built without it.
+        ValueError: If the model was built without that head.
     """
     found = getattr(model, name)
     if found is None:

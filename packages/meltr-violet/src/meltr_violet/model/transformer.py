@@ -1,4 +1,4 @@
-"""The text embedding and the cross-modal transformer: parts of transformers' BERT, without its masks and pooling."""
+"""The text embedding and the cross-modal transformer: parts of BERT in transformers, without its masks and pooling."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from meltr_violet.model.config import ModelConfig
 
 
 def bert_config(config: ModelConfig) -> BertConfig:
-    """Return the sizes as transformers wants them."""
+    """Return the sizes as a configuration of transformers."""
     made = BertConfig(
         vocab_size=config.vocabulary,
         hidden_size=config.width,
@@ -46,7 +46,7 @@ def _layer(config: BertConfig, number: int) -> BertLayer:
 
 
 class CrossEncoder(nn.Module):
-    """The encoder layers of BERT over [video tokens ; text tokens]; only padded text is hidden, as keys.
+    """The encoder layers of BERT over [video tokens ; text tokens]. Only padded text is masked out, as keys.
 
     Args:
         config: Sizes.
@@ -70,9 +70,9 @@ class CrossEncoder(nn.Module):
         return tokens
 
     def attention(self, tokens: Tensor, visible: Tensor) -> Iterator[Tensor]:
-        """Yield the attention probabilities of every layer, (B, heads, L, L): rows are queries.
+        """Yield the attention probabilities of every layer, (B, heads, L, L). Rows are queries.
 
-        In training mode with their dropout. Padded queries have a row like any other.
+        In training mode, dropout is applied to them. Padded queries have a row like any other.
 
         Args:
             tokens: (B, L, D).
@@ -88,7 +88,7 @@ class CrossEncoder(nn.Module):
                 tokens = layer.feed_forward_chunk(attended)  # type: ignore[no-untyped-call]
 
     def _key_mask(self, tokens: Tensor, visible: Tensor) -> Tensor:
-        """Return the mask that the attention kernel wants, (B, 1, 1, L): boolean, or to be added to the logits."""
+        """Return the mask for the attention kernel, (B, 1, 1, L): boolean, or a value to add to the logits."""
         keys = visible[:, None, None, :]
         if self.bert_config._attn_implementation == "sdpa":
             return keys
@@ -97,7 +97,7 @@ class CrossEncoder(nn.Module):
 
     @contextmanager
     def _eager(self) -> Iterator[None]:
-        """Within this context the layers give their attention probabilities."""
+        """Make the layers return their attention probabilities within this context."""
         before = self.bert_config._attn_implementation
         self.bert_config._attn_implementation = "eager"
         try:

@@ -1,4 +1,4 @@
-"""The video branch: Video Swin (Liu et al. 2022) with one feature frame per frame, and the tokens made of it."""
+"""The video branch: Video Swin (Liu et al. 2022) with one feature map per frame, and the video tokens."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from meltr_violet.model.config import ModelConfig
 from meltr_violet.model.windows import WindowAttention
 
 SPREAD = 0.02
-"""Standard deviation of learned embeddings before training."""
+"""Standard deviation of the initial learned embeddings."""
 
 
 class PatchEmbedding(nn.Module):
-    """Convolution over two frames that steps one frame at a time; an all-zero frame follows the last one.
+    """Convolution over two frames with a stride of one frame. An all-zero frame is appended to the clip.
 
-    Zero after normalisation is the mean colour. Parameters have the names of torchvision's patch embedding.
+    Zero after normalisation is the mean colour. Parameters are named as in torchvision's patch embedding.
 
     Args:
         patch: Kernel (frames, rows, columns); rows and columns are also the stride.
@@ -53,9 +53,10 @@ def _block(
 class VideoSwin(nn.Module):
     """torchvision's `SwinTransformer3d` without pooling and classifier, and with the patch embedding above.
 
-    Where the feature map is not larger than the window, the window shrinks to it, and the relative positions of the
-    first rows and columns of the full window are used, as in the original: right if only time shrinks, scrambled if a
-    side of the picture does (weights were trained at 224 pixels, where none does).
+    Where the feature map is not larger than the window, the window shrinks to the map. The position bias is then taken
+    from the first rows and columns of the table for the full window, as in the original. This is right if only the time
+    axis shrinks, and scrambled if a side of the picture does. The weights were trained at 224 pixels, where no side
+    shrinks.
 
     Args:
         config: Sizes.
@@ -91,9 +92,10 @@ class VideoSwin(nn.Module):
 
 
 class VideoEncoder(nn.Module):
-    """Clips to tokens: for every frame one learned cls and its Swin cells, plus position and frame embeddings.
+    """Encode clips to tokens: for every frame, a learned cls token and its Swin cells.
 
-    There is no projection between Swin and the transformer: both have the same width.
+    Position and frame embeddings are added to them.
+    There is no projection between Swin and the transformer, because both have the same width.
 
     Args:
         config: Sizes.

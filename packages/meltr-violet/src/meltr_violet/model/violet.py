@@ -1,4 +1,4 @@
-"""VIOLET (Fu et al. 2021): video tokens, text embeddings, one transformer over both, and its heads."""
+"""The VIOLET model (Fu et al. 2021): video tokens, text embeddings, one transformer over both, and its heads."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ from meltr_violet.model.transformer import CrossEncoder, TextEmbedding
 from meltr_violet.model.video import SPREAD, VideoEncoder
 
 HEADS = ("vtm", "mtm", "mvm", "answer", "choice")
-"""Matching, masked text, masked video, answer classes, and the score of one choice."""
+"""Heads for matching, masked text, masked video, answer classes, and the score of one choice."""
 
 
 class Violet(nn.Module):
-    """The model and those of its heads that are needed.
+    """The model with the heads that are needed.
 
     Args:
         config: Sizes.
-        heads: Which of `HEADS` to make.
+        heads: Heads to build, from `HEADS`.
         answers: Classes of the ``answer`` head (open-ended answers, or actions).
         answer_dropout: Dropout of the ``answer`` head.
 
     Raises:
-        ValueError: If a head is unknown, or ``answer`` is asked for without classes.
+        ValueError: If a head is unknown, or ``answer`` is requested without classes.
     """
 
     vtm: nn.Sequential | None
@@ -48,7 +48,9 @@ class Violet(nn.Module):
         super().__init__()
         unknown = [name for name in heads if name not in HEADS]
         if unknown or ("answer" in heads and answers < 1):
-            raise ValueError(f"heads={tuple(heads)} with answers={answers}: expected some of {HEADS}, and classes")
+            raise ValueError(
+                f"heads={tuple(heads)} with answers={answers}: choose heads from {HEADS}, and give 'answer' its classes"
+            )
         self.config = config
         self.video = VideoEncoder(config)
         self.text = TextEmbedding(config)
@@ -65,7 +67,7 @@ class Violet(nn.Module):
         self._initialise()
 
     def _initialise(self) -> None:
-        """Initialise the BERT parts as BERT does, the masked text decoder with the word embeddings."""
+        """Initialise the BERT parts as BERT does, and the masked text decoder with the word embeddings."""
         parts: list[nn.Module] = [self.text, self.cross, *([] if self.mtm is None else [self.mtm])]
         for module in (module for part in parts for module in part.modules()):
             if isinstance(module, nn.Linear | nn.Embedding):
@@ -80,7 +82,7 @@ class Violet(nn.Module):
             self._scale()
 
     def _scale(self) -> None:
-        """Give products of linear layers below the heads the deviation of their input, and embeddings deviation 1."""
+        """Scale linear layers below the heads to keep the deviation of their input, and embeddings to deviation 1."""
         for module in (module for part in (self.video, self.text, self.cross) for module in part.modules()):
             if isinstance(module, nn.Linear):
                 nn.init.normal_(module.weight, std=module.in_features**-0.5)
@@ -89,14 +91,14 @@ class Violet(nn.Module):
         for parameter in (self.video.emb_cls, self.video.emb_pos, self.video.emb_len):
             nn.init.normal_(parameter)
         if isinstance(self.mvm, nn.Sequential):
-            # Most cells have one code: the bias shall learn that before the states do, which would all become one.
+            # Most cells have the same code. A small weight lets the bias learn it first; otherwise all states collapse.
             last = self.mvm[-1]
             assert isinstance(last, nn.Linear)
             with torch.no_grad():
                 last.weight.mul_(0.01)
 
     def forward(self, frames: Tensor, ids: Tensor) -> Tensor:
-        """Return the states of clips (B, T, 3, H, W) with texts (B, X), shape (B, T n + X, D)."""
+        """Return the states (B, T n + X, D) of clips (B, T, 3, H, W) paired with texts (B, X)."""
         return self.join(self.encode_video(frames), self.embed_text(ids), ids)
 
     def encode_video(self, frames: Tensor) -> Tensor:
@@ -115,22 +117,23 @@ class Violet(nn.Module):
         Args:
             video: Video tokens (B, T n, D).
             text: Text embeddings (B, X, D).
-            ids: Their token ids (B, X): padding is not attended to.
+            ids: Their token ids (B, X). Padding is not attended to.
 
         Returns:
-            States (B, T n + X, D), the text's [CLS] at T n.
+            States (B, T n + X, D). The text's [CLS] is at index T n.
         """
         states: Tensor = self.cross(torch.cat([video, text.to(video.dtype)], 1), visible(video, ids))
         return states
 
     def pooled(self, video: Tensor, text: Tensor, ids: Tensor) -> Tensor:
-        """Return the state of the text's [CLS] of each pair, (B, D); arguments as in `join`."""
+        """Return the state of the text's [CLS] of each pair, (B, D). Takes the arguments of `join`."""
         return self.join(video, text, ids)[:, video.shape[1]]
 
     def attention_received(self, video: Tensor, text: Tensor, ids: Tensor) -> Tensor:
-        """Return how much attention each position gets, summed over layers and queries, (B, T n + X).
+        """Return the attention that each position receives, (B, T n + X).
 
-        Averaged over heads; padded queries count. Arguments as in `join`.
+        It is averaged over heads and summed over layers and queries, including padded ones. Takes the arguments of
+        `join`.
         """
         layers = self.cross.attention(torch.cat([video, text.to(video.dtype)], 1), visible(video, ids))
         total = torch.zeros(())
@@ -139,18 +142,18 @@ class Violet(nn.Module):
         return total
 
     def blocks(self) -> list[nn.Module]:
-        """Return the repeated blocks: those of Swin, then the layers of the transformer."""
+        """Return the repeated blocks: Swin's blocks, then the layers of the transformer."""
         return [*self.video.swin.blocks(), *self.cross.layer]
 
     def compile(self, *arguments: Any, **settings: Any) -> None:
-        """Compile video branch, text embedding and transformer; each keeps its own graph.
+        """Compile the video branch, the text embedding and the transformer, each into a graph of its own.
 
-        The losses call these parts and not `forward`, as the number of passes differs between losses.
+        The losses call these parts instead of `forward`, because the number of passes differs between losses.
         """
         for part in (self.video, self.text, self.cross):
             part.compile(*arguments, **settings)
 
 
 def visible(video: Tensor, ids: Tensor) -> Tensor:
-    """Return which positions may be attended to, (B, T n + X): all of the video, and no padding."""
+    """Return a mask of the positions to attend to, (B, T n + X): all video tokens, and text tokens except padding."""
     return torch.cat([torch.ones(video.shape[:2], dtype=torch.bool, device=ids.device), ids != PAD], 1)

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from torchvision.models.video.swin_transformer import ShiftedWindowAttention3d
 
 SEPARATED = -100.0
-"""Added to the logits of tokens that a shift has brought into one window from different sides."""
+"""Added to the logits between tokens that a shift has brought into one window from different regions."""
 
 Triple = tuple[int, int, int]
 
@@ -35,7 +35,7 @@ class WindowAttention(ShiftedWindowAttention3d):  # type: ignore[misc]
         windows = partition(x, window)
         q, k, v = self.qkv(windows).unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4)
         mask = self._bias(window)
-        if shifted:  # the mask is that of a window of a clip, so windows join the heads
+        if shifted:  # every window of a clip has its own mask, so windows are folded into the head axis
             apart = separation(padded, window, shift, x.device)[:, None]
             mask = (mask + apart.to(mask.dtype)).flatten(0, 1)
             q, k, v = (each.reshape(batch, -1, *each.shape[2:]) for each in (q, k, v))
@@ -47,7 +47,7 @@ class WindowAttention(ShiftedWindowAttention3d):  # type: ignore[misc]
         return x[:, : size[0], : size[1], : size[2]].contiguous()
 
     def _fitted(self, size: list[int]) -> tuple[Triple, Triple]:
-        """Return window and shift, where the map is not larger than the window: the map, and no shift."""
+        """Return window and shift. Along an axis where the map fits into the window: the map's length and no shift."""
         pairs = [
             (length, 0) if length <= side else (side, step)
             for length, side, step in zip(size, self.window_size, self.shift_size, strict=True)
@@ -56,13 +56,13 @@ class WindowAttention(ShiftedWindowAttention3d):  # type: ignore[misc]
         return (t, h, w), (dt, dh, dw)
 
     def _bias(self, window: Triple) -> Tensor:
-        """Return the relative position bias, (heads, N, N); of a shrunk window the first N rows and columns."""
+        """Return the relative position bias, (heads, N, N). A shrunk window takes the first N rows and columns."""
         bias: Tensor = self.get_relative_position_bias(list(window))
         return bias[0]
 
 
 def partition(x: Tensor, window: Triple) -> Tensor:
-    """Cut (B, T, H, W, C) into windows, (B nW, N, C); each side is a multiple of the window's."""
+    """Cut (B, T, H, W, C) into windows, (B nW, N, C). Each side must be a multiple of the window's side."""
     batch, *size, width = x.shape
     t, h, w = window
     cut = x.view(batch, size[0] // t, t, size[1] // h, h, size[2] // w, w, width)
@@ -76,7 +76,7 @@ def merge(windows: Tensor, size: Triple, window: Triple, batch: int) -> Tensor:
 
 
 def separation(size: Triple, window: Triple, shift: Triple, device: torch.device) -> Tensor:
-    """Return -100 between tokens of one window that a shift has brought together, 0 elsewhere, (nW, N, N)."""
+    """Return the mask (nW, N, N): -100 between tokens of a window that come from different regions, 0 elsewhere."""
     region = torch.zeros(1, *size, 1, device=device)
     for axis, (length, side, step) in enumerate(zip(size, window, shift, strict=True)):
         if step:

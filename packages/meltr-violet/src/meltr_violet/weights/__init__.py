@@ -1,1 +1,1 @@
-"""Published weights: reading and writing them."""
+"""Read and write published weights."""

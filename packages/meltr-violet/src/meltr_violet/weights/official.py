@@ -1,4 +1,4 @@
-"""Names of parameters in the published checkpoints, and ours."""
+"""Parameter names of the published checkpoints, mapped to ours and back."""
 
 from __future__ import annotations
 
@@ -16,23 +16,23 @@ _TRUNK = (
     ("fc_mc.", "choice."),
 )
 TIED_BIAS = "fc_mtm.predictions.bias"
-"""A second name of ``fc_mtm.predictions.decoder.bias``: one parameter of the original."""
+"""Second name of ``fc_mtm.predictions.decoder.bias``: both are one parameter in the original."""
 
 _INDEX = ("relative_position_index", "position_ids", "token_type_ids")
 
 
 def is_index(key: str) -> bool:
-    """Tell whether a key names an index buffer, which is a constant and need not be there."""
+    """Return True if `key` names an index buffer. Such a buffer is constant and may be missing."""
     return key.rpartition(".")[2] in _INDEX
 
 
 def from_official(key: str, *, fc: str = "vtm") -> str | None:
-    """Return our name of an official key, None if it is none of VIOLET's.
+    """Return our name for an official key, or None if the key does not belong to VIOLET.
 
     Args:
         key: The official name.
-        fc: Which of our heads the key ``fc`` is: ``vtm`` in pre-training and retrieval checkpoints, ``answer`` or
-            ``choice`` in the original's fine-tuned ones.
+        fc: Our head for the key ``fc``: ``vtm`` in pre-training and retrieval checkpoints, ``answer`` or ``choice`` in
+            the original's fine-tuned ones.
     """
     prefixes = (*_TRUNK, ("fc.", f"{fc}."))
     for official, ours in prefixes:
@@ -42,14 +42,14 @@ def from_official(key: str, *, fc: str = "vtm") -> str | None:
 
 
 def to_official(name: str, *, vtm: str = "fc") -> str:
-    """Return the official key of one of our names.
+    """Return the official key for one of our names.
 
     Args:
-        name: Our name of a parameter or buffer.
+        name: Our name for a parameter or buffer.
         vtm: The official name of the matching head: ``fc`` (pre-training, retrieval), ``fc_vtm`` (MELTR's answering).
 
     Raises:
-        KeyError: If it is no name of ours.
+        KeyError: If `name` is not one of our names.
     """
     for official, ours in (("fc_vtm." if vtm == "fc_vtm" else "fc.", "vtm."), *_TRUNK):
         if name.startswith(ours):
@@ -58,7 +58,7 @@ def to_official(name: str, *, vtm: str = "fc") -> str:
 
 
 def _swin_from_official(rest: str) -> str:
-    """Map ``swin.layers.s.blocks.b.mlp.fc1`` to ``swin.features.2s.b.mlp.0``, and what belongs to it."""
+    """Map ``swin.layers.s.blocks.b.mlp.fc1`` to ``swin.features.2s.b.mlp.0``, and the other Swin keys alike."""
     found = _STAGE.search(rest)
     if found is None:
         return rest

@@ -1,6 +1,6 @@
-"""Start from published weights: VIOLET's own checkpoint, or Video Swin and BERT by themselves; and write them back.
+"""Load published weights (VIOLET's own checkpoint, or Video Swin and BERT separately), and export them.
 
-Every key of a file is accounted for in a `LoadReport`. Nothing is left out silently.
+Every key of a file is accounted for in a `LoadReport`. No key is skipped silently.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from meltr_violet.model.violet import Violet
 from meltr_violet.weights.official import TIED_BIAS, from_official, is_index, to_official
 
 Fc = Literal["vtm", "answer", "choice", "none"]
-"""Which head takes the key ``fc`` of an official file; ``none``: no head, as MELTR's answering code does."""
+"""Head that receives the key ``fc`` of an official file; ``none``: no head, as in MELTR's answering code."""
 
 OURS = ("video.", "text.", "cross.")
 
@@ -41,18 +41,18 @@ _CHECKPOINT = FileKind(
 
 
 def load_checkpoint(model: Violet, path: Path, *, fc: Fc = "vtm") -> LoadReport:
-    """Load a VIOLET checkpoint: official keys, or those of a run of meltr.
+    """Load a VIOLET checkpoint with official keys or with the keys of a meltr run.
 
-    A head of another shape (answers of another data set) and a head that the file lacks stay as initialised and are
-    named in the report; a trunk that is incomplete is an error.
+    A head that has another shape in the file (answers of another data set) or is missing from it keeps its initial
+    weights, and the report names it. An incomplete trunk is an error.
 
     Args:
         model: The model; changed in place.
-        path: ``ckpt_violet_pretrain.pt``, a safetensors file of the same keys, or ``backbone.safetensors`` of a run.
-        fc: Which head takes the official key ``fc``. The pre-trained one scores matching.
+        path: ``ckpt_violet_pretrain.pt``, a safetensors file with the same keys, or ``backbone.safetensors`` of a run.
+        fc: Head that receives the official key ``fc``. The pre-trained one scores matching.
 
     Raises:
-        UserError: If the file cannot be read, or is that of another model or of another size.
+        UserError: If the file cannot be read, or belongs to another model or another size.
     """
     state = read_weights(path)
     renamed: dict[str, Tensor] = {}
@@ -67,7 +67,7 @@ def load_checkpoint(model: Violet, path: Path, *, fc: Fc = "vtm") -> LoadReport:
         elif is_index(key):
             ignored[key] = "a constant index"
         elif key == TIED_BIAS and TIED_BIAS.replace("bias", "decoder.bias") in state:
-            ignored[key] = "a second name of the decoder's bias"
+            ignored[key] = "a second name for the decoder's bias"
         else:
             renamed["mtm.decoder.bias" if key == TIED_BIAS else name] = value
     report = compare(model, renamed, source=path, unexpected=unexpected, ignored=ignored, skip=is_index)
@@ -77,7 +77,7 @@ def load_checkpoint(model: Violet, path: Path, *, fc: Fc = "vtm") -> LoadReport:
 
 
 def _our_name(key: str, state: Mapping[str, Tensor], fc: Fc) -> str | None:
-    """Return our name of a key, "" for a head that is not wanted, None for an unknown key."""
+    """Return our name for a key, "" for a head that is not wanted, None for an unknown key."""
     if key.startswith("fc."):
         taken = fc == "vtm" and any(other.startswith("fc_vtm.") for other in state)
         return "" if fc == "none" or taken else from_official(key, fc=fc)
@@ -91,10 +91,10 @@ def load_video_swin(model: Violet, path: Path) -> LoadReport:
 
     Args:
         model: The model; changed in place.
-        path: The file; keys may have a prefix ``backbone.``, and a classifier is left out.
+        path: The file. Keys may have a prefix ``backbone.``; a classifier is skipped.
 
     Raises:
-        UserError: If it cannot be read, or does not fit the video branch.
+        UserError: If the file cannot be read, or does not fit the video branch.
     """
     return _load_part(model, path, prefix=("video.swin.",), rename=_swin_name, what="Video Swin")
 
@@ -102,15 +102,15 @@ def load_video_swin(model: Violet, path: Path) -> LoadReport:
 def load_bert(model: Violet, path: Path) -> LoadReport:
     """Load BERT (``model.safetensors`` or ``pytorch_model.bin`` of bert-base-uncased).
 
-    Into text embedding, transformer and masked text head; its decoder starts equal to the word embeddings if the file
-    has none.
+    It fills the text embedding, the transformer and the masked text head. If the file has no decoder, the decoder of
+    that head is set to the word embeddings.
 
     Args:
         model: The model; changed in place.
         path: The file.
 
     Raises:
-        UserError: If it cannot be read, or is not BERT of this size.
+        UserError: If the file cannot be read, or is not BERT of this size.
     """
     report = _load_part(model, path, prefix=("text.", "cross.", "mtm."), rename=_bert_name, what="BERT")
     if model.mtm is not None and "mtm.decoder.weight" in report.missing:
@@ -153,7 +153,7 @@ def _bert_name(key: str) -> str | None:
 
 
 def official_state(model: Violet, *, vtm: Literal["fc", "fc_vtm"] = "fc") -> dict[str, Tensor]:
-    """Return the weights under their official keys, so that the original code can load them.
+    """Return the weights with their official keys, so that the original code can load them.
 
     Args:
         model: The model.

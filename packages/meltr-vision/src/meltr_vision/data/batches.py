@@ -1,4 +1,4 @@
-"""Batches of resident images: a pure function of (seed, epoch, index), augmented by index arithmetic."""
+"""Batches of images in device memory: a pure function of (seed, epoch, index), augmented by index arithmetic."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from meltr.seeding import derive
 
 @dataclass(frozen=True)
 class Pipeline:
-    """What happens to an image between memory and model.
+    """Augmentation and normalisation of images.
 
     Args:
-        mean: (C,), subtracted from values in 0..1.
-        std: (C,), divided by.
+        mean: Mean of each channel in 0..1, (C,), which is subtracted.
+        std: Standard deviation of each channel in 0..1, (C,), which is divided by.
         image_size: Side that the model sees; images of another side are resized.
-        flip: Random horizontal flip while training.
-        padding: Pixels of padding before the random crop back to size while training; 0: no crop.
+        flip: Random horizontal flip in training.
+        padding: Pixels of padding before the random crop back to size in training; 0: no crop.
         padding_mode: ``zeros`` (black) or ``reflect``.
     """
 
@@ -47,15 +47,15 @@ class Pipeline:
 
 
 def crop_and_flip(pixels: Tensor, *, top: Tensor, left: Tensor, flip: Tensor, padding: int, mode: str) -> Tensor:
-    """Pad by `padding`, cut a window of the old size at (top, left) out of each image, and mirror some.
+    """Pad each image by `padding`, crop a window of the original size at (top, left), and flip some of them.
 
-    One gather for the whole batch; nothing is padded in memory.
+    This is one gather for the whole batch, and nothing is padded in memory.
 
     Args:
         pixels: (B, C, S, S).
         top: (B,), first row of the window in the padded image, 0 to 2 padding.
-        left: (B,), first column.
-        flip: (B,) bool: mirror left and right after the crop.
+        left: (B,), first column, 0 to 2 padding.
+        flip: (B,) bool, True: flip horizontally after the crop.
         padding: Pixels on each side; below S for ``reflect``.
         mode: ``zeros`` or ``reflect`` (without repeating the edge).
     """
@@ -77,21 +77,21 @@ def crop_and_flip(pixels: Tensor, *, top: Tensor, left: Tensor, flip: Tensor, pa
 
 
 class ImageBatches:
-    """Training batches ``{"image": (B, C, S, S) float32, "label": (B,) int64}`` of resident images.
+    """Training batches ``{"image": (B, C, S, S) float32, "label": (B,) int64}`` of images in device memory.
 
-    Order and augmentation are drawn on the CPU, from (seed, epoch) and from (seed, epoch, index), and sent to the
-    device in one small transfer a batch: every device sees the same batches, and any batch can be made on its own.
+    Order and augmentation are drawn on the CPU from (seed, epoch) and (seed, epoch, index), and copied to the device in
+    one small transfer per batch. So batches do not depend on the device, and any batch can be made on its own.
 
     Args:
         images: (N, C, S, S) uint8, on the run's device; shared with other splits.
-        labels: (N,) int64, there too.
-        indices: Which of them belong to this split, (n,).
+        labels: (N,) int64, on the same device.
+        indices: Indices of the images of this split, (n,).
         pipeline: Augmentation and normalisation.
-        batch_size: Images a batch, over all processes; a smaller set gives one smaller batch.
-        seed: Of order and augmentation.
-        drop_last: Leave out the last, smaller batch when there is more than one.
-        rank: Number of this process: it gets its own part of every batch.
-        world_size: How many processes share every batch.
+        batch_size: Images per batch over all processes; a smaller set gives one smaller batch.
+        seed: Seed of order and augmentation.
+        drop_last: True: skip the last, smaller batch if there is more than one.
+        rank: Rank of this process, which gets its own part of every batch.
+        world_size: Number of processes that share every batch.
 
     Raises:
         ValueError: If there are more processes than images.
@@ -154,15 +154,15 @@ class ImageBatches:
 
 @dataclass(frozen=True)
 class EvalSplit:
-    """A split to evaluate on, without augmentation.
+    """A split for evaluation, without augmentation.
 
     Args:
         images: (N, C, S, S) uint8 on the run's device; shared with other splits.
         labels: (N,) int64.
-        indices: (n,) int64 on the CPU: which of them belong to this split.
-        pipeline: For the normalisation.
+        indices: Indices of the images of this split, (n,) int64 on the CPU.
+        pipeline: Normalisation; its augmentation is not used.
         names: Class names.
-        files: File of each of the N images, where there are files.
+        files: File of each of the N images, if there are files.
     """
 
     images: Tensor
@@ -176,6 +176,6 @@ class EvalSplit:
         return len(self.indices)
 
     def batches(self, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yield (images (B, C, S, S) float32, labels (B,)) in order, the last batch smaller."""
+        """Yield (images (B, C, S, S) float32, labels (B,)) in order. The last batch may be smaller."""
         for chosen in self.indices.to(self.images.device).split(batch_size):
             yield self.pipeline.normalise(self.images[chosen]), self.labels[chosen]

@@ -1,4 +1,4 @@
-"""Reader of image folders: ``train/<class>/*``, and ``val/`` and ``test/`` where they exist."""
+"""Read image folders: ``train/<class>/*``, and ``val/`` and ``test/`` if they exist."""
 
 from __future__ import annotations
 
@@ -16,26 +16,26 @@ from meltr.errors import UserError
 from meltr_vision.data.images import ImageSet, Splits, how_to_get
 
 SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm"})
-"""Endings that count as images."""
+"""Endings of image files."""
 
 SHOWN = 5
-"""Files named in a message."""
+"""Maximum number of files in a message."""
 
 
 def read_image_folder(root: Path | None, *, size: int) -> Splits:
-    """Read all images below `root` as RGB, the shorter side resized to `size`, the middle square cut out.
+    """Read all images below `root` as RGB, with the shorter side resized to `size`, and crop the centre square.
 
     Args:
         root: Folder with ``train/``, and optionally ``val/`` and ``test/``.
         size: Side of the squares in pixels.
 
     Raises:
-        UserError: If folders are missing or empty, classes differ between splits, images cannot be read (counted, the
-            first ones named), or all images together would not fit into memory.
+        UserError: If folders are missing or empty, classes differ between splits, images cannot be read (with their
+            number and the first ones), or the images would not fit into memory.
     """
     hint = how_to_get("image_folder", fetchable=False)
     if root is None:
-        raise UserError("image_folder needs your images, and --data-root was not given.", hint)
+        raise UserError("image_folder needs your images, but --data-root was not given.", hint)
     if not (root / "train").is_dir():
         state = "has no folder train/" if root.is_dir() else "does not exist"
         raise UserError(f"{root} {state}.", hint)
@@ -45,7 +45,7 @@ def read_image_folder(root: Path | None, *, size: int) -> Splits:
     listed = {part: _list(root / part, names) for part in ("train", "val", "test") if (root / part).is_dir()}
     if not listed["train"]:
         endings = " ".join(sorted(SUFFIXES))
-        raise UserError(f"{root / 'train'} holds no images.", f"Endings that count: {endings}.")
+        raise UserError(f"{root / 'train'} holds no images.", f"Endings of images: {endings}.")
     _check_memory(sum(map(len, listed.values())), size)
     found = {part: _read(root, files, names, size=size) for part, files in listed.items() if files}
     return Splits(train=found["train"], validation=found.get("val"), test=found.get("test"))
@@ -62,7 +62,7 @@ def _list(folder: Path, names: Sequence[str]) -> list[tuple[Path, int]]:
     unknown = [entry.name for entry in classes if entry.name not in label]
     if unknown:
         raise UserError(
-            f"{folder} has classes that train/ has not: {', '.join(unknown[:SHOWN])} ({len(unknown)} in all).",
+            f"{folder} has classes that train/ lacks: {', '.join(unknown[:SHOWN])} ({len(unknown)} in all).",
             f"Classes of train/: {', '.join(names[:20])}{' ...' if len(names) > 20 else ''}. Rename or remove them.",
         )
     return [
@@ -74,7 +74,7 @@ def _list(folder: Path, names: Sequence[str]) -> list[tuple[Path, int]]:
 
 
 def _check_memory(count: int, size: int) -> None:
-    """Refuse more than half of the machine's memory: the images stay in memory, uncompressed."""
+    """Raise a UserError if the images, which stay in memory uncompressed, need more than half of the memory."""
     needed = count * 3 * size * size
     try:
         physical = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
@@ -89,11 +89,11 @@ def _check_memory(count: int, size: int) -> None:
 
 
 def read_square(file: Path, size: int, *, channels: int = 3) -> npt.NDArray[np.uint8] | str:
-    """Return one image as (channels, size, size), or what is wrong with it.
+    """Return one image as (channels, size, size), or the reason why it cannot be read.
 
     Args:
-        file: The image; of a moving one, the first frame is taken.
-        size: Side in pixels that its shorter side is resized to; then the middle is cut out.
+        file: The image; an animated one gives its first frame.
+        size: Length in pixels that the shorter side is resized to; then the centre is cropped.
         channels: 3: RGB; 1: grey.
     """
     try:

@@ -1,4 +1,4 @@
-"""A labelled set of images in memory, and the shape of the data sets that come in official files."""
+"""Labelled images in memory, and readers of the data sets with official files."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class ImageSet:
         images: (N, C, S, S) uint8.
         labels: (N,) int64, below ``len(names)``.
         names: Class names in the order of the labels.
-        files: File of each image, where there are files.
+        files: File of each image, if there are files.
     """
 
     images: npt.NDArray[np.uint8]
@@ -38,7 +38,7 @@ class ImageSet:
 
 @dataclass(frozen=True)
 class Splits:
-    """What a reader found: a training split, and the others where the data set has them."""
+    """Splits of a data set: training, and the others if the data set has them."""
 
     train: ImageSet
     validation: ImageSet | None = None
@@ -50,7 +50,7 @@ class Cifar:
     """One of the two CIFAR data sets in its official "python version".
 
     Args:
-        dataset: Its name.
+        dataset: Name of the data set.
         folder: Folder inside the archive.
         train: Files of the training split.
         test: File of the test split.
@@ -58,8 +58,8 @@ class Cifar:
         label_key: Entry with the labels.
         names_key: Entry with the class names.
         classes: Number of classes.
-        url: Official archive.
-        md5: Its digest, from the official page.
+        url: Address of the official archive.
+        md5: Digest of the archive, from the official page.
     """
 
     dataset: str
@@ -108,27 +108,27 @@ CIFARS = {
 
 
 def how_to_get(dataset: str, *, fetchable: bool) -> str:
-    """Return the hint for missing files: the layout, and the command that puts it right."""
+    """Return the hint for missing files: the layout, and the command that gets them."""
     layout = LAYOUTS[dataset].replace("\n", "\n    ")
-    fetch = "\nOr let meltr fetch the official files there: --data-root DIR --set download=true" if fetchable else ""
+    fetch = "\nOr let meltr download the official files: --data-root DIR --set download=true" if fetchable else ""
     return f"Point --data-root DIR to a folder DIR with\n    {layout}{fetch}"
 
 
 def read_cifar(cifar: Cifar, root: Path | None, *, fetch: bool, progress: Progress | None = None) -> Splits:
-    """Read CIFAR from the official files; 50,000 training and 10,000 test images of shape (3, 32, 32).
+    """Read CIFAR from the official files: 50,000 training and 10,000 test images of shape (3, 32, 32).
 
     Args:
-        cifar: Which of the two.
-        root: The official folder, or the folder that holds it.
-        fetch: Download the official archive if files are missing.
-        progress: Of the download.
+        cifar: The data set.
+        root: The official folder, or the folder that contains it.
+        fetch: True: download the official archive if files are missing.
+        progress: Callback for the progress of the download.
 
     Raises:
-        UserError: If files are missing or broken: what was found, the layout and the command.
+        UserError: If files are missing or broken. The error says what was found, the layout and the command.
     """
     hint = how_to_get(cifar.dataset, fetchable=True)
     if root is None:
-        raise UserError(f"{cifar.dataset} needs its files, and --data-root was not given.", hint)
+        raise UserError(f"{cifar.dataset} needs its files, but --data-root was not given.", hint)
     folder = root if root.name == cifar.folder or (root / cifar.meta).is_file() else root / cifar.folder
     missing = [name for name in cifar.files if not (folder / name).is_file()]
     if missing and fetch:
@@ -170,7 +170,7 @@ def _names(cifar: Cifar, file: Path) -> tuple[str, ...]:
 
 
 def _read_batch(cifar: Cifar, file: Path, names: tuple[str, ...]) -> ImageSet:
-    """Read one official file: rows of 3,072 bytes, red, green and blue planes of 32 rows each."""
+    """Read one official file. A row has 3,072 bytes: red, green and blue planes of 32 rows each."""
     content = load_pickle(file)
     data, raw = _entry(cifar, file, content, "data"), _entry(cifar, file, content, cifar.label_key)
     if not isinstance(data, np.ndarray) or data.dtype != np.uint8 or data.ndim != 2 or data.shape[1] != 3 * 32 * 32:
@@ -179,18 +179,18 @@ def _read_batch(cifar: Cifar, file: Path, names: tuple[str, ...]) -> ImageSet:
     try:
         labels = np.asarray(raw, dtype=np.int64)
     except (TypeError, ValueError, OverflowError):
-        raise _broken(cifar, file, f"{cifar.label_key} holds something else than whole numbers")
+        raise _broken(cifar, file, f"{cifar.label_key} does not hold whole numbers")
     if labels.shape != (len(data),) or len(data) == 0:
-        raise _broken(cifar, file, f"{len(data)} images and labels of shape {labels.shape}")
+        raise _broken(cifar, file, f"it has {len(data)} images, but labels of shape {labels.shape}")
     if labels.min() < 0 or labels.max() >= cifar.classes:
         raise _broken(cifar, file, f"labels from {labels.min()} to {labels.max()}, expected 0 to {cifar.classes - 1}")
     return ImageSet(data.reshape(-1, 3, 32, 32), labels, names)
 
 
 def read_digits() -> Splits:
-    """Return scikit-learn's 1,797 digits, (1, 8, 8), grey values 0..16 stretched to 0..255; a fifth is the test split.
+    """Return scikit-learn's 1,797 digits, (1, 8, 8), with grey values 0..16 scaled to 0..255.
 
-    The test split is cut once and for all (class-balanced, its own seed), so that no setting changes it.
+    A fifth of them is the test split. It is class-balanced and has a fixed seed, so that no setting changes it.
     """
     from sklearn.datasets import load_digits
 
@@ -206,14 +206,14 @@ def read_digits() -> Splits:
 
 
 def miniature(classes: int, *, size: int = 32, train: int = 20, test: int = 5, seed: int = 0) -> Splits:
-    """Make a learnable stand-in for a data set: each class is a coloured grating of its own, under noise.
+    """Make a learnable synthetic sample of a data set: each class is its own coloured grating with noise.
 
     Args:
         classes: Number of classes.
         size: Side of the images in pixels.
-        train: Training images a class.
-        test: Test images a class.
-        seed: Of the gratings and the noise.
+        train: Training images per class.
+        test: Test images per class.
+        seed: Seed of the gratings and the noise.
     """
     rng = np.random.default_rng(seed)
     angle, frequency = rng.uniform(0, np.pi, classes), rng.uniform(1, 4, classes)

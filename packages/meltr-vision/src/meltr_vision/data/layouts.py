@@ -1,4 +1,4 @@
-"""Which file goes where, for the messages about missing files. Imports no torch."""
+"""Layouts of the data sets, for the messages about missing files. This module does not import torch."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ LAYOUTS = {
     "cifar10": "cifar-10-batches-py/\n    data_batch_1 ... data_batch_5  test_batch  batches.meta",
     "image_folder": (
         "train/\n    <class>/*.jpg, *.png, ...\n    <class>/...\n"
-        "val/   (optional: else cut from train)\ntest/  (optional)"
+        "val/   (optional; otherwise split off from train)\ntest/  (optional)"
     ),
 }
-"""Data set -> what lies below ``--data-root``."""
+"""Data set -> files below ``--data-root``."""

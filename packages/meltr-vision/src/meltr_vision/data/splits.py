@@ -1,4 +1,4 @@
-"""From a run's description to its splits, resident on the device."""
+"""Read the data set of a run and make its splits in device memory."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from meltr_vision.data.images import CIFARS, ImageSet, Splits, miniature, read_c
 from meltr_vision.options import VisionOptions
 
 FOLDER_SIZE = 224
-"""Side in pixels of folder images where ``options.image_size`` says nothing."""
+"""Side in pixels of folder images if ``options.image_size`` is not set."""
 
 NORMALISATION = {
     "cifar100": ((0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762)),
@@ -27,20 +27,20 @@ NORMALISATION = {
     "digits": ((0.3053,), (0.3761,)),
     "image_folder": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
 }
-"""Data set -> channel means and deviations of its training images in 0..1 (ImageNet's for folders)."""
+"""Data set -> channel means and standard deviations of its training images in 0..1 (ImageNet's for folders)."""
 
 TRAIN_STREAM, HELD_OUT_STREAM = 0, 1
-"""Streams of the run's seed, so that the held-out batches are drawn independently of the training batches."""
+"""Streams of the run's seed, so that held-out batches are drawn independently of training batches."""
 
 
 def build_data(context: RunContext) -> Data:
-    """Read the data set of a run, put it on the device and cut its splits.
+    """Read the data set of a run, put it on the device and make its splits.
 
-    Validation comes from the data set where it has such a split, else from training; the held-out part is cut only for
-    ``bilevel.outer_batch=held_out``.
+    If the data set has no validation split, one is taken from the training images. Held-out images are taken from them
+    only for ``bilevel.outer_batch=held_out``.
 
     Raises:
-        UserError: If files are missing or broken, or nothing is left to train on.
+        UserError: If files are missing or broken, or no training images are left.
     """
     spec, options = context.spec, context.options
     read = _read(context)
@@ -91,7 +91,7 @@ def _read(context: RunContext) -> Splits:
         return read_cifar(cifar, spec.data_root, fetch=spec.data.download, progress=_show)
     if spec.dataset != "image_folder":
         raise UserError(
-            f"The vision backbone cannot read data set {spec.dataset!r}.", "See what it can read: meltr list"
+            f"The vision backbone cannot read the data set {spec.dataset!r}.", "List what it can read: meltr list"
         )
     if spec.sample:
         return miniature(4)
@@ -99,7 +99,7 @@ def _read(context: RunContext) -> Splits:
 
 
 def _show(done: int, total: int | None) -> None:
-    """Show a download on a terminal."""
+    """Show the progress of a download on a terminal."""
     if sys.stderr.isatty():
         whole = f" of {total / 2**20:.0f}" if total else ""
         end = "\n" if done == total else ""
@@ -121,7 +121,7 @@ def _own_split(read: ImageSet, pipeline: Pipeline, context: RunContext) -> EvalS
 def _eval_split(
     read: ImageSet, images: Tensor, labels: Tensor, indices: Indices, *, pipeline: Pipeline, context: RunContext
 ) -> EvalSplit | None:
-    """Return the split of `indices`, cut to ``data.eval_limit``; None if it is empty."""
+    """Return the split of `indices`, limited to ``data.eval_limit`` images; None if it is empty."""
     limits = context.spec.data
     kept = limit_indices(len(indices), limits.eval_limit, seed=limits.split_seed, labels=read.labels[indices])
     if not len(kept):
@@ -141,8 +141,8 @@ def _pipeline(dataset: str, options: VisionOptions, train: ImageSet) -> Pipeline
     padding = small if options.augment_padding is None else options.augment_padding
     if padding >= size:
         raise UserError(
-            f"options.augment_padding={padding} is not below the {size} pixels of an image.",
-            f"Choose 0 to {size - 1}; usual: {small}.",
+            f"options.augment_padding={padding} must be smaller than the image side of {size} pixels.",
+            f"Choose 0 to {size - 1}; a usual value is {small}.",
         )
     flip = dataset != "digits" if options.flip is None else options.flip
     return Pipeline(
@@ -156,7 +156,7 @@ def _pipeline(dataset: str, options: VisionOptions, train: ImageSet) -> Pipeline
 
 
 def _normalisation(dataset: str, options: VisionOptions) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Return means and deviations: as given, else those of the pretrained weights, else the data set's."""
+    """Return means and standard deviations: the given ones, else those of the pretrained weights or of the data set."""
     mean, std = NORMALISATION[dataset]
     if options.pretrained and options.timm_name is not None and len(mean) == 3:
         import timm
