@@ -45,7 +45,7 @@ def run_ranks(
     shared: TCPStore | None = None,
     attempt: int = 0,
     delay: float = 0.0,
-    timeout: float = 60.0,
+    timeout: float = 300.0,
 ) -> list[Ended]:
     """Call ``function(ranks, *words)`` in `size` processes inside `meltr.parallel.ranks.joined`; return how each ended.
 

@@ -19,7 +19,7 @@ def trained():
     """What one process and two found, each after 20 steps with an outer step every second one."""
     torch.set_num_threads(1)
     one = train_all(Ranks.single(torch.device("cpu")), *(f"one:{case}" for case in DDP))
-    return one, [ended.result for ended in run_ranks(train_all, words=TWO, timeout=300)]
+    return one, [ended.result for ended in run_ranks(train_all, words=TWO, timeout=600)]
 
 
 @pytest.mark.parametrize("name", TWO)
