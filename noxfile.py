@@ -54,6 +54,15 @@ def tests(session: nox.Session) -> None:
 
 
 @nox.session
+def coverage(session: nox.Session) -> None:
+    """The same tests with their coverage, printed by room. Measuring slows them down, so it is a session of its own."""
+    install_all(session, "pytest", "pytest-xdist", "pytest-cov", "hypothesis", "scipy", *SOLVERS)
+    options = ("-n", "2", "-m", "not slow and not gpu", "--cov", "--cov-report=")
+    session.run("pytest", *options, *session.posargs, env={"OMP_NUM_THREADS": "1"})
+    session.run("python", f"{CORE}/tests/helpers/coverage_rooms.py")
+
+
+@nox.session
 def tests_slow(session: nox.Session) -> None:
     """The slow tests."""
     install_all(session, "pytest", "pytest-xdist", "hypothesis", "scipy")

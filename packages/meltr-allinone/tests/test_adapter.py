@@ -10,11 +10,10 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
-from typer.testing import CliRunner
 
 import meltr
 from allinone_clips import SMALL
-from meltr.cli.app import build_app
+from command_line import call
 from meltr.context import Data, PredictRequest, RunContext
 from meltr.engine.run import execute
 from meltr.errors import UserError
@@ -295,7 +294,7 @@ def test_what_a_run_cannot_be_asked(trained: Callable[..., Any], clips: list[Pat
 
 def test_real_data_is_asked_for_by_name(tmp_path: Path) -> None:
     words = ["run", "--backbone", "allinone", "--task", "retrieval", "--dataset", "msrvtt-7k"]
-    result = CliRunner().invoke(build_app(discover()), [*words, "--output-dir", str(tmp_path)])
+    result = call(*words, "--output-dir", tmp_path)
     assert result.exit_code == 2
     for name in ("--data-root", "train_list_7k.txt", "--sample"):
         assert name in result.output

@@ -12,10 +12,9 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
-from typer.testing import CliRunner
 
 import meltr
-from meltr.cli.app import build_app
+from command_line import call
 from meltr.context import Data, PredictRequest, RunContext
 from meltr.engine.built_run import open_run
 from meltr.engine.run import execute
@@ -331,7 +330,7 @@ def test_real_data_is_asked_for_by_name(tmp_path: Path) -> None:
         "--output-dir",
         str(tmp_path),
     ]
-    result = CliRunner().invoke(build_app(discover()), words)
+    result = call(*words)
     assert result.exit_code == 2
     for name in ("--data-root", "youcookii_annotations_trainval.json", "--sample"):
         assert name in result.output

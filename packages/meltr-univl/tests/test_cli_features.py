@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import json
 from pathlib import Path
 from typing import Any
@@ -10,17 +9,13 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
-from typer.testing import CliRunner
 
+import command_line
 from meltr.cli.app import build_app
-from meltr.plugins import discover
 from meltr_univl import commands
 from meltr_univl.features.files import open_features
 
-
-@pytest.fixture(autouse=True)
-def _no_plugins(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(importlib.metadata, "entry_points", lambda group: [])
+pytestmark = pytest.mark.usefixtures("no_installed_plugins")
 
 
 @pytest.fixture
@@ -37,10 +32,10 @@ def root(tmp_path: Path) -> Path:
 
 
 def call(root: Path, out: Path, *options: object) -> Any:
-    app = build_app(discover())
+    app = build_app()
     commands.register(app)
     words = ["data", "features", "--dataset", "manifest", "--data-root", root, "--out", out, "--workers", 0, *options]
-    return CliRunner().invoke(app, [str(word) for word in words])
+    return command_line.call(*words, app=app)
 
 
 def test_features_of_a_manifest(root: Path, tmp_path: Path) -> None:

@@ -10,10 +10,9 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from typer.testing import CliRunner
 
+import command_line
 import meltr
-from meltr.cli.app import build_app
 from meltr.context import RunContext
 from meltr.engine.run import execute
 from meltr.errors import UserError
@@ -195,7 +194,7 @@ def test_a_resumed_run_ends_like_an_uninterrupted_one(make_spec: MakeSpec, tmp_p
 
 
 def call(*words: object) -> Any:
-    result = CliRunner().invoke(build_app(discover()), [str(word) for word in words])
+    result = command_line.call(*words)
     assert result.exit_code == 0, result.output
     return result
 
@@ -225,7 +224,7 @@ def test_run_evaluate_and_predict_from_the_command_line(sample: Callable[[str], 
 
 def test_real_data_is_asked_for_by_name(tmp_path: Path) -> None:
     words = ["run", "--backbone", "violet", "--task", "qa", "--dataset", "msvd", "--output-dir", str(tmp_path)]
-    result = CliRunner().invoke(build_app(discover()), words)
+    result = command_line.call(*words)
     assert result.exit_code == 2
     for name in ("--data-root", "train_qa.json", "img_msvd.pkl", "--sample"):
         assert name in result.output

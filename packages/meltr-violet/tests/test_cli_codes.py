@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import importlib.metadata
 import io
 import json
 import pickle
@@ -13,26 +12,22 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import save_file
-from typer.testing import CliRunner
 
+import command_line
 from meltr.cli.app import build_app
-from meltr.plugins import discover
 from meltr_violet import commands
 from meltr_violet.data.code_extraction import compute, fingerprint
 from meltr_violet.data.code_file import CodeFile
 from meltr_violet.data.prepared_frames import PreparedFrames
 from meltr_violet.model.dvae import CodeEncoder
 
-
-@pytest.fixture(autouse=True)
-def _no_plugins(monkeypatch):
-    monkeypatch.setattr(importlib.metadata, "entry_points", lambda group: [])
+pytestmark = pytest.mark.usefixtures("no_installed_plugins")
 
 
 def call(*words: object):
-    app = build_app(discover())
+    app = build_app()
     commands.register(app)
-    return CliRunner().invoke(app, [str(word) for word in words])
+    return command_line.call(*words, app=app)
 
 
 @pytest.fixture

@@ -63,7 +63,7 @@ def check(options, make_context, size: int, count: int) -> None:
 
 @pytest.mark.parametrize("batchnorm", ["clean", "joint"])
 def test_resnet32_with_batchnorm_in_training_mode(make_context, batchnorm):
-    check({"batchnorm": batchnorm}, make_context, 32, 16)
+    check({"batchnorm": batchnorm}, make_context, 16, 16)
 
 
 def test_vision_transformer_with_stochastic_depth_and_dropout(make_context, monkeypatch):
@@ -75,4 +75,4 @@ def test_vision_transformer_with_stochastic_depth_and_dropout(make_context, monk
         return made(name, **settings, proj_drop_rate=0.1, drop_path_rate=0.2)
 
     monkeypatch.setattr(timm, "create_model", with_noise)
-    check({"model": "timm/vit_tiny_patch16_224", "image_size": 64}, make_context, 64, 4)
+    check({"model": "timm/vit_tiny_patch16_224", "image_size": 32}, make_context, 32, 4)

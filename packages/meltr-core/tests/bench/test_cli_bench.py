@@ -8,10 +8,9 @@ import subprocess
 import sys
 
 import pytest
-from typer.testing import CliRunner
 
+from command_line import call
 from measure_cases import CHOICE, SMALL, TOY, spoilt
-from meltr.cli.app import build_app
 
 TINY = ["width=8", "depth=1", "tokens=4", "vocabulary=8", "examples=8", "options.heads=2"]
 CASE = ["--case", "transformer-small", "--batch-size", "4", "--device", "cpu", "--repeat", "1"]
@@ -20,7 +19,7 @@ CASE += ["--set", "combiner_options.width=8", "--set", "combiner_options.heads=2
 
 
 def bench(*words, plugin=TOY):
-    return CliRunner().invoke(build_app(), ["bench", "--plugin", str(plugin), *map(str, words)])
+    return call("bench", "--plugin", plugin, *words)
 
 
 def test_the_table_of_a_run(tmp_path):
@@ -156,4 +155,4 @@ def test_wrong_input_is_explained_before_anything_is_measured(words, message):
 def test_the_hint_for_settings_of_cores_own_cases_can_be_followed():
     result = bench("--case", "transformer-small", "--set", "options.heads=5")
     command = result.stderr.partition("`meltr ")[2].partition("`")[0]
-    assert CliRunner().invoke(build_app(), command.split()).exit_code == 0
+    assert call(*command.split()).exit_code == 0

@@ -15,8 +15,8 @@ from pathlib import Path
 import pytest
 import typer
 import yaml
-from typer.testing import CliRunner
 
+from command_line import call, command_line
 from meltr.cli import doctor
 from meltr.cli.app import build_app
 from meltr.errors import MeltrError, PluginError, UserError
@@ -59,8 +59,7 @@ CHOICE = ["--backbone", "toy", "--task", "sort", "--dataset", "shapes"]
 
 
 @pytest.fixture
-def toy(tmp_path, monkeypatch) -> Path:
-    monkeypatch.setattr(importlib.metadata, "entry_points", lambda group: [])
+def toy(tmp_path, no_installed_plugins) -> Path:
     file = tmp_path / "toy.py"
     file.write_text(TOY)
     return file
@@ -68,22 +67,13 @@ def toy(tmp_path, monkeypatch) -> Path:
 
 @pytest.fixture
 def meltr(toy):
-    app = build_app(discover([toy]))
-
-    def call(*words: str):
-        return CliRunner().invoke(app, [str(word) for word in words])
-
-    return call
+    return command_line(toy)
 
 
 @pytest.fixture
 def broken(monkeypatch):
     entry = importlib.metadata.EntryPoint("shaky", "a_module_that_is_not_there", "meltr")
     monkeypatch.setattr(importlib.metadata, "entry_points", lambda group: [entry])
-
-    def call(*words: str):
-        return CliRunner().invoke(build_app(), list(words))
-
     return call
 
 
@@ -175,7 +165,7 @@ def fail_with(error: BaseException):
     def fail() -> None:
         raise error
 
-    return lambda *words: CliRunner().invoke(app, list(words))
+    return lambda *words: call(*words, app=app)
 
 
 @pytest.mark.parametrize(
@@ -266,7 +256,7 @@ def test_doctor_sees_a_full_disk_and_a_locked_folder(monkeypatch, tmp_path):
 def test_plugin_commands_appear(toy):
     command = "@app.command('greet')\n    def greet() -> None:\n        print('hi')\n"
     toy.write_text(f"{TOY}\n@hookimpl\ndef register_commands(app):\n    {command}")
-    result = CliRunner().invoke(build_app(discover([toy])), ["greet"])
+    result = command_line(toy)("greet")
     assert (result.exit_code, result.stdout) == (0, "hi\n")
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import json
 import sys
 import types
@@ -10,11 +9,9 @@ from pathlib import Path
 
 import pytest
 import yaml
-from typer.testing import CliRunner
 
+from command_line import call, command_line
 from meltr import UserError
-from meltr.cli.app import build_app
-from meltr.plugins import discover
 from meltr.settings import dump_yaml
 
 TOY = """
@@ -86,18 +83,12 @@ def engine(monkeypatch) -> Engine:
 
 
 @pytest.fixture
-def meltr(tmp_path, monkeypatch, engine):
-    monkeypatch.setattr(importlib.metadata, "entry_points", lambda group: [])
+def meltr(tmp_path, monkeypatch, engine, no_installed_plugins):
     monkeypatch.chdir(tmp_path)
     for name in ("RANK", "WORLD_SIZE"):
         monkeypatch.delenv(name, raising=False)
     Path("toy.py").write_text(TOY)
-    app = build_app(discover([Path("toy.py")]))
-
-    def call(*words: str):
-        return CliRunner().invoke(app, list(words))
-
-    return call
+    return command_line(Path("toy.py"))
 
 
 def test_a_run_goes_into_a_folder_named_after_it(meltr, engine):
@@ -287,14 +278,12 @@ def test_what_is_missing_or_wrong_is_said_without_a_traceback(meltr, engine):
 
 
 def test_a_plugin_file_is_remembered_by_its_full_path(meltr, engine, tmp_path):
-    app = build_app(discover())
-    result = CliRunner().invoke(app, ["run", *CHOICE, "--plugin", "toy.py"])
+    result = call("run", *CHOICE, "--plugin", "toy.py")
     assert result.exit_code == 0, result.output
     assert engine.calls[0]["spec"].plugins == (tmp_path / "toy.py",)
-    assert CliRunner().invoke(app, ["evaluate", "runs/toy-sort-shapes-meltr"]).exit_code == 0
+    assert call("evaluate", "runs/toy-sort-shapes-meltr").exit_code == 0
     assert "toy" in engine.calls[1]["registry"].backbones
-    words = ["run", "--config", "runs/toy-sort-shapes-meltr/run.yaml", "--dry-run"]
-    assert CliRunner().invoke(app, words).exit_code == 0
+    assert call("run", "--config", "runs/toy-sort-shapes-meltr/run.yaml", "--dry-run").exit_code == 0
 
 
 def test_several_processes_need_what_torchrun_sets(meltr, engine, monkeypatch):

@@ -9,12 +9,11 @@ from contextlib import redirect_stderr
 
 import pytest
 from rich.console import Console
-from typer.testing import CliRunner
 
 import meltr
 from changed_toy import BUILD_DATA, BUILD_MODEL, EVALUATION, changed_toy, run_toy
+from command_line import call
 from meltr.cli._jobs import summary
-from meltr.cli.app import build_app
 from meltr.context import Evaluation
 from meltr.observers import text
 from meltr.observers.console import ConsoleObserver, results_table
@@ -82,7 +81,7 @@ def test_a_whole_run_tells_its_baselines_everywhere(tmp_path):
     log = (tmp_path / "run" / "log.txt").read_text()
     assert log.count("examples); always inner: top1 12.50; chance:") == 2
     assert log.count("result  test, chance  top1 50.00") == 1
-    again = CliRunner().invoke(build_app(), ["evaluate", str(tmp_path / "run")])
+    again = call("evaluate", tmp_path / "run")
     assert again.exit_code == 0, again.output
     assert again.stdout.splitlines()[3:] == ["  always inner: top1 12.50", "  chance: top1 50.00  top5 100.0"]
 

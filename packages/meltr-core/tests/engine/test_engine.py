@@ -17,6 +17,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 import meltr
+from command_line import call
 from meltr.combiners.fixed import plain_sum
 from meltr.devices import resolve_device
 from meltr.engine.batches import Cursor, ReplayBuffer
@@ -133,18 +134,16 @@ def test_kill_in_the_middle_of_an_epoch_and_resume(tmp_path):
         "--device", "cpu", "--epochs", "10", "--batch-size", "16", "--output-dir", str(tmp_path), "--quiet",
         "--set", "width=16", "--set", "heads=2", "--set", "checkpoint_every=5",
     ]  # fmt: skip
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", "meltr", *options]
-    subprocess.run([*command, "--name", "whole"], check=True, env=environment)
-    process = subprocess.Popen([*command, "--name", "cut"], env=environment)
+    assert call(*options, "--name", "whole").exit_code == 0
+    command = [sys.executable, "-m", "meltr", *options, "--name", "cut"]
+    process = subprocess.Popen(command, env={**os.environ, "OMP_NUM_THREADS": "1"})
     deadline = time.monotonic() + 120
     while len(list((tmp_path / "cut").glob("checkpoints/step-*"))) < 1 and time.monotonic() < deadline:
         time.sleep(0.01)
     process.send_signal(signal.SIGKILL)
     process.wait()
     assert not (tmp_path / "cut" / "results.json").exists()
-    resume = [sys.executable, "-m", "meltr", "run", "--resume", str(tmp_path / "cut"), "--quiet"]
-    subprocess.run(resume, check=True, env=environment)
+    assert call("run", "--resume", tmp_path / "cut", "--quiet").exit_code == 0
     assert_same(weights(tmp_path / "whole"), weights(tmp_path / "cut"))
     read = [json.loads((tmp_path / name / "results.json").read_text()) for name in ("whole", "cut")]
     assert read[0]["test"] == read[1]["test"]

@@ -6,11 +6,10 @@ import json
 
 import pytest
 import torch
-from typer.testing import CliRunner
 
 from changed_toy import lacking, run_toy, toy_spec
+from command_line import call
 from measure_cases import CHOICE, SMALL
-from meltr.cli.app import build_app
 from meltr.engine.run import evaluate_run
 from meltr.errors import UserError
 from meltr.settings import load_spec
@@ -109,7 +108,7 @@ def test_verify_and_bench_name_them(tmp_path, command):
     name, *words = command
     where = ["--json"] if name == "verify" else ["--json", "-"]
     words = [name, "--plugin", str(lacking(tmp_path, denoise=WHY)), *CHOICE, *SMALL, "--repeat", "1", *words, *where]
-    result = CliRunner().invoke(build_app(), words)
+    result = call(*words)
     assert result.exit_code == 0, result.output
     content = json.loads(result.stdout)
     run = content["run"] if name == "verify" else content["cases"][0]["run"]

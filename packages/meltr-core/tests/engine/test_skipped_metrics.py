@@ -8,11 +8,10 @@ import re
 
 import pytest
 from rich.console import Console
-from typer.testing import CliRunner
 
 from changed_toy import EVALUATION, changed_toy, run_toy
+from command_line import call
 from meltr.cli._jobs import summary
-from meltr.cli.app import build_app
 from meltr.context import Evaluation
 from meltr.errors import PluginError
 from meltr.observers import text
@@ -66,7 +65,7 @@ def test_a_whole_run_tells_it_everywhere(tmp_path):
         assert list(stored[split]["metrics"]) == ["top1"]
     log = (tmp_path / "run" / "log.txt").read_text()
     assert log.count("top5 skipped (no Java)") == 4
-    again = CliRunner().invoke(build_app(), ["evaluate", str(tmp_path / "run")])
+    again = call("evaluate", tmp_path / "run")
     assert again.exit_code == 0, again.output
     assert re.search(r"^\s*top5\s+skipped \(no Java\)$", again.stdout, re.M)
     assert json.loads((tmp_path / "run" / "evaluation-test.json").read_text())["skipped"] == {"top5": "no Java"}

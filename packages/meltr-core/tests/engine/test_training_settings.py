@@ -27,6 +27,8 @@ def registry():
 def run(tmp_path, registry):
     def start(name="run", resume=False, observers=(), **settings):
         flags = {"train.epochs": 3, "train.batch_size": 32, "train.lr": 0.05, "device": "cpu", "train.log_every": 1}
+        if settings.get("combiner", "meltr") == "meltr":
+            flags |= {"combiner_options.width": 32, "combiner_options.heads": 4, "combiner_options.feedforward": 32}
         spec = resolve(registry, **CHOICE, flags={**flags, **settings})
         return execute(spec, run_dir=tmp_path / name, registry=registry, resume=resume, observers=observers)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import os
 import shutil
 from collections.abc import Callable
@@ -29,6 +30,12 @@ if os.environ.get("CI"):
 @pytest.fixture(autouse=True)
 def _one_thread() -> None:
     torch.set_num_threads(1)
+
+
+@pytest.fixture
+def no_installed_plugins(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let `meltr.plugins.discover` find core's own plugins and those in files alone."""
+    monkeypatch.setattr(importlib.metadata, "entry_points", lambda group: [])
 
 
 @pytest.fixture(scope="session")

@@ -1,12 +1,6 @@
-"""Trains a small transformer for a few steps in one way of sharing the batch; run by test_parallel.py under torchrun.
-
-python -m torch.distributed.run --standalone --nproc-per-node 2 parallel_training.py RESULTS.pt CASE [CASE ...]
-"""
+"""Trains a small transformer for a few steps in one way of sharing the batch; test_parallel.py runs it."""
 
 from __future__ import annotations
-
-import sys
-from pathlib import Path
 
 import torch
 from torch import nn
@@ -16,7 +10,7 @@ from bilevel_cases import estimator_of, scheme_of
 from meltr import Bilevel, LossTransformer
 from meltr.parallel.data_parallel import DataParallel, Sharded
 from meltr.parallel.gather import gather
-from meltr.parallel.ranks import Ranks, joined
+from meltr.parallel.ranks import Ranks
 from meltr.parallel.sharing import Sharing
 
 STEPS, BATCH = 20, 8
@@ -126,18 +120,10 @@ def train(ranks: Ranks, parallel: str, case: str) -> dict[str, torch.Tensor]:
     return {"w": flat, "phi": phi, "products": products.double(), "phi_moved": (phi - start).norm()}
 
 
-def main() -> None:
-    torch.set_num_threads(1)
-    target, *cases = sys.argv[1:]
-    with joined("cpu") as ranks:
-        found = {}
-        for name in cases:
-            parallel, _, case = name.partition(":")
-            found[name] = train(ranks, parallel, case)
-        everywhere = ranks.gather_objects(found)
-        if ranks.is_first:
-            torch.save(everywhere, Path(target))
-
-
-if __name__ == "__main__":
-    main()
+def train_all(ranks: Ranks, *names: str) -> dict[str, dict[str, torch.Tensor]]:
+    """Return what `train` finds for each ``PARALLEL:CASE``."""
+    found = {}
+    for name in names:
+        parallel, _, case = name.partition(":")
+        found[name] = train(ranks, parallel, case)
+    return found

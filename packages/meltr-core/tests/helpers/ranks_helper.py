@@ -2,7 +2,7 @@
 
 The store lives in the process of the test, at a port that the system chooses. A child is started as
 
-    python ranks_helper.py FILE FUNCTION RESULT
+    python ranks_helper.py FILE FUNCTION RESULT [WORDS ...]
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -37,20 +37,22 @@ def store() -> TCPStore:
 
 
 def run_ranks(
-    function: Callable[[Any], Any],
+    function: Callable[..., Any],
     size: int = 2,
     *,
+    words: Sequence[object] = (),
     check: bool = True,
     shared: TCPStore | None = None,
     attempt: int = 0,
     delay: float = 0.0,
-    timeout: float = 60.0,
+    timeout: float = 300.0,
 ) -> list[Ended]:
-    """Call ``function(ranks)`` in `size` processes inside `meltr.parallel.ranks.joined`; return how each ended.
+    """Call ``function(ranks, *words)`` in `size` processes inside `meltr.parallel.ranks.joined`; return how each ended.
 
     Args:
         function: Of the top level of a test file; returns plain values and tensors.
         size: Number of processes.
+        words: Further arguments, which the function gets as text.
         check: Fail if a process does not end with 0.
         shared: The store; None: a new one.
         attempt: How often torchrun has restarted the processes.
@@ -74,6 +76,7 @@ def run_ranks(
                 "OMP_NUM_THREADS": "1",
             }
             command = [sys.executable, __file__, file, function.__name__, f"{folder}/{rank}.pt"]
+            command += map(str, words)
             with Path(folder, f"{rank}.err").open("w") as errors:
                 children.append(subprocess.Popen(command, env=environment, stdout=errors, stderr=errors))
             time.sleep(delay)
@@ -108,13 +111,13 @@ def main() -> int:
     from meltr.parallel.ranks import joined
 
     torch.set_num_threads(1)
-    file, name, result = sys.argv[1:]
+    file, name, result, *words = sys.argv[1:]
     spec = importlib.util.spec_from_file_location("ranks_test", file)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     try:
         with joined("cpu") as ranks:
-            value = getattr(module, name)(ranks)
+            value = getattr(module, name)(ranks, *words)
     except MeltrError as error:
         print(f"{type(error).__name__}: {error}", file=sys.stderr)
         return error.exit_code

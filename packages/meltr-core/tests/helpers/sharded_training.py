@@ -1,18 +1,14 @@
-"""Saves and loads sharded checkpoints; run by test_sharded.py under torchrun.
-
-python -m torch.distributed.run --standalone --nproc-per-node 2 sharded_training.py save|load FOLDER
-"""
+"""Saves and loads sharded checkpoints; test_sharded.py runs it in one process and in two."""
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
 from meltr.parallel.data_parallel import Sharded
-from meltr.parallel.ranks import Ranks, joined
+from meltr.parallel.ranks import Ranks
 from meltr.parallel.sharded import load_full, load_sharded, save_sharded
 
 
@@ -66,32 +62,26 @@ def whole(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tenso
     return {k: v.full_tensor() if hasattr(v, "full_tensor") else v.clone() for k, v in found.items()}
 
 
-def main() -> None:
-    torch.set_num_threads(1)
-    what, folder = sys.argv[1], Path(sys.argv[2])
-    with joined("cpu") as ranks:
-        model, optimizer = make(ranks)
-        sharing = model.root[0]
-        if what == "save":
-            for _ in range(2):
-                step(model, optimizer, sharing)
-            save_sharded(folder / "shards", model, optimizer)
-            before = whole(model, optimizer)
-            step(model, optimizer, sharing)
-            after = whole(model, optimizer)
-            results = {"before": before, "after": after}
-        else:
-            load_sharded(folder / "single", model, optimizer)
-            results = {"sharded": whole(model, optimizer)}
-            step(model, optimizer, sharing)
-            results["next"] = whole(model, optimizer)
-            model, optimizer = make(ranks)
-            content = torch.load(folder / "full.pt", weights_only=True)
-            load_full(content["model"], model, optimizer, content["optimizer"])
-            results["full"] = whole(model, optimizer)
-        if ranks.is_first:
-            torch.save(results, folder / f"{what}.pt")
+def save(ranks: Ranks, folder: str) -> dict[str, dict[str, Tensor]]:
+    """Take two steps, save shards into `folder`, take a third; return everything before and after that."""
+    model, optimizer = make(ranks)
+    sharing = model.root[0]
+    for _ in range(2):
+        step(model, optimizer, sharing)
+    save_sharded(Path(folder) / "shards", model, optimizer)
+    before = whole(model, optimizer)
+    step(model, optimizer, sharing)
+    return {"before": before, "after": whole(model, optimizer)}
 
 
-if __name__ == "__main__":
-    main()
+def load(ranks: Ranks, folder: str) -> dict[str, dict[str, Tensor]]:
+    """Load what one process saved into `folder`, in shards and whole; return both and what the next step makes."""
+    model, optimizer = make(ranks)
+    load_sharded(Path(folder) / "single", model, optimizer)
+    results = {"sharded": whole(model, optimizer)}
+    step(model, optimizer, model.root[0])
+    results["next"] = whole(model, optimizer)
+    model, optimizer = make(ranks)
+    content = torch.load(Path(folder) / "full.pt", weights_only=True)
+    load_full(content["model"], model, optimizer, content["optimizer"])
+    return results | {"full": whole(model, optimizer)}

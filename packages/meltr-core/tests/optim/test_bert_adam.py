@@ -4,21 +4,19 @@ from __future__ import annotations
 
 import copy
 import math
-import os
-import subprocess
-import sys
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import distribute_tensor
 
 from meltr.optim.bert_adam import BertAdam
 from meltr.optim.building import decay_groups
-from places import HELPERS
-
-SCRIPT = HELPERS / "bert_adam_shards.py"
+from ranks_helper import run_ranks
 
 
 def model(dtype: torch.dtype = torch.float64) -> nn.Sequential:
@@ -173,18 +171,23 @@ def test_numbers_out_of_range(wrong, message):
         BertAdam(model().parameters(), **wrong)
 
 
-def test_sharded_weights_take_the_steps_of_whole_ones(tmp_path):
+def sharded_steps(ranks):
+    """Return the weights after three steps on shards."""
+    net = model()
+    fully_shard(net, mesh=init_device_mesh("cpu", (ranks.size,)))
+    optimizer = BertAdam(net.parameters(), 0.05, max_grad_norm=0.5)
+    for step in range(3):
+        whole = model()
+        put_gradients(whole, step, 2.0)
+        for mine, other in zip(net.parameters(), whole.parameters(), strict=True):
+            mine.grad = distribute_tensor(other.grad, mine.device_mesh, mine.placements)
+        optimizer.step()
+    return {name: parameter.full_tensor().detach() for name, parameter in net.named_parameters()}
+
+
+def test_sharded_weights_take_the_steps_of_whole_ones():
     """Over two processes every tensor is clipped by its whole norm, not by that of a shard."""
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", str(SCRIPT)]
-    done = subprocess.run(
-        [*command, str(tmp_path / "found.pt")],
-        capture_output=True,
-        text=True,
-        timeout=120,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    found = torch.load(tmp_path / "found.pt", weights_only=True)
+    found = run_ranks(sharded_steps)[0].result
     net = model()
     optimizer = BertAdam(net.parameters(), 0.05, max_grad_norm=0.5)
     for step in range(3):

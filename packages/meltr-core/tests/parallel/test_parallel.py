@@ -2,39 +2,24 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
 import torch
 
-from places import HELPERS
-
-SCRIPT = HELPERS / "parallel_training.py"
+from meltr.parallel.ranks import Ranks
+from parallel_training import train_all
+from ranks_helper import run_ranks
 
 DDP = ("mean", "contrastive", "forward", "per_task", "contrastive-forward", "accumulate", "aid-fp", "itd", "held-out")
 FSDP = ("mean", "contrastive", "per_task", "accumulate", "aid-fp", "itd", "held-out")
 TWO = [*(f"ddp:{case}" for case in DDP), *(f"fsdp:{case}" for case in FSDP)]
 
 
-def torchrun(processes: int, target: Path, cases: list[str]) -> list[dict[str, dict[str, torch.Tensor]]]:
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        [*command, str(SCRIPT), str(target), *cases], capture_output=True, text=True, timeout=300, env=environment
-    )
-    assert done.returncode == 0, done.stderr[-4000:]
-    return torch.load(target, weights_only=True)
-
-
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory):
+def trained():
     """What one process and two found, each after 20 steps with an outer step every second one."""
-    folder = tmp_path_factory.mktemp("parallel")
-    one = torchrun(1, folder / "one.pt", [f"one:{case}" for case in DDP])[0]
-    return one, torchrun(2, folder / "two.pt", TWO)
+    torch.set_num_threads(1)
+    one = train_all(Ranks.single(torch.device("cpu")), *(f"one:{case}" for case in DDP))
+    return one, [ended.result for ended in run_ranks(train_all, words=TWO, timeout=600)]
 
 
 @pytest.mark.parametrize("name", TWO)

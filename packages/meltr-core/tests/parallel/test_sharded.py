@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import pickle
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import torch
@@ -16,33 +12,9 @@ from torch.distributed.checkpoint import FileSystemWriter
 from torch.distributed.checkpoint.metadata import Metadata
 
 import meltr
+import sharded_training as training
 from meltr.parallel.sharded import load_sharded, read_full, save_sharded
-from places import HELPERS
-
-SCRIPT = HELPERS / "sharded_training.py"
-
-
-def script_module():
-    spec = importlib.util.spec_from_file_location("sharded_training", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-training = script_module()
-
-
-def torchrun(what: str, folder: Path) -> dict:
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", str(SCRIPT)]
-    done = subprocess.run(
-        [*command, what, str(folder)],
-        capture_output=True,
-        text=True,
-        timeout=120,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    return torch.load(folder / f"{what}.pt", weights_only=True)
+from ranks_helper import run_ranks
 
 
 def same(one: dict, other: dict, tolerance: float = 0.0) -> None:
@@ -54,7 +26,7 @@ def same(one: dict, other: dict, tolerance: float = 0.0) -> None:
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory):
     folder = tmp_path_factory.mktemp("sharded")
-    return folder, torchrun("save", folder)
+    return folder, run_ranks(training.save, words=[folder])[0].result
 
 
 def test_one_process_continues_what_two_saved(saved):
@@ -72,7 +44,7 @@ def test_two_processes_continue_what_one_saved(saved):
     load_sharded(folder / "shards", model, optimizer)
     save_sharded(folder / "single", model, optimizer)
     torch.save({"model": model.state_dict(), "optimizer": optimizer.state_dict()}, folder / "full.pt")
-    loaded = torchrun("load", folder)
+    loaded = run_ranks(training.load, words=[folder])[0].result
     same(loaded["sharded"], found["before"])
     same(loaded["full"], found["before"])
     same(loaded["next"], found["after"], 1e-6)

@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 import typer
 import yaml
-from typer.testing import CliRunner
 
+from command_line import call
 from meltr.cli import compare as compare_command
 from meltr.cli import plot as plot_command
 from meltr.errors import UserError
@@ -312,20 +312,20 @@ def app() -> typer.Typer:
 def test_plot_command(tmp_path: Path, app: typer.Typer) -> None:
     pytest.importorskip("matplotlib")
     path = make_run(tmp_path / "a", combiner="sum")
-    result = CliRunner().invoke(app, ["plot", str(path), "--output", str(tmp_path / "o"), "--format", "svg", "--json"])
+    result = call("plot", path, "--output", tmp_path / "o", "--format", "svg", "--json", app=app)
     content = json.loads(result.stdout)
     assert content["files"]["losses"] == [str(tmp_path / "o" / "losses.svg")]
     assert "gradient_products" in content["skipped"]
-    result = CliRunner().invoke(app, ["plot", str(path)])
+    result = call("plot", path, app=app)
     assert str(path / "plots" / "losses.png") in result.stdout
     assert "no gradient_products plot" in result.stderr
 
 
 def test_compare_command(tmp_path: Path, app: typer.Typer) -> None:
     paths = [str(make_run(tmp_path / name, combiner=name)) for name in ("meltr", "sum")]
-    content = json.loads(CliRunner().invoke(app, ["compare", *paths, "--json"]).stdout)
+    content = json.loads(call("compare", *paths, "--json", app=app).stdout)
     assert [row["label"] for row in content["rows"]] == ["meltr", "sum"]
-    assert "higher is better" in CliRunner().invoke(app, ["compare", *paths]).stdout
-    assert CliRunner().invoke(app, ["compare", *paths, "--markdown"]).stdout.startswith("| run |")
-    result = CliRunner().invoke(app, ["compare", *paths, "--markdown", "--json"])
+    assert "higher is better" in call("compare", *paths, app=app).stdout
+    assert call("compare", *paths, "--markdown", app=app).stdout.startswith("| run |")
+    result = call("compare", *paths, "--markdown", "--json", app=app)
     assert isinstance(result.exception, UserError)

@@ -5,17 +5,16 @@ from __future__ import annotations
 import json
 
 import pytest
-from typer.testing import CliRunner
 
+from command_line import call
 from measure_cases import CHOICE, SMALL, TOY, spoilt
-from meltr.cli.app import build_app
 from meltr.specs import BilevelSpec
 
 QUICK = [*CHOICE, *SMALL, "--repeat", "1"]
 
 
 def verify(*words, plugin=TOY):
-    return CliRunner().invoke(build_app(), ["verify", "--plugin", str(plugin), *map(str, words)])
+    return call("verify", "--plugin", plugin, *words)
 
 
 def found(*words, plugin=TOY):

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import json
 
 import numpy as np
 import pytest
-from typer.testing import CliRunner
 
+from command_line import call, command_line
 from meltr.cli.app import build_app
 from meltr.plugins import discover
 from meltr.video import miniature
@@ -18,14 +17,7 @@ from video_files import numbers_of, picture, write_video
 pytest.importorskip("av")
 Image = pytest.importorskip("PIL.Image")
 
-
-@pytest.fixture(autouse=True)
-def _no_plugins(monkeypatch):
-    monkeypatch.setattr(importlib.metadata, "entry_points", lambda group: [])
-
-
-def call(*words: object):
-    return CliRunner().invoke(build_app(discover()), [str(word) for word in words])
+pytestmark = pytest.mark.usefixtures("no_installed_plugins")
 
 
 @pytest.fixture
@@ -177,8 +169,7 @@ def register_commands(app):
 def test_plugins_add_commands_to_the_group(tmp_path):
     file = tmp_path / "greeting.py"
     file.write_text(PLUGIN.replace("NAME", "greet"))
-    app = build_app(discover([file]))
-    assert CliRunner().invoke(app, ["data", "greet"]).stdout == "hello\n"
+    assert command_line(file)("data", "greet").stdout == "hello\n"
 
 
 def test_a_plugin_cannot_take_the_name_of_a_command(tmp_path):
@@ -187,4 +178,4 @@ def test_a_plugin_cannot_take_the_name_of_a_command(tmp_path):
     registry = discover([file])
     app = build_app(registry)
     assert "there is a command `meltr data cache` already" in registry.broken[0].cause
-    assert "--sampler" in CliRunner().invoke(app, ["data", "cache", "--help"]).stdout
+    assert "--sampler" in call("data", "cache", "--help", app=app).stdout

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import json
 
 import pytest
-from typer.testing import CliRunner
 
 from annotation_files import write_msrvtt, write_msvd
-from meltr.cli.app import build_app
-from meltr.plugins import discover
+from command_line import command_line
 
 PLUGIN = """
 from meltr import BackboneInfo, BackboneTask, DatasetInfo, hookimpl
@@ -27,16 +24,10 @@ def register_backbones():
 
 
 @pytest.fixture
-def meltr(tmp_path_factory, monkeypatch):
-    monkeypatch.setattr(importlib.metadata, "entry_points", lambda group: [])
+def meltr(tmp_path_factory, no_installed_plugins):
     file = tmp_path_factory.mktemp("plugin") / "toy.py"
     file.write_text(PLUGIN)
-    app = build_app(discover([file]))
-
-    def call(*words: object):
-        return CliRunner().invoke(app, [str(word) for word in words])
-
-    return call
+    return command_line(file)
 
 
 def lines_of(result) -> list[str]:

@@ -9,10 +9,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from typer.testing import CliRunner
 
 import meltr.data.processes
-from meltr.cli.app import build_app
+from command_line import call
 from meltr.context import PredictRequest
 from meltr.engine.predicting import load_run
 from meltr.plugins import discover
@@ -22,10 +21,6 @@ from video_files import write_video
 
 pytest.importorskip("av")
 Image = pytest.importorskip("PIL.Image")
-
-
-def call(*words: object):
-    return CliRunner().invoke(build_app(discover()), [str(word) for word in words])
 
 
 @pytest.fixture(autouse=True)

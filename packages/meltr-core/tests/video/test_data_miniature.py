@@ -11,9 +11,8 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from typer.testing import CliRunner
 
-from meltr.cli.app import build_app
+from command_line import call
 from meltr.errors import UserError
 from meltr.video import annotations, miniature
 from meltr.video.frames.media import decode
@@ -284,14 +283,13 @@ def test_the_cache_is_the_users(tmp_path, monkeypatch):
 
 
 def test_the_command_writes_what_the_readers_read(tmp_path):
-    runner = CliRunner()
     command = ["data", "sample", "--dataset", "msrvtt-9k", "--out", str(tmp_path / "out")]
-    result = runner.invoke(build_app(), [*command, "--size", "train=3", "--size", "test=2", "--quiet"])
+    result = call(*command, "--size", "train=3", "--size", "test=2", "--quiet")
     assert result.exit_code == 0, result.output
     assert "5 clips; examples for retrieval: 3 train, 2 test" in result.stdout
-    again = runner.invoke(build_app(), command)
+    again = call(*command)
     assert again.exit_code == 2
     assert "not an empty folder" in again.stderr
-    wrong = runner.invoke(build_app(), [*command, "--size", "train"])
+    wrong = call(*command, "--size", "train")
     assert wrong.exit_code == 2
     assert "--size train=50" in wrong.stderr

@@ -1,0 +1,30 @@
+"""Calls of the command line in the process of the test, without the seconds that a new process takes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import typer
+from typer.testing import CliRunner, Result
+
+from meltr.cli.app import build_app
+from meltr.plugins import discover
+
+Call = Callable[..., Result]
+
+
+def call(*words: object, app: typer.Typer | None = None) -> Result:
+    """Return what ``meltr WORDS`` prints and how it ends.
+
+    Args:
+        words: The words after ``meltr``, of any type that `str` takes.
+        app: The command line; None: that of the installed plugins.
+    """
+    return CliRunner().invoke(build_app() if app is None else app, [str(word) for word in words])
+
+
+def command_line(*plugins: Path) -> Call:
+    """Return a `call` of one command line with the plugins in files, for several calls."""
+    app = build_app(discover(plugins))
+    return lambda *words: call(*words, app=app)
