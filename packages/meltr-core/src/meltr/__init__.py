@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from meltr.context import PredictRequest as PredictRequest
     from meltr.context import RunContext as RunContext
     from meltr.context import StepRecord as StepRecord
+    from meltr.data.loader import LoaderBatches as LoaderBatches
     from meltr.engine.bilevel import Bilevel as Bilevel
     from meltr.engine.results import StepResult as StepResult
     from meltr.errors import MeltrError as MeltrError
@@ -61,6 +62,7 @@ if TYPE_CHECKING:
 _HOME = {
     "Bilevel": "meltr.engine.bilevel",
     "StepResult": "meltr.engine.results",
+    "LoaderBatches": "meltr.data.loader",
     **dict.fromkeys(("Combiner", "GradientCombiner", "SelfTrained", "sensitivities"), "meltr.combiners.base"),
     "LossTransformer": "meltr.combiners.loss_transformer",
     "LinearCombiner": "meltr.combiners.linear",

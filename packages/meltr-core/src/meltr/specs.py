@@ -8,7 +8,12 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 PLUGIN_API = 1
-"""Version of the contract in `meltr.hookspecs`; a plugin states the version it was written for."""
+"""Version of the public contract; a plugin states the one it was written for.
+
+It covers the hooks of `meltr.hookspecs` with their arguments, the names that `meltr` exports with their documented
+fields and methods, and the modules that ``docs/plugins.md`` lists under "The public contract". Within a version these
+grow by optional hooks, arguments, fields and names only; whatever breaks a plugin raises it.
+"""
 
 
 class Info(BaseModel):

@@ -220,6 +220,27 @@ def test_doctor_fails_for_what_stops_runs(broken, tmp_path):
     assert all(check["fix"] for check in failed.values())
 
 
+def test_doctor_recognises_another_package_of_its_name(monkeypatch, tmp_path):
+    assert list(doctor._namesakes()) == []
+    other = tmp_path / "meltr-0.3.1.dist-info"
+    other.mkdir()
+    (other / "METADATA").write_text("Metadata-Version: 2.1\nName: meltr\nVersion: 0.3.1\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    (by_name,) = doctor._namesakes()
+    assert (by_name.status, "meltr 0.3.1" in by_name.found) == ("FAIL", True)
+    assert "pip uninstall meltr, then: pip install --force-reinstall --no-deps meltr-core" in by_name.fix
+    (other / "METADATA").write_text("Metadata-Version: 2.1\nName: Melt_R\nVersion: 2\n")
+    other.rename(tmp_path / "melt_r-2.dist-info")
+    assert list(doctor._namesakes()) == []
+    (tmp_path / "melt_r-2.dist-info" / "entry_points.txt").write_text("[console_scripts]\nmeltr = melt:main\n")
+    (by_command,) = doctor._namesakes()
+    assert "melt-r 2" in by_command.found
+    (tmp_path / "melt_r-2.dist-info" / "entry_points.txt").unlink()
+    (tmp_path / "melt_r-2.dist-info" / "top_level.txt").write_text("meltr\n")
+    (by_module,) = doctor._namesakes()
+    assert "melt-r 2" in by_module.found
+
+
 @pytest.mark.parametrize("absent", ["av", "PIL"])
 def test_doctor_names_what_the_extra_video_lacks(monkeypatch, absent):
     find = importlib.util.find_spec

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import inspect
 import json
 import re
@@ -69,6 +70,28 @@ def test_every_hook_stands_in_the_plugin_guide_with_its_signature(name, hook):
 def test_the_plugin_guide_has_no_hook_that_does_not_exist():
     documented = re.findall(r"^(\w+)\(.*\) -> ", read(ROOT / "docs" / "plugins.md"), re.M)
     assert sorted(documented) == sorted(HOOKS)
+
+
+def contract() -> str:
+    guide = read(ROOT / "docs" / "plugins.md")
+    return guide.partition("## The public contract\n")[2].partition("\n## ")[0]
+
+
+def test_the_plugin_guide_lists_the_names_that_meltr_exports():
+    table = contract().partition("| module | for |")[0]
+    listed = [
+        name for row in re.findall(r"^\| [^|]+ \| (`.*) \|$", table, re.M) for name in re.findall(r"`(\w+)`", row)
+    ]
+    assert sorted(listed) == sorted(meltr.__all__)
+    assert all(hasattr(meltr, name) for name in listed)
+
+
+def test_the_modules_of_the_public_contract_exist():
+    rows = re.findall(r"^\| (`meltr\..*) \| .* \|$", contract(), re.M)
+    modules = [name for row in rows for name in re.findall(r"`(meltr[\w.]+)`", row)]
+    assert len(modules) > 5
+    for name in modules:
+        importlib.import_module(name)
 
 
 def test_the_examples_of_the_plugin_guide_run(tmp_path, capfd):

@@ -12,6 +12,8 @@ from torch.nn import functional as F
 ROTATIONS = 4
 """Quarter turns that the rotation head distinguishes."""
 
+_BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
+
 
 class ShortcutA(nn.Module):
     """Option A: subsample the pixels by `stride` and pad with zero channels, half before and half after.
@@ -139,9 +141,7 @@ class Classifier(nn.Module):
             self.rot = nn.Linear(features, ROTATIONS)
         self.batchnorm = batchnorm
         self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
-        self._normalisations = [
-            layer for layer in trunk.modules() if isinstance(layer, nn.modules.batchnorm._BatchNorm)
-        ]
+        self._normalisations = [layer for layer in trunk.modules() if isinstance(layer, _BATCH_NORMS)]
 
     def forward(self, images: Tensor | Mapping[str, Tensor]) -> Tensor | dict[str, Tensor]:
         """Return class logits (B, classes) for a tensor, or logits by name for named inputs.

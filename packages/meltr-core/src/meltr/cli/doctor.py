@@ -6,6 +6,7 @@ import importlib.metadata
 import importlib.util
 import os
 import platform
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -30,6 +31,9 @@ EXTRAS = (
     ("pycocoevalcap", "pycocoevalcap", "captions", "no captions are scored"),
 )
 """Package, its module, the extra that brings it, and what does not work without it."""
+
+DISTRIBUTION = "meltr-core"
+"""The package that this command belongs to."""
 
 _GIB = 2**30
 
@@ -67,6 +71,7 @@ def doctor(
     checks = [
         Check("python", OK, f"{platform.python_version()} on {platform.system()} {platform.machine()}"),
         Check("meltr", OK, __version__),
+        *_namesakes(),
         *_torch(),
         *_plugins(registry_for(ctx, plugin or ())),
         *_extras(),
@@ -84,6 +89,26 @@ def doctor(
         typer.echo("Paste the block above into a bug report." if failed else "Runs should work.")
     if failed:
         raise typer.Exit(1)
+
+
+def _namesakes() -> Iterator[Check]:
+    """Look for other packages that bring a module or a command ``meltr``: there is an unrelated one of that name."""
+    metadata = importlib.metadata
+    found = {_normal(name) for name in metadata.packages_distributions().get("meltr", ())}
+    scripts = [each for each in metadata.entry_points(group="console_scripts") if each.name == "meltr"]
+    found |= {_normal(script.dist.name) for script in scripts if script.dist is not None}
+    found |= {_normal(each.name) for each in metadata.distributions(name="meltr")}
+    for name in sorted(found - {DISTRIBUTION}):
+        yield Check(
+            "namesake",
+            FAIL,
+            f"{name} {metadata.version(name)}, another project, brings a module or a command meltr too",
+            f"pip uninstall {name}, then: pip install --force-reinstall --no-deps {DISTRIBUTION} (one overwrote the other)",
+        )
+
+
+def _normal(name: str) -> str:
+    return re.sub(r"[-_.]+", "-", name).lower()
 
 
 def _torch() -> Iterator[Check]:

@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
-from torch.utils import _pytree as pytree
 
 from meltr.context import BatchSource
 from meltr.errors import PluginError
+from meltr.torch_private import tree_leaves
 
 
 def to_device(batch: Any, device: torch.device) -> Any:
@@ -34,7 +34,7 @@ def count_examples(batch: Any) -> int:
     Raises:
         PluginError: If there is no tensor.
     """
-    for leaf in pytree.tree_leaves(batch):
+    for leaf in tree_leaves(batch):
         if isinstance(leaf, torch.Tensor) and leaf.dim():
             return leaf.shape[0]
     raise PluginError(
@@ -76,7 +76,7 @@ def _sliced(batch: Any, part: slice, count: int) -> Any:
 def fingerprint(batch: Any) -> str:
     """Return a short text that differs between batches of different content."""
     seen = hashlib.blake2b(digest_size=8)
-    for leaf in pytree.tree_leaves(batch):
+    for leaf in tree_leaves(batch):
         content = leaf.detach().cpu().contiguous() if isinstance(leaf, torch.Tensor) else None
         seen.update(repr(leaf).encode() if content is None else content.view(-1).view(torch.uint8).numpy().tobytes())
     return seen.hexdigest()

@@ -17,7 +17,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch._functorch import config as functorch_config
 
 from meltr.combiners.base import Combiner, GradientCombiner, SelfTrained, sensitivities
 from meltr.engine.own_rule import OwnStep
@@ -32,6 +31,7 @@ from meltr.hypergradients.scope import Kind, Scope, find_scope
 from meltr.hypergradients.vectors import Direction, accumulate
 from meltr.parallel.data_parallel import sharing_of
 from meltr.parallel.sharing import Compute, Sharing
+from meltr.torch_private import keep_buffers_of_compiled_graphs
 
 
 class Bilevel:
@@ -116,7 +116,7 @@ class Bilevel:
         self.setup = Setup(self.model, tuple(generators), autocast, enabled, self.sharing)
         if outer_optimizer is not None:
             # An outer step keeps the graph for the inner gradient; a compiled model must not give its buffers away.
-            functorch_config.donated_buffer = False
+            keep_buffers_of_compiled_graphs()
         if isinstance(combiner, GradientCombiner) and not self.sharing.whole_weights:
             raise UserError(
                 f"{type(combiner).__name__} needs whole task gradients, but the weights are sharded.",

@@ -5,11 +5,13 @@ from __future__ import annotations
 import random
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from meltr.torch_private import preserved_versions
 
 
 class RandomState:
@@ -54,7 +56,7 @@ def preserved_buffers(model: nn.Module) -> Iterator[None]:
     kept as well, so that a graph made before the extra forward can still be differentiated after it.
     """
     buffers = [buffer for buffer in model.buffers() if buffer.numel()]
-    with unchanged_versions(buffers):
+    with preserved_versions(buffers):
         saved = [buffer.clone() for buffer in buffers]
         try:
             yield
@@ -62,16 +64,6 @@ def preserved_buffers(model: nn.Module) -> Iterator[None]:
             with torch.no_grad():
                 for buffer, value in zip(buffers, saved, strict=True):
                     buffer.copy_(value)
-
-
-def unchanged_versions(tensors: Sequence[Tensor]) -> AbstractContextManager[Any]:
-    """Return a context after which autograd takes `tensors` for unchanged; the caller puts their values back.
-
-    Without it a graph that holds them could not be differentiated any more, although every bit is as before.
-    """
-    if not tensors:
-        return nullcontext()
-    return torch.autograd.grad_mode._unsafe_preserve_version_counter(tuple(tensors))
 
 
 Losses = Tensor | Mapping[str, Tensor] | Sequence[Tensor]

@@ -15,11 +15,11 @@ from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
-from torch.utils import _pytree as pytree
 
 from meltr.blocks import find_blocks
 from meltr.errors import UserError
 from meltr.hypergradients.replay import RandomState
+from meltr.torch_private import is_compiled, map_tensors, saved_tensors_are_hooked, tree_leaves, version
 
 Kind = Literal["full", "last_block", "heads"]
 
@@ -38,7 +38,7 @@ class Ancestry:
     def of(self, value: Any) -> frozenset[int]:
         """Return the indices of the parameters that tensors in `value` (nested lists, dicts, tuples) depend on."""
         found: set[int] = set()
-        for leaf in pytree.tree_leaves(value):
+        for leaf in tree_leaves(value):
             if not isinstance(leaf, Tensor):
                 continue
             if leaf.grad_fn is not None:
@@ -132,7 +132,7 @@ class Scope:
                 before = {each: len(calls) for each, calls in tape.items()}
                 output = forward(*args, **kwargs)
                 if _is_plain((args, kwargs, output)) and not ancestry.of((args, kwargs, output)):
-                    detached = pytree.tree_map_only(Tensor, _detached, output)
+                    detached = map_tensors(_detached, output)
                     inside = {
                         each: len(calls) - before[each] for each, calls in tape.items() if len(calls) > before[each]
                     }
@@ -185,18 +185,17 @@ def _is_plain(value: Any) -> bool:
     """Tell whether a value is made of tensors and plain values only, in lists, tuples, dicts and the like."""
     return all(
         not leaf.is_inference() if isinstance(leaf, Tensor) else leaf is None or isinstance(leaf, _PLAIN)
-        for leaf in pytree.tree_leaves(value)
+        for leaf in tree_leaves(value)
     )
 
 
 def _is_checkpointed() -> bool:
     """Tell whether what autograd saves now goes through hooks, as activation checkpointing installs them."""
-    top: Callable[[bool], Any] = torch._C._autograd._top_saved_tensors_default_hooks
-    return torch.is_grad_enabled() and top(False) is not None
+    return torch.is_grad_enabled() and saved_tensors_are_hooked()
 
 
 def _versions(value: Any) -> list[int]:
-    return [leaf._version for leaf in pytree.tree_leaves(value) if isinstance(leaf, Tensor)]
+    return [version(leaf) for leaf in tree_leaves(value) if isinstance(leaf, Tensor)]
 
 
 def _detached(tensor: Tensor) -> Tensor:
@@ -253,7 +252,7 @@ def find_scope(
     hint = "Use --set scope=full, or name the blocks in the plugin's hook model_blocks."
     if not wanted:
         raise UserError(f"scope={kind}: {type(model).__name__} has no repeated blocks to cut at.", hint)
-    if any(map(_is_compiled, model.modules())):
+    if any(map(is_compiled, model.modules())):
         raise UserError(f"scope={kind} cannot look into a compiled model.", "Leave compile out, or use scope=full.")
     ancestry = Ancestry(parameters)
     inputs: dict[nn.Module, set[int]] = {block: set() for block in wanted}
@@ -271,10 +270,6 @@ def find_scope(
     if not chosen:
         raise UserError(f"scope={kind}: no trainable parameter of {type(model).__name__} lies in it.", hint)
     return Scope(model, chosen)
-
-
-def _is_compiled(module: nn.Module) -> bool:
-    return getattr(module, "_compiled_call_impl", None) is not None or "_orig_mod" in module._modules
 
 
 def _in_scope(count: int, parameters: Sequence[Tensor], inputs: dict[nn.Module, set[int]]) -> list[Tensor]:

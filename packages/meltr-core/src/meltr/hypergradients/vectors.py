@@ -9,8 +9,8 @@ from typing import overload
 import torch
 from torch import Tensor
 
-from meltr.hypergradients.replay import unchanged_versions
 from meltr.shards import local
+from meltr.torch_private import add_each, copy_each, preserved_versions, scale_each, subtract_each
 
 Direction = Sequence[Tensor | None]
 """A vector in parameter space: one tensor a parameter, None where it is zero."""
@@ -158,20 +158,20 @@ def displaced(
                 q.copy_(weight)
                 weight.copy_(away)
         elif weights:
-            torch._foreach_sub_(weights, other)
-            torch._foreach_mul_(weights, e / at)
-            torch._foreach_add_(weights, other)
+            subtract_each(weights, other)
+            scale_each(weights, e / at)
+            add_each(weights, other)
             at = e
         torch.clear_autocast_cache()  # an autocast context around the training step keeps copies of the weights
         moved()
 
-    with unchanged_versions([*weights, *(p for p in parameters if p.numel())]):
+    with preserved_versions([*weights, *(p for p in parameters if p.numel())]):
         try:
             yield move
         finally:
             if weights and at != 0:
                 with torch.no_grad():
-                    torch._foreach_copy_(weights, other)
+                    copy_each(weights, other)
             torch.clear_autocast_cache()
             moved()
 

@@ -10,6 +10,14 @@ import torch
 from torch import Tensor
 
 from meltr.shards import local
+from meltr.torch_private import (
+    add_each,
+    add_products_each,
+    add_quotients_each,
+    interpolate_each,
+    roots_of_each,
+    scale_each,
+)
 
 
 class BertAdam(torch.optim.Optimizer):
@@ -89,15 +97,15 @@ class BertAdam(torch.optim.Optimizer):
         mean = [local(self.state[parameter]["exp_avg"]) for parameter in parameters]
         square = [local(self.state[parameter]["exp_avg_sq"]) for parameter in parameters]
         gradients, (beta1, beta2) = _clipped(parameters, group["max_grad_norm"]), group["betas"]
-        torch._foreach_lerp_(mean, gradients, 1 - beta1)
-        torch._foreach_mul_(square, beta2)
-        torch._foreach_addcmul_(square, gradients, gradients, 1 - beta2)
+        interpolate_each(mean, gradients, 1 - beta1)
+        scale_each(square, beta2)
+        add_products_each(square, gradients, gradients, 1 - beta2)
         del gradients
-        below = torch._foreach_sqrt(square)
-        torch._foreach_add_(below, group["eps"])
+        below = roots_of_each(square)
+        add_each(below, group["eps"])
         if group["weight_decay"]:
-            torch._foreach_mul_(weights, 1 - group["lr"] * group["weight_decay"])
-        torch._foreach_addcdiv_(weights, mean, below, -group["lr"])
+            scale_each(weights, 1 - group["lr"] * group["weight_decay"])
+        add_quotients_each(weights, mean, below, -group["lr"])
 
 
 def _clipped(parameters: list[Tensor], limit: float | None) -> list[Tensor]:

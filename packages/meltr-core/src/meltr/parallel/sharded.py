@@ -16,7 +16,6 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.checkpoint import filesystem, metadata
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.filesystem import FileSystemReader, FileSystemWriter
 from torch.distributed.checkpoint.metadata import Metadata, StorageMeta, TensorStorageMetadata
@@ -25,24 +24,9 @@ from torch.distributed.checkpoint.state_dict_saver import save
 
 from meltr.errors import UserError
 from meltr.parallel.data_parallel import sharded_modules
+from meltr.torch_private import CHECKPOINT_INDEX_TYPES
 
 MODEL, OPTIMIZER = "model.", "optimizer."
-
-_INDEX_TYPES = {
-    **dict.fromkeys(
-        (
-            "Metadata",
-            "MetadataIndex",
-            "StorageMeta",
-            "ChunkStorageMetadata",
-            "TensorProperties",
-            "TensorStorageMetadata",
-            "_MEM_FORMAT_ENCODING",
-        ),
-        metadata.__name__,
-    ),
-    "_StorageInfo": filesystem.__name__,
-}
 
 
 class _IndexUnpickler(pickle._Unpickler):
@@ -55,12 +39,10 @@ class _IndexUnpickler(pickle._Unpickler):
 
     def find_class(self, module: str, name: str) -> Any:
         """Return a type that an index may name; reject everything else."""
-        if _INDEX_TYPES.get(name) == module:
+        if CHECKPOINT_INDEX_TYPES.get(name) == module:
             return super().find_class(module, name)
         if module == "torch" and (name == "Size" or isinstance(getattr(torch, name, None), torch.dtype)):
             return getattr(torch, name)
-        if (module, name) == ("torch.serialization", "_get_layout"):
-            return super().find_class(module, name)
         if module.startswith("pathlib") and name in ("PosixPath", "WindowsPath", "PurePosixPath", "PureWindowsPath"):
             return PurePath  # where the checkpoint was written; never used
         raise pickle.UnpicklingError(f"it names {module}.{name}, which no checkpoint needs")

@@ -10,11 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.autograd import forward_ad
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
 from meltr.context import RunContext
 from meltr.engine.hooks import Hooks
+from meltr.torch_private import DispatchMode, backward_number, operation_of
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class Operations:
     second_order: int
 
 
-class FlopCounter(TorchDispatchMode):
+class FlopCounter(DispatchMode):
     """Within this context, adds up the operations that `torch.utils.flop_counter` has a formula for.
 
     `FlopCounterMode` itself would not do: its bookkeeping of modules fails on ``torch.autograd.grad``.
@@ -55,7 +55,7 @@ class FlopCounter(TorchDispatchMode):
     ) -> Any:
         """Run one operation and count it."""
         result = func(*args, **(kwargs or {}))
-        formula = flop_registry.get(getattr(func, "_overloadpacket", None))
+        formula = flop_registry.get(operation_of(func))
         if formula is not None:
             self.total += int(formula(*args, **(kwargs or {}), out_val=result))
         return result
@@ -109,22 +109,17 @@ class OperationCounter:
                 handle.remove()
 
     def _loss_hook(self, gradient: Tensor) -> None:
-        self._at_losses.add(_number())
+        self._at_losses.add(backward_number())
         if torch.is_grad_enabled():
-            self._second.add(_number())
+            self._second.add(backward_number())
         if gradient.requires_grad:
             gradient.register_hook(self._seed_hook)
 
     def _seed_hook(self, gradient: Tensor) -> None:
-        self._second.add(_number())
+        self._second.add(backward_number())
 
     def _parameter_hook(self, gradient: Tensor) -> None:
-        self._at_parameters.add(_number())
-
-
-def _number() -> int:
-    """Return autograd's number of the backward pass under way."""
-    return int(torch._C._current_graph_task_id())
+        self._at_parameters.add(backward_number())
 
 
 class CountedHooks(Hooks):

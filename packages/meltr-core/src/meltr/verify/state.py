@@ -11,6 +11,7 @@ from torch import Tensor
 
 from meltr.context import BatchSource
 from meltr.engine.batches import to_device
+from meltr.torch_private import map_tensors
 
 BATCHES = 4
 """Training batches that are kept on the device and seen in turn."""
@@ -76,4 +77,4 @@ class FixedBatches:
 
 
 def _doubled(batch: Any) -> Any:
-    return torch.utils._pytree.tree_map_only(Tensor, lambda t: t.double() if t.is_floating_point() else t, batch)
+    return map_tensors(lambda t: t.double() if t.is_floating_point() else t, batch)

@@ -1,0 +1,161 @@
+"""Everything that meltr uses of torch which torch does not promise to keep. No other module names a private name.
+
+`NAMES` lists them; a test says which one a new torch has lost. Each stands behind a function here, so that there is one
+place to mend.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+from torch.utils._python_dispatch import TorchDispatchMode
+
+NAMES = {
+    "torch.utils._pytree.tree_leaves": "finding the tensors in a batch or in a module's output",
+    "torch.utils._pytree.tree_map_only": "changing the tensors in a batch or in a module's output",
+    "torch.utils._python_dispatch.TorchDispatchMode": "counting floating-point operations",
+    "torch._ops.OpOverload.overloadpacket": "counting floating-point operations",
+    "torch.autograd.grad_mode._unsafe_preserve_version_counter": "differentiating a graph after its weights moved",
+    "torch.Tensor._version": "noticing that a tensor was changed in place",
+    "torch._C._autograd._top_saved_tensors_default_hooks": "recognising activation checkpointing",
+    "torch._C._current_graph_task_id": "counting backward passes",
+    "torch._functorch.config.donated_buffer": "differentiating the graph of a compiled model twice",
+    "torch.nn.Module._compiled_call_impl": "recognising a module after Module.compile()",
+    "torch.nn.Module._apply": "moving the tensors of TorchJD's aggregators with the combiner",
+    "torch._dynamo.eval_frame.OptimizedModule": "recognising a model after torch.compile",
+    "torch.distributed.checkpoint.filesystem._StorageInfo": "reading the index of a sharded checkpoint",
+    "torch.distributed.checkpoint.metadata._MEM_FORMAT_ENCODING": "reading the index of a sharded checkpoint",
+    "torch.serialization._get_layout": "reading the index of a sharded checkpoint",
+    **{
+        f"torch._foreach_{name}": "one kernel for many tensors"
+        for name in ("add_", "addcdiv_", "addcmul_", "copy_", "lerp_", "mul_", "sqrt", "sub_")
+    },
+}
+"""Each private name with what would stop working without it."""
+
+Tensors = list[Tensor] | tuple[Tensor, ...]
+
+DispatchMode = TorchDispatchMode
+"""Base of a context that sees every operation below autograd, in ``__torch_dispatch__``."""
+
+CHECKPOINT_INDEX_TYPES = {
+    **dict.fromkeys(
+        (
+            "Metadata",
+            "MetadataIndex",
+            "StorageMeta",
+            "ChunkStorageMetadata",
+            "TensorProperties",
+            "TensorStorageMetadata",
+            "_MEM_FORMAT_ENCODING",
+        ),
+        "torch.distributed.checkpoint.metadata",
+    ),
+    "_StorageInfo": "torch.distributed.checkpoint.filesystem",
+    "_get_layout": "torch.serialization",
+}
+"""What the pickled index of a sharded checkpoint may name: name -> module."""
+
+
+def tree_leaves(value: Any) -> list[Any]:
+    """Return what lies in nested lists, tuples and dicts, and in registered classes, in order."""
+    return pytree.tree_leaves(value)
+
+
+def map_tensors(function: Callable[[Tensor], Tensor], value: Any) -> Any:
+    """Return nested lists, tuples and dicts with `function` applied to every tensor in them."""
+    return pytree.tree_map_only(Tensor, function, value)
+
+
+def operation_of(overload: Any) -> Any:
+    """Return the operation that an overload, as ``__torch_dispatch__`` sees it, belongs to; None if it is none."""
+    return getattr(overload, "overloadpacket", None)
+
+
+def preserved_versions(tensors: Sequence[Tensor]) -> AbstractContextManager[Any]:
+    """Return a context after which autograd takes `tensors` for unchanged; the caller puts their values back.
+
+    Without it a graph that holds them could not be differentiated any more, although every bit is as before.
+    """
+    if not tensors:
+        return nullcontext()
+    return torch.autograd.grad_mode._unsafe_preserve_version_counter(tuple(tensors))
+
+
+def version(tensor: Tensor) -> int:
+    """Return how often a tensor was changed in place."""
+    return tensor._version
+
+
+def saved_tensors_are_hooked() -> bool:
+    """Tell whether what autograd saves now goes through hooks, as activation checkpointing installs them."""
+    top: Callable[[bool], Any] = torch._C._autograd._top_saved_tensors_default_hooks
+    return top(False) is not None
+
+
+def backward_number() -> int:
+    """Return autograd's number of the backward pass under way; -1 outside of one."""
+    return int(torch._C._current_graph_task_id())
+
+
+def keep_buffers_of_compiled_graphs() -> None:
+    """Let compiled models keep what a backward needs, so that a second backward through the graph is possible."""
+    from torch._functorch import config
+
+    config.donated_buffer = False
+
+
+def is_compiled(module: nn.Module) -> bool:
+    """Tell whether a module was compiled, by ``Module.compile()`` or ``torch.compile``."""
+    compiler = sys.modules.get("torch._dynamo.eval_frame")  # not imported: it takes seconds, and torch.compile does it
+    wrapped = compiler is not None and isinstance(module, compiler.OptimizedModule)
+    return wrapped or getattr(module, "_compiled_call_impl", None) is not None
+
+
+def add_each(tensors: Tensors, others: Tensors | float) -> None:
+    """Add to every tensor, in place: its partner, or one number."""
+    if isinstance(others, float):
+        torch._foreach_add_(tensors, others)
+    else:
+        torch._foreach_add_(tensors, others)
+
+
+def subtract_each(tensors: Tensors, others: Tensors) -> None:
+    """Subtract its partner from every tensor, in place."""
+    torch._foreach_sub_(tensors, others)
+
+
+def scale_each(tensors: Tensors, factor: float) -> None:
+    """Multiply every tensor by a number, in place."""
+    torch._foreach_mul_(tensors, factor)
+
+
+def copy_each(tensors: Tensors, sources: Tensors) -> None:
+    """Copy its partner into every tensor."""
+    torch._foreach_copy_(tensors, sources)
+
+
+def interpolate_each(tensors: Tensors, ends: Tensors, weight: float) -> None:
+    """Move every tensor towards its partner, in place: t + weight (end - t)."""
+    torch._foreach_lerp_(tensors, ends, weight)
+
+
+def add_products_each(tensors: Tensors, ones: Tensors, others: Tensors, factor: float) -> None:
+    """Add factor * one * other to every tensor, in place."""
+    torch._foreach_addcmul_(tensors, ones, others, factor)
+
+
+def add_quotients_each(tensors: Tensors, above: Tensors, below: Tensors, factor: float) -> None:
+    """Add factor * above / below to every tensor, in place."""
+    torch._foreach_addcdiv_(tensors, above, below, factor)
+
+
+def roots_of_each(tensors: Tensors) -> list[Tensor]:
+    """Return the square root of every tensor."""
+    return list(torch._foreach_sqrt(tensors))

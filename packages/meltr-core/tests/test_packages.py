@@ -1,0 +1,56 @@
+"""The metadata of every package: one version, the licence inside, links that work on a package index."""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import meltr
+
+ROOT = Path(__file__).resolve().parents[3]
+PACKAGES = sorted(ROOT.glob("packages/*/pyproject.toml"))
+
+if not PACKAGES:
+    pytest.skip("the tests run outside the repository", allow_module_level=True)
+
+
+@pytest.fixture(params=PACKAGES, ids=lambda path: path.parent.name)
+def package(request) -> Path:
+    return request.param.parent
+
+
+def project(package: Path) -> dict[str, Any]:
+    return tomllib.loads((package / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+
+
+def test_the_metadata_is_complete(package):
+    found = project(package)
+    assert found["name"] == package.name
+    assert found["version"] == meltr.__version__
+    assert found["authors"]
+    assert all(url.startswith("https://") for url in found["urls"].values())
+    assert {"Typing :: Typed", "Programming Language :: Python :: 3.11"} <= set(found["classifiers"])
+    (source,) = [each for each in (package / "src").iterdir() if each.is_dir()]
+    assert (source / "py.typed").is_file()
+
+
+def test_the_licence_lies_in_the_package(package):
+    """A wheel is built from the package's folder alone."""
+    assert project(package)["license-files"] == ["LICENSE"]
+    assert (package / "LICENSE").read_text(encoding="utf-8") == (ROOT / "LICENSE").read_text(encoding="utf-8")
+
+
+def test_the_readme_links_to_nothing_that_a_package_index_lacks(package):
+    text = (package / "README.md").read_text(encoding="utf-8")
+    links = re.findall(r"\]\(([^)\s]+)\)", re.sub(r"^```.*?^```", "", text, flags=re.M | re.S))
+    assert [link for link in links if not link.startswith(("https://", "#"))] == []
+
+
+def test_the_changelog_has_one_section_a_version():
+    titles = re.findall(r"^## \[(.*?)\]", (ROOT / "CHANGELOG.md").read_text(encoding="utf-8"), re.M)
+    assert len(titles) == len(set(titles))
+    assert titles[0] in ("Unreleased", meltr.__version__)
