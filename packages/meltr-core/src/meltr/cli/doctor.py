@@ -103,7 +103,7 @@ def _namesakes() -> Iterator[Check]:
             "namesake",
             FAIL,
             f"{name} {metadata.version(name)}, another project, brings a module or a command meltr too",
-            f"pip uninstall {name}, then: pip install --force-reinstall --no-deps {DISTRIBUTION} (one overwrote the other)",
+            f"pip uninstall {name}, then: pip install --force-reinstall --no-deps {DISTRIBUTION}",
         )
 
 
