@@ -49,9 +49,9 @@ def test_with_ties_the_first_is_taken_as_argmax_does(seed, classes):
 
 def test_an_answer_outside_the_vocabulary_is_never_right():
     scores = np.array([[0.0, 1.0], [0.0, 1.0]])
-    assert topk_accuracy(scores, [1, -1], ks=(1, 2)) == {"top1": 50.0, "top2": 50.0}
-    assert hits(scores, [-1, -1]).tolist() == [False, False]
-    assert per_class_accuracy(scores, [1, -1])[1] == 100
+    assert topk_accuracy(scores, [1, -100], ks=(1, 2)) == {"top1": 50.0, "top2": 50.0}
+    assert hits(scores, [-100, -100]).tolist() == [False, False]
+    assert per_class_accuracy(scores, [1, -100])[1] == 100
 
 
 def test_more_guesses_than_classes_are_always_right():
@@ -63,7 +63,7 @@ def test_nan_and_misfits_are_refused():
     with pytest.raises(MeltrError, match="NaN"):
         topk_accuracy(np.array([[0.0, np.nan]]), [0])
     with pytest.raises(MeltrError, match="NaN"):
-        topk_accuracy(np.array([[0.0, np.nan]]), [-1])
+        topk_accuracy(np.array([[0.0, np.nan]]), [-100])
     with pytest.raises(ValueError, match="candidates"):
         hits(np.ones((1, 2)), [2])
     with pytest.raises(ValueError, match="candidates"):

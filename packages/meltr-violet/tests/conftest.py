@@ -14,6 +14,7 @@ from torch import Tensor
 
 from meltr.context import RunContext
 from meltr.engine.run import open_run
+from meltr.metrics.classification import IGNORED
 from meltr.parallel.ranks import Ranks
 from meltr.plugins import discover
 from meltr.settings import resolve
@@ -59,6 +60,9 @@ class Goldens:
         if name not in self._tensors:
             loaded = load_file(self.file(f"{name}.safetensors"))
             self._tensors[name] = {k: t.to(self.dtype) if t.is_floating_point() else t for k, t in loaded.items()}
+            for key in loaded:
+                if key.startswith("ans_"):  # the official code ignores -1
+                    self._tensors[name][key] = torch.where(loaded[key] == -1, IGNORED, loaded[key])
         return self._tensors[name]
 
     @cached_property

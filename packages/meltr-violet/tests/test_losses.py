@@ -129,7 +129,7 @@ def test_classes_of_clips_without_a_text(model, tiny_batch):
         expected = F.cross_entropy(answer_logits(model, batch.frames, batch.ids), batch.answer)
         torch.testing.assert_close(found["classification"], expected)
         frames = black_out(batch.frames, masks.cells, TINY.cell)
-        targets = torch.where(masks.cells, batch.codes, -1).flatten(2)
+        targets = torch.where(masks.cells, batch.codes, -100).flatten(2)
         states = model(frames, batch.ids)[:, :-4].unflatten(1, (2, 10))[:, :, 1:]
         logits = model.mvm(states)[targets >= 0]
         torch.testing.assert_close(found["mvm"], F.cross_entropy(logits, targets[targets >= 0]))
@@ -184,9 +184,9 @@ def test_the_primary_loss_alone_equals_the_primary_among_others_with_dropout(tin
 
 def test_losses_without_a_target_are_zero_with_gradient(model, tiny_batch):
     batch = tiny_batch()
-    batch = replace(batch, answer=torch.full_like(batch.answer, -1), codes=torch.full_like(batch.codes, -1))
+    batch = replace(batch, answer=torch.full_like(batch.answer, -100), codes=torch.full_like(batch.codes, -1))
     masks = masks_for(batch)
-    masks = replace(masks, text_targets=torch.full_like(masks.text_targets, -1))
+    masks = replace(masks, text_targets=torch.full_like(masks.text_targets, -100))
     for name, loss in task_losses(model, batch, masks, wanted=("answer", "mtm", "mvm")).items():
         assert loss.item() == 0.0, name
         (gradient,) = torch.autograd.grad(loss, model.video.emb_pos, retain_graph=True)
@@ -195,7 +195,7 @@ def test_losses_without_a_target_are_zero_with_gradient(model, tiny_batch):
 
 def test_ignored_targets_do_not_count():
     logits = torch.randn(4, 3, dtype=torch.float64)
-    targets = torch.tensor([2, -1, 0, -1])
+    targets = torch.tensor([2, -100, 0, -100])
     torch.testing.assert_close(cross_entropy(logits, targets), F.cross_entropy(logits[::2], targets[::2]))
     assert cross_entropy(logits.bfloat16(), targets).dtype == torch.float32
 

@@ -56,7 +56,7 @@ def test_a_text_without_a_normal_token_is_left_alone():
     ids = torch.tensor([text(0), text(3)])
     masked, targets = mask_tokens(ids, draw_tokens(ids, generator=generator()))
     assert torch.equal(masked[0], ids[0])
-    assert (targets[0] == -1).all()
+    assert (targets[0] == -100).all()
     assert (targets[1] >= 0).any()
 
 
@@ -103,9 +103,9 @@ def test_black_out_covers_exactly_the_cells():
 
 def test_code_targets_have_a_column_for_the_cls_of_each_frame():
     codes = torch.arange(8).view(1, 2, 2, 2)
-    codes[0, 1, 1, 1] = -1
+    codes[0, 1, 1, 1] = -100
     cells = torch.tensor([[[[True, False], [False, True]], [[False, False], [True, True]]]])
-    assert code_targets(codes, cells).tolist() == [[-1, 0, -1, -1, 3, -1, -1, -1, 6, -1]]
+    assert code_targets(codes, cells).tolist() == [[-100, 0, -100, -100, 3, -100, -100, -100, 6, -100]]
 
 
 def test_draws_are_a_function_of_the_generator():
@@ -143,7 +143,7 @@ def test_released_masking_of_choices():
     columns = torch.tensor([[True, False, True, False, False, False]])
     masked, targets = mask_choices(ids, columns)
     assert masked.tolist() == [[[MASK] * 6, text(1, 6), [MASK] * 6]]
-    assert targets.tolist() == [[text(2, 6), [-1] * 6, text(3, 6)]]
+    assert targets.tolist() == [[text(2, 6), [-100] * 6, text(3, 6)]]
     _, twice = mask_choices(ids, torch.tensor([[False, True, True, False, False, False]]))
     assert twice.tolist() == [[[MASK] * 6, text(1, 6), [MASK] * 6]]
     for seed in range(20):

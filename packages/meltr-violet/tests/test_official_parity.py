@@ -13,6 +13,7 @@ import torch
 
 from meltr import Bilevel, LossTransformer
 from meltr.hypergradients.outer_gradient import outer_gradient
+from meltr.metrics.classification import IGNORED
 from meltr_violet.losses.masking import Masks, black_out, code_targets, masks_at
 from meltr_violet.losses.pretraining import matching_scores, pretraining_losses
 from meltr_violet.losses.released import mask_choices
@@ -138,7 +139,7 @@ def test_pretraining_objective_with_both_mask_kinds(golden, eval_model):
 def test_original_retrieval_and_its_evaluation(golden, eval_model):
     case, scalars = golden.tensors("case_retrieval_original"), golden.json("losses.json")
     batch = golden.batch()
-    nothing = Masks(batch.ids, torch.full_like(batch.ids, -1), torch.zeros_like(batch.codes, dtype=torch.bool))
+    nothing = Masks(batch.ids, torch.full_like(batch.ids, IGNORED), torch.zeros_like(batch.codes, dtype=torch.bool))
     passes = Passes(eval_model, batch, nothing, settings_of(golden))
     scores, right = passes.matching_scores()
     logits = scores / golden.config["vtm_temperature"]

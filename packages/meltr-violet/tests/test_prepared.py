@@ -371,7 +371,7 @@ def test_codes_that_do_not_fit(tmp_path):
     assert found.codes is not None
     assert any("msvd_vq.pkl has no codes for 1 of 4 videos: c." in note for note in found.corpus.notes)
     np.testing.assert_array_equal(codes_or_ignored(found.codes, "b"), codes["b"])
-    assert set(codes_or_ignored(found.codes, "c").flat) == {-1}
+    assert set(codes_or_ignored(found.codes, "c").flat) == {-100}
     assert codes_or_ignored(found.codes, "c").shape == (5, 7, 7)
     write_codes(tmp_path / "msvd_vq.pkl", "abcd", (4, 7, 7))
     with pytest.raises(UserError, match=r"msvd_vq\.pkl: codes of 4 frames a video, but img_msvd\.pkl has 5"):

@@ -9,13 +9,16 @@ import numpy.typing as npt
 
 from meltr.metrics.ranking import Ties, ranks
 
+IGNORED = -100
+"""Label of an example whose class is none of the classes; the default ``ignore_index`` of F.cross_entropy."""
+
 
 def hits(scores: npt.ArrayLike, labels: npt.ArrayLike, *, k: int = 1, ties: Ties = "stable") -> npt.NDArray[np.bool_]:
     """Return for each example whether its class is among the k best.
 
     Args:
         scores: Shape (N, classes), the higher the better.
-        labels: Shape (N,): the right class; -1: none of the classes, which is never a hit.
+        labels: Shape (N,): the right class; -100: none of the classes, which is never a hit.
         k: How many guesses count. More than there are classes: all.
         ties: What classes with the same score do, see `meltr.metrics.ranking.Ties`; ``stable`` prefers the lower index,
             as argmax does.
@@ -32,7 +35,7 @@ def hits(scores: npt.ArrayLike, labels: npt.ArrayLike, *, k: int = 1, ties: Ties
     if ties == "positions":
         raise ValueError("ties='positions' gives several ranks an example: choose another")
     right = np.asarray(labels)
-    known = right != -1
+    known = right != IGNORED
     found: npt.NDArray[np.bool_] = known & (ranks(scores, np.where(known, right, 0), ties=ties) <= k)
     return found
 
@@ -52,7 +55,7 @@ def per_class_accuracy(
     Its mean without the NaN is the class-balanced accuracy. Arguments and errors as for `hits`.
     """
     found, right = hits(scores, labels, k=k, ties=ties), np.asarray(labels)
-    known = right != -1
+    known = right != IGNORED
     classes = np.asarray(scores).shape[1]
     count = np.bincount(right[known], minlength=classes)
     hit = np.bincount(right[known], weights=found[known], minlength=classes)

@@ -47,7 +47,7 @@ class CodeSource(Protocol):
 
 
 def codes_or_ignored(source: CodeSource, key: str) -> Codes:
-    """Return the codes of `key`, or -1 everywhere, which no loss counts, if `source` has none."""
+    """Return the codes of `key`, or -100 everywhere, which no loss counts, if `source` has none."""
     return source.codes(key) if key in source else np.full(source.shape, IGNORED, np.int16)
 
 

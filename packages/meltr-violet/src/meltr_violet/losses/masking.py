@@ -29,7 +29,7 @@ class Masks:
 
     Args:
         ids: Texts with some tokens replaced by [MASK], (B, X), or (B, O, X) in the released multiple-choice path.
-        text_targets: The original id where a token is to be predicted, -1 elsewhere; shape of `ids`.
+        text_targets: The original id where a token is to be predicted, -100 elsewhere; shape of `ids`.
         cells: True where a cell of the clip is masked, (B, T, h, w).
     """
 
@@ -91,7 +91,7 @@ def mask_tokens(ids: Tensor, chosen: Tensor) -> tuple[Tensor, Tensor]:
         chosen: Same shape, boolean.
 
     Returns:
-        Masked ids and targets (-1 where not chosen), both of the shape of `ids`.
+        Masked ids and targets (-100 where not chosen), both of the shape of `ids`.
     """
     return torch.where(chosen, MASK, ids), torch.where(chosen, ids, IGNORED)
 
@@ -156,7 +156,7 @@ def black_out(frames: Tensor, cells: Tensor, cell: int) -> Tensor:
 
 
 def code_targets(codes: Tensor, cells: Tensor) -> Tensor:
-    """Return the targets of masked visual modelling, (B, T (1 + h w)): codes of masked cells, -1 elsewhere.
+    """Return the targets of masked visual modelling, (B, T (1 + h w)): codes of masked cells, -100 elsewhere.
 
     The cls of each frame, which comes first, has no code.
 

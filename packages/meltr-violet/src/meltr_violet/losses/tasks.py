@@ -38,7 +38,7 @@ class Batch:
     Args:
         frames: (B, T, 3, H, W), pixels in [0, 1] or bytes.
         ids: Token ids (B, X); with choices (B, O, X).
-        answer: Class, or number of the right choice, (B,); -1 for an answer that is no class.
+        answer: Class, or number of the right choice, (B,); -100 for an answer that is no class.
         codes: Visual codes (B, T, h, w), or None where there are none: then without the loss ``mvm``.
     """
 
@@ -151,7 +151,7 @@ def task_losses(
 
 
 def cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
-    """Return the mean cross-entropy over targets that are not -1, in float32 at least; 0 if there are none.
+    """Return the mean cross-entropy over targets that are not -100, in float32 at least; 0 if there are none.
 
     Args:
         logits: (..., C).

@@ -7,8 +7,8 @@ from typing import Literal
 
 AttentionKernel = Literal["fused", "eager"]
 
-IGNORED = -1
-"""Target that no cross-entropy counts."""
+IGNORED = -100
+"""Target that no cross-entropy counts: the default of F.cross_entropy."""
 
 
 @dataclass(frozen=True)
