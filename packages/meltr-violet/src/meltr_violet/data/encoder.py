@@ -28,6 +28,8 @@ class VioletEncoder(Encoder):
         choice_text: How a question and a choice are put together.
     """
 
+    tokenizer: Tokenizer
+
     def __init__(
         self,
         tokenizer: Tokenizer,

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from meltr.context import RunContext
 from meltr.errors import PluginError
-from meltr.video.adapter.encoder import Encoder, Labels
+from meltr.video.adapter.encoder import Encoder, Labels, TextTokenizer
 from meltr.video.adapter.source import Source, open_frames
 from meltr.video.adapter.splits import CaptionScoring
 from meltr.video.corpora import open_corpus
@@ -35,6 +35,7 @@ from meltr.video.frames.pictures import padded_squares
 from meltr.video.frames.source import Frames, Remembered
 from meltr.video.tasks.reranking import Scores
 from meltr.video.text.lengths import notes_on_long_texts
+from meltr.video.text.vocabulary import VOCABULARY, run_vocabulary
 from meltr.video.text.wordpiece import Tokenizer
 from meltr.weights import LoadReport
 
@@ -89,13 +90,34 @@ class VideoBackbone(ABC, Generic[M]):
         """
         return padded_squares(frames, size)
 
+    def tokenizer(self, corpus: Corpus | None, context: RunContext) -> TextTokenizer:
+        """Return what turns texts into token ids; override it for another than the WordPiece of BERT.
+
+        Called by `build_data`, and by `predict` without a corpus. As it is, `build_data` leaves a copy of the
+        vocabulary in the folder of the run, and `predict` reads it.
+
+        Args:
+            corpus: The data set before limits, which must not change a vocabulary made of its words; None in `predict`.
+            context: The run.
+
+        Raises:
+            UserError: If there is no vocabulary, or it is not one for this model.
+        """
+        options = context.options
+        if corpus is None:
+            assert context.run_dir is not None
+            return Tokenizer(context.run_dir / VOCABULARY, length=options.text_length)
+        words, own = self.extra_words(corpus, options), self.from_scratch(options)
+        file = run_vocabulary(context, corpus, options.vocabulary, own=own, extra_words=words)
+        return Tokenizer(file, length=options.text_length)
+
     @abstractmethod
-    def encoder(self, source: Source, tokenizer: Tokenizer, labels: Labels, context: RunContext) -> Encoder:
+    def encoder(self, source: Source, tokenizer: Any, labels: Labels, context: RunContext) -> Encoder:
         """Return how an item becomes tensors. Called by `build_data` and `predict`.
 
         Args:
             source: What `open_source` or `open_files` returned.
-            tokenizer: Texts to token ids (N, ``text_length``).
+            tokenizer: What `tokenizer` returned.
             labels: The right answers as numbers.
             context: The run.
         """
@@ -104,12 +126,12 @@ class VideoBackbone(ABC, Generic[M]):
         """Return whether the model is a small one that starts from random weights, as it is meant to.
 
         Then it takes the words of the data set as vocabulary, and no note says that weights were not given. Called by
-        `build_data` and `build_model`.
+        `tokenizer` and `build_model`.
         """
         return options.size == "tiny" and options.weights is None
 
     def extra_words(self, corpus: Corpus, options: Any) -> Sequence[str]:
-        """Return texts whose words a vocabulary of the data set's own words needs besides. Called by `build_data`."""
+        """Return texts whose words a vocabulary of the data set's own words needs besides. Called by `tokenizer`."""
         return ()
 
     def notes_on_texts(self, corpus: Corpus, encoder: Encoder, context: RunContext) -> list[str]:

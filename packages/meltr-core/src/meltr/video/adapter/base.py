@@ -13,13 +13,11 @@ from meltr.hookspecs import hookimpl
 from meltr.seeding import derive
 from meltr.video.adapter import evaluation, predicting
 from meltr.video.adapter.backbone import Columns, M, VideoBackbone
-from meltr.video.adapter.encoder import Encoder, Labels
+from meltr.video.adapter.encoder import Encoder, Labels, TextTokenizer
 from meltr.video.adapter.source import Source, reading_processes
 from meltr.video.adapter.splits import Split
 from meltr.video.corpora import cut
 from meltr.video.corpus import Corpus
-from meltr.video.text.vocabulary import run_vocabulary
-from meltr.video.text.wordpiece import Tokenizer
 
 
 class VideoAdapter(VideoBackbone[M]):
@@ -36,18 +34,10 @@ class VideoAdapter(VideoBackbone[M]):
         Raises:
             UserError: If files are missing, broken, or do not fit the settings.
         """
-        spec, options = context.spec, context.options
         source = self.open_source(context)
-        corpus = cut(source.corpus, spec)
+        corpus = cut(source.corpus, context.spec)
         context.notes.extend(corpus.notes)
-        file = run_vocabulary(
-            context,
-            source.corpus,
-            options.vocabulary,
-            own=self.from_scratch(options),
-            extra_words=self.extra_words(source.corpus, options),
-        )
-        tokenizer = Tokenizer(file, length=options.text_length)
+        tokenizer = self.tokenizer(source.corpus, context)
         encoder = self.encoder(source, tokenizer, labels_of(corpus), context)
         context.notes.extend(self.notes_on_texts(corpus, encoder, context))
         return self._data(context, source, corpus, encoder)
@@ -121,7 +111,7 @@ def labels_of(corpus: Corpus) -> Labels:
     return Labels(corpus.task, {name: number for number, name in enumerate(corpus.answers)})
 
 
-def facts(corpus: Corpus, tokenizer: Tokenizer, *, sample: bool) -> dict[str, Any]:
+def facts(corpus: Corpus, tokenizer: TextTokenizer, *, sample: bool) -> dict[str, Any]:
     """Return the facts of a data set that `VideoBackbone.make_model` and a prediction need.
 
     Args:

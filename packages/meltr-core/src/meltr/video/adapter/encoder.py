@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -13,10 +13,31 @@ from torch.utils.data import Dataset
 
 from meltr.metrics.classification import IGNORED
 from meltr.video.corpus import Item
-from meltr.video.text.wordpiece import Tokenizer
 
 CAPTIONED = ("retrieval", "captioning")
 """Tasks with a training example for each caption."""
+
+
+class TextTokenizer(Protocol):
+    """Texts to token ids. `meltr.video.text.wordpiece.Tokenizer` is one; it can be pickled.
+
+    `length` is X, the tokens of every text, and `size` the number of tokens that there are.
+    """
+
+    length: int
+    size: int
+
+    def encode(self, texts: Sequence[str]) -> Tensor:
+        """Return token ids, (N, X), int64; longer texts are cut.
+
+        Args:
+            texts: N texts.
+        """
+        ...
+
+    def count(self, text: str) -> int:
+        """Return the tokens that `text` needs; more than X are cut."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -59,7 +80,7 @@ class Encoder(ABC):
         labels: The right answers as numbers.
     """
 
-    def __init__(self, tokenizer: Tokenizer, labels: Labels) -> None:
+    def __init__(self, tokenizer: TextTokenizer, labels: Labels) -> None:
         self.tokenizer, self.labels = tokenizer, labels
 
     @abstractmethod

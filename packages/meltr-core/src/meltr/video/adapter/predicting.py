@@ -17,8 +17,6 @@ from meltr.video.adapter.splits import Split
 from meltr.video.corpus import Corpus, Item
 from meltr.video.frames.media_files import kind
 from meltr.video.prediction import answer_rows, check_request, chosen_answers, ranked_files
-from meltr.video.text.vocabulary import VOCABULARY
-from meltr.video.text.wordpiece import Tokenizer
 
 SPLIT = "predict"
 """Name of the split that the files stand in."""
@@ -56,7 +54,6 @@ def _split(
     backbone: VideoBackbone[Any], request: PredictRequest, meta: Mapping[str, Any], context: RunContext
 ) -> Split:
     """Return the files as a split, with what is asked of each."""
-    assert context.run_dir is not None
     spec, answers = context.spec, tuple(meta.get("answers", ()))
     choices = request.choices if "choices" in meta else ()
     captions = () if request.search is None else (request.search,)
@@ -67,8 +64,7 @@ def _split(
     media = {str(file): file for file in request.media}
     corpus = Corpus(spec.dataset, spec.task, {SPLIT: items}, media, answers)
     source = backbone.open_files(corpus, meta, context)
-    tokenizer = Tokenizer(context.run_dir / VOCABULARY, length=context.options.text_length)
-    encoder = backbone.encoder(source, tokenizer, Labels(spec.task, {}), context)
+    encoder = backbone.encoder(source, backbone.tokenizer(None, context), Labels(spec.task, {}), context)
     return Split(SPLIT, source.corpus, encoder, spec.seed)
 
 
