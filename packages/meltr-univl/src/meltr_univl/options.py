@@ -52,7 +52,7 @@ class UnivlOptions(Info):
         attention: Kernel of attention: ``fused``, or ``eager``.
         pairs_per_pass: Most pairs of text and video in the cross encoder at a time; None: all while training, 128 in
             evaluation.
-        workers: Processes that read features and texts; None: none for miniatures, else one a core, up to 4.
+        workers: Processes that read features and texts; None: none for miniatures, else one a core, up to 8.
         eval_batch_size: Clips a batch of an evaluation.
         save_predictions: Write the prediction for every evaluated example.
     """

@@ -60,10 +60,9 @@ class FeatureRecord:
 
 
 @runtime_checkable
-class FeatureSource(Protocol):
+class FeatureReader(Protocol):
     """Features by the key of a video. Implementations can be pickled, so that DataLoader workers may hold one."""
 
-    path: Path
     record: FeatureRecord
 
     def features(self, key: str) -> Features:
@@ -74,6 +73,12 @@ class FeatureSource(Protocol):
             meltr.UserError: If they are damaged, of another width, or not finite.
         """
         ...
+
+
+class FeatureSource(FeatureReader, Protocol):
+    """The features of a data set, in a file or folder."""
+
+    path: Path
 
     def __contains__(self, key: object) -> bool:
         """Tell whether `key` has features here."""
