@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import pytest
+from torch import Tensor
 
 from allinone_clips import SHARED
+from meltr.video import Item, Labels
 from meltr.video.text.wordpiece import Tokenizer
-from meltr_allinone.data.texts import Texts
+from meltr_allinone.data.encoder import AllInOneEncoder, Wanted
+from meltr_allinone.data.source import Clips
 
 
 def test_the_texts_of_the_published_vocabulary():
@@ -14,14 +17,19 @@ def test_the_texts_of_the_published_vocabulary():
     file = SHARED / "data" / "violet_samples" / "bert-base-uncased-vocab.txt"
     if not file.is_file():
         pytest.skip(f"no vocabulary {file} (set MELTR_SHARED)")
-    texts = Texts(Tokenizer(file, length=40), "retrieval", {})
+    labels, clips = Labels("retrieval", {}), Clips({}, {})
+    texts = AllInOneEncoder(Tokenizer(file, length=40), labels, clips=clips, wanted=Wanted(48))
+
+    def ids(text: str) -> Tensor:
+        return texts.text(Item("", ""), text)["ids"]
+
     assert texts.tokenizer.size == 30522
     names = file.read_text(encoding="utf-8").splitlines()
-    tokens = [names[number] for number in texts.ids("Hello, my dog is CUTE").tolist()]
+    tokens = [names[number] for number in ids("Hello, my dog is CUTE").tolist()]
     assert tokens == ["[CLS]", "hello", ",", "my", "dog", "is", "cute", "[SEP]", *["[PAD]"] * 32]
-    long = texts.ids("a man " * 60)
+    long = ids("a man " * 60)
     assert long.shape == (40,)
     assert int(long[-1]) == 102
-    words = texts.ids("embeddings")
+    words = ids("embeddings")
     assert [names[number] for number in words[1:5].tolist()] == ["em", "##bed", "##ding", "##s"]
     assert texts.continues(words)[:6].tolist() == [False, False, True, True, True, False]

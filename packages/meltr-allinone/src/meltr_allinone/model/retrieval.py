@@ -7,31 +7,19 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from functools import partial
+from typing import Literal
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from meltr.video.tasks.reranking import Chosen, Matrix, Scores, reranked
 from meltr_allinone.losses.tasks import similarity
 from meltr_allinone.model.all_in_one import AllInOne
 from meltr_allinone.model.scoring import PAIRS_PER_PASS, joint_scores, seeded_orders
 
 Scoring = Literal["dual", "joint", "rerank"]
-Matrix = npt.NDArray[np.float64]
-
-
-class Scores(NamedTuple):
-    """How well texts and videos fit, the higher the better.
-
-    Args:
-        of_texts: To find the video of a text, (texts, videos).
-        of_videos: To find the text of a video, (texts, videos); another matrix only if the best were ordered anew.
-    """
-
-    of_texts: Matrix
-    of_videos: Matrix
 
 
 @dataclass(frozen=True)
@@ -75,11 +63,9 @@ class Retrieval:
         dual = similarity(torch.cat(texts), torch.cat(vectors)).double().cpu().numpy()
         if self.scoring == "dual":
             return Scores(dual, dual)
-        ahead = (best_of(dual, self.rerank), best_of(dual.T, self.rerank).T)
-        joint = self._joint(model, ids, torch.cat(tokens), ahead[0] | ahead[1])
-        return Scores(*(put_ahead(dual, joint, first) for first in ahead))
+        return reranked(dual, partial(self._joint, model, ids, torch.cat(tokens)), self.rerank)
 
-    def _joint(self, model: AllInOne, ids: Tensor, tokens: Tensor, wanted: npt.NDArray[np.bool_]) -> Matrix:
+    def _joint(self, model: AllInOne, ids: Tensor, tokens: Tensor, wanted: Chosen) -> Matrix:
         """Return joint scores where they are wanted, 0 elsewhere."""
         clips, texts = (torch.from_numpy(part) for part in np.nonzero(wanted.T))
         found = np.zeros(wanted.shape)
@@ -98,16 +84,3 @@ class Retrieval:
             .numpy()
         )
         return found
-
-
-def best_of(scores: Matrix, count: int) -> npt.NDArray[np.bool_]:
-    """Return which are among the `count` best of their row; of equals, the first."""
-    chosen = np.zeros(scores.shape, dtype=bool)
-    np.put_along_axis(chosen, np.argsort(-scores, axis=1, kind="stable")[:, :count], True, axis=1)
-    return chosen
-
-
-def put_ahead(scores: Matrix, better: Matrix, chosen: npt.NDArray[np.bool_]) -> Matrix:
-    """Return `scores`, but `better`, moved above all of them, where `chosen`."""
-    lift = scores.max() - better[chosen].min() + 1
-    return np.where(chosen, better + lift, scores)
