@@ -1,6 +1,6 @@
 """What scoring N texts with N videos costs with All-in-one, beside a straightforward double loop: ratios of one run.
 
-    python benchmarks/allinone_retrieval.py --size mini --items 24
+    python benchmarks/allinone_retrieval.py --size tiny --items 24
     python benchmarks/allinone_retrieval.py --size base --items 6 --device cuda
 
 The double loop gives every pair a pass of its own, frames embedded anew. All ways but the dual encoder's give the same
@@ -28,7 +28,7 @@ BATCH = 16
 def main() -> None:
     """Measure and print a table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--size", choices=SIZES, default="mini")
+    parser.add_argument("--size", choices=SIZES, default="tiny")
     parser.add_argument("--items", type=int, default=24)
     parser.add_argument("--repeat", type=int, default=3)
     parser.add_argument("--device", default="cpu")

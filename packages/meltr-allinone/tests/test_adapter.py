@@ -26,7 +26,7 @@ from meltr_allinone.model.building import heads_of, model_config, scoring_of
 from meltr_allinone.options import AllInOneOptions
 
 Make = Callable[..., RunContext]
-MINI = {"options__size": "mini", "options__eval_batch_size": 3, "train__log_every": 1}
+TINY = {"options__size": "tiny", "options__eval_batch_size": 3, "train__log_every": 1}
 
 
 @pytest.fixture(autouse=True)
@@ -42,7 +42,7 @@ def make_spec(sample: Callable[[str], Path]) -> Callable[..., RunSpec]:
         sample(dataset)
         flags = {"device": "cpu", "combiner": "sum", "sample": True, "train.batch_size": 4}
         flags |= {f"options.{name}": value for name, value in SMALL.items()}
-        flags |= {name.replace("__", "."): value for name, value in (MINI | settings).items()}
+        flags |= {name.replace("__", "."): value for name, value in (TINY | settings).items()}
         choice = {"backbone": "allinone", "task": task, "dataset": dataset}
         return resolve(discover(), **choice, preset="none", flags=flags)
 
@@ -61,7 +61,7 @@ def make_spec(sample: Callable[[str], Path]) -> Callable[..., RunSpec]:
 def test_every_task_has_its_losses_and_no_head_in_vain(
     make_context: Make, task: str, dataset: str, losses: tuple[str, ...]
 ) -> None:
-    context = make_context(task, dataset, losses=losses, size="mini")
+    context = make_context(task, dataset, losses=losses, size="tiny")
     adapter = AllInOneAdapter()
     data = adapter.build_data(context)
     model = adapter.build_model(context, data).train()
@@ -73,7 +73,7 @@ def test_every_task_has_its_losses_and_no_head_in_vain(
 
 
 def test_all_draws_come_from_the_generator_of_the_context(make_context: Make) -> None:
-    context = make_context("qa", "msvd", losses=("answer", "vtm", "mlm"), size="mini")
+    context = make_context("qa", "msvd", losses=("answer", "vtm", "mlm"), size="tiny")
     context = RunContext(**{**context.__dict__, "generator": torch.Generator()})
     adapter = AllInOneAdapter()
     data = adapter.build_data(context)
@@ -92,7 +92,7 @@ def test_all_draws_come_from_the_generator_of_the_context(make_context: Make) ->
 
 
 def test_scoring_follows_the_losses() -> None:
-    options = AllInOneOptions(size="mini")
+    options = AllInOneOptions(size="tiny")
     assert scoring_of(options, ("vtm", "mlm")) == "joint"
     assert scoring_of(options, ("vtm", "contrastive")) == "dual"
     assert scoring_of(AllInOneOptions(scoring="rerank"), ("vtm",)) == "rerank"
@@ -106,25 +106,25 @@ def test_scoring_follows_the_losses() -> None:
 def test_sizes_of_the_published_models_and_of_a_small_one() -> None:
     base = model_config(AllInOneOptions(), {"vocabulary": 30522})
     assert (base.width, base.depth, base.vocabulary, base.frames, base.text_length) == (768, 12, 30522, 3, 40)
-    mini = model_config(AllInOneOptions(size="mini", image_size=64, frames=5), {"vocabulary": 77})
-    assert (mini.vocabulary, mini.frames, mini.image_size) == (77, 5, 64)
+    tiny = model_config(AllInOneOptions(size="tiny", image_size=64, frames=5), {"vocabulary": 77})
+    assert (tiny.vocabulary, tiny.frames, tiny.image_size) == (77, 5, 64)
     with pytest.raises(UserError, match="40,000 tokens, the published model 30,522"):
         model_config(AllInOneOptions(), {"vocabulary": 40_000})
 
 
 def test_hard_negatives_need_the_contrastive_loss(make_context: Make) -> None:
-    context = make_context(hard_negatives=True, size="mini")
+    context = make_context(hard_negatives=True, size="tiny")
     adapter = AllInOneAdapter()
     data = adapter.build_data(context)
     with pytest.raises(UserError, match="hard_negatives=true") as found:
         adapter.build_model(context, data)
     assert "losses=vtm,mlm,contrastive" in str(found.value.hint)
-    fine = make_context(hard_negatives=True, size="mini", losses=("vtm", "contrastive"))
+    fine = make_context(hard_negatives=True, size="tiny", losses=("vtm", "contrastive"))
     assert adapter.build_model(fine, data).txt_proj is not None
 
 
 def test_no_decay_for_norms_and_biases_and_a_faster_answer_head(make_context: Make) -> None:
-    context = make_context("qa", "msvd", losses=("answer",), answer_lr_scale=10.0, size="mini")
+    context = make_context("qa", "msvd", losses=("answer",), answer_lr_scale=10.0, size="tiny")
     adapter = AllInOneAdapter()
     model = adapter.build_model(context, adapter.build_data(context))
     names = {parameter: name for name, parameter in model.named_parameters()}
@@ -225,7 +225,7 @@ def test_weights_of_a_run_start_another_of_the_same_size(make_spec: Callable[...
     for name, value in before.items():
         torch.testing.assert_close(after[name], value, rtol=0, atol=1e-6)
     with pytest.raises(UserError, match="checkpoint of another size"):
-        execute(make_spec(options__size="tiny", **own), run_dir=tmp_path / "third", registry=discover())
+        execute(make_spec(options__size="ti", **own), run_dir=tmp_path / "third", registry=discover())
 
 
 # Prediction

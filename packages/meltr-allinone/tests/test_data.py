@@ -50,7 +50,7 @@ def test_processes_share_a_batch(make_context):
 def test_a_small_model_from_scratch_takes_the_words_of_the_data_set(make_context, clips, tmp_path):
     rows = [{"split": "train", "captions": ["a zorilla runs"]}, {"split": "train", "captions": ["it sleeps"]}]
     root = write_manifest(tmp_path / "data", clips[:2], rows)
-    build_data(make_context("retrieval", "manifest", data_root=root, size="mini", run_dir=tmp_path / "run"))
+    build_data(make_context("retrieval", "manifest", data_root=root, size="tiny", run_dir=tmp_path / "run"))
     assert {"zorilla", "runs", "sleeps"} <= set((tmp_path / "run" / VOCABULARY).read_text().splitlines())
 
 

@@ -10,7 +10,7 @@ import torch
 from meltr_allinone.losses.draws import draw
 from meltr_allinone.losses.tasks import Batch, task_losses
 from meltr_allinone.model.all_in_one import AllInOne
-from meltr_allinone.model.config import MINI
+from meltr_allinone.model.config import TINY
 
 pytestmark = [
     pytest.mark.gpu,
@@ -21,7 +21,7 @@ WANTED = ("vtm", "mlm", "wpa", "contrastive", "rank")
 
 def parts(device: str) -> tuple[AllInOne, Batch]:
     torch.manual_seed(0)
-    model = AllInOne(replace(MINI, vocabulary=300), heads=("itm", "mlm", "contrastive", "rank"))
+    model = AllInOne(replace(TINY, vocabulary=300), heads=("itm", "mlm", "contrastive", "rank"))
     ids = torch.randint(104, 300, (6, 16))
     ids[:, 0], ids[:, 9], ids[:, 10:] = 101, 102, 0
     return model.to(device), Batch(torch.randn(6, 3, 3, 64, 64).to(device), ids.to(device))

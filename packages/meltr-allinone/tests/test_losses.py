@@ -20,7 +20,7 @@ from meltr_allinone.losses.tasks import (
     task_losses,
 )
 from meltr_allinone.model.all_in_one import AllInOne
-from meltr_allinone.model.config import MINI
+from meltr_allinone.model.config import TINY
 
 ALL = ("answer", "vtm", "mlm", "wpa", "contrastive", "rank")
 
@@ -33,7 +33,7 @@ def _one_thread() -> None:
 @pytest.fixture
 def model() -> AllInOne:
     torch.manual_seed(0)
-    config = replace(MINI, vocabulary=200, image_size=48, frames=2)
+    config = replace(TINY, vocabulary=200, image_size=48, frames=2)
     return AllInOne(config, heads=("mlm", "itm", "rank", "contrastive", "answer"), answers=5).double().eval()
 
 
@@ -186,7 +186,7 @@ def test_batches_come_normalised_from_columns() -> None:
 
 
 def test_what_is_missing_is_named() -> None:
-    model = AllInOne(replace(MINI, vocabulary=200, image_size=48, frames=2), heads=("mlm",)).double()
+    model = AllInOne(replace(TINY, vocabulary=200, image_size=48, frames=2), heads=("mlm",)).double()
     batch = replace(batch_of(2), answer=None)
     draws = drawn(model, batch)
     with pytest.raises(ValueError, match=r"no losses \['itm'\]"):

@@ -10,7 +10,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from meltr_allinone.losses.masking import IGNORED, draw_tokens, draw_words, mask_texts
+from meltr.metrics.classification import IGNORED
+from meltr.video.text.masking import choose, choose_words, normal_tokens
+from meltr_allinone.losses.draws import mask_texts
 
 PAD, CLS, SEP, MASK = 0, 101, 102, 103
 V = 400
@@ -29,7 +31,7 @@ def within(seen: int, count: int, probability: float) -> bool:
 
 
 def test_tokens_are_chosen_independently():
-    chosen = draw_tokens(torch.tensor([text(4)] * 40_000), generator())
+    chosen = choose(normal_tokens(torch.tensor([text(4)] * 40_000)), generator=generator())
     assert not chosen[:, 0].any()
     assert not chosen[:, 5:].any()
     patterns = Counter(map(tuple, chosen[:, 1:5].tolist()))
@@ -115,7 +117,7 @@ def test_whole_words_are_chosen_as_by_a_loop_over_shuffled_groups():
     expected = Counter(by_loop(list(order), 2, ids) for order in permutations(groups))
     orders = expected.total()
     count = 40_000
-    chosen = draw_words(ids.expand(count, 12), continues.expand(count, 12), generator())
+    chosen = choose_words(ids.expand(count, 12), continues.expand(count, 12), generator=generator())
     seen = Counter(frozenset(row.nonzero()[:, 0].tolist()) for row in torch.unique(chosen, dim=0))
     assert set(seen) == set(expected)
     weights = 2 ** torch.arange(12)
@@ -128,7 +130,7 @@ def test_a_text_may_start_with_a_continuation():
     """It has no word before it: it is a word of its own, and never part of [CLS]."""
     ids = torch.tensor([[CLS, 200, 201, SEP]]).expand(2000, 4)
     continues = torch.tensor([[False, True, False, False]]).expand(2000, 4)
-    chosen = draw_words(ids, continues, generator())
+    chosen = choose_words(ids, continues, generator=generator())
     assert (chosen.sum(1) == 1).all()
     assert within(int(chosen[:, 1].sum()), 2000, 0.5)
 
@@ -136,5 +138,5 @@ def test_a_text_may_start_with_a_continuation():
 @pytest.mark.parametrize(("length", "budget"), [(4, 1), (10, 2), (12, 2), (24, 4), (40, 6)])
 def test_a_full_text_loses_the_whole_budget(length, budget):
     ids = torch.tensor([[CLS, *range(200, 198 + length), SEP]] * 50)
-    chosen = draw_words(ids, torch.zeros_like(ids, dtype=torch.bool), generator())
+    chosen = choose_words(ids, torch.zeros_like(ids, dtype=torch.bool), generator=generator())
     assert (chosen.sum(1) == budget).all()

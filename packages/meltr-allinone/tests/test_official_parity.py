@@ -14,8 +14,8 @@ from torch.nn import functional as F
 
 from meltr import Bilevel, LossTransformer
 from meltr.hypergradients.outer_gradient import outer_gradient
+from meltr.video.text.masking import MaskedTexts
 from meltr_allinone.losses.draws import Draws
-from meltr_allinone.losses.masking import MaskedTexts
 from meltr_allinone.losses.tasks import Batch, task_losses
 from meltr_allinone.model.all_in_one import AllInOne
 from meltr_allinone.model.config import ModelConfig

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from meltr import LossTransformer, UserError
 from meltr_allinone.model.all_in_one import AllInOne
-from meltr_allinone.model.config import BASE, SMALL, TINY, ModelConfig
+from meltr_allinone.model.config import BASE, SMALL, TI, ModelConfig
 from meltr_allinone.weights.official import official_state, renamed
 from meltr_allinone.weights.pretrained import load_pretrained, read_combiner, save_official
 
@@ -266,7 +266,7 @@ def test_another_vocabulary_is_refused(tmp_path):
     assert_refused(model(vocabulary=140), file, "130 tokens", "140", "vocabulary=FILE")
 
 
-@pytest.mark.parametrize(("name", "config"), {"base": BASE, "small": SMALL, "tiny": TINY}.items())
+@pytest.mark.parametrize(("name", "config"), {"base": BASE, "small": SMALL, "ti": TI}.items())
 def test_another_size_is_refused_with_its_name(tmp_path, name, config):
     """The published sizes, without their numbers: one is stored and repeated."""
     with torch.device("meta"):
@@ -286,7 +286,7 @@ def test_an_incomplete_trunk_is_refused(tmp_path):
     del state["transformer.blocks.0.norm1.bias"]
     assert_refused(model(), save(state, tmp_path / "part.ckpt"), "lacks 1 tensors", "transformer.blocks.0.norm1.bias")
     texts = {name: value for name, value in state.items() if name.startswith("text_embeddings.")}
-    assert_refused(model(), save(texts, tmp_path / "texts.ckpt"), "no All-in-one checkpoint")
+    assert_refused(model(), save(texts, tmp_path / "texts.ckpt"), "not an All-in-one checkpoint")
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from meltr.video.tasks.reranking import best_of, put_ahead
 from meltr_allinone.losses.draws import draw_order
 from meltr_allinone.model.all_in_one import AllInOne
-from meltr_allinone.model.config import MINI
+from meltr_allinone.model.config import TINY
 from meltr_allinone.model.retrieval import Retrieval
 from meltr_allinone.model.scoring import answer_logits, joint_scores, pooled_pairs, seeded_orders
 
@@ -24,7 +24,7 @@ FRAMES = 3
 def model() -> AllInOne:
     torch.set_num_threads(1)
     torch.manual_seed(0)
-    config = replace(MINI, vocabulary=200, image_size=48, frames=FRAMES)
+    config = replace(TINY, vocabulary=200, image_size=48, frames=FRAMES)
     made = AllInOne(config, heads=("itm", "contrastive", "answer"), answers=4).double().eval()
     with torch.no_grad():
         for parameter in made.parameters():
@@ -100,7 +100,7 @@ def test_only_the_best_get_a_joint_pass(model, texts, videos):
 
 def test_the_ranking_head_scores_where_there_is_one(texts, videos):
     torch.manual_seed(1)
-    config = replace(MINI, vocabulary=200, image_size=48, frames=FRAMES)
+    config = replace(TINY, vocabulary=200, image_size=48, frames=FRAMES)
     model = AllInOne(config, heads=("itm", "rank")).double().eval()
     with torch.no_grad():
         tokens, rows = model.embed_video(videos), torch.arange(4)

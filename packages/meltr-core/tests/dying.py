@@ -17,7 +17,7 @@ def square_or_die(number: int) -> int:
     return number * number
 
 
-def encode_or_die(path: Path, settings: CacheSettings) -> writer.Encoded | str:
+def encode_or_die(key: str, path: Path, settings: CacheSettings) -> writer.Encoded:
     if path.stem == "bomb":
         os.kill(os.getpid(), signal.SIGKILL)
-    return encode(path, settings)
+    return encode(key, path, settings)

@@ -102,7 +102,8 @@ def test_broken_files_are_named_and_do_not_stop_the_others(root, tmp_path):
     result = cache(root, out, "--quiet")
     assert result.exit_code == 0
     assert f"{out}: 3 videos (3 new)" in result.stdout
-    assert f"warning: 1 of 4 files cannot be decoded and are left out: b.mp4; {out / 'failed.jsonl'}" in result.stderr
+    assert "warning: 1 of 4 videos cannot be decoded and are skipped" in result.stderr
+    assert f"(all are listed in {out / 'failed.jsonl'}): b.mp4. The first, b.mp4: " in result.stderr
     assert json.loads((out / "failed.jsonl").read_text())["key"] == "b.mp4"
 
 

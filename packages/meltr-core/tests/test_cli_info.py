@@ -150,6 +150,13 @@ def test_config_schema_describes_settings(meltr):
     assert meltr("config", "schema", "--backbone", "toi").exit_code == 2
 
 
+def test_config_schema_describes_inherited_settings(meltr):
+    for backbone in json.loads(meltr("list", "backbones", "--json").stdout)["backbones"]:
+        command = ("config", "schema", "--backbone", backbone["name"], "--json")
+        rows = [row for row in json.loads(meltr(*command).stdout) if row["path"].startswith("options.")]
+        assert [row["path"] for row in rows if not row["help"]] == []
+
+
 def test_help_version_and_no_command(meltr):
     assert meltr("--version").stdout.startswith("meltr 0.")
     for words in ([], ["--help"], ["-h"]):

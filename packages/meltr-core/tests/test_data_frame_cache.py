@@ -194,7 +194,7 @@ def test_videos_of_a_second_data_set_are_added(media, tmp_path, broken):
 
 
 def test_nothing_that_can_be_decoded_is_an_error(broken, tmp_path):
-    with pytest.raises(UserError, match=r"None of 2 files can be decoded\. The first, video05a: "):
+    with pytest.raises(UserError, match=r"None of 2 videos can be decoded\. The first, video05a: "):
         fill_cache(broken, tmp_path / "cache", RAW)
 
 

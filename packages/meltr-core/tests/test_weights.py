@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from meltr import UserError
-from meltr.weights import compare, copy_into, looks_like, read_weights
+from meltr.weights import FileKind, compare, copy_into, looks_like, read_weights
 
 STATE = {"a.weight": torch.arange(6.0).view(2, 3), "b": torch.ones(2)}
 
@@ -132,3 +132,26 @@ def test_what_a_state_looks_like():
     assert looks_like(STATE, known) == "a model of both"
     assert looks_like({"a.weight": STATE["b"]}, known) == "one with a alone"
     assert "c.weight" in looks_like({"c.weight": STATE["b"]}, known)
+
+
+def test_a_kind_of_file_says_what_does_not_fit(tmp_path):
+    kind = FileKind("a checkpoint of a line", "Give line.pt.", "Use another size.", ((("conv.",), "a filter"),))
+    line = torch.nn.Linear(3, 2)
+    wide = {"weight": torch.zeros(2, 4), "bias": torch.zeros(2)}
+    with pytest.raises(UserError) as caught:
+        kind.check_shapes(compare(line, wide, source="wide.pt"), size="4 wide")
+    assert caught.value.message == (
+        "wide.pt is a checkpoint of a line of another size (4 wide): 1 tensors have another shape (first: weight is "
+        "[2, 4], the model's [2, 3])."
+    )
+    assert caught.value.hint == "Use another size."
+    kind.check_shapes(compare(line, wide, source="wide.pt"), ("bias",))
+    part = {"weight": torch.zeros(2, 3), "conv.x": torch.zeros(1)}
+    report = compare(line, part, source="part.pt")
+    with pytest.raises(UserError, match=r"part\.pt is not a checkpoint of a line: it lacks 1 tensors") as caught:
+        kind.check_missing(report, part, called="trunk")
+    assert "of the trunk (first: bias). It looks like a filter." in caught.value.message
+    kind.check_missing(report, part, spared=("bias",))
+    with pytest.raises(UserError, match="1 tensors are missing or have another shape"):
+        kind.check_whole(report, part, ("bias",))
+    assert report.about(("weight",)).complete

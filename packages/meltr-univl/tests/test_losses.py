@@ -10,9 +10,10 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from losses_by_hand import by_hand
+from meltr.video.losses import cross_entropy
 from meltr_univl.losses.masking import Masks, draw_masks
 from meltr_univl.losses.ranking import margin_ranking, mil_nce
-from meltr_univl.losses.tasks import LOSSES, Batch, LossSettings, cross_entropy, task_losses
+from meltr_univl.losses.tasks import LOSSES, Batch, LossSettings, task_losses
 from meltr_univl.model.config import ModelConfig
 from meltr_univl.model.univl import Univl
 
@@ -91,7 +92,7 @@ def test_sub_networks_run_once_for_all_losses(model: Univl) -> None:
 
 def test_nothing_hidden_is_zero_and_connected(model: Univl) -> None:
     batch = batch_of()
-    masks = Masks(batch.text, torch.full_like(batch.text, -1), torch.zeros_like(batch.video_mask, dtype=torch.bool))
+    masks = Masks(batch.text, torch.full_like(batch.text, -100), torch.zeros_like(batch.video_mask, dtype=torch.bool))
     losses = task_losses(model, batch, masks, wanted=("cmlm", "cmfm"))
     assert losses["cmlm"].item() == losses["cmfm"].item() == 0
     for loss in losses.values():
@@ -234,4 +235,4 @@ def test_what_is_missing_is_named(model: Univl) -> None:
         task_losses(model, batch, masks_of(batch), wanted=["m-align"])
     with pytest.raises(ValueError, match="needs sentiments"):
         task_losses(model, batch, masks_of(batch), wanted=["score"])
-    assert cross_entropy(torch.zeros(2, 3), torch.tensor([-1, -1])) == 0
+    assert cross_entropy(torch.zeros(2, 3), torch.tensor([-100, -100])) == 0

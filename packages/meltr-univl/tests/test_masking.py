@@ -8,7 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from meltr_univl.losses.masking import IGNORED, choose, draw_masks
+from meltr.metrics.classification import IGNORED
+from meltr_univl.losses.masking import draw_masks, draw_places
 
 MANY = 40_000
 
@@ -27,7 +28,7 @@ def test_the_law_is_that_of_drawing_again_until_something_is_chosen() -> None:
     """All 15 outcomes for four places: p^k q^(n-k) / (1 - q^n)."""
     able = torch.ones(MANY, 6, dtype=torch.bool)
     able[:, 1], able[:, 4] = False, False
-    chosen = choose(able, generator=torch.Generator().manual_seed(0), probability=0.3)
+    chosen = draw_places(able, generator=torch.Generator().manual_seed(0), probability=0.3)
     assert not chosen[:, [1, 4]].any()
     assert chosen.any(1).all()
     numbers = (chosen[:, [0, 2, 3, 5]].long() * torch.tensor([8, 4, 2, 1])).sum(1)
@@ -45,24 +46,26 @@ def test_the_law_is_that_of_drawing_again_until_something_is_chosen() -> None:
 @pytest.mark.parametrize(("probability", "expected"), [(0.0, 0.0), (1.0, 1.0)])
 def test_never_and_always(probability: float, expected: float) -> None:
     able = torch.ones(5, 7, dtype=torch.bool)
-    chosen = choose(able, generator=None, probability=probability)
+    chosen = draw_places(able, generator=None, probability=probability)
     assert float(chosen.float().mean()) == expected
     able[0], able[1, ::2] = False, False
-    assert torch.equal(choose(able, generator=None, probability=probability), able & bool(expected))
+    assert torch.equal(draw_places(able, generator=None, probability=probability), able & bool(expected))
 
 
 def test_a_small_probability_hides_one_place_anywhere() -> None:
     """Given that one is chosen, it is the only one almost always, and each place is as likely."""
     able = torch.ones(MANY, 5, dtype=torch.bool)
     able[:, 3] = False
-    chosen = choose(able, generator=torch.Generator().manual_seed(5), probability=1e-6)
+    chosen = draw_places(able, generator=torch.Generator().manual_seed(5), probability=1e-6)
     assert (chosen.sum(1) == 1).all()
     torch.testing.assert_close(chosen.double().mean(0), 0.25 * able[0].double(), atol=0.012, rtol=0)
 
 
 def test_without_the_promise_places_are_independent() -> None:
     able = torch.ones(MANY, 2, dtype=torch.bool)
-    chosen = choose(able, generator=torch.Generator().manual_seed(1), probability=0.15, at_least_one=False).double()
+    chosen = draw_places(
+        able, generator=torch.Generator().manual_seed(1), probability=0.15, at_least_one=False
+    ).double()
     assert float(chosen.mean()) == pytest.approx(0.15, abs=0.006)
     assert float((chosen[:, 0] * chosen[:, 1]).mean()) == pytest.approx(0.0225, abs=0.004)
 

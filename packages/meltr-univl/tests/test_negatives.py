@@ -52,7 +52,7 @@ def joined() -> tuple[Univl, Batch, Masks]:
     masked = ids.clone()
     masked[:, 2] = 103
     batch = Batch(ids, (ids > 0).long(), video, real, ids, (ids > 0).long(), ids)
-    return model, batch, Masks(masked, torch.full_like(ids, -1), hidden)
+    return model, batch, Masks(masked, torch.full_like(ids, -100), hidden)
 
 
 def values_and_slopes(rows: slice, settings: LossSettings) -> tuple[Tensor, Tensor]:

@@ -145,7 +145,7 @@ def test_bert_alone(official: dict[str, Tensor], tmp_path: Path) -> None:
     [
         ({"video_dim": 7}, "features of 6 numbers, those of this run have 7"),
         ({"vocabulary": 99}, "vocabulary of 150 tokens, the model one of 99"),
-        ({"width": 32}, "another size 16 wide"),
+        ({"width": 32}, r"another size \(16 wide\)"),
     ],
 )
 def test_other_sizes_are_refused_and_nothing_is_changed(

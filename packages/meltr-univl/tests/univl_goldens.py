@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from meltr import LossTransformer
+from meltr.metrics.classification import IGNORED
 from meltr_univl.losses.masking import Masks
 from meltr_univl.losses.tasks import Batch, LossSettings
 from meltr_univl.model.config import ModelConfig
@@ -124,7 +125,8 @@ class Goldens:
         )
         hidden = found["video_labels_index"] != -1
         torch.testing.assert_close(torch.where(hidden[..., None], 0.0, batch.video), found["masked_video"])
-        return batch, Masks(found["masked_input_ids"], found["token_labels"], hidden)
+        labels = torch.where(found["token_labels"] == -1, IGNORED, found["token_labels"])
+        return batch, Masks(found["masked_input_ids"], labels, hidden)
 
     def settings(self) -> LossSettings:
         return LossSettings(negatives="own", margin=self.config["model"]["margin"])

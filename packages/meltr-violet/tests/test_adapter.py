@@ -137,7 +137,7 @@ def test_a_checkpoint_of_another_model_is_refused(
     save_file({key: torch.zeros(2) for key in keys}, tmp_path / "other.safetensors")
     adapter, context = VioletAdapter(), make_context(options__weights=tmp_path / "other.safetensors")
     data = adapter.build_data(context)
-    with pytest.raises(UserError, match=f"is no VIOLET checkpoint.*{looks_like}"):
+    with pytest.raises(UserError, match=f"is not a VIOLET checkpoint.*{looks_like}"):
         adapter.build_model(context, data)
     absent = make_context(options__weights=tmp_path / "absent.pt")
     with pytest.raises(UserError, match=r"no file of weights .*absent\.pt"):

@@ -7,9 +7,10 @@ import torch
 from torch.nn import functional as F
 
 import meltr_violet.losses.tasks as losses_module
+from meltr.video.losses import cross_entropy
 from meltr_violet.losses.masking import Masks, black_out
 from meltr_violet.losses.pretraining import draw_negatives, draw_pretraining_masks, pretraining_losses
-from meltr_violet.losses.tasks import RELEASED, Batch, LossSettings, cross_entropy, draw_batch_masks, task_losses
+from meltr_violet.losses.tasks import RELEASED, Batch, LossSettings, draw_batch_masks, task_losses
 from meltr_violet.model.config import TINY
 from meltr_violet.model.scoring import answer_logits, choice_logits, score_pairs
 from meltr_violet.model.violet import Violet

@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 
+from meltr.video.text.masking import choose, mask_out, normal_tokens
 from meltr_violet.losses.masking import (
     attended_positions,
     black_out,
@@ -12,9 +13,7 @@ from meltr_violet.losses.masking import (
     draw_cells,
     draw_masks,
     draw_tokens,
-    mask_tokens,
     masks_at,
-    normal_tokens,
 )
 from meltr_violet.losses.released import draw_columns, mask_choices
 
@@ -47,14 +46,14 @@ def test_token_draw_is_bernoulli_given_at_least_one(normal):
 
 
 def test_token_draw_without_the_condition():
-    chosen = draw_tokens(torch.tensor([text(10)] * 20_000), generator=generator(), at_least_one=False)
+    chosen = choose(normal_tokens(torch.tensor([text(10)] * 20_000)), generator=generator())
     assert float(chosen[:, 1:11].double().mean()) == pytest.approx(0.15, abs=0.003)
     assert float((~chosen.any(1)).double().mean()) == pytest.approx(0.85**10, abs=0.01)
 
 
 def test_a_text_without_a_normal_token_is_left_alone():
     ids = torch.tensor([text(0), text(3)])
-    masked, targets = mask_tokens(ids, draw_tokens(ids, generator=generator()))
+    masked, targets = mask_out(ids, draw_tokens(ids, generator=generator()))
     assert torch.equal(masked[0], ids[0])
     assert (targets[0] == -100).all()
     assert (targets[1] >= 0).any()
@@ -62,7 +61,7 @@ def test_a_text_without_a_normal_token_is_left_alone():
 
 def test_masked_tokens_are_always_mask_and_their_targets_restore_the_text():
     ids = torch.tensor([text(n) for n in (1, 4, 10)])
-    masked, targets = mask_tokens(ids, draw_tokens(ids, generator=generator(3)))
+    masked, targets = mask_out(ids, draw_tokens(ids, generator=generator(3)))
     assert torch.equal(masked == MASK, targets >= 0)
     assert torch.equal(torch.where(targets >= 0, targets, masked), ids)
 

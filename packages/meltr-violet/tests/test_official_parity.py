@@ -14,10 +14,11 @@ import torch
 from meltr import Bilevel, LossTransformer
 from meltr.hypergradients.outer_gradient import outer_gradient
 from meltr.metrics.classification import IGNORED
+from meltr.video.losses import cross_entropy
 from meltr_violet.losses.masking import Masks, black_out, code_targets, masks_at
 from meltr_violet.losses.pretraining import matching_scores, pretraining_losses
 from meltr_violet.losses.released import mask_choices
-from meltr_violet.losses.tasks import LossSettings, cross_entropy, task_losses
+from meltr_violet.losses.tasks import LossSettings, task_losses
 from meltr_violet.losses.tasks import _Passes as Passes
 from meltr_violet.model.scoring import answer_logits, choice_logits, score_pairs
 from meltr_violet.model.violet import visible

@@ -137,7 +137,7 @@ def test_a_file_of_another_model_is_refused_with_what_it_looks_like(tmp_path, ke
     torch.save({key: torch.zeros(2) for key in keys}, tmp_path / "other.pt")
     fresh = model()
     before = {name: value.clone() for name, value in fresh.state_dict().items()}
-    with pytest.raises(UserError, match="no VIOLET checkpoint") as caught:
+    with pytest.raises(UserError, match="not a VIOLET checkpoint") as caught:
         load_checkpoint(fresh, tmp_path / "other.pt")
     assert named in caught.value.message
     assert all(torch.equal(value, before[name]) for name, value in fresh.state_dict().items())

@@ -206,9 +206,9 @@ def test_weights_file(tmp_path: Path) -> None:
     for file in ("run.safetensors", "w.pt"):
         model = build(5, model="resnet20", weights_file=tmp_path / file)
         assert torch.equal(model.trunk.conv.weight, source.trunk.conv.weight)
-    with pytest.raises(UserError, match=r"does not fit the model: of \d+ tensors it lacks"):
+    with pytest.raises(UserError, match=r"is not a file of weights of this model: it lacks \d+ tensors"):
         build(model="resnet32", weights_file=tmp_path / "w.pt")
-    with pytest.raises(UserError, match="of another shape"):
+    with pytest.raises(UserError, match="have another shape"):
         build(channels=1, model="resnet20", weights_file=tmp_path / "w.pt")
     (tmp_path / "bad.pt").write_bytes(b"nothing")
     torch.save([1, 2], tmp_path / "list.pt")

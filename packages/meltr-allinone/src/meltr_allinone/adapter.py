@@ -56,10 +56,6 @@ class AllInOneAdapter(VideoAdapter[AllInOne]):
         )
         return AllInOneEncoder(tokenizer, labels, clips=source.media, wanted=wanted)
 
-    def from_scratch(self, options: AllInOneOptions) -> bool:
-        """Return whether the model is the one for synthetic samples, without weights."""
-        return options.size == "mini" and options.weights is None
-
     def make_model(self, meta: Mapping[str, Any], context: RunContext) -> AllInOne:
         """Return the model with the heads that task, losses and scoring need."""
         return build_model(context.options, meta, task=context.spec.task, losses=context.spec.losses)

@@ -18,11 +18,11 @@ _BASE: dict[str, Any] = {
 
 BENCHMARKS = (
     BenchmarkInfo(
-        name="allinone-mini",
-        summary="All-in-one, mini, 3 frames of 64 pixels, batch 16: matching, masked text, contrastive.",
+        name="allinone-tiny",
+        summary="All-in-one, tiny, 3 frames of 64 pixels, batch 16: matching, masked text, contrastive.",
         task="retrieval",
         dataset="msrvtt-9k",
-        settings={"sample": True, "preset": "mini-retrieval"},
+        settings={"sample": True, "preset": "tiny-retrieval"},
         default=True,
     ),
     BenchmarkInfo(

@@ -2,24 +2,21 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
-from meltr.specs import Info
+from meltr.video.options import FrameOptions
 
 
-class AllInOneOptions(Info):
+class AllInOneOptions(FrameOptions):
     """Settings of the All-in-one backbone.
 
     Args:
-        size: ``base`` (All-in-one-B and -B+), ``small`` and ``tiny`` as published; ``mini`` for miniatures and first
+        size: ``base`` (All-in-one-B and -B+), ``small`` and ``ti`` as published; ``tiny`` for miniatures and first
             tries.
         weights: Start from this checkpoint: ``all-in-one-plus-224.ckpt`` or another official one, or
             ``backbone.safetensors`` of a run.
-        vocabulary: vocab.txt of bert-base-uncased; None: from the Hugging Face cache (miniatures, and the mini model
-            without `weights`, take the words of the data set).
         frames: T, frames of a clip (3 as published).
         image_size: Side of a frame in pixels, a multiple of 16 (224 as published).
         text_length: L, tokens of a text, [CLS] and [SEP] included; longer ones are cut (40 as published).
@@ -44,30 +41,18 @@ class AllInOneOptions(Info):
         false_items: Whose they are: of ``others``, or of ``any``, by chance the right one, as released.
         hard_negatives: With ``false_videos=batch``, draw wrong videos that resemble the text to the dual encoder (which
             learns only by the loss ``contrastive``).
-        negatives: Texts and videos that the contrastive loss compares with: of ``all`` processes, or of the ``own`` one
-            as released.
         temperature: Similarities are divided by it in the contrastive loss.
         answer_lr_scale: Learning rate of the answer head, relative to the others' (10 in All-in-one's own settings).
-        attention: Kernel of attention: ``fused``, or ``eager``.
         scoring: How retrieval scores a text and a video: ``dual`` (two embeddings); ``joint`` (a joint pass for every
             pair); ``rerank``, where a joint pass orders the best of the dual encoder anew; ``auto``: ``dual`` if the
             loss ``contrastive`` is on, else ``joint``.
         rerank: How many of the best are ordered anew.
-        frame_cache: A folder that ``meltr data cache`` made; None: videos are decoded when they are needed.
-        workers: Processes that read and decode; None: none if frames stay in memory, else one a core.
         memory_mb: Frames are kept in memory up to this many MiB (with ``workers=0``), half of it for evaluation.
-        eval_batch_size: Clips a batch of an evaluation.
-        pairs_per_pass: Most pairs of clip and text that go through the model at a time; None: all while training, 64 in
-            evaluation.
-        save_predictions: Write the prediction for every evaluated example.
     """
 
-    size: Literal["base", "small", "tiny", "mini"] = "base"
-    weights: Path | None = None
-    vocabulary: Path | None = None
+    size: Literal["base", "small", "ti", "tiny"] = "base"
     frames: int = Field(3, ge=1)
     image_size: int = Field(224, ge=48)
-    text_length: int = Field(40, ge=3, le=512)
     patch_order: Literal["random", "raster"] = "random"
     sampling: Literal["random", "released", "uniform"] = "random"
     eval_sampling: Literal["uniform", "random", "released"] = "uniform"
@@ -80,18 +65,10 @@ class AllInOneOptions(Info):
     false_videos: Literal["batch", "dataset"] = "batch"
     false_items: Literal["others", "any"] = "others"
     hard_negatives: bool = False
-    negatives: Literal["all", "own"] = "all"
     temperature: float = Field(0.05, gt=0)
     answer_lr_scale: float = Field(1.0, gt=0)
-    attention: Literal["fused", "eager"] = "fused"
     scoring: Literal["auto", "dual", "joint", "rerank"] = "auto"
     rerank: int = Field(50, ge=1)
-    frame_cache: Path | None = None
-    workers: int | None = Field(None, ge=0)
-    memory_mb: int = Field(2048, ge=0)
-    eval_batch_size: int = Field(16, ge=1)
-    pairs_per_pass: int | None = Field(None, ge=1)
-    save_predictions: bool = True
 
     @field_validator("image_size")
     @classmethod

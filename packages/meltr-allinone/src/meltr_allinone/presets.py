@@ -73,8 +73,8 @@ MSRVTT_RELEASED = PresetInfo(
     },
 )
 
-_MINI: dict[str, Any] = {
-    "options.size": "mini",
+_TINY: dict[str, Any] = {
+    "options.size": "tiny",
     "options.frames": 3,
     "options.image_size": 64,
     "options.text_length": 16,
@@ -93,17 +93,17 @@ _MINI: dict[str, Any] = {
     "combiner_options.scale_hidden": 32,
 }
 
-MINI = PresetInfo(
-    name="mini",
+TINY = PresetInfo(
+    name="tiny",
     summary="A small model from scratch for questions, for miniatures and first tries: under two minutes on two cores.",
-    settings={**_MINI, "train.epochs": 4},
+    settings={**_TINY, "train.epochs": 4},
 )
 
-MINI_RETRIEVAL = PresetInfo(
-    name="mini-retrieval",
+TINY_RETRIEVAL = PresetInfo(
+    name="tiny-retrieval",
     summary="The small model for retrieval, with the contrastive loss beside matching and masked text.",
     settings={
-        **_MINI,
+        **_TINY,
         "losses": ["vtm", "mlm", "contrastive"],
         "options.text_length": 24,
         "train.epochs": 15,
@@ -111,10 +111,10 @@ MINI_RETRIEVAL = PresetInfo(
     },
 )
 
-PRESETS = (RETRIEVAL, QA, MSRVTT_RELEASED, MINI, MINI_RETRIEVAL)
+PRESETS = (RETRIEVAL, QA, MSRVTT_RELEASED, TINY, TINY_RETRIEVAL)
 
 DEFAULTS = {"retrieval": "retrieval", "qa": "qa"}
-SAMPLE_DEFAULTS = {"retrieval": "mini-retrieval", "qa": "mini"}
+SAMPLE_DEFAULTS = {"retrieval": "tiny-retrieval", "qa": "tiny"}
 RELEASED_DEFAULTS = {"retrieval": "msrvtt-released"}
 
 RELEASED: dict[str, Any] = {

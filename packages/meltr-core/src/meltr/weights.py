@@ -6,7 +6,7 @@ Nothing is left out silently: a `LoadReport` says what became of each key and of
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from zipfile import is_zipfile
 
@@ -98,6 +98,14 @@ class LoadReport:
         """True if every parameter of the model was loaded."""
         return not self.missing and not self.reshaped
 
+    def about(self, part: Sequence[str]) -> LoadReport:
+        """Return the report for a file that is for one part of the model only.
+
+        Args:
+            part: Beginnings of our names; names outside it do not count as missing.
+        """
+        return replace(self, missing=tuple(name for name in self.missing if name.startswith(tuple(part))))
+
     def __str__(self) -> str:
         """Return the report as one paragraph."""
         parts = [f"{self.source}: {len(self.loaded)} tensors loaded"]
@@ -132,6 +140,89 @@ def looks_like(state: Mapping[str, Tensor], known: Sequence[tuple[Sequence[str],
         if all(any(key.startswith(prefix) for key in state) for prefix in prefixes):
             return name
     return f"something else, with keys such as {some(sorted(state))}"
+
+
+@dataclass(frozen=True)
+class FileKind:
+    """A kind of file of weights, with what to say of a file that is not one.
+
+    Args:
+        name: With its article: ``a checkpoint of X``.
+        hint: Which files to give.
+        size_hint: What to do with a file of another size.
+        known: Other models, as for `looks_like`.
+    """
+
+    name: str
+    hint: str
+    size_hint: str
+    known: Sequence[tuple[Sequence[str], str]] = ()
+
+    def refusal(self, path: Path | str, state: Mapping[str, Tensor], why: str) -> UserError:
+        """Return the error for a file that is something else."""
+        return UserError(f"{path} is not {self.name}: {why}. It looks like {looks_like(state, self.known)}.", self.hint)
+
+    def check_shapes(self, report: LoadReport, part: Sequence[str] = ("",), *, size: str = "") -> None:
+        """Check that no tensor of a part of the model has another shape in the file.
+
+        Args:
+            report: What `compare` found.
+            part: Beginnings of our names; default: the whole model.
+            size: The size of the file in words, if it is known.
+
+        Raises:
+            UserError: Naming the first tensor and both shapes.
+        """
+        wrong = {name: shapes for name, shapes in report.reshaped.items() if name.startswith(tuple(part))}
+        if wrong:
+            name, (have, want) = next(iter(wrong.items()))
+            raise UserError(
+                f"{report.source} is {self.name} of another size{f' ({size})' if size else ''}: {len(wrong)} tensors "
+                f"have another shape (first: {name} is {list(have)}, the model's {list(want)}).",
+                self.size_hint,
+            )
+
+    def check_missing(
+        self,
+        report: LoadReport,
+        state: Mapping[str, Tensor],
+        part: Sequence[str] = ("",),
+        *,
+        called: str = "model",
+        spared: Sequence[str] = (),
+    ) -> None:
+        """Check that the file has every tensor of a part of the model.
+
+        Args:
+            report: What `compare` found.
+            state: Content of the file.
+            part: Beginnings of our names; default: the whole model.
+            called: What the part is called in the message.
+            spared: Names that may be missing.
+
+        Raises:
+            UserError: Naming the first tensor, and what the file looks like.
+        """
+        missing = [name for name in report.missing if name.startswith(tuple(part)) and name not in spared]
+        if missing:
+            why = f"it lacks {len(missing)} tensors of the {called} (first: {missing[0]})"
+            raise self.refusal(report.source, state, why)
+
+    def check_whole(self, report: LoadReport, state: Mapping[str, Tensor], part: Sequence[str]) -> None:
+        """Check that a part of the model is loaded completely.
+
+        Args:
+            report: What `compare` found.
+            state: Content of the file.
+            part: Beginnings of our names.
+
+        Raises:
+            UserError: Naming the first tensor that is not.
+        """
+        lacking = [name for name in (*report.missing, *report.reshaped) if name.startswith(tuple(part))]
+        if lacking:
+            why = f"{len(lacking)} tensors are missing or have another shape (first: {lacking[0]})"
+            raise self.refusal(report.source, state, why)
 
 
 def _heads_of(names: tuple[str, ...]) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -10,11 +9,12 @@ import typer
 
 from meltr.cli.data import add_command
 from meltr.cli.options import AsJson
-from meltr.cli.output import print_json, remark
+from meltr.cli.output import print_json
 from meltr.progress import Counter
 from meltr.video.cli.videos import (
     AllowMissing,
     Dataset,
+    Device,
     Quiet,
     Root,
     Sample,
@@ -22,20 +22,18 @@ from meltr.video.cli.videos import (
     Workers,
     media_of,
     miniature_folder,
+    warn_of_failures,
 )
 
 if TYPE_CHECKING:
-    from meltr_univl.features.extraction import FeatureReport
-
-SHOWN = 3
-"""Names in a message."""
+    from meltr.video.extraction import FillReport
+    from meltr_univl.features.reading import FeatureRecord
 
 Out = Annotated[Path, typer.Option(help="Folder of the features; it is added to if it is there.")]
 Extractor = Annotated[
     str, typer.Option(help="s3d-howto100m (UniVL's), s3d (torchvision's), grid (colours, no weights), or auto.")
 ]
 Weights = Annotated[Path | None, typer.Option(help="s3d_howto100m.pth, or torchvision's S3D.")]
-Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:0, mps.")]
 
 
 def register(app: typer.Typer) -> None:
@@ -66,41 +64,31 @@ def features(
     if sample:
         data_root = miniature_folder(dataset, data_root, quiet=quiet)
 
-    from meltr.data.processes import available_cores
+    from meltr.data.processes import worker_count
     from meltr.devices import resolve_device
     from meltr.video.frames.media import require
     from meltr_univl.features.extraction import Recipe, fill_features
     from meltr_univl.features.extractors import open_extractor
+    from meltr_univl.features.reading import read_record
 
     open_extractor(extractor, weights)  # what is wrong with it should be said before videos are looked for
     for library in ("av", "PIL.Image"):
         require(library)
-    videos = _videos(dataset, task, data_root, allow_missing=allow_missing)
-    processes = min(8, available_cores()) if workers is None else workers
+    videos = media_of(dataset, task, data_root, allow_missing=allow_missing)
     recipe = Recipe(extractor, weights, str(resolve_device(device)))
     with Counter("videos", quiet=quiet) as progress:
-        report = fill_features(videos, out, recipe, workers=processes, progress=progress)
-    _show(report, out, as_json=as_json)
+        report = fill_features(videos, out, recipe, workers=worker_count(workers), progress=progress)
+    record = read_record(out)
+    assert record is not None
+    _show(report, out, record, as_json=as_json)
 
 
-def _videos(dataset: str, task: str | None, root: Path | None, *, allow_missing: bool) -> Mapping[str, Path]:
-    media = media_of(dataset, task, root, allow_missing=allow_missing)
-    return dict(sorted(media.items()))
-
-
-def _show(report: FeatureReport, out: Path, *, as_json: bool) -> None:
+def _show(report: FillReport, out: Path, record: FeatureRecord, *, as_json: bool) -> None:
     """Print what the folder holds and what went wrong."""
-    failed = report.record.failed
-    if failed:
-        key, reason = next(iter(failed.items()))
-        remark(
-            f"warning: {len(failed):,} of {report.total:,} videos cannot be decoded and have no features: "
-            f"{', '.join(list(failed)[:SHOWN])}{', ...' if len(failed) > SHOWN else ''}. The first, {key}: {reason}"
-        )
-    record = report.record
+    warn_of_failures(report, "have no features")
     if as_json:
         made = {"extractor": record.extractor, "width": record.width, "rate": record.rate, "weights": record.weights}
-        print_json({"features": out, "record": made, "total": report.total, "added": report.added, "failed": failed})
+        print_json({"features": out, "record": made, **report._asdict()})
         return
-    held = report.total - len(failed)
+    held = report.total - len(report.failed)
     typer.echo(f"{out}: features of {held:,} videos ({report.added:,} new), {record.text()}")

@@ -7,19 +7,16 @@ from typing import Literal
 
 from pydantic import Field
 
-from meltr.specs import Info
+from meltr.video.options import VideoOptions
 
 
-class UnivlOptions(Info):
+class UnivlOptions(VideoOptions):
     """Settings of the UniVL backbone.
 
     Args:
         size: ``base`` is the published model; ``tiny`` for miniatures and first tries.
         weights: Start from this checkpoint: ``univl.pretrained.bin``, or ``backbone.safetensors`` of a run.
         bert: Without `weights`: start the text encoder from bert-base-uncased (``model.safetensors``).
-        vocabulary: vocab.txt of bert-base-uncased; None: from the Hugging Face cache (miniatures, and the tiny model
-            without `weights`, take the words of the data set).
-        text_length: W, tokens of a text, [CLS] and [SEP] included; longer ones are cut.
         caption_length: L, positions of the decoder; None: W, as released.
         video_length: F, vectors of a clip.
         video_dim: D, numbers of a vector; None: those of the features.
@@ -49,18 +46,12 @@ class UnivlOptions(Info):
         caption_tokens: How captions are cut for scoring: at white space, as the paper's scorer does, or ``ptb``, which
             needs Java.
         meteor: Compute METEOR of captions too, where there is Java; its start takes seconds at every evaluation.
-        attention: Kernel of attention: ``fused``, or ``eager``.
         pairs_per_pass: Most pairs of text and video in the cross encoder at a time; None: all while training, 128 in
             evaluation.
-        workers: Processes that read features and texts; None: none for miniatures, else one a core, up to 8.
-        eval_batch_size: Clips a batch of an evaluation.
-        save_predictions: Write the prediction for every evaluated example.
     """
 
     size: Literal["base", "tiny"] = "base"
-    weights: Path | None = None
     bert: Path | None = None
-    vocabulary: Path | None = None
     text_length: int = Field(48, ge=3, le=512)
     caption_length: int | None = Field(None, ge=2, le=512)
     video_length: int = Field(48, ge=1, le=512)
@@ -78,7 +69,6 @@ class UnivlOptions(Info):
     joint_loss: Literal["margin", "mil_nce"] = "margin"
     align_loss: Literal["cross_entropy", "margin"] = "cross_entropy"
     margin: float = Field(0.1, ge=0)
-    negatives: Literal["all", "own"] = "all"
     caption_padding: Literal["counted", "ignored"] = "counted"
     regression_loss: Literal["l1", "mse"] = "l1"
     mask_probability: float = Field(0.15, ge=0, le=1)
@@ -87,8 +77,3 @@ class UnivlOptions(Info):
     beams: int = Field(5, ge=1)
     caption_tokens: Literal["whitespace", "ptb"] = "whitespace"
     meteor: bool = True
-    attention: Literal["fused", "eager"] = "fused"
-    pairs_per_pass: int | None = Field(None, ge=1)
-    workers: int | None = Field(None, ge=0)
-    eval_batch_size: int = Field(16, ge=1)
-    save_predictions: bool = True

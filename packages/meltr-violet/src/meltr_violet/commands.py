@@ -14,35 +14,33 @@ from meltr.cli.options import AsJson
 from meltr.cli.output import print_json, remark
 from meltr.errors import UserError
 from meltr.progress import Counter
-from meltr.video.cli.cache import Chosen
 from meltr.video.cli.videos import (
     AllowMissing,
     Dataset,
+    Device,
     Quiet,
     Root,
     Sample,
+    Sampler,
     Task,
     Workers,
     media_of,
     miniature_folder,
+    warn_of_failures,
 )
 
 if TYPE_CHECKING:
+    from meltr.video.extraction import FillReport
     from meltr.video.frames.source import FrameSource
-    from meltr_violet.data.code_extraction import CodeReport
     from meltr_violet.data.code_file import CodeSettings
 
 ENCODER = "https://cdn.openai.com/dall-e/encoder.pkl"
 """Where the public repository openai/DALL-E keeps the encoder. It publishes no checksum, so it is not fetched here."""
 
-SHOWN = 3
-"""Names in a message."""
-
 Encoder = Annotated[Path | None, typer.Option(help=f"The discrete VAE's encoder, {ENCODER}, or its tensors.")]
 Out = Annotated[Path, typer.Option(help="File of the codes (.safetensors); it is added to if it is there.")]
 Count = Annotated[int, typer.Option("--frames", min=1, help="Frames a video: as many as the model takes.")]
 Size = Annotated[int, typer.Option(min=32, help="Pixels on a side of the model's picture, a multiple of 32.")]
-Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:0, mps.")]
 
 
 def register(app: typer.Typer) -> None:
@@ -59,7 +57,7 @@ def codes(
     data_root: Root = None,
     sample: Sample = False,
     frames: Count = 5,
-    sampler: Chosen = "centres",
+    sampler: Sampler = "centres",
     size: Size = 224,
     device: Device = "auto",
     workers: Workers = None,
@@ -84,7 +82,7 @@ def codes(
     else:
         videos = _published(dataset, task, data_root, frames=frames, sampler=sampler, allow_missing=allow_missing)
 
-    from meltr.data.processes import available_cores
+    from meltr.data.processes import worker_count
     from meltr.devices import resolve_device
     from meltr_violet.data.code_extraction import fill_codes, fingerprint
     from meltr_violet.data.code_file import CodeSettings
@@ -92,7 +90,7 @@ def codes(
 
     model = load_code_encoder(path)
     settings = CodeSettings(frames, sampler, size, fingerprint(model))
-    processes = min(8, available_cores()) if workers is None else workers
+    processes = worker_count(workers)
     with Counter("videos", quiet=quiet) as progress:
         report = fill_codes(
             videos, out, model, settings, device=resolve_device(device), workers=processes, progress=progress
@@ -148,18 +146,12 @@ def _published(
     for library in ("av", "PIL.Image"):
         require(library)
     media = media_of(dataset, task, root, allow_missing=allow_missing)
-    return {key: DecodedMedia({key: path}, frames, sampler) for key, path in sorted(media.items())}
+    return {key: DecodedMedia({key: path}, frames, sampler) for key, path in media.items()}
 
 
-def _show(report: CodeReport, out: Path, settings: CodeSettings, *, as_json: bool) -> None:
+def _show(report: FillReport, out: Path, settings: CodeSettings, *, as_json: bool) -> None:
     """Print what the file holds and what went wrong."""
-    if report.failed:
-        key, reason = next(iter(report.failed.items()))
-        remark(
-            f"warning: {len(report.failed):,} of {report.total:,} videos cannot be decoded and have no codes: "
-            f"{', '.join(list(report.failed)[:SHOWN])}{', ...' if len(report.failed) > SHOWN else ''}. "
-            f"The first, {key}: {reason}"
-        )
+    warn_of_failures(report, "have no codes")
     if as_json:
         print_json({"codes": out, "settings": asdict(settings), **report._asdict()})
         return

@@ -38,6 +38,7 @@ class VisionAdapter:
             channels=data.meta["channels"],
             image_size=data.meta["image_size"],
             rotation="rotation" in context.losses,
+            notes=context.notes,
         )
 
     @hookimpl

@@ -9,13 +9,22 @@ import torch
 from torch import Tensor, nn
 
 from meltr.errors import UserError, did_you_mean
-from meltr.weights import read_weights
+from meltr.weights import FileKind, LoadReport, compare, copy_into, read_weights
 from meltr_vision.model import CifarTrunk, Classifier
 from meltr_vision.options import CIFAR_DEPTHS, VisionOptions
 
+_CHOOSE = "Set options.model (and options.shortcut) to the model that the file was made for."
+_FILE = FileKind("a file of weights of this model", _CHOOSE, _CHOOSE)
+
 
 def build_classifier(
-    options: VisionOptions, *, classes: int, channels: int, image_size: int, rotation: bool
+    options: VisionOptions,
+    *,
+    classes: int,
+    channels: int,
+    image_size: int,
+    rotation: bool,
+    notes: list[str] | None = None,
 ) -> Classifier:
     """Return the model that `options` describe.
 
@@ -25,6 +34,7 @@ def build_classifier(
         channels: Channels of its images.
         image_size: Side of the images in pixels.
         rotation: Add the rotation head.
+        notes: What was loaded is added to it.
 
     Raises:
         UserError: If the model is unknown, cannot take such images, or its weights cannot be had.
@@ -37,7 +47,9 @@ def build_classifier(
         trunk = timm_trunk(options.timm_name, options.pretrained, channels=channels, image_size=image_size)
         features = _feature_width(trunk, options.timm_name, channels=channels, image_size=image_size)
     if options.weights_file is not None:
-        load_weights(trunk, options.weights_file)
+        report = load_weights(trunk, options.weights_file)
+        if notes is not None:
+            notes.append(str(report))
     model = Classifier(
         trunk,
         features,
@@ -126,8 +138,8 @@ def _feature_width(trunk: nn.Module, name: str, *, channels: int, image_size: in
     return int(features.shape[1])
 
 
-def load_weights(trunk: nn.Module, path: Path) -> None:
-    """Load the trunk's weights from a file; entries for other parts (a classifier) are left out.
+def load_weights(trunk: nn.Module, path: Path) -> LoadReport:
+    """Load the trunk's weights from a file; entries for other parts (a classifier) are not used.
 
     Args:
         trunk: The model without heads.
@@ -140,14 +152,7 @@ def load_weights(trunk: nn.Module, path: Path) -> None:
     state = read_weights(path)
     if any(key.startswith("trunk.") for key in state):
         state = {key.removeprefix("trunk."): value for key, value in state.items() if key.startswith("trunk.")}
-    own = trunk.state_dict()
-    missing = [key for key in own if key not in state]
-    wrong = [key for key in own if key in state and state[key].shape != own[key].shape]
-    if missing or wrong:
-        first = ", ".join((missing or wrong)[:3])
-        problem = f"lacks {len(missing)}" if missing else f"has {len(wrong)} of another shape"
-        raise UserError(
-            f"{path} does not fit the model: of {len(own)} tensors it {problem} (first: {first}).",
-            "Was it made for another model? Set options.model (and options.shortcut) to the one it was made for.",
-        )
-    trunk.load_state_dict({key: state[key] for key in own})
+    report = compare(trunk, state, source=path)
+    _FILE.check_missing(report, state)
+    _FILE.check_shapes(report)
+    return copy_into(trunk, state, report)

@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from meltr.video.losses import wide
+
 SHORTEST = 1e-5
 """Vectors that are shorter count as this long in cosines."""
 
@@ -31,7 +33,7 @@ def alignment_distance(
         iterations: How many.
     """
     with torch.autocast(device_type=text.device.type, enabled=False):
-        words, patches = (F.normalize(_wide(part), dim=-1, eps=SHORTEST) for part in (text, video))
+        words, patches = (F.normalize(wide(part), dim=-1, eps=SHORTEST) for part in (text, video))
         cost = (1 - words @ patches.mT).masked_fill(~pairs(text_mask, video_mask), 0)
         plan = transport_plan(
             cost.detach(), text_mask=text_mask, video_mask=video_mask, beta=beta, iterations=iterations
@@ -79,7 +81,3 @@ def _shares(taking_part: Tensor, dtype: torch.dtype) -> Tensor:
 
 def _or_one(sums: Tensor, taking_part: Tensor) -> Tensor:
     return sums.where(taking_part, torch.ones_like(sums))
-
-
-def _wide(tensor: Tensor) -> Tensor:
-    return tensor.float() if tensor.dtype in (torch.float16, torch.bfloat16) else tensor

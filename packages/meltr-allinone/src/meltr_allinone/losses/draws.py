@@ -12,7 +12,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from meltr_allinone.losses.masking import MaskedTexts, mask_texts
+from meltr.video.draws import uniform
+from meltr.video.text.masking import MaskedTexts, choose, choose_words, hide, normal_tokens
 from meltr_allinone.model.all_in_one import AllInOne
 
 
@@ -58,7 +59,7 @@ def draw(
     size = len(ids)
     masked = mask_texts(ids, vocabulary=model.config.vocabulary, generator=generator, continues=continues)
     labels = draw_labels(size, device=ids.device, generator=generator)
-    chances = _uniform((size,), ids.device, generator)
+    chances = uniform((size,), ids.device, generator)
     pairs = {"mlm": size, "vtm": size, "rank": size * (size if wrong_texts is None else 1 + wrong_texts)}
     pairs["answer"] = size
     heads = {"mlm": model.mlm_score, "vtm": model.itm_score, "rank": model.rank_output, "answer": model.vqa_classifier}
@@ -70,9 +71,28 @@ def draw(
     return Draws(masked, labels, chances, orders)
 
 
+def mask_texts(
+    ids: Tensor, *, vocabulary: int, generator: torch.Generator | None, continues: Tensor | None = None
+) -> MaskedTexts:
+    """Hide tokens of texts by BERT's rule. A text without words, such as [CLS] [SEP], loses none.
+
+    Args:
+        ids: (B, L), padded.
+        vocabulary: V, where random tokens come from.
+        generator: Source of randomness; None: torch's global one.
+        continues: True where a token goes on with the word before (``##ing``), (B, L): whole words are chosen. None:
+            tokens are chosen one by one.
+    """
+    if continues is None:
+        chosen = choose(normal_tokens(ids), generator=generator)
+    else:
+        chosen = choose_words(ids, continues, generator=generator)
+    return hide(ids, chosen, vocabulary=vocabulary, generator=generator)
+
+
 def draw_labels(size: int, *, device: torch.device, generator: torch.Generator | None) -> Tensor:
     """Draw which of a batch keep their video: floor(B / 2) of them, but the only one if B = 1; int64 (B,)."""
-    places = _uniform((size,), device, generator).argsort().argsort()
+    places = uniform((size,), device, generator).argsort().argsort()
     return (places < max(1, size // 2)).long()
 
 
@@ -80,9 +100,4 @@ def draw_order(
     pairs: int, patches: int, *, frames: int, device: torch.device, generator: torch.Generator | None
 ) -> Tensor:
     """Draw an order of the patches for every frame of every pair: slot -> raster patch, (pairs T, N)."""
-    return _uniform((pairs * frames, patches), device, generator).argsort(1)
-
-
-def _uniform(shape: tuple[int, ...], device: torch.device, generator: torch.Generator | None) -> Tensor:
-    drawn_on = device if generator is None else generator.device
-    return torch.rand(shape, device=drawn_on, generator=generator).to(device)
+    return uniform((pairs * frames, patches), device, generator).argsort(1)

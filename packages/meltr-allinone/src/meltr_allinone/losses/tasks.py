@@ -16,11 +16,11 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from meltr.parallel.gather import gather
+from meltr.video.losses import cross_entropy, wide
 from meltr.video.text.wordpiece import PAD
 from meltr_allinone.data.transforms import Normalisation, normalised
 from meltr_allinone.losses.alignment import alignment_distance
 from meltr_allinone.losses.draws import Draws
-from meltr_allinone.losses.masking import IGNORED
 from meltr_allinone.model.all_in_one import AllInOne
 from meltr_allinone.model.scoring import pooled_pairs
 
@@ -119,7 +119,7 @@ def similarity(text: Tensor, video: Tensor) -> Tensor:
         video: `AllInOne.video_vectors`.
     """
     with torch.autocast(text.device.type, enabled=False):
-        unit = [rows / rows.norm(dim=1, keepdim=True).clamp_min(1e-8) for rows in (_wide(text), _wide(video))]
+        unit = [rows / rows.norm(dim=1, keepdim=True).clamp_min(1e-8) for rows in (wide(text), wide(video))]
         return cast(Tensor, unit[0] @ unit[1].T)
 
 
@@ -135,17 +135,6 @@ def contrastive_loss(text: Tensor, video: Tensor, *, temperature: float = TEMPER
     """
     scores = similarity(text, video) / temperature
     return _diagonal(scores) + _diagonal(scores.T)
-
-
-def cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
-    """Return the mean cross-entropy over targets that are not -100, in float32 at least; 0 if there are none.
-
-    Args:
-        logits: (..., C).
-        targets: (...), int64.
-    """
-    total = F.cross_entropy(_wide(logits).flatten(0, -2), targets.flatten(), ignore_index=IGNORED, reduction="sum")
-    return total / (targets != IGNORED).sum().clamp_min(1)
 
 
 class _Passes:
@@ -268,7 +257,3 @@ def aligned_words(ids: Tensor) -> Tensor:
 
 def _diagonal(scores: Tensor) -> Tensor:
     return F.cross_entropy(scores, torch.arange(len(scores), device=scores.device))
-
-
-def _wide(tensor: Tensor) -> Tensor:
-    return tensor.float() if tensor.dtype in (torch.float16, torch.bfloat16) else tensor

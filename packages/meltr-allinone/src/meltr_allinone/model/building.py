@@ -31,7 +31,7 @@ def model_config(options: AllInOneOptions, meta: Mapping[str, Any]) -> ModelConf
         image_size=options.image_size,
         text_length=options.text_length,
     )
-    if options.size == "mini":
+    if options.size == "tiny":
         return replace(config, vocabulary=meta["vocabulary"])
     check_vocabulary(meta["vocabulary"], config.vocabulary)
     return config

@@ -92,10 +92,10 @@ BASE = ModelConfig()
 SMALL = ModelConfig(width=384, heads=6, distilled=True, aligned_from=2)
 """All-in-one-S, on a distilled DeiT."""
 
-TINY = ModelConfig(width=192, heads=3, aligned_from=2)
+TI = ModelConfig(width=192, heads=3, aligned_from=2)
 """All-in-one-Ti."""
 
-MINI = ModelConfig(
+TINY = ModelConfig(
     width=96,
     depth=4,
     heads=4,
@@ -109,4 +109,4 @@ MINI = ModelConfig(
 )
 """A small model for miniatures and first tries; its weights start as large in proportion as those of a wide one."""
 
-SIZES = {"base": BASE, "small": SMALL, "tiny": TINY, "mini": MINI}
+SIZES = {"base": BASE, "small": SMALL, "ti": TI, "tiny": TINY}

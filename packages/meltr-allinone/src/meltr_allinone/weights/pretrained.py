@@ -6,7 +6,7 @@ Every key of a file is accounted for in a `LoadReport`. Nothing is left out sile
 from __future__ import annotations
 
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -14,7 +14,7 @@ from torch import Tensor
 
 from meltr.errors import UserError
 from meltr.files import write_bytes
-from meltr.weights import LoadReport, compare, copy_into, looks_like, read_weights
+from meltr.weights import FileKind, LoadReport, compare, copy_into, read_weights
 from meltr_allinone.model.all_in_one import AllInOne
 from meltr_allinone.model.config import ModelConfig
 from meltr_allinone.weights.official import (
@@ -41,6 +41,14 @@ _KNOWN = (
     ((COMBINER,), "a loss transformer alone"),
 )
 
+_CHECKPOINT = FileKind(
+    "an All-in-one checkpoint",
+    "Give all-in-one-plus-224.ckpt or another checkpoint of the public code, or backbone.safetensors of a run with "
+    "this backbone.",
+    "Use it with a model of its own size.",
+    _KNOWN,
+)
+
 
 def load_pretrained(model: AllInOne, path: Path) -> LoadReport:
     """Load an All-in-one checkpoint, of the public code or of a run; or a ViT of timm, for the frames alone.
@@ -62,11 +70,12 @@ def load_pretrained(model: AllInOne, path: Path) -> LoadReport:
         return _load_image_model(model, state, path)
     found, ignored, unexpected = renamed(state)
     if not any(name.startswith(TRUNK) for name in found):
-        raise _no_checkpoint(path, state, f"none of its {len(state)} tensors belongs to the trunk of one")
+        raise _CHECKPOINT.refusal(path, state, f"none of its {len(state)} tensors belongs to the trunk of one")
     _check_sizes(Sizes.of_state(found), model.config, path)
     ours, adapted = fitted(found, model.config, ranks=model.rank_output is not None)
     report = compare(model, ours, source=path, unexpected=unexpected, ignored=ignored, adapted=adapted)
-    _check_trunk(report, state, path, trunk=TRUNK)
+    _CHECKPOINT.check_shapes(report, TRUNK)
+    _CHECKPOINT.check_missing(report, state, TRUNK, called="trunk")
     return copy_into(model, ours, report)
 
 
@@ -76,7 +85,8 @@ def _load_image_model(model: AllInOne, state: Mapping[str, Tensor], path: Path) 
     known = {name: value for name, value in found.items() if name in model.state_dict()}
     unknown = [name.removeprefix("transformer.") for name in found if name not in known]
     report = compare(model, known, source=path, unexpected=unknown, ignored=ignored)
-    _check_trunk(report, state, path, trunk=("transformer.",), spared=(TIMES,))
+    _CHECKPOINT.check_shapes(report, ("transformer.",))
+    _CHECKPOINT.check_missing(report, state, ("transformer.",), called="trunk", spared=(TIMES,))
     return copy_into(model, known, report)
 
 
@@ -106,31 +116,6 @@ def _check_sizes(found: Sizes, config: ModelConfig, path: Path) -> None:
             "Give the vocabulary that it was trained with: --set vocabulary=FILE (vocab.txt of bert-base-uncased for "
             "the published checkpoints, vocabulary.txt of its folder for a run's).",
         )
-
-
-def _check_trunk(
-    report: LoadReport, state: Mapping[str, Tensor], path: Path, *, trunk: Sequence[str], spared: Sequence[str] = ()
-) -> None:
-    """Raise UserError if a part of the trunk would stay as initialised."""
-    wrong = {name: shapes for name, shapes in report.reshaped.items() if name.startswith(tuple(trunk))}
-    if wrong:
-        name, (have, want) = next(iter(wrong.items()))
-        raise UserError(
-            f"{path} is a checkpoint of another size: {len(wrong)} tensors of the trunk have another shape (first: "
-            f"{name} is {list(have)}, the model's {list(want)}).",
-            "Use it with a model of its own size.",
-        )
-    missing = [name for name in report.missing if name.startswith(tuple(trunk)) and name not in spared]
-    if missing:
-        raise _no_checkpoint(path, state, f"it lacks {len(missing)} tensors of the trunk (first: {missing[0]})")
-
-
-def _no_checkpoint(path: Path, state: Mapping[str, Tensor], why: str) -> UserError:
-    return UserError(
-        f"{path} is no All-in-one checkpoint: {why}. It looks like {looks_like(state, _KNOWN)}.",
-        "Give all-in-one-plus-224.ckpt or another checkpoint of the public code, or backbone.safetensors of a run with "
-        "this backbone.",
-    )
 
 
 def read_combiner(path: Path) -> dict[str, Tensor]:

@@ -40,11 +40,14 @@ def describe_settings(registry: Registry, backbone: str | None = None, combiner:
 
 
 def _help(model: type[BaseModel], path: str) -> str:
-    """Return what the docstring of `model` says about a setting."""
+    """Return what the docstring of `model`, or else of the class it inherits the setting from, says about a setting."""
     name = path.rpartition(".")[2]
     entry = rf"^ +{re.escape(name)}: (.*?)(?=^ +\w+: |^ *$|\Z)"
-    match = re.search(entry, inspect.getdoc(model) or "", re.M | re.S)
-    return " ".join(match.group(1).split()) if match else ""
+    for kind in model.__mro__:
+        match = re.search(entry, inspect.cleandoc(vars(kind).get("__doc__") or ""), re.M | re.S)
+        if match:
+            return " ".join(match.group(1).split())
+    return ""
 
 
 def _type_name(info: FieldInfo) -> str:

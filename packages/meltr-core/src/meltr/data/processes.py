@@ -16,6 +16,9 @@ from typing import TypeVar
 A = TypeVar("A")
 R = TypeVar("R")
 
+MOST_WORKERS = 8
+"""Processes that decode videos if nobody says how many."""
+
 _AHEAD = 4
 """Items in flight for each process."""
 
@@ -23,6 +26,11 @@ _AHEAD = 4
 def available_cores() -> int:
     """Return how many cores this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def worker_count(asked: int | None = None) -> int:
+    """Return how many processes decode videos: `asked`, or one a core and at most `MOST_WORKERS`."""
+    return min(MOST_WORKERS, available_cores()) if asked is None else asked
 
 
 def map_in_order(

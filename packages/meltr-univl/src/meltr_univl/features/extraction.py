@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import functools
 import io
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import torch
 
-from meltr.data.processes import map_in_order
-from meltr.errors import MeltrError, UserError
+from meltr.errors import UserError
 from meltr.files import write_bytes
+from meltr.video.extraction import FillReport, Progress, attempt, check_same, fill
 from meltr.video.frames.source import Frames
 from meltr_univl.features.extractors import Extractor, open_extractor
 from meltr_univl.features.files import stem
@@ -23,9 +22,6 @@ from meltr_univl.features.reading import RECORD, FeatureRecord, Features, read_r
 
 CLIPS = 16
 """Clips that go through the network at a time."""
-
-Progress = Callable[[int, int, int], None]
-"""Called with the videos done, all there are, and how many of those done could not be decoded."""
 
 
 @dataclass(frozen=True)
@@ -41,20 +37,6 @@ class Recipe:
     extractor: str = "auto"
     weights: Path | None = None
     device: str = "cpu"
-
-
-class FeatureReport(NamedTuple):
-    """What `fill_features` did.
-
-    Args:
-        total: Videos that were asked for.
-        added: Those done now; the others were there already, or failed.
-        record: How the features are made.
-    """
-
-    total: int
-    added: int
-    record: FeatureRecord
 
 
 def extract(path: Path, extractor: Extractor) -> Features:
@@ -77,7 +59,7 @@ def extract(path: Path, extractor: Extractor) -> Features:
 
 def fill_features(
     videos: Mapping[str, Path], folder: Path, recipe: Recipe, *, workers: int = 0, progress: Progress | None = None
-) -> FeatureReport:
+) -> FillReport:
     """Make the features that a folder lacks.
 
     Each file is written whole when it is done: the next call goes on where this one was broken off. Videos that cannot
@@ -97,37 +79,48 @@ def fill_features(
     extractor = _opened(recipe)
     record = FeatureRecord(extractor.width, extractor.name, extractor.rate, extractor.weights)
     _check_same(folder, record)
-    files = _files(videos, folder)
-    todo = {key: path for key, path in videos.items() if not files[key].is_file()}
-    failed: dict[str, str] = {}
-    done = len(videos) - len(todo)
-    added = 0
-    write_record(folder, record)
-    if progress is not None:
-        progress(done, len(videos), 0)
-    for number, (key, features) in enumerate(_computed(todo, recipe, workers), done + 1):
-        if isinstance(features, str):
-            failed[key] = features
-            write_record(folder, replace(record, failed=failed))
-        else:
-            _write(files[key], features)
-            added += 1
-        if progress is not None:
-            progress(number, len(videos), len(failed))
-    if videos and len(failed) == len(videos):
-        key, reason = next(iter(failed.items()))
-        raise UserError(f"None of {len(videos):,} videos can be decoded. The first, {key}: {reason}")
-    return FeatureReport(len(videos), added, replace(record, failed=failed))
+    store = _Folder(folder, record, _files(videos, folder))
+    work = functools.partial(_of_video, recipe=recipe, threads=None if workers < 2 else 1)
+    return fill(videos, store, functools.partial(attempt, work=work, workers=workers), progress=progress)
+
+
+class _Folder:
+    """A folder of features, a file for each video.
+
+    Args:
+        folder: The folder; ``features.json`` is written at once.
+        record: How the features are made.
+        files: Key -> file of its features.
+    """
+
+    def __init__(self, folder: Path, record: FeatureRecord, files: Mapping[str, Path]) -> None:
+        self._folder, self._record, self._files = folder, record, files
+        self._failed: dict[str, str] = {}
+        write_record(folder, record)
+
+    def __contains__(self, key: str) -> bool:
+        return self._files[key].is_file()
+
+    def add(self, key: str, features: Features) -> None:
+        """Write the features of a video."""
+        stream = io.BytesIO()
+        np.save(stream, features)
+        write_bytes(self._files[key], stream.getvalue())
+
+    def fail(self, key: str, reason: str) -> None:
+        """Note in ``features.json`` why a video has no features."""
+        self._failed[key] = reason
+        write_record(self._folder, replace(self._record, failed=self._failed))
+
+    def close(self, *, complete: bool) -> None:
+        """Do nothing: every file is complete already."""
 
 
 def _check_same(folder: Path, record: FeatureRecord) -> None:
     known = read_record(folder)
-    if known is not None and known != record:
-        raise UserError(
-            f"{folder} holds features of {known.text()}; asked for were {record.text()}.",
-            "Choose another folder for the new ones, or delete this one.",
-        )
-    if known is None and folder.is_dir() and any(folder.rglob("*.npy")):
+    if known is not None:
+        check_same(folder, known, record, of="features of")
+    elif folder.is_dir() and any(folder.rglob("*.npy")):
         raise UserError(
             f"{folder} holds features, but no {RECORD} that says how they were made.", "Choose another folder."
         )
@@ -148,33 +141,10 @@ def _files(videos: Mapping[str, Path], folder: Path) -> dict[str, Path]:
     return {key: file for file, key in owners.items()}
 
 
-def _write(file: Path, features: Features) -> None:
-    stream = io.BytesIO()
-    np.save(stream, features)
-    write_bytes(file, stream.getvalue())
-
-
-def _computed(videos: Mapping[str, Path], recipe: Recipe, workers: int) -> Iterator[tuple[str, Features | str]]:
-    """Yield key and features of each video, or why there are none."""
-    work = functools.partial(_of_video, recipe=recipe, threads=None if workers < 2 else 1)
-    for (key, _), features in map_in_order(work, videos.items(), workers=workers, died=_crashed):
-        yield key, features
-
-
-def _of_video(video: tuple[str, Path], recipe: Recipe, threads: int | None) -> Features | str:
+def _of_video(key: str, path: Path, recipe: Recipe, threads: int | None) -> Features:
     if threads is not None:
         torch.set_num_threads(threads)
-    key, path = video
-    try:
-        return extract(path, _opened(recipe))
-    except MeltrError as error:
-        return error.message
-    except Exception as error:  # a broken file can make the decoder raise anything
-        return f"{key}: {type(error).__name__}: {error}"
-
-
-def _crashed(video: tuple[str, Path]) -> str:
-    return f"{video[0]} crashes the decoder, or needs more memory than there is"
+    return extract(path, _opened(recipe))
 
 
 @functools.lru_cache(maxsize=1)

@@ -17,9 +17,11 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.nn import functional as F
 
+from meltr.metrics.classification import IGNORED
 from meltr.parallel.gather import gather
+from meltr.video.losses import cross_entropy, wide
 from meltr.video.text.wordpiece import PAD
-from meltr_univl.losses.masking import IGNORED, Masks
+from meltr_univl.losses.masking import Masks
 from meltr_univl.losses.ranking import margin_ranking, mil_nce, row_cross_entropy
 from meltr_univl.model.similarity import joint_similarity, mean_states, pooled_pairs, text_vectors
 from meltr_univl.model.univl import Univl
@@ -121,18 +123,6 @@ def task_losses(
     return {name: makers[name]() for name in wanted}
 
 
-def cross_entropy(logits: Tensor, targets: Tensor, *, ignored: int = IGNORED) -> Tensor:
-    """Return the mean cross-entropy over targets that are not `ignored`, in float32 at least; 0 if there are none.
-
-    Args:
-        logits: (..., C).
-        targets: (...), int64.
-        ignored: The target that does not count.
-    """
-    total = F.cross_entropy(_wide(logits).flatten(0, -2), targets.flatten(), ignore_index=ignored, reduction="sum")
-    return total / (targets != ignored).sum().clamp_min(1)
-
-
 class _Side(NamedTuple):
     """Encoded inputs of one kind, plain or masked: frames are normalised features."""
 
@@ -205,8 +195,8 @@ class _Passes:
         """Return the loss of the cross encoder's scores of texts and videos."""
         scores, right = self.align_scores(masked=masked)
         if self.settings.align_loss == "margin":
-            return margin_ranking(_wide(self._all(scores)), margin=self.settings.margin)
-        return row_cross_entropy(_wide(scores), right)
+            return margin_ranking(wide(self._all(scores)), margin=self.settings.margin)
+        return row_cross_entropy(wide(scores), right)
 
     def align_scores(self, *, masked: bool) -> tuple[Tensor, Tensor]:
         """Return the scores of the own texts with all videos, (B, N), and which video is right, (B,).
@@ -249,7 +239,7 @@ class _Passes:
         targets, there = self._all(plain), self._all(self.batch.video_mask).flatten()
         first = dist.get_rank() * len(real) if len(there) > len(real) else 0
         with torch.autocast(plain.device.type, enabled=False):
-            scores = _wide(predicted).flatten(0, 1) @ _wide(targets).flatten(0, 1).T
+            scores = wide(predicted).flatten(0, 1) @ wide(targets).flatten(0, 1).T
             scores = scores + (1 - real[:, None] * there) * UNSEEN
             right = torch.arange(len(real), device=real.device) + first
             return cross_entropy(scores, torch.where(hidden, right, IGNORED))
@@ -263,13 +253,9 @@ class _Passes:
         """Return the loss of the sentiment."""
         if self.batch.score is None:
             raise ValueError("the loss `score` needs sentiments, and the batch has none")
-        found = _wide(self.model.score(self.model.pooled(self.matched[False])))
+        found = wide(self.model.score(self.model.pooled(self.matched[False])))
         distance = F.l1_loss if self.settings.regression_loss == "l1" else F.mse_loss
         return distance(found, self.batch.score.to(found.dtype))
 
     def _all(self, rows: Tensor) -> Tensor:
         return gather(rows) if self.settings.negatives == "all" else rows
-
-
-def _wide(tensor: Tensor) -> Tensor:
-    return tensor.float() if tensor.dtype in (torch.float16, torch.bfloat16) else tensor

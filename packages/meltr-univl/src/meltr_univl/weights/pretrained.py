@@ -12,7 +12,7 @@ from pathlib import Path
 from torch import Tensor
 
 from meltr.errors import UserError
-from meltr.weights import LoadReport, compare, copy_into, looks_like, read_weights
+from meltr.weights import FileKind, LoadReport, compare, copy_into, read_weights
 from meltr_univl.model.config import ModelConfig
 from meltr_univl.model.univl import Univl
 from meltr_univl.weights.official import FRAMES, POSITIONS, WORDS, from_official
@@ -27,6 +27,21 @@ _KNOWN = (
     (("transformer.blocks.", "text_embeddings."), "an All-in-one checkpoint"),
     (("bert.", "cls."), "BERT alone (use it with --set bert=FILE)"),
     (("embeddings.", "encoder."), "BERT alone (use it with --set bert=FILE)"),
+)
+
+_CHECKPOINT = FileKind(
+    "a UniVL checkpoint",
+    "Give univl.pretrained.bin or another file of the public code, or backbone.safetensors of a run with this "
+    "backbone.",
+    "Use it with the model it was made for: the published checkpoint is of size base.",
+    _KNOWN,
+)
+
+_BERT = FileKind(
+    "BERT of this size",
+    "Give model.safetensors of bert-base-uncased, with --set size=base.",
+    "Use --set size=base.",
+    _KNOWN,
 )
 
 
@@ -45,13 +60,11 @@ def load_pretrained(model: Univl, path: Path) -> LoadReport:
     state = read_weights(path)
     ours, ignored = from_official(state)
     if not any(name.startswith("visual.") for name in ours):
-        raise _no_checkpoint(path, state, f"none of its {len(state)} tensors belongs to a visual encoder")
+        raise _CHECKPOINT.refusal(path, state, f"none of its {len(state)} tensors belongs to a visual encoder")
     report = compare(model, ours, source=path, ignored=ignored)
     report = _tell_unknown(report, ours)
     _check_sizes(model.config, ours, report, path)
-    missing = [name for name in report.missing if name.startswith(ENCODERS)]
-    if missing:
-        raise _no_checkpoint(path, state, f"it lacks {len(missing)} tensors of the encoders (first: {missing[0]})")
+    _CHECKPOINT.check_missing(report, state, ENCODERS, called="encoders")
     return copy_into(model, ours, report)
 
 
@@ -68,16 +81,8 @@ def load_bert(model: Univl, path: Path) -> LoadReport:
     state = read_weights(path)
     named = {key if key.startswith(("bert.", "cls.")) else f"bert.{key}": value for key, value in state.items()}
     ours, ignored = from_official(named)
-    parts = ("bert.", "cls.")
-    whole = compare(model, ours, source=path, ignored=ignored)
-    report = replace(whole, missing=tuple(name for name in whole.missing if name.startswith(parts)))
-    lacking = [name for name in (*report.missing, *report.reshaped) if name.startswith("bert.")]
-    if lacking:
-        raise UserError(
-            f"{path} is not BERT of this size: {len(lacking)} tensors are missing or have another shape (first: "
-            f"{lacking[0]}). It looks like {looks_like(state, _KNOWN)}.",
-            "Give model.safetensors of bert-base-uncased, with --set size=base.",
-        )
+    report = compare(model, ours, source=path, ignored=ignored).about(("bert.", "cls."))
+    _BERT.check_whole(report, state, ("bert.",))
     return copy_into(model, ours, report)
 
 
@@ -104,19 +109,5 @@ def _check_sizes(config: ModelConfig, ours: Mapping[str, Tensor], report: LoadRe
             "Give the vocabulary that it was trained with: --set vocabulary=FILE (vocab.txt of bert-base-uncased for "
             "the published checkpoint, vocabulary.txt of its folder for a run's).",
         )
-    name, (have, want) = next(iter(report.reshaped.items()))
     places = ours.get(POSITIONS)
-    of = "" if places is None else f" {places.shape[1]} wide"
-    raise UserError(
-        f"{path} is a UniVL checkpoint of another size{of}: {len(report.reshaped)} tensors have another shape (first: "
-        f"{name} is {list(have)}, the model's {list(want)}).",
-        "Use it with the model it was made for: the published checkpoint is of size base.",
-    )
-
-
-def _no_checkpoint(path: Path, state: Mapping[str, Tensor], why: str) -> UserError:
-    return UserError(
-        f"{path} is no UniVL checkpoint: {why}. It looks like {looks_like(state, _KNOWN)}.",
-        "Give univl.pretrained.bin or another file of the public code, or backbone.safetensors of a run with this "
-        "backbone.",
-    )
+    _CHECKPOINT.check_shapes(report, size="" if places is None else f"{places.shape[1]} wide")

@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Generator, Iterator, Mapping
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import torch
 
-from meltr.data.processes import map_in_order
-from meltr.errors import MeltrError, UserError
+from meltr.video.extraction import FillReport, Progress, attempt, check_same, fill
 from meltr.video.frames.pictures import padded_squares
 from meltr.video.frames.source import Frames, FrameSource
 from meltr_violet.data.code_file import CodeFile, CodeSettings, CodeTable
@@ -28,23 +26,6 @@ CLIPS = 16
 
 SAVED = 1024
 """Videos after which the file is written."""
-
-Progress = Callable[[int, int, int], None]
-"""Called with the videos done, all there are, and how many of those done could not be decoded."""
-
-
-class CodeReport(NamedTuple):
-    """What `fill_codes` did.
-
-    Args:
-        total: Videos that were asked for.
-        added: Those encoded now; the others were there already, or failed.
-        failed: Key -> why the video could not be decoded.
-    """
-
-    total: int
-    added: int
-    failed: Mapping[str, str]
 
 
 def fingerprint(encoder: CodeEncoder) -> str:
@@ -64,7 +45,7 @@ def compute(
     device: torch.device | str = "cpu",
     workers: int = 0,
     clips: int = CLIPS,
-) -> Iterator[tuple[str, Codes | str]]:
+) -> Generator[tuple[str, Codes | str], None, None]:
     """Yield key and codes of each video, or why it could not be decoded.
 
     Frames are padded to squares and resized at once to 8 pixels for each 32 of the model's picture, as in the code
@@ -79,36 +60,25 @@ def compute(
         clips: Videos that are encoded at a time.
 
     Raises:
-        ValueError: If `size` is no multiple of 32.
+        ValueError: If `size` is not a multiple of 32.
     """
     if size < CELL or size % CELL:
         raise ValueError(f"size={size} is not a multiple of {CELL}")
     encoder = encoder.to(device)
     prepare = partial(_squares, side=size // CELL * SHRINKS)
     waiting: list[tuple[str, Frames | str]] = []
-    results = map_in_order(prepare, videos.items(), workers=workers, died=_crashed)
-    with contextlib.closing(results):
-        for (key, _), squares in results:
-            waiting.append((key, squares))
+    with contextlib.closing(attempt(videos, prepare, workers=workers)) as results:
+        for result in results:
+            waiting.append(result)
             if len(waiting) == clips:
                 yield from _encoded(encoder, waiting, device)
                 waiting = []
     yield from _encoded(encoder, waiting, device)
 
 
-def _squares(video: tuple[str, FrameSource], side: int) -> Frames | str:
-    """Return the pictures that the encoder sees, (T, side, side, 3), or what is wrong with the video."""
-    key, source = video
-    try:
-        return padded_squares(source.frames(key), side)
-    except MeltrError as error:
-        return error.message
-    except Exception as error:  # a broken file can make the decoder raise anything
-        return f"{key}: {type(error).__name__}: {error}"
-
-
-def _crashed(video: tuple[str, FrameSource]) -> str:
-    return f"{video[0]} crashes the decoder, or needs more memory than there is"
+def _squares(key: str, source: FrameSource, side: int) -> Frames:
+    """Return the pictures that the encoder sees, (T, side, side, 3)."""
+    return padded_squares(source.frames(key), side)
 
 
 def _encoded(
@@ -133,7 +103,7 @@ def fill_codes(
     device: torch.device | str = "cpu",
     workers: int = 0,
     progress: Progress | None = None,
-) -> CodeReport:
+) -> FillReport:
     """Make the codes that a file lacks, and add them.
 
     The file is written every 1,024 videos and when the work ends or is broken off, each time whole: the next call goes
@@ -151,41 +121,54 @@ def fill_codes(
     Raises:
         UserError: If the file is something else or holds codes that were made otherwise, or no video can be decoded.
     """
-    table = _table(path, settings)
-    todo = {key: source for key, source in videos.items() if key not in table.rows}
-    done = len(videos) - len(todo)
-    added = 0
-    if progress is not None:
-        progress(done, len(videos), 0)
-    try:
-        made = compute(encoder, todo, size=settings.size, device=device, workers=workers)
-        for number, (key, codes) in enumerate(made, done + 1):
-            if isinstance(codes, str):
-                table.failed[key] = codes
-            else:
-                table.rows[key] = codes
-                added += 1
-            if number % SAVED == 0 and table.rows:
-                table.write(path)
-            if progress is not None:
-                progress(number, len(videos), len(table.failed))
-    finally:
-        if todo and table.rows:
-            table.write(path)
-    if videos and len(table.failed) == len(videos):
-        key, reason = next(iter(table.failed.items()))
-        raise UserError(f"None of {len(videos):,} videos can be decoded. The first, {key}: {reason}")
-    return CodeReport(len(videos), added, table.failed)
+    make = partial(compute, encoder, size=settings.size, device=device, workers=workers)
+    return fill(videos, _Codes(path, settings), make, progress=progress)
 
 
-def _table(path: Path, settings: CodeSettings) -> CodeTable:
-    """Return what the file holds; an empty table where there is none."""
-    if not path.exists():
-        return CodeTable(settings)
-    found = CodeFile(path)
-    if found.settings != settings:
-        raise UserError(
-            f"{path} holds codes of {found.settings.text()}; asked for were {settings.text()}.",
-            "Choose another file for the new codes, or delete this one.",
-        )
-    return found.table()
+class _Codes:
+    """The codes of a file, held in memory and written from time to time.
+
+    Args:
+        path: The file.
+        settings: How codes are made.
+
+    Raises:
+        UserError: If the file is something else, or holds codes that were made otherwise.
+    """
+
+    def __init__(self, path: Path, settings: CodeSettings) -> None:
+        self._path = path
+        self._table = CodeTable(settings)
+        self._unsaved = 0
+        if path.exists():
+            found = CodeFile(path)
+            check_same(path, found.settings, settings, of="codes of")
+            self._table = found.table()
+
+    def __contains__(self, key: str) -> bool:
+        return key in self._table.rows
+
+    def add(self, key: str, codes: Codes) -> None:
+        """Keep the codes of a video."""
+        self._table.rows[key] = codes
+        self._count()
+
+    def fail(self, key: str, reason: str) -> None:
+        """Note why a video has no codes."""
+        self._table.failed[key] = reason
+        self._count()
+
+    def close(self, *, complete: bool) -> None:
+        """Write what is not in the file yet, also when the work was broken off."""
+        if self._unsaved:
+            self._save()
+
+    def _count(self) -> None:
+        self._unsaved += 1
+        if self._unsaved >= SAVED:
+            self._save()
+
+    def _save(self) -> None:
+        if self._table.rows:
+            self._table.write(self._path)
+            self._unsaved = 0

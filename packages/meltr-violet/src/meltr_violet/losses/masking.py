@@ -6,21 +6,15 @@ waits for the device and a replayed generator gives the same masks.
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from meltr.video.text.wordpiece import CLS, MASK, PAD, SEP
+from meltr.video.draws import uniform
+from meltr.video.text.masking import PROBABILITY, choose, given_one, mask_out, normal_tokens
 from meltr_violet.model.config import IGNORED
-
-PROBABILITY = 0.15
-"""Part of the normal tokens that is masked on average, and part of all positions in attended masking."""
-
-SPECIAL = (CLS, SEP, PAD)
-"""Tokens that are never masked."""
 
 
 @dataclass(frozen=True)
@@ -38,62 +32,21 @@ class Masks:
     cells: Tensor
 
 
-def _uniform(shape: tuple[int, ...], like: Tensor, generator: torch.Generator | None) -> Tensor:
-    device = like.device if generator is None else generator.device
-    return torch.rand(shape, device=device, generator=generator).to(like.device)
-
-
 def _integers(u: Tensor, count: Tensor | int) -> Tensor:
     """Map u, uniform in [0, 1), to integers uniform in 0 ... count - 1."""
     return (u * count).long().clamp_max(torch.as_tensor(count, device=u.device) - 1)
 
 
-def normal_tokens(ids: Tensor) -> Tensor:
-    """Return where a text has tokens that may be masked: not [CLS], [SEP] or [PAD]; shape of `ids`."""
-    return ~torch.isin(ids, torch.tensor(SPECIAL, device=ids.device))
-
-
-def draw_tokens(
-    ids: Tensor, *, generator: torch.Generator | None, probability: float = PROBABILITY, at_least_one: bool = True
-) -> Tensor:
-    """Choose each normal token with a probability, under the condition that a text gets at least one.
-
-    The original draws a text again until a token is chosen, for ever if there is nothing to choose. The same
-    distribution without repetition: the first chosen token is geometric, cut off at the number of tokens; later ones
-    are independent. A text without a normal token gets none.
+def draw_tokens(ids: Tensor, *, generator: torch.Generator | None) -> Tensor:
+    """Choose each normal token with probability 0.15, given that a text gets at least one; (B, X), boolean.
 
     Args:
         ids: (B, X).
         generator: Source of randomness; None: torch's global one.
-        probability: Of a token.
-        at_least_one: False: no condition, as in pre-training.
-
-    Returns:
-        (B, X), True where a token is chosen.
     """
     normal = normal_tokens(ids)
-    chosen = normal & (_uniform(tuple(ids.shape), ids, generator) < probability)
-    if not at_least_one:
-        return chosen
-    u = _uniform((len(ids), 1), ids, generator).double()
-    count = normal.sum(1, keepdim=True)
-    stay = 1 - probability
-    first = (torch.log1p(-u * (1 - stay**count)) / math.log(stay)).long().clamp(max=count - 1)
-    rank = normal.cumsum(1) - 1
-    return normal & ((rank == first) | (chosen & (rank > first)))
-
-
-def mask_tokens(ids: Tensor, chosen: Tensor) -> tuple[Tensor, Tensor]:
-    """Replace the chosen tokens by [MASK], always, and keep them as targets.
-
-    Args:
-        ids: (..., X).
-        chosen: Same shape, boolean.
-
-    Returns:
-        Masked ids and targets (-100 where not chosen), both of the shape of `ids`.
-    """
-    return torch.where(chosen, MASK, ids), torch.where(chosen, ids, IGNORED)
+    chosen = choose(normal, generator=generator)
+    return given_one(normal, chosen, uniform((len(ids), 1), ids.device, generator))
 
 
 def draw_cells(
@@ -115,8 +68,7 @@ def draw_cells(
     """
     batch, *lengths = size
     blocks = lengths[0]
-    like = torch.empty(0, device=device)
-    u = _uniform((2, 3, batch, blocks), like, generator)
+    u = uniform((2, 3, batch, blocks), device, generator)
     inside = torch.ones(1, 1, 1, 1, 1, dtype=torch.bool, device=device)
     largest = (max(1, blocks - 1), max(1, 2 * lengths[1] // 3 - 1), max(1, 2 * lengths[2] // 3 - 1))
     for axis, (length, most) in enumerate(zip(lengths, largest, strict=True)):
@@ -138,7 +90,7 @@ def draw_masks(ids: Tensor, size: tuple[int, int, int, int], *, generator: torch
         size: (B, T, h, w).
         generator: Source of randomness; None: torch's global one.
     """
-    masked, targets = mask_tokens(ids, draw_tokens(ids, generator=generator))
+    masked, targets = mask_out(ids, draw_tokens(ids, generator=generator))
     return Masks(masked, targets, draw_cells(size, device=ids.device, generator=generator))
 
 
@@ -203,6 +155,6 @@ def masks_at(positions: Tensor, ids: Tensor, size: tuple[int, int, int, int]) ->
     batch, frames, rows, columns = size
     video = frames * (1 + rows * columns)
     hit = torch.zeros(batch, video + ids.shape[1], dtype=torch.bool, device=ids.device).scatter_(1, positions, True)
-    masked, targets = mask_tokens(ids, hit[:, video:])
+    masked, targets = mask_out(ids, hit[:, video:])
     cells = hit[:, :video].view(batch, frames, -1)[:, :, 1:].view(size)
     return Masks(masked, targets, cells)

@@ -5,17 +5,18 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from meltr.video.draws import uniform
+from meltr.video.losses import cross_entropy
+from meltr.video.text.masking import choose, mask_out, normal_tokens
 from meltr_violet.losses.masking import (
     Masks,
     attended_positions,
     black_out,
     code_targets,
     draw_cells,
-    draw_tokens,
-    mask_tokens,
     masks_at,
 )
-from meltr_violet.losses.tasks import TEMPERATURE, Batch, cross_entropy
+from meltr_violet.losses.tasks import TEMPERATURE, Batch
 from meltr_violet.model.scoring import head, pooled_pairs
 from meltr_violet.model.violet import Violet
 
@@ -36,10 +37,9 @@ def draw_pretraining_masks(model: Violet, batch: Batch, *, generator: torch.Gene
     with torch.no_grad():
         scores = model.attention_received(model.encode_video(frames), model.embed_text(ids), ids)
     attended = masks_at(attended_positions(scores, ids, frames.shape[1], generator=generator), ids, size)
-    tokens, targets = mask_tokens(ids, draw_tokens(ids, generator=generator, at_least_one=False))
+    tokens, targets = mask_out(ids, choose(normal_tokens(ids), generator=generator))
     cells = draw_cells(size, device=ids.device, generator=generator)
-    device = ids.device if generator is None else generator.device
-    blockwise = torch.rand(len(ids), 1, device=device, generator=generator).to(ids.device) < 0.5
+    blockwise = uniform((len(ids), 1), ids.device, generator) < 0.5
     return Masks(
         torch.where(blockwise, tokens, attended.ids),
         torch.where(blockwise, targets, attended.text_targets),

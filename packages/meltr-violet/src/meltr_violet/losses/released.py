@@ -12,8 +12,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from meltr.video.text.masking import normal_tokens
 from meltr.video.text.wordpiece import MASK, PAD
-from meltr_violet.losses.masking import draw_tokens, normal_tokens
+from meltr_violet.losses.masking import draw_tokens
 from meltr_violet.model.config import IGNORED
 
 

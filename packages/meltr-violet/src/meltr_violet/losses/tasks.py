@@ -15,12 +15,11 @@ from typing import Literal
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.nn import functional as F
 
 from meltr.parallel.gather import gather
+from meltr.video.losses import cross_entropy
 from meltr_violet.losses.masking import Masks, black_out, code_targets, draw_cells, draw_masks
 from meltr_violet.losses.released import draw_columns, mask_choices, matching_pairs
-from meltr_violet.model.config import IGNORED
 from meltr_violet.model.scoring import all_pairs, head, pooled_pairs
 from meltr_violet.model.violet import Violet
 
@@ -148,18 +147,6 @@ def task_losses(
     if unknown:
         raise ValueError(f"no losses {unknown}: expected some of {LOSSES}")
     return {name: makers[name]() for name in wanted}
-
-
-def cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
-    """Return the mean cross-entropy over targets that are not -100, in float32 at least; 0 if there are none.
-
-    Args:
-        logits: (..., C).
-        targets: (...), int64.
-    """
-    logits = logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits
-    total = F.cross_entropy(logits.flatten(0, -2), targets.flatten(), ignore_index=IGNORED, reduction="sum")
-    return total / (targets != IGNORED).sum().clamp_min(1)
 
 
 class _Passes:

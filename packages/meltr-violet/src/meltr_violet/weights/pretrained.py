@@ -6,15 +6,13 @@ Every key of a file is accounted for in a `LoadReport`. Nothing is left out sile
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from meltr.errors import UserError
-from meltr.weights import LoadReport, compare, copy_into, looks_like, read_weights
+from meltr.weights import FileKind, LoadReport, compare, copy_into, read_weights
 from meltr_violet.model.violet import Violet
 from meltr_violet.weights.official import TIED_BIAS, from_official, is_index, to_official
 
@@ -22,6 +20,24 @@ Fc = Literal["vtm", "answer", "choice", "none"]
 """Which head takes the key ``fc`` of an official file; ``none``: no head, as MELTR's answering code does."""
 
 OURS = ("video.", "text.", "cross.")
+
+_KNOWN = (
+    (("enc_img.", "trsfr."), "a part of VIOLET"),
+    (("bert.", "visual.", "cross.", "decoder."), "a UniVL checkpoint"),
+    (("visual_encoder.", "text_encoder."), "an ALPRO checkpoint"),
+    (("transformer.blocks.", "text_embeddings."), "an All-in-one checkpoint"),
+    (("patch_embed.", "layers."), "Video Swin alone (load it with load_video_swin)"),
+    (("backbone.",), "Video Swin alone (load it with load_video_swin)"),
+    (("bert.", "cls."), "BERT alone (load it with load_bert)"),
+    (("embeddings.", "encoder."), "BERT alone (load it with load_bert)"),
+)
+
+_CHECKPOINT = FileKind(
+    "a VIOLET checkpoint",
+    "Give ckpt_violet_pretrain.pt, or a backbone.safetensors of a run with this backbone.",
+    "Use it with the model it was made for: the published checkpoint is of size base.",
+    _KNOWN,
+)
 
 
 def load_checkpoint(model: Violet, path: Path, *, fc: Fc = "vtm") -> LoadReport:
@@ -55,7 +71,8 @@ def load_checkpoint(model: Violet, path: Path, *, fc: Fc = "vtm") -> LoadReport:
         else:
             renamed["mtm.decoder.bias" if key == TIED_BIAS else name] = value
     report = compare(model, renamed, source=path, unexpected=unexpected, ignored=ignored, skip=is_index)
-    _check_trunk(model, report, state, path)
+    _CHECKPOINT.check_shapes(report, OURS)
+    _CHECKPOINT.check_missing(report, state, OURS, called="trunk")
     return copy_into(model, renamed, report)
 
 
@@ -69,39 +86,6 @@ def _our_name(key: str, state: Mapping[str, Tensor], fc: Fc) -> str | None:
     return from_official(key)
 
 
-def _check_trunk(model: nn.Module, report: LoadReport, state: Mapping[str, Tensor], path: Path) -> None:
-    trunk = [name for name in model.state_dict() if name.startswith(OURS) and not is_index(name)]
-    loaded = set(report.loaded)
-    if all(name in loaded for name in trunk):
-        return
-    wrong = [name for name in trunk if name in report.reshaped]
-    if wrong:
-        have, want = report.reshaped[wrong[0]]
-        raise UserError(
-            f"{path} is a VIOLET checkpoint of another size: {len(wrong)} of {len(trunk)} tensors of the trunk have "
-            f"another shape (first: {wrong[0]} is {list(have)}, the model's {list(want)}).",
-            "Use it with the model it was made for: the published checkpoint is of size base.",
-        )
-    absent = [name for name in trunk if name not in loaded]
-    raise UserError(
-        f"{path} is no VIOLET checkpoint: of {len(trunk)} tensors of the trunk it lacks {len(absent)} "
-        f"(first: {absent[0]}). It looks like {looks_like(state, _KNOWN)}.",
-        "Give ckpt_violet_pretrain.pt, or a backbone.safetensors of a run with this backbone.",
-    )
-
-
-_KNOWN = (
-    (("enc_img.", "trsfr."), "a part of VIOLET"),
-    (("bert.", "visual.", "cross.", "decoder."), "a UniVL checkpoint"),
-    (("visual_encoder.", "text_encoder."), "an ALPRO checkpoint"),
-    (("transformer.blocks.", "text_embeddings."), "an All-in-one checkpoint"),
-    (("patch_embed.", "layers."), "Video Swin alone (load it with load_video_swin)"),
-    (("backbone.",), "Video Swin alone (load it with load_video_swin)"),
-    (("bert.", "cls."), "BERT alone (load it with load_bert)"),
-    (("embeddings.", "encoder."), "BERT alone (load it with load_bert)"),
-)
-
-
 def load_video_swin(model: Violet, path: Path) -> LoadReport:
     """Load a Video Swin file (``ckpt_video-swin.pt``, or one of the Video Swin authors) into the video branch.
 
@@ -112,7 +96,7 @@ def load_video_swin(model: Violet, path: Path) -> LoadReport:
     Raises:
         UserError: If it cannot be read, or does not fit the video branch.
     """
-    return _load_part(model, path, prefix="video.swin.", rename=_swin_name, what="Video Swin")
+    return _load_part(model, path, prefix=("video.swin.",), rename=_swin_name, what="Video Swin")
 
 
 def load_bert(model: Violet, path: Path) -> LoadReport:
@@ -136,22 +120,15 @@ def load_bert(model: Violet, path: Path) -> LoadReport:
 
 
 def _load_part(
-    model: Violet, path: Path, *, prefix: str | tuple[str, ...], rename: Callable[[str], str | None], what: str
+    model: Violet, path: Path, *, prefix: tuple[str, ...], rename: Callable[[str], str | None], what: str
 ) -> LoadReport:
     state = read_weights(path)
     names = {key: rename(key) for key in state}
     renamed = {name: state[key] for key, name in names.items() if name is not None and not is_index(key)}
     ignored = {key: "not needed" for key, name in names.items() if name is None or is_index(key)}
-    whole = compare(model, renamed, source=path, ignored=ignored, skip=is_index)
-    missing = tuple(name for name in whole.missing if name.startswith(prefix))
-    report = replace(whole, missing=missing)
-    lacking = [name for name in (*missing, *whole.reshaped) if name.startswith(OURS)]
-    if lacking:
-        raise UserError(
-            f"{path} is not {what} of this size: {len(lacking)} tensors are missing or have another shape "
-            f"(first: {lacking[0]}). It looks like {looks_like(state, _KNOWN)}.",
-            f"Give a file of {what} that was made for the sizes of this model.",
-        )
+    report = compare(model, renamed, source=path, ignored=ignored, skip=is_index).about(prefix)
+    hint = f"Give a file of {what} that was made for the sizes of this model."
+    FileKind(f"{what} of this size", hint, hint, _KNOWN).check_whole(report, state, OURS)
     return copy_into(model, renamed, report)
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from meltr.cli.options import AsJson
-from meltr.cli.output import print_json, remark
+from meltr.cli.output import print_json
 from meltr.progress import Counter
 from meltr.video.cli.videos import (
     AllowMissing,
@@ -17,14 +17,17 @@ from meltr.video.cli.videos import (
     Quiet,
     Root,
     Sample,
+    Sampler,
     Task,
     Workers,
     media_of,
     miniature_folder,
+    warn_of_failures,
 )
 
 if TYPE_CHECKING:
-    from meltr.video.frame_cache import CacheReport, CacheSettings
+    from meltr.video.extraction import FillReport
+    from meltr.video.frame_cache import CacheSettings
 
 _FRAMES = "Frames"
 
@@ -32,9 +35,6 @@ Out = Annotated[Path, typer.Option(help="Folder of the cache; it is added to if 
 Count = Annotated[
     int,
     typer.Option("--frames", min=1, help="Frames a video; may be more than a model takes.", rich_help_panel=_FRAMES),
-]
-Chosen = Annotated[
-    str, typer.Option(help="Which frames: 'centres' or 'middles' of equal segments.", rich_help_panel=_FRAMES)
 ]
 Size = Annotated[
     int,
@@ -54,7 +54,7 @@ def cache(
     data_root: Root = None,
     sample: Sample = False,
     frames: Count = 5,
-    sampler: Chosen = "centres",
+    sampler: Sampler = "centres",
     size: Size = 224,
     quality: Quality = 90,
     raw: Raw = False,
@@ -68,7 +68,7 @@ def cache(
     A killed command goes on where it stopped when it is given again. Files that cannot be decoded are listed in
     failed.jsonl and tried again by the next call.
     """
-    from meltr.data.processes import available_cores
+    from meltr.data.processes import worker_count
     from meltr.video.frame_cache import CacheSettings, fill_cache
 
     quiet = quiet or as_json
@@ -76,21 +76,16 @@ def cache(
     if sample:
         data_root = miniature_folder(dataset, data_root, quiet=quiet)
     media = media_of(dataset, task, data_root, allow_missing=allow_missing)
-    processes = min(8, available_cores()) if workers is None else workers
     with Counter("videos", quiet=quiet) as progress:
-        report = fill_cache(media, out, settings, workers=processes, progress=progress)
+        report = fill_cache(media, out, settings, workers=worker_count(workers), progress=progress)
     _show(report, out, settings, as_json=as_json)
 
 
-def _show(report: CacheReport, out: Path, settings: CacheSettings, *, as_json: bool) -> None:
+def _show(report: FillReport, out: Path, settings: CacheSettings, *, as_json: bool) -> None:
     """Print what the cache holds and what went wrong."""
-    from meltr.video.frame_cache.layout import FAILED, named
+    from meltr.video.frame_cache.layout import FAILED
 
-    if report.failed:
-        remark(
-            f"warning: {len(report.failed):,} of {report.total:,} files cannot be decoded and are left out: "
-            f"{named(sorted(report.failed))}; {out / FAILED} says why"
-        )
+    warn_of_failures(report, f"are skipped (all are listed in {out / FAILED})")
     if as_json:
         print_json({"cache": out, "settings": asdict(settings), **report._asdict()})
         return

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -12,12 +12,22 @@ from meltr.cli.output import remark
 from meltr.errors import UserError
 from meltr.progress import Counter
 
+if TYPE_CHECKING:
+    from meltr.video.extraction import FillReport
+
+SHOWN = 3
+"""Names in a message."""
+
 Dataset = Annotated[str, typer.Option(help="Data set; meltr list datasets shows them.")]
 Task = Annotated[str | None, typer.Option(help="Only the videos of this task; default: of all its tasks.")]
 Root = Annotated[Path | None, typer.Option(help="Folder of the data set.")]
 Sample = Annotated[bool, typer.Option("--sample", help="Use the data set's miniature instead.")]
 Workers = Annotated[int | None, typer.Option(min=0, help="Processes that decode; default: one a core, up to 8.")]
 AllowMissing = Annotated[bool, typer.Option("--allow-missing", help="Go on if files are not there.")]
+Sampler = Annotated[
+    str, typer.Option(help="Which frames: 'centres' or 'middles' of equal segments.", rich_help_panel="Frames")
+]
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda, cuda:0, mps.")]
 Quiet = Annotated[bool, typer.Option("--quiet", help="Show no progress.")]
 
 
@@ -31,8 +41,25 @@ def miniature_folder(dataset: str, data_root: Path | None, *, quiet: bool) -> Pa
         return miniature.cached(dataset, progress=progress)
 
 
+def warn_of_failures(report: FillReport, consequence: str) -> None:
+    """Print which videos cannot be decoded, if there are any.
+
+    Args:
+        report: What was filled.
+        consequence: What becomes of them: ``have no features``.
+    """
+    if not report.failed:
+        return
+    keys = sorted(report.failed)
+    remark(
+        f"warning: {len(keys):,} of {report.total:,} videos cannot be decoded and {consequence}: "
+        f"{', '.join(keys[:SHOWN])}{', ...' if len(keys) > SHOWN else ''}. The first, {keys[0]}: "
+        f"{report.failed[keys[0]]}"
+    )
+
+
 def media_of(dataset: str, task: str | None, root: Path | None, *, allow_missing: bool) -> Mapping[str, Path]:
-    """Return key -> file of all that the annotations name; several tasks may share files.
+    """Return key -> file of all that the annotations name, sorted; several tasks may share files.
 
     Raises:
         UserError: If the annotations cannot be read, or files are missing and `allow_missing` is not given.
@@ -45,7 +72,7 @@ def media_of(dataset: str, task: str | None, root: Path | None, *, allow_missing
         media.update(corpus.media)
         for note in corpus.notes:
             remark(note)
-    return media
+    return dict(sorted(media.items()))
 
 
 def _readable(dataset: str, root: Path | None) -> Sequence[str]:

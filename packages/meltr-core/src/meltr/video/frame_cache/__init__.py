@@ -7,6 +7,6 @@ lies; the latter is written last, so that a shard without it does not exist.
 
 from meltr.video.frame_cache.layout import CacheSettings
 from meltr.video.frame_cache.reader import CachedFrames, without_failed
-from meltr.video.frame_cache.writer import CacheReport, fill_cache
+from meltr.video.frame_cache.writer import fill_cache
 
-__all__ = ["CacheReport", "CacheSettings", "CachedFrames", "fill_cache", "without_failed"]
+__all__ = ["CacheSettings", "CachedFrames", "fill_cache", "without_failed"]

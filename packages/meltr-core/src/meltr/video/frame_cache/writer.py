@@ -5,15 +5,15 @@ from __future__ import annotations
 import contextlib
 import io
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Container, Iterator, Mapping
 from functools import partial
 from itertools import count
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from meltr.data.processes import map_in_order
 from meltr.errors import UserError
 from meltr.files import write_json, write_lines
+from meltr.video.extraction import FillReport, Progress, attempt, check_same, fill
 from meltr.video.frame_cache.layout import (
     FAILED,
     HEADER,
@@ -26,12 +26,9 @@ from meltr.video.frame_cache.layout import (
     read_settings,
     shard_path,
 )
-from meltr.video.frames.media import MediaError, decode, require
+from meltr.video.frames.media import decode, require
 from meltr.video.frames.pictures import Picture, shrink_short_side
 from meltr.video.frames.sampling import sampler_named
-
-Progress = Callable[[int, int, int], None]
-"""Called with the videos done, all there are, and how many of those done could not be decoded."""
 
 SHARD_SIZE = 256
 """Videos a shard."""
@@ -51,20 +48,6 @@ class Encoded(NamedTuple):
     shape: tuple[int, int]
 
 
-class CacheReport(NamedTuple):
-    """What `fill_cache` did.
-
-    Args:
-        total: Videos that were asked for.
-        added: Those decoded now; the others were there already, or failed.
-        failed: Key -> why its file could not be decoded.
-    """
-
-    total: int
-    added: int
-    failed: Mapping[str, str]
-
-
 def fill_cache(
     media: Mapping[str, Path],
     folder: Path,
@@ -73,7 +56,7 @@ def fill_cache(
     workers: int = 0,
     shard_size: int = SHARD_SIZE,
     progress: Progress | None = None,
-) -> CacheReport:
+) -> FillReport:
     """Decode what a cache does not hold yet, and add it.
 
     A killed call loses the shard that was being written. Files that cannot be decoded are listed in ``failed.jsonl``
@@ -103,13 +86,10 @@ def fill_cache(
                 "another name or size now.",
                 "Choose another folder for the cache, or delete this one.",
             )
-        todo = sorted(key for key in media if key not in done)
-        shards = _Shards(folder, first=_next_number(folder), size=shard_size)
-        failed = _fill(media, todo, shards, settings=settings, workers=workers, progress=progress)
-    if failed and len(failed) == len(media):
-        key, reason = next(iter(failed.items()))
-        raise UserError(f"None of {len(media):,} files can be decoded. The first, {key}: {reason}")
-    return CacheReport(len(media), len(todo) - len(failed), failed)
+        shards = _Shards(folder, media, done=done, size=shard_size)
+        encode = partial(_encode, settings=settings)
+        make = partial(attempt, work=encode, workers=workers)
+        return fill(dict(sorted(media.items())), shards, make, progress=progress)
 
 
 def _prepare(folder: Path, settings: CacheSettings) -> None:
@@ -118,12 +98,7 @@ def _prepare(folder: Path, settings: CacheSettings) -> None:
         if folder.exists() and (not folder.is_dir() or _visible(folder)):
             raise UserError(f"{folder} is neither empty nor a frame cache.", "Choose another folder.")
         write_json(folder / HEADER, header(settings))
-    found = read_settings(folder)
-    if found != settings:
-        raise UserError(
-            f"The cache {folder} holds {found.text()}; asked for were {settings.text()}.",
-            "Choose another folder for the new cache, or delete this one.",
-        )
+    check_same(folder, read_settings(folder), settings)
 
 
 def _visible(folder: Path) -> list[Path]:
@@ -147,42 +122,8 @@ def _locked(folder: Path) -> Iterator[None]:
         yield
 
 
-def _next_number(folder: Path) -> int:
-    return next(number for number in count() if not shard_path(folder, number, "json").exists())
-
-
-def _fill(
-    media: Mapping[str, Path],
-    todo: list[str],
-    shards: _Shards,
-    *,
-    settings: CacheSettings,
-    workers: int,
-    progress: Progress | None,
-) -> dict[str, str]:
-    """Decode `todo` into `shards`; return those of `media` that failed, with the reason."""
-    failed = {key: reason for key, reason in read_failed(shards.folder).items() if key not in media}
-    elsewhere = len(failed)
-    before = len(media) - len(todo)
-    encode = partial(_encode, settings=settings)
-    results = map_in_order(encode, (media[key] for key in todo), workers=workers, died=_crashed)
-    if progress is not None:
-        progress(before, len(media), 0)
-    with contextlib.closing(results), shards:
-        for number, (key, (path, encoded)) in enumerate(zip(todo, results, strict=True), start=before + 1):
-            if isinstance(encoded, str):
-                failed[key] = encoded
-            else:
-                shards.add(key, path, encoded)
-            if progress is not None:
-                progress(number, len(media), len(failed) - elsewhere)
-        shards.finish()
-    write_lines(shards.folder / FAILED, ({"key": key, "reason": failed[key]} for key in sorted(failed)))
-    return {key: reason for key, reason in failed.items() if key in media}
-
-
-def _encode(path: Path, settings: CacheSettings) -> Encoded | str:
-    """Return the frames of a file as they are stored, or what is wrong with it."""
+def _encode(key: str, path: Path, settings: CacheSettings) -> Encoded:
+    """Return the frames of a file as they are stored."""
     sampler = sampler_named(settings.sampler)
     numbers: list[int] = []
 
@@ -191,14 +132,9 @@ def _encode(path: Path, settings: CacheSettings) -> Encoded | str:
         numbers[:] = sampler(total, settings.frames)
         return sorted(set(numbers))
 
-    try:
-        frames, indices, _ = decode(path, choose)
-        pictures = [shrink_short_side(frame, settings.size) for frame in frames]
-        stored = tuple(_as_bytes(picture, settings.quality) for picture in pictures)
-    except MediaError as error:
-        return error.message
-    except Exception as error:  # a broken file can make the decoder raise anything
-        return f"{path}: {type(error).__name__}: {error}"
+    frames, indices, _ = decode(path, choose)
+    pictures = [shrink_short_side(frame, settings.size) for frame in frames]
+    stored = tuple(_as_bytes(picture, settings.quality) for picture in pictures)
     height, width, _ = pictures[0].shape
     return Encoded(stored, tuple(indices.index(number) for number in numbers), (height, width))
 
@@ -211,30 +147,46 @@ def _as_bytes(picture: Picture, quality: int | None) -> bytes:
     return buffer.getvalue()
 
 
-def _crashed(path: Path) -> str:
-    return f"{path} crashes the decoder, or needs more memory than there is"
-
-
 class _Shards:
-    """Writes shards one after the other; as a context manager, it throws away what is not finished."""
+    """The shards of a cache, written one after the other.
 
-    def __init__(self, folder: Path, *, first: int, size: int) -> None:
-        self.folder = folder
-        self._number, self._size = first, size
+    Args:
+        folder: The cache.
+        media: Key -> file of the videos that are added.
+        done: Keys that finished shards hold.
+        size: Videos a shard.
+    """
+
+    def __init__(self, folder: Path, media: Mapping[str, Path], *, done: Container[str], size: int) -> None:
+        self._folder, self._media, self._done, self._size = folder, media, done, size
+        self._failed = {key: reason for key, reason in read_failed(folder).items() if key not in media}
+        self._number = next(number for number in count() if not shard_path(folder, number, "json").exists())
         self._videos: dict[str, dict[str, Any]] = {}
         self._position = 0
         self._partial = folder / ".shard.partial"
         self._stream = self._partial.open("wb")
 
-    def __enter__(self) -> _Shards:
-        return self
+    def __contains__(self, key: str) -> bool:
+        return key in self._done
 
-    def __exit__(self, *error: object) -> None:
-        self._stream.close()
-        self._partial.unlink(missing_ok=True)
+    def close(self, *, complete: bool) -> None:
+        """Finish the last shard and list what failed; of a broken-off call, drop the unfinished shard."""
+        try:
+            if complete:
+                self._finish()
+                rows = ({"key": key, "reason": self._failed[key]} for key in sorted(self._failed))
+                write_lines(self._folder / FAILED, rows)
+        finally:
+            self._stream.close()
+            self._partial.unlink(missing_ok=True)
 
-    def add(self, key: str, path: Path, encoded: Encoded) -> None:
+    def fail(self, key: str, reason: str) -> None:
+        """Note why a file could not be decoded."""
+        self._failed[key] = reason
+
+    def add(self, key: str, encoded: Encoded) -> None:
         """Append a video; a full shard is finished."""
+        path = self._media[key]
         spans = []
         for picture in encoded.pictures:
             spans.append((self._position, self._position + len(picture)))
@@ -247,17 +199,17 @@ class _Shards:
             "spans": [spans[place] for place in encoded.order],
         }
         if len(self._videos) >= self._size:
-            self.finish()
+            self._finish()
 
-    def finish(self) -> None:
+    def _finish(self) -> None:
         """Make what was added a shard, and begin the next."""
         if not self._videos:
             return
         self._stream.flush()
         os.fsync(self._stream.fileno())
         self._stream.close()
-        self._partial.replace(shard_path(self.folder, self._number, "bin"))
+        self._partial.replace(shard_path(self._folder, self._number, "bin"))
         content = {"bytes": self._position, "videos": self._videos}
-        write_json(shard_path(self.folder, self._number, "json"), content)
+        write_json(shard_path(self._folder, self._number, "json"), content)
         self._number, self._position, self._videos = self._number + 1, 0, {}
         self._stream = self._partial.open("wb")

@@ -1,0 +1,26 @@
+"""What losses of videos and texts share: the width they are computed in, and a cross-entropy over known targets."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from meltr.metrics.classification import IGNORED
+
+
+def wide(tensor: Tensor) -> Tensor:
+    """Return a tensor in float32 if it is in half precision, otherwise as it is."""
+    return tensor.float() if tensor.dtype in (torch.float16, torch.bfloat16) else tensor
+
+
+def cross_entropy(logits: Tensor, targets: Tensor, *, ignored: int = IGNORED) -> Tensor:
+    """Return the mean cross-entropy over targets that are not `ignored`, in float32 at least; 0 if there are none.
+
+    Args:
+        logits: (..., C).
+        targets: (...), int64.
+        ignored: The target that does not count.
+    """
+    total = F.cross_entropy(wide(logits).flatten(0, -2), targets.flatten(), ignore_index=ignored, reduction="sum")
+    return total / (targets != ignored).sum().clamp_min(1)
