@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -12,41 +11,26 @@ from torch.nn import functional as F
 
 import meltr
 from meltr.context import RunContext
-from meltr.specs import BackboneInfo, BackboneTask, Info
+from meltr.specs import BackboneInfo, BackboneTask
 from meltr.video import Encoder, Item, Labels, Source, VideoAdapter
+from meltr.video.options import FrameOptions
 from meltr.video.text.wordpiece import Tokenizer
 
 DATASETS = ("msvd", "tgif-action", "msrvtt-7k", "kinetics400", "manifest")
 
 
-class Options(Info):
+class Options(FrameOptions):
     """Settings.
 
     Args:
-        size: Only ``tiny``.
-        weights: Start from this file.
-        vocabulary: A vocabulary file.
-        text_length: Tokens of a text.
-        frames: Frames of a clip.
-        image_size: Side of a frame.
-        frame_cache: A frame cache.
-        memory_mb: Memory for frames.
-        workers: Processes that read.
-        eval_batch_size: Clips a batch of an evaluation.
-        save_predictions: Write predictions.
+        size: The only one.
     """
 
-    size: str = "tiny"
-    weights: Path | None = None
-    vocabulary: Path | None = None
+    size: Literal["tiny"] = "tiny"
     text_length: int = 16
     frames: int = 2
     image_size: int = 16
-    frame_cache: Path | None = None
-    memory_mb: int = 64
-    workers: int | None = None
     eval_batch_size: int = 4
-    save_predictions: bool = True
 
 
 class Towers(nn.Module):

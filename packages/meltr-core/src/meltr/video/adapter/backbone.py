@@ -9,9 +9,8 @@ Four are needed by all: `encoder`, `make_model`, `losses`, and the method that s
 | ``captioning`` | `captions` |
 | ``sentiment`` | `sentiments` |
 
-``context.options`` is an instance of the backbone's options model. It must have the fields ``weights``, ``vocabulary``,
-``text_length``, ``workers``, ``eval_batch_size`` and ``save_predictions``, and for `open_frames
-<meltr.video.adapter.source.open_frames>` also ``frames``, ``image_size``, ``frame_cache`` and ``memory_mb``.
+``context.options`` is an instance of the options model of the backbone. It derives from
+`meltr.video.options.VideoOptions`, or from `meltr.video.options.FrameOptions` where `open_source` is not overridden.
 """
 
 from __future__ import annotations
