@@ -11,6 +11,7 @@ from meltr.context import RunContext
 from meltr.hookspecs import hookimpl
 from meltr.optim.building import decay_groups
 from meltr.video import Corpus, Labels, Source, VideoAdapter
+from meltr.video.options import picked
 from meltr.video.tasks.reranking import Scores
 from meltr.video.text.wordpiece import Tokenizer
 from meltr.weights import LoadReport
@@ -88,12 +89,7 @@ class AllInOneAdapter(VideoAdapter[AllInOne]):
             wrong_texts=None if ready.false_ids is None else ready.false_ids.shape[1],
             random_order=options.patch_order == "random",
         )
-        settings = LossSettings(
-            negatives=options.negatives,
-            hard_negatives=options.hard_negatives,
-            temperature=options.temperature,
-            pairs_per_pass=options.pairs_per_pass,
-        )
+        settings = picked(LossSettings, options)
         return task_losses(model, ready, drawn, wanted=context.losses, settings=settings)
 
     def answer_logits(self, model: AllInOne, batch: Mapping[str, Tensor], context: RunContext) -> Tensor:

@@ -13,6 +13,7 @@ from meltr.hookspecs import hookimpl
 from meltr.optim.building import decay_groups
 from meltr.video import Corpus, Encoder, Labels, Source, VideoAdapter
 from meltr.video.adapter.splits import CaptionScoring
+from meltr.video.options import picked
 from meltr.video.text.lengths import notes_on_cut
 from meltr.video.text.wordpiece import Tokenizer
 from meltr.weights import LoadReport
@@ -113,7 +114,7 @@ class UnivlAdapter(VideoAdapter[Univl]):
             probability=options.mask_probability,
             at_least_one=options.at_least_one,
         )
-        return task_losses(model, ready, masks, wanted=context.losses, settings=_settings(options))
+        return task_losses(model, ready, masks, wanted=context.losses, settings=picked(LossSettings, options))
 
     def similarity(
         self, model: Univl, texts: Mapping[str, Tensor], videos: Iterable[Mapping[str, Tensor]], context: RunContext
@@ -155,15 +156,3 @@ class UnivlAdapter(VideoAdapter[Univl]):
             "captioning": {"beams": options.beams, "references": "lower case, in pieces, cut, as released"},
         }
         return of_task.get(context.spec.task, {})
-
-
-def _settings(options: UnivlOptions) -> LossSettings:
-    return LossSettings(
-        joint_loss=options.joint_loss,
-        align_loss=options.align_loss,
-        margin=options.margin,
-        negatives=options.negatives,
-        caption_padding=options.caption_padding,
-        regression_loss=options.regression_loss,
-        pairs_per_pass=options.pairs_per_pass,
-    )

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from meltr.context import RunContext
 from meltr.hookspecs import hookimpl
 from meltr.video import Corpus, Labels, Source, VideoAdapter
+from meltr.video.options import picked
 from meltr.video.text.wordpiece import Tokenizer
 from meltr.weights import LoadReport
 from meltr_violet.data.choice_texts import PROMPT_WORDS
@@ -69,7 +70,7 @@ class VioletAdapter(VideoAdapter[Violet]):
 
     def losses(self, model: Violet, batch: Mapping[str, Tensor], context: RunContext) -> dict[str, Tensor]:
         """Return the losses named in ``context.losses``; what is masked comes from ``context.generator``."""
-        settings, ready = _settings(context.options), as_batch(batch)
+        settings, ready = picked(LossSettings, context.options), as_batch(batch)
         masks = draw_batch_masks(ready, model.config.cell, settings=settings, generator=context.generator)
         return task_losses(model, ready, masks, wanted=context.losses, settings=settings)
 
@@ -85,16 +86,6 @@ class VioletAdapter(VideoAdapter[Violet]):
         """Return how well each text fits each video, (M, N), by the matching head on every pair."""
         encoded = torch.cat([model.encode_video(batch["frames"]) for batch in videos])
         return score_pairs(model, encoded, texts["ids"].to(context.device), pairs_per_pass=_pairs(context))
-
-
-def _settings(options: VioletOptions) -> LossSettings:
-    return LossSettings(
-        clip=options.clip,
-        released_choice=options.released_choice,
-        negatives=options.negatives,
-        temperature=options.temperature,
-        pairs_per_pass=options.pairs_per_pass,
-    )
 
 
 def _pairs(context: RunContext) -> int:

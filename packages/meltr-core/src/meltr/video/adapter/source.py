@@ -7,15 +7,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from meltr.context import RunContext
-from meltr.data.processes import available_cores
+from meltr.data.processes import worker_count
 from meltr.video.corpus import Corpus
 from meltr.video.frame_cache import CachedFrames, without_failed
 from meltr.video.frames.media import DecodedMedia
 from meltr.video.frames.sampling import Sampler
 from meltr.video.frames.source import Frames, FrameSource, Remembered
-
-MOST_WORKERS = 8
-"""Processes that read data, unless ``options.workers`` says otherwise."""
 
 
 @dataclass(frozen=True)
@@ -48,9 +45,10 @@ def reading_processes(context: RunContext, *, ready: bool) -> int:
         context: The run.
         ready: Whether videos need no decoding.
     """
-    if context.options.workers is not None:
-        return int(context.options.workers)
-    return 0 if ready or context.spec.sample else min(MOST_WORKERS, available_cores())
+    asked: int | None = context.options.workers
+    if asked is None and (ready or context.spec.sample):
+        return 0
+    return worker_count(asked)
 
 
 def memory_bytes(context: RunContext, *, ready: bool) -> int:
