@@ -21,7 +21,7 @@ from meltr.plugins import discover
 from meltr.settings import resolve
 from meltr.specs import RunSpec
 from meltr_allinone.adapter import AllInOneAdapter
-from meltr_allinone.building import heads_of, model_config, scoring_of
+from meltr_allinone.model.building import heads_of, model_config, scoring_of
 from meltr_allinone.options import AllInOneOptions
 
 Make = Callable[..., RunContext]

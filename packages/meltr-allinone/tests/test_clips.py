@@ -19,8 +19,10 @@ from meltr.video.annotations import read
 from meltr.video.frame_cache import CacheSettings, fill_cache
 from meltr.video.frames.media import decode
 from meltr.video.frames.sampling import middles
-from meltr_allinone.data.splits import build_data
+from meltr_allinone.adapter import AllInOneAdapter
 from meltr_fixtures import SIZES
+
+build_data = AllInOneAdapter().build_data
 
 
 @pytest.mark.parametrize("stored", [None, 5])

@@ -13,8 +13,10 @@ import torch
 from allinone_clips import ALL, DRAWING, epoch, write_manifest
 from meltr.errors import UserError
 from meltr.video.text.vocabulary import VOCABULARY
-from meltr_allinone.data.splits import build_data
+from meltr_allinone.adapter import AllInOneAdapter
 from places import published_vocabulary, shared
+
+build_data = AllInOneAdapter().build_data
 
 
 def test_splits_share_no_video(make_context):
@@ -91,4 +93,4 @@ def test_the_real_clips(make_context, tmp_path):
     rows = epoch(data)
     assert rows["video"].shape == (6, 2, 3, 64, 64)
     assert not (rows["ids"] == 100).any()
-    assert [len(data.test.clips()), len(data.validation.clips())] == [2, 2]
+    assert [len(data.test.examples()), len(data.validation.examples())] == [2, 2]

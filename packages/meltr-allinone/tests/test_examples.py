@@ -11,8 +11,10 @@ from allinone_clips import ALL, S, epoch, owner, owners, write_manifest
 from meltr.video.annotations import read
 from meltr.video.text.vocabulary import VOCABULARY
 from meltr.video.text.wordpiece import Tokenizer, write_vocabulary
-from meltr_allinone.data.splits import build_data
+from meltr_allinone.adapter import AllInOneAdapter
 from meltr_fixtures import SIZES
+
+build_data = AllInOneAdapter().build_data
 
 
 @pytest.mark.parametrize("dataset", ["msrvtt-7k", "msrvtt-9k", "manifest"])
@@ -68,7 +70,7 @@ def test_an_answer_outside_the_vocabulary_has_no_class(vocabulary, make_context,
     rows = [{"split": split, "question": "is it there?", "answer": answer} for split, answer in asked]
     root = write_manifest(tmp_path / "data", clips[:4], rows)
     data = build_data(make_context("qa", "manifest", data_root=root, vocabulary=vocabulary, workers=0, settings=ALL))
-    assert [int(example["answer"]) for example in data.test.clips()] == [-100, 0]
+    assert [int(example["answer"]) for example in data.test.examples()] == [-100, 0]
 
 
 def test_wrong_videos_and_texts_are_of_other_videos(make_context, sample, tmp_path):

@@ -10,10 +10,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from meltr.video.tasks.reranking import best_of, put_ahead
 from meltr_allinone.losses.draws import draw_order
 from meltr_allinone.model.all_in_one import AllInOne
 from meltr_allinone.model.config import TINY
-from meltr_allinone.model.retrieval import Retrieval, best_of, put_ahead
+from meltr_allinone.model.retrieval import Retrieval
 from meltr_allinone.model.scoring import answer_logits, joint_scores, pooled_pairs, seeded_orders
 
 FRAMES = 3

@@ -26,8 +26,8 @@ from meltr.specs import RunSpec
 from meltr.video.tasks.captions import corpus_scores
 from meltr.video.tasks.regression import sentiment_metrics
 from meltr_univl.adapter import UnivlAdapter
-from meltr_univl.building import model_config, parts_of
 from meltr_univl.losses.tasks import LOSSES
+from meltr_univl.model.building import model_config, parts_of
 from meltr_univl.options import UnivlOptions
 
 MakeSpec = Callable[..., RunSpec]

@@ -15,18 +15,20 @@ from torch import Tensor
 from meltr.context import Data, RunContext
 from meltr.errors import UserError
 from meltr.specs import RunSpec, TaskInfo
+from meltr.video import Item, Labels, Split
+from meltr.video.adapter.encoder import Examples
 from meltr.video.annotations import read
-from meltr.video.corpus import Item
 from meltr.video.text.wordpiece import CLS, SEP
 from meltr_fixtures import Sample
-from meltr_univl.data.examples import Examples
-from meltr_univl.data.splits import build_data
+from meltr_univl.adapter import UnivlAdapter
+from meltr_univl.data.encoder import UnivlEncoder
 from meltr_univl.features.extraction import extract
 from meltr_univl.features.grid import Grid
 from meltr_univl.features.reading import FeatureRecord, write_record
 from meltr_univl.options import UnivlOptions
 from univl_files import SEGMENTS, write_youcook, youcook_data
 
+build_data = UnivlAdapter().build_data
 Make = Callable[..., RunContext]
 COLUMNS = {"text", "text_mask", "video", "video_mask", "caption_input", "caption_mask", "caption_output"}
 
@@ -76,9 +78,14 @@ def rows(examples: Examples) -> list[dict[str, Tensor]]:
 def said(examples: Examples, column: str) -> list[str]:
     """Return the words of a column, without [CLS]."""
     return [
-        examples.texts.wording.words([number for number in row[column].tolist() if number != CLS])
+        examples.encoder.wording.words([number for number in row[column].tolist() if number != CLS])
         for row in rows(examples)
     ]
+
+
+def trained_on(split: Split) -> Examples:
+    """Return the items of a split as training has them, with captions."""
+    return Examples(split.encoder, split.items)
 
 
 def columns_of(data: Data) -> dict[str, Tensor]:
@@ -94,7 +101,7 @@ def test_retrieval_from_prepared_files(make: Make, tmp_path: Path) -> None:
     assert splits["test"] == 1
     assert splits["train"] + splits["validation"] == 3
     assert any("youcookii_data.pickle" in note for note in context.notes)
-    examples = data.test.examples
+    examples = trained_on(data.test)
     assert set(examples[0]) == COLUMNS
     assert said(examples, "text") == ["fry the egg"]
     assert said(examples, "caption_output") == ["fry the egg"]
@@ -112,7 +119,7 @@ def test_captions_from_video_with_and_without_transcript(make: Make, tmp_path: P
     root = write_youcook(tmp_path)
     data = build_data(make("captioning", "youcook2", root, inputs=inputs, no_text="none", data={"validation": 0}))
     wanted = {"v": ["none"] * 3, "v+t": ["none", "okay so now", "none"]}[inputs]
-    train = Examples(data.train._dataset.items, texts=data.test.examples.texts, clips=data.test.examples.clips)
+    train = Examples(data.test.encoder, data.train._dataset.items)
     assert said(train, "text") == wanted
     assert said(train, "caption_output") == ["mix", "spread margarine", "cut the bread"]
     assert [row["video_mask"].sum().item() for row in rows(train)] == [4, 5, 6]
@@ -121,8 +128,8 @@ def test_captions_from_video_with_and_without_transcript(make: Make, tmp_path: P
 
 def test_without_a_transcript_there_is_no_text(make: Make, tmp_path: Path) -> None:
     data = build_data(make("captioning", "youcook2", write_youcook(tmp_path)))
-    assert data.test.examples[0]["text"].tolist() == [CLS, SEP] + [0] * 8
-    assert data.test.examples[0]["text_mask"].tolist() == [1, 1] + [0] * 8
+    assert data.test.examples()[0]["text"].tolist() == [CLS, SEP] + [0] * 8
+    assert data.test.examples()[0]["text_mask"].tolist() == [1, 1] + [0] * 8
 
 
 def test_transcripts_must_be_there(make: Make, tmp_path: Path) -> None:
@@ -172,9 +179,9 @@ def test_annotations_beside_features(make: Make, tmp_path: Path) -> None:
     assert len(columns["text"]) == 4
     assert sorted(columns["video_mask"].sum(1).tolist()) == [3, 3, 3, 6]
     validation = data.validation
-    assert [row["text_mask"].sum().item() for row in rows(validation.examples)] == [4, 4]
-    assert validation.owners.tolist() == [0, 0]
-    assert data.test.examples[0]["video_mask"].sum() == 0  # a clip without frames is a clip
+    assert [row["text_mask"].sum().item() for row in rows(trained_on(validation))] == [4, 4]
+    assert validation.texts()[0] == [0, 0]
+    assert data.test.examples()[0]["video_mask"].sum() == 0  # a clip without frames is a clip
     assert data.meta["video_dim"] == 5
     assert data.meta["features"] == {"width": 5, "extractor": None, "rate": 1.0, "weights": None}
     assert data.meta["splits"] == {"train": 2, "validation": 1, "test": 1}
@@ -184,7 +191,7 @@ def test_one_sentence_of_each_clip_is_drawn_anew_in_each_epoch(make: Make, tmp_p
     root = write_manifest(tmp_path, CAPTIONS)
     write_npy(root / "features", COUNTS)
     data = build_data(make("retrieval", "manifest", root, sentences="one"))
-    wording = data.test.examples.texts.wording
+    wording = data.test.encoder.wording
     drawn: dict[int, set[tuple[str, str]]] = {3: set(), 6: set()}
     for epoch in range(40):
         for batch in data.train.batches(epoch):
@@ -203,7 +210,7 @@ def test_features_may_lie_anywhere_and_be_spread_evenly(make: Make, tmp_path: Pa
     np.savez(tmp_path / "all.npz", **arrays)
     options = {"features": tmp_path / "all.npz", "pick": "even", "feature_rate": 2.0}
     data = build_data(make("retrieval", "manifest", root, **options))
-    assert data.test.examples[0]["video"][:, 0].tolist() == [1, 3, 5, 7, 9, 11]
+    assert data.test.examples()[0]["video"][:, 0].tolist() == [1, 3, 5, 7, 9, 11]
     assert data.meta["features"]["rate"] == 2.0
 
 
@@ -266,7 +273,7 @@ def test_features_of_a_miniature_are_made_once(make: Make, sample: Sample, monke
     corpus = read("msrvtt-7k", "retrieval", folder)
     first: Item = corpus.splits["test"][0]
     wanted = extract(corpus.media[first.media], Grid())
-    row = data.test.examples[0]
+    row = data.test.examples()[0]
     count = int(row["video_mask"].sum())
     assert count == min(6, len(wanted))
     assert np.array_equal(row["video"][:count].numpy(), wanted[:6])
@@ -276,17 +283,17 @@ def test_features_of_a_miniature_are_made_once(make: Make, sample: Sample, monke
 
     monkeypatch.setattr("meltr_univl.features.extraction.extract", fails)
     again = build_data(make("retrieval", "msrvtt-7k"))
-    assert torch.equal(again.test.examples[0]["video"], row["video"])
+    assert torch.equal(again.test.examples()[0]["video"], row["video"])
 
 
 def test_sentiment_has_scores_and_words(make: Make, tmp_path: Path) -> None:
     data = build_data(make("retrieval", "youcook2", write_youcook(tmp_path)))
-    texts, clips = data.test.examples.texts, data.test.examples.clips
+    encoder = data.test.encoder
     items = [
         Item(media="v1", id="0", transcript="cut the bread", score=-1.5),
         Item(media="v2", id="1", captions=("mix", "spread"), score=3),
     ]
-    scored = Examples(items, texts=type(texts)("sentiment", texts.wording), clips=clips)
+    scored = Examples(UnivlEncoder(encoder.wording, Labels("sentiment", {}), clips=encoder.clips), items)
     assert set(scored[0]) == COLUMNS | {"score"}
     assert [row["score"].item() for row in rows(scored)] == [-1.5, 3.0]
     assert said(scored, "text") == said(scored, "caption_output") == ["cut the bread", "mix"]

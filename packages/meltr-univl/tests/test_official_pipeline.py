@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from meltr.video.corpus import Item
+from meltr.video import Item, Labels
 from meltr.video.text.wordpiece import Tokenizer
-from meltr_univl.data.examples import Clips, Examples, Texts
+from meltr_univl.data.encoder import Clips, UnivlEncoder
 from meltr_univl.data.texts import Wording
 from meltr_univl.features.reading import FeatureRecord, Features
 from places import golden_root, golden_sets, optional, published_vocabulary
@@ -90,10 +90,11 @@ def test_samples(pipeline: dict[str, Any], wording: Wording) -> None:
     assert sections
     for section, cases in sections.items():
         name, _, rate = section.partition(".framerate")
-        texts = Texts("captioning" if "caption" in name else "retrieval", wording, inputs="v+t")
+        labels = Labels("captioning" if "caption" in name else "retrieval", {})
         for case in cases:
             clips = Clips(Numbered(case["n_features"]), pipeline["settings"]["max_frames"], rate=float(rate or 1))
-            found = Examples([as_item(case)], texts=texts, clips=clips)[0]
+            item = as_item(case)
+            found = UnivlEncoder(wording, labels, clips=clips, inputs="v+t").example(item, *item.captions)
             wanted = case["expected"]
             for theirs, ours in NAMES.items():
                 if theirs in wanted:

@@ -22,9 +22,10 @@ from meltr.video.frame_cache import CacheSettings, fill_cache
 from meltr.video.frames.media import decode
 from meltr.video.text.vocabulary import VOCABULARY
 from meltr.video.text.wordpiece import Tokenizer
+from meltr_violet.adapter import VioletAdapter
 from meltr_violet.data.code_file import CodeSettings, CodeTable
-from meltr_violet.data.splits import build_data
 
+build_data = VioletAdapter().build_data
 Make = Callable[..., RunContext]
 Sample = Callable[[str], Path]
 
@@ -137,7 +138,7 @@ def test_retrieval_has_an_example_a_caption(make_context: Make, sample: Sample) 
     data = build_data(make_context("retrieval", "msrvtt-7k"))
     corpus = read("msrvtt-7k", "retrieval", sample("msrvtt-7k"))
     captions = sum(len(item.captions) for items in corpus.splits.values() for item in items)
-    cut = {item.media for item in data.validation.examples.items}
+    cut = {item.media for item in data.validation.items}
     train = [item for item in corpus.splits["train"] if item.media not in cut]
     assert 0 < len(train) < len(corpus.splits["train"])
     assert data.train.size == sum(len(item.captions) for item in train) < captions
@@ -304,13 +305,15 @@ def test_prepared_files_of_retrieval(make_context: Make, samples: Path, vocabula
     assert data.left_out == {}
     frames = pickle.loads((root / "msrvtt.pkl").read_bytes())
     codes = pickle.loads((root / "msrvtt_vq.pkl").read_bytes())
-    example = data.test.examples[0]
-    item = data.test.examples.items[0]
+    example = data.test.examples()[0]
+    item = data.test.items[0]
     assert len(frames[item.media]) == 5
     assert example["frames"].shape == (5, 3, 224, 224)
     assert not example["frames"][:, :, :27].any()  # 240 x 320: black above and below
     assert example["frames"][:, :, 28:196].any()
-    assert words(Tokenizer(vocabulary_file), example["ids"]).startswith(f"[CLS] {captions[item.media][:8]}")
+    assert words(Tokenizer(vocabulary_file), data.test.texts()[1]["ids"][0]).startswith(
+        f"[CLS] {captions[item.media][:8]}"
+    )
     rows_ = everything(data)
     expected = sorted(value.astype(int).tolist() for value in codes.values())
     assert len(rows_["codes"]) == 8  # two batches of four
@@ -330,7 +333,7 @@ def test_prepared_files_of_questions(make_context: Make, samples: Path, vocabula
     assert data.meta["answers"] == texts["vocab"]
     assert set(data.left_out) == {"mvm"}
     for number in (0, 17, 49):
-        example, row = data.test.examples[number], texts["test"][number]
+        example, row = data.test.examples()[number], texts["test"][number]
         assert example["answer"] == row["answer"]
         assert example["frames"].shape == (5, 3, 224, 224)
         assert words(Tokenizer(vocabulary_file), example["ids"]).startswith(f"[CLS] {row['question'].split()[0]}")
@@ -451,7 +454,7 @@ def test_an_answer_outside_the_vocabulary_has_no_number(
     )
     data = build_data(context)
     assert data.meta["answers"] == ["no", "yes"]
-    assert [int(data.test.examples[number]["answer"]) for number in range(2)] == [-100, 0]
+    assert [int(data.test.examples()[number]["answer"]) for number in range(2)] == [-100, 0]
     assert any("Answers outside the vocabulary of 2" in note for note in context.notes)
 
 

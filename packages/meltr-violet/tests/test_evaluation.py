@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from meltr.context import Data, Evaluation, RunContext
+from meltr.video import Split
 from meltr_violet.adapter import VioletAdapter
-from meltr_violet.data.examples import Split
 from meltr_violet.model.violet import Violet
 
 Make = Callable[..., RunContext]
@@ -44,14 +44,14 @@ def test_accuracy_of_open_ended_answers(make_context: Make) -> None:
     data, model = ready(context)
     found = evaluated(model, data.test, context)
     right = 0
-    for item, example, row in zip(data.test.examples.items, data.test.examples, found.predictions, strict=True):
+    for item, example, row in zip(data.test.items, data.test.examples(), found.predictions, strict=True):
         probabilities = model.answer(states(model, example["frames"], example["ids"])).softmax(0)
         said = data.meta["answers"][int(probabilities.argmax())]
         right += said == item.answer
         assert (row["predicted"], row["right"], row["question"]) == (said, item.answer, item.question)
         assert (row["id"], row["video"]) == (item.id, item.media)
         assert row["probability"] == pytest.approx(float(probabilities.max()), abs=1e-4)
-    assert found.count == len(data.test.examples.items) == data.meta["splits"]["test"]
+    assert found.count == len(data.test.items) == data.meta["splits"]["test"]
     assert found.metrics == {"accuracy": pytest.approx(100 * right / found.count)}
     assert 0 < found.metrics["accuracy"] < 100
     (baseline,) = found.baselines.values()
@@ -62,7 +62,7 @@ def test_an_answer_outside_the_vocabulary_is_wrong_whatever_is_said(make_context
     """Without its answer in the vocabulary, no question can be answered."""
     context = make_context()
     data, model = ready(context)
-    data.test.texts.classes.clear()
+    data.test.encoder.labels.classes.clear()
     found = evaluated(model, data.test, context)
     assert found.metrics["accuracy"] == 0
     assert found.details["answers_outside_vocabulary"] == found.count
@@ -73,7 +73,7 @@ def test_accuracy_of_choices(make_context: Make) -> None:
     data, model = ready(context)
     found = evaluated(model, data.test, context)
     right = 0
-    for item, example, row in zip(data.test.examples.items, data.test.examples, found.predictions, strict=True):
+    for item, example, row in zip(data.test.items, data.test.examples(), found.predictions, strict=True):
         scores = [float(model.choice(states(model, example["frames"], ids))) for ids in example["ids"]]
         said = item.choices[max(range(5), key=scores.__getitem__)]
         right += said == item.choices[item.correct]
@@ -88,7 +88,7 @@ def test_top_accuracies_and_every_class_of_actions(make_context: Make) -> None:
     names = data.meta["answers"]
     found = evaluated(model, data.test, context)
     best, of_class = [], {name: [] for name in names}
-    for item, example in zip(data.test.examples.items, data.test.examples, strict=True):
+    for item, example in zip(data.test.items, data.test.examples(), strict=True):
         order = model.answer(states(model, example["frames"], example["ids"])).argsort(descending=True).tolist()
         place = order.index(names.index(item.label))
         best.append(place)
@@ -112,13 +112,16 @@ def test_retrieval_metrics_from_one_pair_at_a_time(make_context: Make, monkeypat
     encode = model.encode_video
     monkeypatch.setattr(model, "encode_video", lambda frames: (encoded.append(len(frames)), encode(frames))[1])
     found = evaluated(model, split, context)
-    items = split.examples.items
+    items = split.items
     assert sum(encoded) == len(items)  # each clip once
     rows = [(number, caption) for number, item in enumerate(items) for caption in item.captions]
     assert (len(items), len(rows) > 6) == (6, True)
-    clips = [split.examples.squares(item) for item in items]
+    clips = [split.encoder.video(item)["frames"] for item in items]
     scores = [
-        [float(model.vtm(states(model, clip, split.texts.ids(items[owner], text))).sigmoid()) for clip in clips]
+        [
+            float(model.vtm(states(model, clip, split.encoder.text(items[owner], text)["ids"])).sigmoid())
+            for clip in clips
+        ]
         for owner, text in rows
     ]
     expected = summary([rank(row, owner) for row, (owner, _) in zip(scores, rows, strict=True)])

@@ -130,7 +130,7 @@ def test_classes_of_clips_without_a_text(model, tiny_batch):
         expected = F.cross_entropy(answer_logits(model, batch.frames, batch.ids), batch.answer)
         torch.testing.assert_close(found["classification"], expected)
         frames = black_out(batch.frames, masks.cells, TINY.cell)
-        targets = torch.where(masks.cells, batch.codes, -1).flatten(2)
+        targets = torch.where(masks.cells, batch.codes, -100).flatten(2)
         states = model(frames, batch.ids)[:, :-4].unflatten(1, (2, 10))[:, :, 1:]
         logits = model.mvm(states)[targets >= 0]
         torch.testing.assert_close(found["mvm"], F.cross_entropy(logits, targets[targets >= 0]))

@@ -16,7 +16,7 @@ from meltr.plugins import discover
 from meltr.settings import resolve
 from meltr.specs import BilevelSpec, RunSpec, TrainSpec
 from meltr_violet.adapter import VioletAdapter
-from meltr_violet.data.examples import as_batch
+from meltr_violet.data.encoder import as_batch
 from meltr_violet.losses.masking import black_out
 from meltr_violet.losses.tasks import Batch, draw_batch_masks, task_losses
 from meltr_violet.model.config import TINY

@@ -1,50 +1,69 @@
-"""The run-tier hooks of the All-in-one backbone."""
+"""All-in-one as a video backbone: model, losses, weights and scores, for the hooks of `meltr.video.VideoAdapter`."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from torch import Tensor, nn
 
-from meltr.context import Data, Evaluation, Prediction, PredictRequest, RunContext
+from meltr.context import RunContext
 from meltr.hookspecs import hookimpl
 from meltr.optim.building import decay_groups
-from meltr_allinone import building, predicting
-from meltr_allinone.data import splits as data
-from meltr_allinone.data.examples import Split
-from meltr_allinone.evaluation import Evaluator
+from meltr.video import Corpus, Labels, Source, VideoAdapter
+from meltr.video.options import picked
+from meltr.video.tasks.reranking import Scores
+from meltr.video.text.wordpiece import Tokenizer
+from meltr.weights import LoadReport
+from meltr_allinone.data.encoder import AllInOneEncoder, Wanted
+from meltr_allinone.data.source import clips_of_files, open_source
+from meltr_allinone.data.transforms import normalised
 from meltr_allinone.losses.draws import draw
 from meltr_allinone.losses.tasks import LossSettings, as_batch, task_losses
 from meltr_allinone.model.all_in_one import AllInOne
+from meltr_allinone.model.building import build_model, scoring_of
 from meltr_allinone.model.retrieval import Retrieval
-from meltr_allinone.model.scoring import PAIRS_PER_PASS
+from meltr_allinone.model.scoring import PAIRS_PER_PASS, answer_logits, seeded_orders
 from meltr_allinone.options import AllInOneOptions
+from meltr_allinone.weights.pretrained import load_pretrained
 
 NO_DECAY = ("bias", "LayerNorm.weight", "norm.weight", "norm1.weight", "norm2.weight")
 """Parameters with one of these in their name get no weight decay, as in the public repositories."""
 
 
-class AllInOneAdapter:
+class AllInOneAdapter(VideoAdapter[AllInOne]):
     """Retrieval and question answering with All-in-one."""
 
-    @hookimpl
-    def build_data(self, context: RunContext) -> Data:
-        """Read the data set and cut its splits."""
-        return data.build_data(context)
+    published_weights = "all-in-one-plus-224.ckpt"
 
-    @hookimpl
-    def build_model(self, context: RunContext, data: Data) -> nn.Module:
-        """Return the model with the heads that are needed, pretrained weights loaded unless some follow."""
-        model, lines = building.build_model(
-            context.options,
-            data.meta,
-            task=context.spec.task,
-            losses=context.spec.losses,
-            weights_follow=context.weights_follow,
+    def open_source(self, context: RunContext) -> Source:
+        """Return the data set with clips for training and for evaluation."""
+        return open_source(context)
+
+    def open_files(self, corpus: Corpus, meta: Mapping[str, Any], context: RunContext) -> Source:
+        """Return files, sampled as in evaluation."""
+        return Source(corpus, clips_of_files(corpus.media, context.options))
+
+    def encoder(self, source: Source, tokenizer: Tokenizer, labels: Labels, context: RunContext) -> AllInOneEncoder:
+        """Return how an item becomes tensors."""
+        options: AllInOneOptions = context.options
+        wanted = Wanted(
+            options.image_size,
+            options.augmentation,
+            whole_words=options.whole_words,
+            false_video=options.false_videos == "dataset" and "vtm" in context.losses,
+            false_texts=options.false_texts if "rank" in context.losses else 0,
+            any_item=options.false_items == "any",
         )
-        context.notes.extend(lines)
-        return model
+        return AllInOneEncoder(tokenizer, labels, clips=source.media, wanted=wanted)
+
+    def make_model(self, meta: Mapping[str, Any], context: RunContext) -> AllInOne:
+        """Return the model with the heads that task, losses and scoring need."""
+        return build_model(context.options, meta, task=context.spec.task, losses=context.spec.losses)
+
+    def load_weights(self, model: AllInOne, options: AllInOneOptions) -> Sequence[LoadReport]:
+        """Load an official checkpoint, or that of a run."""
+        return [] if options.weights is None else [load_pretrained(model, options.weights)]
 
     @hookimpl
     def parameter_groups(self, model: AllInOne, context: RunContext) -> Sequence[Mapping[str, Any]]:
@@ -57,10 +76,7 @@ class AllInOneAdapter:
         """Return the blocks of the transformer."""
         return model.blocks()
 
-    @hookimpl
-    def compute_task_losses(
-        self, model: AllInOne, batch: Mapping[str, Tensor], context: RunContext
-    ) -> dict[str, Tensor]:
+    def losses(self, model: AllInOne, batch: Mapping[str, Tensor], context: RunContext) -> dict[str, Tensor]:
         """Return the losses named in ``context.losses``; all that is drawn comes from ``context.generator``."""
         options: AllInOneOptions = context.options
         ready = as_batch(batch, options.normalisation)
@@ -73,41 +89,34 @@ class AllInOneAdapter:
             wrong_texts=None if ready.false_ids is None else ready.false_ids.shape[1],
             random_order=options.patch_order == "random",
         )
-        return task_losses(model, ready, drawn, wanted=context.losses, settings=_settings(options))
+        settings = picked(LossSettings, options)
+        return task_losses(model, ready, drawn, wanted=context.losses, settings=settings)
 
-    @hookimpl
-    def evaluate(self, model: AllInOne, data: Split, context: RunContext) -> Evaluation:
-        """Return retrieval metrics in both directions, or accuracy."""
-        return _evaluator(context).evaluate(model, data)
+    def answer_logits(self, model: AllInOne, batch: Mapping[str, Tensor], context: RunContext) -> Tensor:
+        """Return the logits of the answers, (B, A); the order of patches depends on the number of an example."""
+        video = normalised(batch["video"], context.options.normalisation)
+        size, frames = video.shape[:2]
+        orders = seeded_orders(model, size, frames, seed=_order_seed(context), start=int(batch["number"][0]))
+        return answer_logits(model, video, batch["ids"], orders=orders)
 
-    @hookimpl
-    def predict(self, model: AllInOne, request: PredictRequest, data: Data, context: RunContext) -> Prediction:
-        """Return the best answers for every video, or videos ranked by a text."""
-        return predicting.predict(model, request, data.meta, context, _evaluator(context))
+    def similarity(
+        self, model: AllInOne, texts: Mapping[str, Tensor], videos: Iterable[Mapping[str, Tensor]], context: RunContext
+    ) -> Scores:
+        """Return how well each text fits each video, by the dual encoder, joint passes, or both."""
+        options: AllInOneOptions = context.options
+        how = Retrieval(
+            scoring=scoring_of(options, context.spec.losses),
+            rerank=options.rerank,
+            order_seed=_order_seed(context),
+            pairs_per_pass=options.pairs_per_pass or PAIRS_PER_PASS,
+        )
+        return how.scores(model, texts["ids"], (normalised(each["video"], options.normalisation) for each in videos))
+
+    def views(self, context: RunContext) -> int:
+        """Return how many random clips of a video are scored."""
+        return int(context.options.retrieval_views)
 
 
-def _settings(options: AllInOneOptions) -> LossSettings:
-    return LossSettings(
-        negatives=options.negatives,
-        hard_negatives=options.hard_negatives,
-        temperature=options.temperature,
-        pairs_per_pass=options.pairs_per_pass,
-    )
-
-
-def _evaluator(context: RunContext) -> Evaluator:
-    options: AllInOneOptions = context.options
-    retrieval = Retrieval(
-        scoring=building.scoring_of(options, context.spec.losses),
-        rerank=options.rerank,
-        order_seed=context.spec.seed if options.patch_order == "random" else None,
-        pairs_per_pass=options.pairs_per_pass or PAIRS_PER_PASS,
-    )
-    return Evaluator(
-        context.device,
-        retrieval,
-        views=options.retrieval_views,
-        batch_size=options.eval_batch_size,
-        normalisation=options.normalisation,
-        rows=options.save_predictions,
-    )
+def _order_seed(context: RunContext) -> int | None:
+    """Return what the order of patches in joint passes is drawn from; None: raster order."""
+    return context.spec.seed if context.options.patch_order == "random" else None

@@ -8,22 +8,13 @@ from __future__ import annotations
 from typing import Any
 
 from meltr.specs import PresetInfo
-
-_PAPER: dict[str, Any] = {
-    "train.optimizer": "adam",
-    "train.lr": 3e-5,
-    "train.schedule": "linear",
-    "bilevel.outer_lr": 1e-4,
-    "bilevel.gamma": 0.1,
-    "bilevel.every": 3,
-}
-"""Appendix B of the paper: Adam, alpha = 3e-5, beta = 1e-4, linear decay, gamma in {0.1, 0.3, 0.5}, K = 3."""
+from meltr.video.presets import PAPER
 
 RETRIEVAL = PresetInfo(
     name="retrieval",
     summary="The paper's settings for retrieval (matching and masked text): Adam 3e-5, linear decay, 40 epochs; batch "
     "256 as in its code. MSRVTT-7k R@1 38.6, 9k 41.3.",
-    settings={**_PAPER, "train.epochs": 40, "train.batch_size": 256},
+    settings={**PAPER, "train.epochs": 40, "train.batch_size": 256},
 )
 
 QA = PresetInfo(
@@ -31,7 +22,7 @@ QA = PresetInfo(
     summary="All-in-one's own settings for open-ended questions (the MELTR paper has none): AdamW 1e-4, ten times that "
     "for the answers, batch 512, 20 epochs.",
     settings={
-        **_PAPER,
+        **PAPER,
         "train.optimizer": "adamw",
         "train.betas": [0.9, 0.98],
         "train.lr": 1e-4,

@@ -1,49 +1,96 @@
-"""The run-tier hooks of the UniVL backbone."""
+"""UniVL as a video backbone: its model, losses, weights and scores, for the hooks of `meltr.video.VideoAdapter`."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, cast
 
 from torch import Tensor, nn
 
-from meltr.context import Data, Evaluation, Prediction, PredictRequest, RunContext
+from meltr.context import RunContext
+from meltr.errors import UserError
 from meltr.hookspecs import hookimpl
 from meltr.optim.building import decay_groups
-from meltr_univl import building, predicting
-from meltr_univl.data import splits as data
-from meltr_univl.data.examples import Split
-from meltr_univl.evaluation import Evaluator
+from meltr.video import Corpus, Encoder, Labels, Source, VideoAdapter
+from meltr.video.adapter.splits import CaptionScoring
+from meltr.video.options import picked
+from meltr.video.text.lengths import notes_on_cut
+from meltr.video.text.wordpiece import Tokenizer
+from meltr.weights import LoadReport
+from meltr_univl.data.encoder import Clips, UnivlEncoder
+from meltr_univl.data.prepared_texts import NO_TRANSCRIPT
+from meltr_univl.data.source import open_source
+from meltr_univl.data.texts import Wording
+from meltr_univl.features.asking import AskedFeatures
 from meltr_univl.losses.masking import draw_masks
 from meltr_univl.losses.tasks import Batch, LossSettings, task_losses
+from meltr_univl.model.building import model_config, parts_of
+from meltr_univl.model.scoring import describe, encode_texts, encode_videos, join_batches, sentiments, similarity
 from meltr_univl.model.similarity import PAIRS_PER_PASS
 from meltr_univl.model.univl import Univl
 from meltr_univl.options import UnivlOptions
+from meltr_univl.weights.pretrained import load_bert, load_pretrained
 
 NO_DECAY = ("bias", "LayerNorm.weight")
 """Parameters with one of these in their name get no weight decay, as in the public repositories."""
 
 
-class UnivlAdapter:
+class UnivlAdapter(VideoAdapter[Univl]):
     """Retrieval, captioning and sentiment with UniVL."""
 
-    @hookimpl
-    def build_data(self, context: RunContext) -> Data:
-        """Read the data set and its features, and cut its splits."""
-        return data.build_data(context)
+    published_weights = "univl.pretrained.bin"
 
-    @hookimpl
-    def build_model(self, context: RunContext, data: Data) -> nn.Module:
-        """Return the model with the parts that are needed, pretrained weights loaded unless some follow."""
-        model, lines = building.build_model(
-            context.options,
-            data.meta,
-            task=context.spec.task,
-            losses=context.spec.losses,
-            weights_follow=context.weights_follow,
+    def open_source(self, context: RunContext) -> Source:
+        """Return the data set with features in place of videos."""
+        return open_source(context)
+
+    def open_files(self, corpus: Corpus, meta: Mapping[str, Any], context: RunContext) -> Source:
+        """Return files whose features are made on the spot, or are theirs already (``.npy``)."""
+        features = AskedFeatures(meta, context.options.extractor_weights, context.device)
+        return Source(corpus, features, meta={"features": meta["features"]})
+
+    def encoder(self, source: Source, tokenizer: Tokenizer, labels: Labels, context: RunContext) -> UnivlEncoder:
+        """Return how an item becomes tensors."""
+        options: UnivlOptions = context.options
+        return UnivlEncoder(
+            Wording(tokenizer, caption_length=options.caption_length),
+            labels,
+            clips=Clips(source.media, options.video_length, source.meta["features"]["rate"], options.pick),
+            inputs=options.inputs,
+            no_text=options.no_text,
+            sentences=options.sentences,
         )
-        context.notes.extend(lines)
-        return model
+
+    def extra_words(self, corpus: Corpus, options: UnivlOptions) -> Sequence[str]:
+        """Return what is said in the videos, and what stands for it."""
+        said = {item.transcript or "" for items in corpus.splits.values() for item in items}
+        return sorted(said | {options.no_text})
+
+    def notes_on_texts(self, corpus: Corpus, encoder: Encoder, context: RunContext) -> list[str]:
+        """Return notes on texts and captions that are cut; captioning from transcripts needs some."""
+        encoder, task = cast(UnivlEncoder, encoder), context.spec.task
+        items = [item for items in corpus.splits.values() for item in items]
+        silent = all((item.transcript or "").lower() in NO_TRANSCRIPT for item in items)
+        if task == "captioning" and encoder.inputs != "v" and silent:
+            raise UserError(
+                f"inputs=v+t, but none of the {len(items):,} clips of {corpus.dataset} has a transcript.",
+                "Add them to the data set, or caption from the video alone: --set inputs=v",
+            )
+        captions = [caption for item in items for caption in item.captions]
+        texts = captions if task == "retrieval" else [encoder.source_text(item, "") for item in items]
+        notes = notes_on_cut(texts, encoder.tokenizer.length - 2)
+        return notes + notes_on_cut(captions, encoder.wording.caption_length - 1, what="caption")
+
+    def make_model(self, meta: Mapping[str, Any], context: RunContext) -> Univl:
+        """Return the model with the parts that task and losses need."""
+        options, spec = context.options, context.spec
+        return Univl(model_config(options, meta), parts=parts_of(options, spec.task, spec.losses))
+
+    def load_weights(self, model: Univl, options: UnivlOptions) -> Sequence[LoadReport]:
+        """Load a UniVL checkpoint, or else BERT if it is given."""
+        if options.weights is not None:
+            return [load_pretrained(model, options.weights)]
+        return [] if options.bert is None else [load_bert(model, options.bert)]
 
     @hookimpl
     def parameter_groups(self, model: Univl, context: RunContext) -> Sequence[Mapping[str, Any]]:
@@ -55,8 +102,7 @@ class UnivlAdapter:
         """Return the layers of the encoders and of the decoder."""
         return model.blocks()
 
-    @hookimpl
-    def compute_task_losses(self, model: Univl, batch: Mapping[str, Tensor], context: RunContext) -> dict[str, Tensor]:
+    def losses(self, model: Univl, batch: Mapping[str, Tensor], context: RunContext) -> dict[str, Tensor]:
         """Return the losses named in ``context.losses``; what is hidden comes from ``context.generator``."""
         options, ready = context.options, Batch(**batch)
         masks = draw_masks(
@@ -68,38 +114,45 @@ class UnivlAdapter:
             probability=options.mask_probability,
             at_least_one=options.at_least_one,
         )
-        return task_losses(model, ready, masks, wanted=context.losses, settings=_settings(options))
+        return task_losses(model, ready, masks, wanted=context.losses, settings=picked(LossSettings, options))
 
-    @hookimpl
-    def evaluate(self, model: Univl, data: Split, context: RunContext) -> Evaluation:
-        """Return retrieval metrics in both directions, caption scores, or those of sentiment."""
-        return _evaluator(context).evaluate(model, data, context.spec.task)
+    def similarity(
+        self, model: Univl, texts: Mapping[str, Tensor], videos: Iterable[Mapping[str, Tensor]], context: RunContext
+    ) -> Tensor:
+        """Return how well each text fits each video, (M, N), by the cross encoder or by cosines."""
+        options: UnivlOptions = context.options
+        parts = zip(*(texts[name].split(options.eval_batch_size) for name in ("text", "text_mask")), strict=True)
+        batches = [{"text": text.to(context.device), "text_mask": mask.to(context.device)} for text, mask in parts]
+        return similarity(
+            model,
+            join_batches([encode_texts(model, batch) for batch in batches]),
+            join_batches([encode_videos(model, batch) for batch in videos]),
+            scoring=options.scoring,
+            pairs=options.pairs_per_pass or PAIRS_PER_PASS,
+        )
 
-    @hookimpl
-    def predict(self, model: Univl, request: PredictRequest, data: Data, context: RunContext) -> Prediction:
-        """Return captions or sentiments of videos, or videos ranked by a text."""
-        return predicting.predict(model, request, data.meta, context, _evaluator(context))
+    def captions(
+        self, model: Univl, batch: Mapping[str, Tensor], encoder: Encoder, context: RunContext, *, count: int
+    ) -> list[list[tuple[str, float]]]:
+        """Return the hypotheses of beam search, best first, with the sums of their log probabilities."""
+        wording, beams = cast(UnivlEncoder, encoder).wording, max(context.options.beams, count)
+        ids, scores = describe(model, batch, beams=beams, length=wording.caption_length)
+        said = [[wording.words(row) for row in rows] for rows in ids]
+        return [list(zip(*pair, strict=True)) for pair in zip(said, scores.float().tolist(), strict=True)]
 
+    def caption_scoring(self, options: UnivlOptions) -> CaptionScoring:
+        """Return how captions are scored."""
+        return CaptionScoring(options.caption_tokens, options.meteor)
 
-def _settings(options: UnivlOptions) -> LossSettings:
-    return LossSettings(
-        joint_loss=options.joint_loss,
-        align_loss=options.align_loss,
-        margin=options.margin,
-        negatives=options.negatives,
-        caption_padding=options.caption_padding,
-        regression_loss=options.regression_loss,
-        pairs_per_pass=options.pairs_per_pass,
-    )
+    def sentiments(self, model: Univl, batch: Mapping[str, Tensor], context: RunContext) -> Tensor:
+        """Return the sentiment of each clip, (B,)."""
+        return sentiments(model, batch)
 
-
-def _evaluator(context: RunContext) -> Evaluator:
-    options: UnivlOptions = context.options
-    return Evaluator(
-        context.device,
-        batch_size=options.eval_batch_size,
-        scoring=options.scoring,
-        pairs_per_pass=options.pairs_per_pass or PAIRS_PER_PASS,
-        beams=options.beams,
-        rows=options.save_predictions,
-    )
+    def details(self, context: RunContext) -> Mapping[str, Any]:
+        """Return how retrieval scores, or how captions are made and scored."""
+        options: UnivlOptions = context.options
+        of_task: dict[str, dict[str, Any]] = {
+            "retrieval": {"scoring": options.scoring},
+            "captioning": {"beams": options.beams, "references": "lower case, in pieces, cut, as released"},
+        }
+        return of_task.get(context.spec.task, {})

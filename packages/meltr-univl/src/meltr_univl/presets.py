@@ -5,36 +5,27 @@ from __future__ import annotations
 from typing import Any
 
 from meltr.specs import PresetInfo
+from meltr.video.presets import PAPER
 from meltr_univl.released import RELEASED_PRESETS
-
-_PAPER: dict[str, Any] = {
-    "train.optimizer": "adam",
-    "train.lr": 3e-5,
-    "train.schedule": "linear",
-    "bilevel.outer_lr": 1e-4,
-    "bilevel.gamma": 0.1,
-    "bilevel.every": 3,
-}
-"""Appendix B of the paper: Adam, alpha = 3e-5, beta = 1e-4, linear decay, gamma in {0.1, 0.3, 0.5}, K = 3."""
 
 RETRIEVAL = PresetInfo(
     name="retrieval",
     summary="The paper's settings for retrieval: Adam 3e-5, linear decay, 40 epochs; lengths and batch of UniVL. "
     "YouCook2 R@1 33.7, MSRVTT-7k 28.5, 9k 31.1.",
-    settings={**_PAPER, "train.epochs": 40, "train.batch_size": 128},
+    settings={**PAPER, "train.epochs": 40, "train.batch_size": 128},
 )
 
 YOUCOOK2_RETRIEVAL = PresetInfo(
     name="youcook2-retrieval",
     summary="As retrieval, with UniVL's batch of 32 for YouCook2. R@1 33.7.",
-    settings={**_PAPER, "train.epochs": 40, "train.batch_size": 32},
+    settings={**PAPER, "train.epochs": 40, "train.batch_size": 32},
 )
 
 CAPTIONING = PresetInfo(
     name="captioning",
     summary="The paper's settings for captions: Adam 3e-5, linear decay, 20 epochs; lengths and batch of UniVL. "
     "MSRVTT-full BLEU-4 44.2, CIDEr 52.8.",
-    settings={**_PAPER, "train.epochs": 20, "train.batch_size": 128},
+    settings={**PAPER, "train.epochs": 20, "train.batch_size": 128},
 )
 
 YOUCOOK2_CAPTIONING = PresetInfo(
@@ -42,7 +33,7 @@ YOUCOOK2_CAPTIONING = PresetInfo(
     summary="As captioning, with UniVL's lengths (128 words, 96 seconds) and batch of 16 for YouCook2. CIDEr 138 from "
     "the video, 190 with the transcript (--set inputs=v+t).",
     settings={
-        **_PAPER,
+        **PAPER,
         "train.epochs": 20,
         "train.batch_size": 16,
         "options.text_length": 128,
@@ -54,7 +45,7 @@ YOUCOOK2_CAPTIONING = PresetInfo(
 SENTIMENT = PresetInfo(
     name="sentiment",
     summary="Sentiment: Adam 3e-5, 20 epochs. The paper reports MAE 0.759, but neither settings nor code.",
-    settings={**_PAPER, "train.epochs": 20, "train.batch_size": 32},
+    settings={**PAPER, "train.epochs": 20, "train.batch_size": 32},
 )
 
 _TINY: dict[str, Any] = {

@@ -8,42 +8,33 @@ from __future__ import annotations
 from typing import Any
 
 from meltr.specs import PresetInfo
-
-_PAPER: dict[str, Any] = {
-    "train.optimizer": "adam",
-    "train.lr": 3e-5,
-    "train.schedule": "linear",
-    "bilevel.outer_lr": 1e-4,
-    "bilevel.gamma": 0.1,
-    "bilevel.every": 3,
-}
-"""Appendix B of the paper: Adam, alpha = 3e-5, beta = 1e-4, linear decay, gamma in {0.1, 0.3, 0.5}, K = 3."""
+from meltr.video.presets import PAPER
 
 RETRIEVAL = PresetInfo(
     name="retrieval",
     summary="The paper's settings for retrieval: Adam 3e-5, linear decay, 40 epochs; batch 5 per GPU as in its code. "
     "MSRVTT-7k R@1 33.6, 9k 35.5.",
-    settings={**_PAPER, "train.epochs": 40, "train.batch_size": 5},
+    settings={**PAPER, "train.epochs": 40, "train.batch_size": 5},
 )
 
 QA = PresetInfo(
     name="qa",
     summary="The paper's settings for open-ended questions: Adam 3e-5, linear decay, 20 epochs; batch 5 per GPU as in "
     "its code. MSVD-QA 51.7, TGIF-frame 63.4.",
-    settings={**_PAPER, "train.epochs": 20, "train.batch_size": 5},
+    settings={**PAPER, "train.epochs": 20, "train.batch_size": 5},
 )
 
 CHOICE = PresetInfo(
     name="choice",
     summary="The paper's settings for multiple choice: Adam 3e-5, linear decay, 20 epochs; batch 3 per GPU as in its "
     "code. TGIF-action 95.4, TGIF-transition 97.5.",
-    settings={**_PAPER, "train.epochs": 20, "train.batch_size": 3, "options.text_length": 40},
+    settings={**PAPER, "train.epochs": 20, "train.batch_size": 3, "options.text_length": 40},
 )
 
 ACTION = PresetInfo(
     name="action",
     summary="Kinetics-400 (73.1 in the paper): as for questions, because neither settings nor code were published.",
-    settings={**_PAPER, "train.epochs": 20, "train.batch_size": 5, "options.text_length": 3},
+    settings={**PAPER, "train.epochs": 20, "train.batch_size": 5, "options.text_length": 3},
 )
 
 

@@ -56,7 +56,7 @@ class Batch:
 
 
 def as_batch(columns: Mapping[str, Tensor], normalisation: Normalisation = "imagenet") -> Batch:
-    """Return the columns of a batch of `meltr_allinone.data.examples.Examples` as a `Batch`, with normalised videos."""
+    """Return the columns of a batch of `meltr_allinone.data.encoder.WithWrong` as a `Batch`, with normalised videos."""
     videos = ("video", "false_video")
     return Batch(**{key: normalised(part, normalisation) if key in videos else part for key, part in columns.items()})
 

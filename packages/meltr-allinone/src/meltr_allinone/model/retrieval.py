@@ -8,31 +8,19 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from functools import partial
+from typing import Literal
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from meltr.video.tasks.reranking import Chosen, Matrix, Scores, reranked
 from meltr_allinone.losses.tasks import similarity
 from meltr_allinone.model.all_in_one import AllInOne
 from meltr_allinone.model.scoring import PAIRS_PER_PASS, joint_scores, seeded_orders
 
 Scoring = Literal["dual", "joint", "rerank"]
-Matrix = npt.NDArray[np.float64]
-
-
-class Scores(NamedTuple):
-    """Scores of texts with videos. Higher is better.
-
-    Args:
-        of_texts: Scores for finding the video of a text, (texts, videos).
-        of_videos: Scores for finding the text of a video, (texts, videos). They differ only after re-ranking.
-    """
-
-    of_texts: Matrix
-    of_videos: Matrix
 
 
 @dataclass(frozen=True)
@@ -76,11 +64,9 @@ class Retrieval:
         dual = similarity(torch.cat(texts), torch.cat(vectors)).double().cpu().numpy()
         if self.scoring == "dual":
             return Scores(dual, dual)
-        ahead = (best_of(dual, self.rerank), best_of(dual.T, self.rerank).T)
-        joint = self._joint(model, ids, torch.cat(tokens), ahead[0] | ahead[1])
-        return Scores(*(put_ahead(dual, joint, first) for first in ahead))
+        return reranked(dual, partial(self._joint, model, ids, torch.cat(tokens)), self.rerank)
 
-    def _joint(self, model: AllInOne, ids: Tensor, tokens: Tensor, wanted: npt.NDArray[np.bool_]) -> Matrix:
+    def _joint(self, model: AllInOne, ids: Tensor, tokens: Tensor, wanted: Chosen) -> Matrix:
         """Return joint scores where `wanted` is True, 0 elsewhere."""
         clips, texts = (torch.from_numpy(part) for part in np.nonzero(wanted.T))
         found = np.zeros(wanted.shape)
@@ -99,16 +85,3 @@ class Retrieval:
             .numpy()
         )
         return found
-
-
-def best_of(scores: Matrix, count: int) -> npt.NDArray[np.bool_]:
-    """Return a mask of the `count` best scores of each row. Ties go to the first."""
-    chosen = np.zeros(scores.shape, dtype=bool)
-    np.put_along_axis(chosen, np.argsort(-scores, axis=1, kind="stable")[:, :count], True, axis=1)
-    return chosen
-
-
-def put_ahead(scores: Matrix, better: Matrix, chosen: npt.NDArray[np.bool_]) -> Matrix:
-    """Return `scores`, replaced where `chosen` by `better`, shifted above all other scores."""
-    lift = scores.max() - better[chosen].min() + 1
-    return np.where(chosen, better + lift, scores)

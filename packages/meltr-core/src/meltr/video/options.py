@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal, TypeVar
 
 from pydantic import Field
 
 from meltr.specs import Info
+
+S = TypeVar("S")
 
 
 class VideoOptions(Info):
@@ -57,3 +60,14 @@ class FrameOptions(VideoOptions):
     image_size: int = Field(224, ge=1)
     frame_cache: Path | None = None
     memory_mb: int = Field(2048, ge=0)
+
+
+def picked(settings: type[S], options: VideoOptions) -> S:
+    """Return settings whose fields are options of the same names.
+
+    Args:
+        settings: A dataclass, such as the settings of a backbone's losses.
+        options: The backbone's options, with a field for each of its fields.
+    """
+    names: tuple[dataclasses.Field[Any], ...] = dataclasses.fields(settings)  # type: ignore[arg-type]
+    return settings(**{each.name: getattr(options, each.name) for each in names})

@@ -11,7 +11,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from meltr.video.annotations.assembly import assemble
-from meltr.video.annotations.layout import AnnotationFile, DatasetLayout
+from meltr.video.annotations.layout import AnnotationFile
+from meltr.video.annotations.prepared import PreparedLayout, expected_files, find_files
 from meltr.video.corpus import Corpus
 from meltr_univl.data.prepared_texts import READERS
 from meltr_univl.features.files import FeaturePickle
@@ -34,20 +35,6 @@ MSRVTT_TRAIN = AnnotationFile("train", ("MSRVTT_train.9k.csv",), "names of the 9
 MSRVTT_FEATURES = AnnotationFile("features", ("msrvtt_videos_features.pickle",), "S3D features, one vector per second")
 
 
-@dataclass(frozen=True)
-class PreparedLayout(DatasetLayout):
-    """Prepared files of one data set."""
-
-    def media_place(self, root: Path) -> str:
-        """Return where missing features belong."""
-        name = next(each.names[0] for each in self.files if each.role == "features")
-        return f"Their features belong in {name} in {root}. Get it from {self.homepage}"
-
-    def advice(self, root: Path | None = None) -> str:
-        """Return which file goes where, and how to run without any."""
-        return f"{self.places(root)}\nWithout any files: --sample."
-
-
 def _layout(dataset: str, tasks: tuple[str, ...], files: tuple[AnnotationFile, ...]) -> PreparedLayout:
     name = "youcookii" if dataset == "youcook2" else "msrvtt"
     return PreparedLayout(
@@ -56,6 +43,7 @@ def _layout(dataset: str, tasks: tuple[str, ...], files: tuple[AnnotationFile, .
         tasks=tasks,
         files=files,
         media=None,
+        stands_for_videos="features",
         homepage="https://github.com/microsoft/UniVL (README, Prepare for Evaluation)",
         folders=(".", name, f"data/{name}", "data"),
     )
@@ -104,12 +92,10 @@ def find(dataset: str, task: str, root: Path | None, *, allow_missing: bool = Fa
     Raises:
         UserError: If a file is malformed, files do not fit together, a split is empty, or features are missing.
     """
-    layout = _layout_of(dataset, task)
-    if layout is None or root is None or not root.is_dir():
+    found = find_files(LAYOUTS, dataset, task, root)
+    if found is None or root is None:
         return None
-    files = layout.find(root)
-    if any(each.role not in files for each in layout.files):
-        return None
+    layout, files = found
     features = FeaturePickle(files["features"], extractor=PUBLISHED, rate=1.0)
     draft = READERS[dataset](files)
     places = {key: files["features"] for key in draft.media_names() if key in features}
@@ -119,9 +105,4 @@ def find(dataset: str, task: str, root: Path | None, *, allow_missing: bool = Fa
 
 def expected(dataset: str, task: str) -> str:
     """Return the prepared files that `dataset` can have for `task`, one per line; empty if it can have none."""
-    layout = _layout_of(dataset, task)
-    return "" if layout is None else layout.text()
-
-
-def _layout_of(dataset: str, task: str) -> PreparedLayout | None:
-    return next((each for each in LAYOUTS if each.dataset == dataset and task in each.tasks), None)
+    return expected_files(LAYOUTS, dataset, task)

@@ -63,10 +63,9 @@ class FeatureRecord:
 
 
 @runtime_checkable
-class FeatureSource(Protocol):
+class FeatureReader(Protocol):
     """Features by the key of a video. An implementation must support pickling, because DataLoader workers hold one."""
 
-    path: Path
     record: FeatureRecord
 
     def features(self, key: str) -> Features:
@@ -77,6 +76,12 @@ class FeatureSource(Protocol):
             meltr.UserError: If the features are damaged, have another dimension, or are not finite.
         """
         ...
+
+
+class FeatureSource(FeatureReader, Protocol):
+    """The features of a data set, in a file or folder."""
+
+    path: Path
 
     def __contains__(self, key: object) -> bool:
         """Return True if there are features for `key`."""

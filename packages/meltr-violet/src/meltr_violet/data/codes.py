@@ -16,9 +16,9 @@ import numpy as np
 import numpy.typing as npt
 
 from meltr.data.safe_pickle import load_pickle
+from meltr.metrics.classification import IGNORED
 from meltr.video.annotations.parsing import malformed
 from meltr.video.frames.source import Frames
-from meltr_violet.model.config import IGNORED
 
 Codes = npt.NDArray[np.int16]
 """Codes of one video, shape (T, h, w), 0 ... 8191 with OpenAI's encoder."""

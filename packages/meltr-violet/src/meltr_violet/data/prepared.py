@@ -13,26 +13,13 @@ from pathlib import Path
 
 from meltr.video.annotations import layout as published_layout
 from meltr.video.annotations.assembly import Draft, assemble, first
-from meltr.video.annotations.layout import AnnotationFile, DatasetLayout
+from meltr.video.annotations.layout import AnnotationFile
 from meltr.video.annotations.parsing import malformed
+from meltr.video.annotations.prepared import PreparedLayout, expected_files, find_files, layout_of
 from meltr.video.corpus import Corpus
 from meltr_violet.data.codes import PreparedCodes
 from meltr_violet.data.prepared_frames import PreparedFrames
 from meltr_violet.data.prepared_texts import captions, choices, questions
-
-
-@dataclass(frozen=True)
-class PreparedLayout(DatasetLayout):
-    """Prepared files of one data set."""
-
-    def media_place(self, root: Path) -> str:
-        """Return where missing frames belong."""
-        names = next(each.names for each in self.files if each.role == "frames")
-        return f"Their frames belong in {' or '.join(names)} in {root}. Get it from {self.homepage}"
-
-    def advice(self, root: Path | None = None) -> str:
-        """Return which file goes where, and how to run without any."""
-        return f"{self.places(root)}\nWithout any files: --sample."
 
 
 def _layout(dataset: str, name: str, task: str, texts: tuple[AnnotationFile, ...]) -> PreparedLayout:
@@ -118,12 +105,10 @@ def find(dataset: str, task: str, root: Path | None, *, allow_missing: bool = Fa
     Raises:
         UserError: If a file is malformed, files do not fit together, a split is empty, or frames are missing.
     """
-    layout = _layout_of(dataset, task)
-    if layout is None or root is None or not root.is_dir():
+    found = find_files(LAYOUTS, dataset, task, root)
+    if found is None or root is None:
         return None
-    files = layout.find(root)
-    if any(each.needed and each.role not in files for each in layout.files):
-        return None
+    layout, files = found
     frames = PreparedFrames(files["frames"])
     draft = _draft(dataset, files)
     places = {key: files["frames"] for key in draft.media_names() if key in frames}
@@ -143,7 +128,7 @@ def find_codes(dataset: str, root: Path | None) -> PreparedCodes | None:
     Raises:
         UserError: If the file is malformed.
     """
-    layout = _layout_of(dataset)
+    layout = layout_of(LAYOUTS, dataset)
     if layout is None or root is None or not root.is_dir():
         return None
     path = layout.find(root).get("codes")
@@ -152,19 +137,13 @@ def find_codes(dataset: str, root: Path | None) -> PreparedCodes | None:
 
 def expected(dataset: str, task: str) -> str:
     """Return the prepared files that `dataset` can have for `task`, one per line; empty if it can have none."""
-    layout = _layout_of(dataset, task)
-    return "" if layout is None else layout.text()
+    return expected_files(LAYOUTS, dataset, task)
 
 
 def _draft(dataset: str, files: Mapping[str, Path]) -> Draft:
     if "text" not in files:
         return captions(files["train"], files["test"])
     return choices(files["text"]) if dataset in CHOSEN else questions(files["text"])
-
-
-def _layout_of(dataset: str, task: str | None = None) -> PreparedLayout | None:
-    fitting = (each for each in LAYOUTS if each.dataset == dataset and (task is None or task in each.tasks))
-    return next(fitting, None)
 
 
 def _other_size(corpus: Corpus, train: Path | None) -> tuple[str, ...]:

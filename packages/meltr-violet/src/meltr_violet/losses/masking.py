@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from meltr.metrics.classification import IGNORED
 from meltr.video.draws import uniform
 from meltr.video.text.masking import PROBABILITY, choose, given_one, mask_out, normal_tokens
-from meltr_violet.model.config import IGNORED
 
 
 @dataclass(frozen=True)

@@ -12,10 +12,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from meltr.metrics.classification import IGNORED
 from meltr.video.text.masking import normal_tokens
 from meltr.video.text.wordpiece import MASK, PAD
 from meltr_violet.losses.masking import draw_tokens
-from meltr_violet.model.config import IGNORED
 
 
 def draw_columns(ids: Tensor, *, generator: torch.Generator | None) -> Tensor:

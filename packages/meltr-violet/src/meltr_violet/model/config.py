@@ -7,9 +7,6 @@ from typing import Literal
 
 AttentionKernel = Literal["fused", "eager"]
 
-IGNORED = -100
-"""Target that no cross-entropy counts: the default of F.cross_entropy."""
-
 
 @dataclass(frozen=True)
 class ModelConfig:

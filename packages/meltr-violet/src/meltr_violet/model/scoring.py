@@ -7,6 +7,9 @@ from torch import Tensor
 
 from meltr_violet.model.violet import Violet
 
+PAIRS_PER_PASS = 64
+"""Most pairs of clip and text that go through the transformer at a time in evaluation."""
+
 
 def pooled_pairs(
     model: Violet,
@@ -51,7 +54,7 @@ def all_pairs(clips: int, texts: int, device: torch.device) -> tuple[Tensor, Ten
 
 
 @torch.no_grad()
-def score_pairs(model: Violet, video: Tensor, ids: Tensor, *, pairs_per_pass: int = 64) -> Tensor:
+def score_pairs(model: Violet, video: Tensor, ids: Tensor, *, pairs_per_pass: int = PAIRS_PER_PASS) -> Tensor:
     """Return the matching score of each text with each clip, (M, N), in [0, 1].
 
     The score is the sigmoid of the matching head, without temperature. Each text is encoded once. Every pair goes

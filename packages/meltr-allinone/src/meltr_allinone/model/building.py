@@ -1,4 +1,4 @@
-"""The model of a run: sizes, heads, and the weights it starts from."""
+"""The model of a run: its sizes and heads."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from dataclasses import replace
 from typing import Any
 
 from meltr.errors import UserError
+from meltr.video.adapter.limits import check_vocabulary
 from meltr_allinone.model.all_in_one import AllInOne
 from meltr_allinone.model.config import SIZES, ModelConfig
 from meltr_allinone.model.retrieval import Scoring
 from meltr_allinone.options import AllInOneOptions
-from meltr_allinone.weights.pretrained import load_pretrained
 
 
 def model_config(options: AllInOneOptions, meta: Mapping[str, Any]) -> ModelConfig:
@@ -33,11 +33,7 @@ def model_config(options: AllInOneOptions, meta: Mapping[str, Any]) -> ModelConf
     )
     if options.size == "tiny":
         return replace(config, vocabulary=meta["vocabulary"])
-    if meta["vocabulary"] > config.vocabulary:
-        raise UserError(
-            f"The vocabulary has {meta['vocabulary']:,} tokens, the published model {config.vocabulary:,}.",
-            "Give vocab.txt of bert-base-uncased with --set vocabulary=FILE.",
-        )
+    check_vocabulary(meta["vocabulary"], config.vocabulary)
     return config
 
 
@@ -61,41 +57,23 @@ def heads_of(options: AllInOneOptions, task: str, losses: Sequence[str]) -> tupl
     return tuple(name for name, wanted in needed.items() if wanted)
 
 
-def build_model(
-    options: AllInOneOptions,
-    meta: Mapping[str, Any],
-    *,
-    task: str,
-    losses: Sequence[str],
-    weights_follow: bool = False,
-) -> tuple[AllInOne, list[str]]:
-    """Return the model of a run and lines about what was loaded into it.
+def build_model(options: AllInOneOptions, meta: Mapping[str, Any], *, task: str, losses: Sequence[str]) -> AllInOne:
+    """Return the model of a run, randomly initialised.
 
     Args:
         options: The backbone's settings.
-        meta: Facts of the data.
+        meta: Facts of the data: ``vocabulary``, and ``answers`` for question answering.
         task: The task.
         losses: The losses in use.
-        weights_follow: Load nothing: a checkpoint follows.
 
     Raises:
-        UserError: If a file of weights cannot be read or does not fit.
+        UserError: If hard negatives are wanted without the loss that trains what chooses them.
     """
     if options.hard_negatives and "contrastive" not in losses:
         raise UserError(
             "hard_negatives=true lets the dual encoder choose wrong videos, and without the loss contrastive it learns "
             "nothing.",
-            "Add it: --set losses=vtm,mlm,contrastive, or leave hard_negatives out.",
+            "Add it: --set losses=vtm,mlm,contrastive, or drop hard_negatives.",
         )
-    model = AllInOne(
-        model_config(options, meta),
-        heads=heads_of(options, task, losses),
-        answers=len(meta.get("answers", ())),
-    )
-    if weights_follow:
-        return model, []
-    if options.weights is not None:
-        return model, [str(load_pretrained(model, options.weights))]
-    if options.size == "tiny":
-        return model, []
-    return model, ["no pretrained weights: the model starts from random ones (--set weights=all-in-one-plus-224.ckpt)"]
+    heads = heads_of(options, task, losses)
+    return AllInOne(model_config(options, meta), heads=heads, answers=len(meta.get("answers", ())))

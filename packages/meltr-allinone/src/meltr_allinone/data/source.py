@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import cast
 
 from meltr.context import RunContext
-from meltr.data.processes import available_cores
-from meltr.video.corpus import Corpus
+from meltr.errors import UserError
+from meltr.video import Corpus, Source
+from meltr.video.adapter.source import memory_bytes
+from meltr.video.corpora import open_corpus
 from meltr.video.frame_cache import CachedFrames, without_failed
 from meltr.video.frames.media import DecodedMedia
 from meltr.video.frames.source import FrameSource, Remembered
 from meltr_allinone.data.sampling import SAMPLERS, Drawn, Sampling
 from meltr_allinone.data.transforms import resized_squares
 from meltr_allinone.options import AllInOneOptions
-
-MOST_WORKERS = 8
 
 
 @dataclass(frozen=True)
@@ -26,21 +28,21 @@ class Clips:
     Args:
         train: Clips for training, drawn anew at every visit unless sampling is uniform.
         evaluation: Clips for evaluation.
-        workers: Number of processes that read them.
     """
 
     train: FrameSource
     evaluation: FrameSource
-    workers: int
 
 
-def open_clips(corpus: Corpus, context: RunContext) -> tuple[Corpus, Clips]:
-    """Open the clips of a corpus. Return them with the corpus, without videos that the frame cache could not decode.
+def open_source(context: RunContext) -> Source:
+    """Return the data set of a run, without videos that a frame cache could not decode.
 
     Raises:
-        UserError: If the frame cache is broken, incomplete, or does not fit the settings.
+        UserError: If files are missing or broken, questions come with choices, or the frame cache does not fit.
     """
     options = cast(AllInOneOptions, context.options)
+    corpus = open_corpus(context.spec, quiet=context.rank > 0)
+    _check_open_ended(corpus)
     if options.frame_cache is not None:
         cache = CachedFrames(options.frame_cache, size=options.image_size, media=corpus.media)
         corpus = without_failed(corpus, cache)
@@ -49,17 +51,33 @@ def open_clips(corpus: Corpus, context: RunContext) -> tuple[Corpus, Clips]:
                 f"the frame cache holds {options.frames} frames per video, so every visit sees the same ones "
                 "(for more, use `meltr data cache --frames`)"
             )
-    workers = options.workers
-    if workers is None:
-        ready = context.spec.sample or options.stored_frames is not None or options.sampling == "uniform"
-        workers = 0 if ready else min(MOST_WORKERS, available_cores())
-    most_bytes = 0 if workers else options.memory_mb * 2**20 // 2  # each worker would keep its own copy for an epoch
-    make = functools.partial(_source, corpus, options, most_bytes=most_bytes)
-    return corpus, Clips(make(options.sampling), make(options.eval_sampling), workers)
+    ready = options.stored_frames is not None or options.sampling == "uniform"
+    make = functools.partial(_frames, corpus, options, most_bytes=memory_bytes(context, ready=ready) // 2)
+    return Source(corpus, Clips(make(options.sampling), make(options.eval_sampling)), ready=ready)
 
 
-def _source(corpus: Corpus, options: AllInOneOptions, sampling: Sampling, *, most_bytes: int) -> FrameSource:
-    """Return the clips of one way of sampling. Frames that do not change between visits are kept in memory."""
+def clips_of_files(media: Mapping[str, Path], options: AllInOneOptions) -> Clips:
+    """Return the clips of files that a user names, sampled as in evaluation.
+
+    Args:
+        media: Key -> file.
+        options: The backbone's settings.
+    """
+    decoded = DecodedMedia(media, options.frames, SAMPLERS[options.eval_sampling], threads=0)
+    frames = Remembered(decoded, functools.partial(resized_squares, size=options.image_size), most_bytes=0)
+    return Clips(frames, frames)
+
+
+def _check_open_ended(corpus: Corpus) -> None:
+    if any(item.choices for item in corpus.splits["train"]):
+        raise UserError(
+            f"The questions of {corpus.dataset} come with choices; All-in-one answers from a vocabulary of answers.",
+            "Leave `choices` out of the manifest: then the training answers are the vocabulary.",
+        )
+
+
+def _frames(corpus: Corpus, options: AllInOneOptions, sampling: Sampling, *, most_bytes: int) -> FrameSource:
+    """Return the clips of one way of sampling; what does not change from visit to visit is kept in memory."""
     change = functools.partial(resized_squares, size=options.image_size)
     if sampling == "uniform":
         return Remembered(_read(corpus, options, options.frames, sampling), change, most_bytes=most_bytes)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, fields, replace
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import cast
 
@@ -11,12 +11,11 @@ from meltr.context import RunContext
 from meltr.errors import UserError
 from meltr.folders.run_folder import RunFolder
 from meltr.progress import ProgressCounter
-from meltr.video import miniature
+from meltr.video import Corpus, Source, miniature
 from meltr.video.annotations import layout_for, reader
 from meltr.video.annotations.assembly import Draft, assemble
 from meltr.video.annotations.layout import DatasetLayout, require_files, require_root
 from meltr.video.corpora import open_corpus
-from meltr.video.corpus import Corpus
 from meltr_univl.data import prepared
 from meltr_univl.features.files import FeatureFolder, open_features
 from meltr_univl.features.reading import MAKE, FeatureSource, require
@@ -27,21 +26,6 @@ FOLDER = "features"
 
 EXTRACTOR, VERSION = "grid", 1
 """Extractor of the features of a synthetic sample, and its version, which is raised when the features change."""
-
-
-@dataclass(frozen=True)
-class Source:
-    """A data set with its features.
-
-    Args:
-        corpus: The examples.
-        features: The features of the examples.
-        rate: Vectors per second.
-    """
-
-    corpus: Corpus
-    features: FeatureSource
-    rate: float
 
 
 @dataclass(frozen=True)
@@ -69,7 +53,11 @@ def open_source(context: RunContext) -> Source:
     require(features, width=options.video_dim, extractor=options.extractor)
     _check_as_trained(context, features)
     _check_readable(corpus, features)
-    return Source(corpus, features, features.record.rate or options.feature_rate or 1.0)
+    record = asdict(features.record)
+    del record["failed"]
+    rate = features.record.rate or options.feature_rate or 1.0
+    meta = {"video_dim": features.record.width, "features": record | {"rate": rate}}
+    return Source(corpus, features, meta=meta)
 
 
 def _prepared(context: RunContext) -> tuple[Corpus, FeatureSource] | None:

@@ -1,0 +1,173 @@
+"""Evaluation of a split: answers and classes, retrieval in both directions, captions, sentiment."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+
+from meltr.context import Evaluation, RunContext
+from meltr.errors import PluginError
+from meltr.metrics.classification import IGNORED, hits, per_class_accuracy, topk_accuracy
+from meltr.video.adapter.backbone import VideoBackbone
+from meltr.video.adapter.splits import Split
+from meltr.video.tasks.captions import corpus_scores
+from meltr.video.tasks.regression import sentiment_metrics
+from meltr.video.tasks.reranking import Scores
+from meltr.video.tasks.retrieval import summary, text_to_video, video_to_text
+
+Rows = tuple[Mapping[str, Any], ...]
+Probabilities = npt.NDArray[np.floating]
+
+
+@torch.no_grad()
+def evaluate(backbone: VideoBackbone[Any], model: nn.Module, split: Split, context: RunContext) -> Evaluation:
+    """Evaluate a split for the run's task, and put the result of a trivial answer beside it.
+
+    Args:
+        backbone: What the backbone gives.
+        model: The model, in eval mode, on ``context.device``.
+        split: The split.
+        context: The run.
+
+    Raises:
+        PluginError: If the task is not one of `LOOPS`, or the backbone lacks the method that it needs.
+    """
+    loop = LOOPS.get(context.spec.task)
+    if loop is None:
+        raise PluginError(
+            f"VideoAdapter cannot evaluate the task {context.spec.task!r}; it knows {', '.join(LOOPS)}.",
+            "Override the hook `evaluate` in the adapter.",
+        )
+    found, beside = loop(backbone, model, split, context), split.baseline
+    details = {**found.details, **backbone.details(context)}
+    kept = found.predictions if context.options.save_predictions else ()
+    return replace(found, details=details, predictions=kept, baselines={beside.name: beside.metrics})
+
+
+def answers(backbone: VideoBackbone[Any], model: nn.Module, split: Split, context: RunContext) -> Evaluation:
+    """Return the accuracy of answers or choices; an answer outside the vocabulary is never right."""
+    probabilities, right = _probabilities(backbone, model, split, context)
+    metrics = {"accuracy": 100 * float(hits(probabilities, right).mean())}
+    outside = {"answers_outside_vocabulary": int((right == IGNORED).sum())} if split.corpus.answers else {}
+    return Evaluation(metrics, len(right), outside, _answer_rows(split, probabilities))
+
+
+def classes(backbone: VideoBackbone[Any], model: nn.Module, split: Split, context: RunContext) -> Evaluation:
+    """Return top-1 and top-5 accuracy of classes, and the accuracy of each class."""
+    probabilities, right = _probabilities(backbone, model, split, context)
+    accuracies = zip(split.corpus.answers, per_class_accuracy(probabilities, right), strict=True)
+    per_class = {name: None if np.isnan(value) else round(float(value), 2) for name, value in accuracies}
+    rows = _answer_rows(split, probabilities)
+    return Evaluation(topk_accuracy(probabilities, right), len(right), {"per_class": per_class}, rows)
+
+
+def _probabilities(
+    backbone: VideoBackbone[Any], model: nn.Module, split: Split, context: RunContext
+) -> tuple[Probabilities, npt.NDArray[np.int64]]:
+    """Return the probability of each answer for each example, (N, A), and the numbers of the right ones, (N,)."""
+    scores, labels = [], []
+    for batch in split.batches(context.options.eval_batch_size, context.device):
+        scores.append(backbone.answer_logits(model, batch, context).float().softmax(1).cpu())
+        labels.append(batch["answer"].cpu())
+    return torch.cat(scores).numpy(), torch.cat(labels).numpy()
+
+
+def _answer_rows(split: Split, probabilities: Probabilities) -> Rows:
+    found = []
+    for item, row in zip(split.items, probabilities, strict=True):
+        best = int(row.argmax())
+        names: Sequence[str] = item.choices or split.corpus.answers
+        asked = {} if item.question is None else {"question": item.question}
+        said = {"predicted": names[best], "right": split.encoder.labels.right(item)}
+        found.append({"id": item.id, "video": item.media, **asked, **said, "probability": round(float(row[best]), 4)})
+    return tuple(found)
+
+
+def retrieval(backbone: VideoBackbone[Any], model: nn.Module, split: Split, context: RunContext) -> Evaluation:
+    """Return the metrics of both directions; each video is encoded once for each view."""
+    owners, texts = split.texts()
+    scores = mean_scores(backbone, model, split, texts, context)
+    metrics = summary(text_to_video(scores.of_texts, owners))
+    backward = summary(video_to_text(scores.of_videos, owners))
+    metrics |= {f"v2t/{name}": value for name, value in backward.items()}
+    captions = [(item, caption) for item in split.items for caption in item.captions]
+    rows = []
+    for (item, caption), row in zip(captions, scores.of_texts, strict=True):
+        place = int(row.argmax())
+        found = {"first": split.items[place].media, "score": round(float(row[place]), 4)}
+        rows.append({"text": caption, "video": item.media, **found})
+    return Evaluation(metrics, len(owners), {}, tuple(rows))
+
+
+def mean_scores(
+    backbone: VideoBackbone[Any], model: nn.Module, split: Split, texts: Mapping[str, Tensor], context: RunContext
+) -> Scores:
+    """Return the scores of texts and the videos of a split, (M, N), averaged over the views.
+
+    Args:
+        backbone: What the backbone gives.
+        model: The model.
+        split: Its N items are the videos.
+        texts: Columns of M texts.
+        context: The run.
+    """
+    views = []
+    for view in range(backbone.views(context)):
+        videos = split.batches(context.options.eval_batch_size, context.device, view)
+        found = backbone.similarity(model, texts, videos, context)
+        if isinstance(found, Tensor):
+            matrix = found.float().cpu().numpy()
+            found = Scores(matrix, matrix)
+        views.append(found)
+    return Scores(*(np.mean(parts, axis=0) for parts in zip(*views, strict=True)))
+
+
+def captions(backbone: VideoBackbone[Any], model: nn.Module, split: Split, context: RunContext) -> Evaluation:
+    """Describe every clip, and score the captions against all references of the clip."""
+    said: list[tuple[str, float]] = []
+    for batch in split.batches(context.options.eval_batch_size, context.device):
+        found = backbone.captions(model, batch, split.encoder, context, count=1)
+        said += [hypotheses[0] for hypotheses in found]
+    own = {item.id: caption for item, (caption, _) in zip(split.items, said, strict=True)}
+    scores = corpus_scores(own, split.references, tokens=split.captions.tokens, meteor=split.captions.meteor)
+    rows = tuple(
+        {
+            "id": item.id,
+            "video": item.media,
+            "caption": caption,
+            "references": list(split.references[item.id]),
+            "log_probability": round(log_probability, 4),
+            "cider": round(scores.cider[item.id], 2),
+        }
+        for item, (caption, log_probability) in zip(split.items, said, strict=True)
+    )
+    return Evaluation(scores.metrics, scores.count, scores.details(), rows, skipped=scores.skipped)
+
+
+def sentiment(backbone: VideoBackbone[Any], model: nn.Module, split: Split, context: RunContext) -> Evaluation:
+    """Predict a number for every clip."""
+    batches = split.batches(context.options.eval_batch_size, context.device)
+    found = [backbone.sentiments(model, batch, context).float().cpu() for batch in batches]
+    scores = torch.cat(found).double().numpy()
+    right = np.array([item.score for item in split.items], dtype=np.float64)
+    rows = tuple(
+        {"id": item.id, "video": item.media, "predicted": round(float(score), 4), "right": item.score}
+        for item, score in zip(split.items, scores, strict=True)
+    )
+    return Evaluation(sentiment_metrics(scores, right), len(right), {}, rows)
+
+
+LOOPS: Mapping[str, Callable[[VideoBackbone[Any], nn.Module, Split, RunContext], Evaluation]] = {
+    "qa": answers,
+    "action": classes,
+    "retrieval": retrieval,
+    "captioning": captions,
+    "sentiment": sentiment,
+}
+"""Task -> its evaluation."""

@@ -1,0 +1,40 @@
+"""Checks of a run's texts against the sizes of a published model. Imports no torch."""
+
+from __future__ import annotations
+
+from meltr.errors import UserError
+
+
+def check_vocabulary(tokens: int, most: int) -> None:
+    """Check that a vocabulary fits a published model.
+
+    Args:
+        tokens: Tokens of the run's vocabulary.
+        most: Rows of the model's table of embeddings.
+
+    Raises:
+        UserError: If there are more tokens than rows.
+    """
+    if tokens > most:
+        raise UserError(
+            f"The vocabulary has {tokens:,} tokens, the published model {most:,}.",
+            "Give vocab.txt of bert-base-uncased with --set vocabulary=FILE.",
+        )
+
+
+def check_length(setting: str, wanted: int, most: int) -> None:
+    """Check that a sequence fits a model's table of positions.
+
+    Args:
+        setting: Name of the option that says how long the sequence is.
+        wanted: Its value.
+        most: Positions of the model.
+
+    Raises:
+        UserError: If the sequence is longer.
+    """
+    if wanted > most:
+        raise UserError(
+            f"{setting}={wanted} is more than the {most} positions of the model.",
+            f"Use --set {setting}={most} or less.",
+        )

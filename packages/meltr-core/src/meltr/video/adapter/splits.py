@@ -1,0 +1,116 @@
+"""A split to be evaluated, or the files of a prediction in its place."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from meltr.seeding import derive
+from meltr.video.adapter.encoder import Encoder, stacked
+from meltr.video.corpus import Corpus, Item
+from meltr.video.tasks.baselines import Baseline, baseline, one_caption
+from meltr.video.tasks.captions import Tokens
+
+
+@dataclass(frozen=True)
+class CaptionScoring:
+    """How captions are scored.
+
+    Args:
+        tokens: How they are cut, see `meltr.video.tasks.captions.Tokens`.
+        meteor: Whether METEOR is computed, where there is Java.
+    """
+
+    tokens: Tokens = "whitespace"
+    meteor: bool = True
+
+
+@dataclass(frozen=True)
+class Split:
+    """A split to be evaluated.
+
+    Args:
+        name: ``validation`` or ``test``.
+        corpus: The corpus that it belongs to.
+        encoder: Turns its items into tensors.
+        seed: The run's seed, for frames at random places.
+        workers: Processes that read its videos.
+        captions: How captions are scored.
+    """
+
+    name: str
+    corpus: Corpus
+    encoder: Encoder
+    seed: int = 0
+    workers: int = 0
+    captions: CaptionScoring = CaptionScoring()
+
+    @property
+    def items(self) -> tuple[Item, ...]:
+        """Its items; in retrieval each is a video."""
+        return self.corpus.splits[self.name]
+
+    def examples(self, view: int = 0) -> Evaluated:
+        """Return its items as tensors, one example each.
+
+        Args:
+            view: Frames at random places are others in another view, and always the same in one.
+        """
+        return Evaluated(self.encoder, self.items, derive(self.seed, self.name, "view", view))
+
+    def batches(self, size: int, device: torch.device, view: int = 0) -> Iterator[dict[str, Tensor]]:
+        """Yield the columns of its examples on `device`, `size` at a time.
+
+        Args:
+            size: Examples a batch.
+            device: Where to.
+            view: As for `examples`.
+        """
+        loader = DataLoader(self.examples(view), batch_size=size, num_workers=self.workers)
+        for batch in loader:
+            yield {name: column.to(device) for name, column in batch.items()}
+
+    def texts(self) -> tuple[list[int], Mapping[str, Tensor]]:
+        """Return the number of the video of each caption, and the captions as columns of M rows."""
+        rows = [(number, item, caption) for number, item in enumerate(self.items) for caption in item.captions]
+        return [number for number, _, _ in rows], stacked([self.encoder.text(item, text) for _, item, text in rows])
+
+    @cached_property
+    def references(self) -> dict[str, tuple[str, ...]]:
+        """Id of each item -> its captions, as the encoder has them scored."""
+        return {item.id: tuple(map(self.encoder.reference, item.captions)) for item in self.items}
+
+    @cached_property
+    def baseline(self) -> Baseline:
+        """The result of a trivial answer; found once. Captions are scored as the model's are, without METEOR."""
+        if self.corpus.task != "captioning":
+            return baseline(self.corpus, self.name)
+        train = [tuple(map(self.encoder.reference, item.captions)) for item in self.corpus.splits["train"]]
+        return one_caption(train, self.references, tokens=self.captions.tokens, meteor=False)
+
+
+class Evaluated(Dataset[dict[str, Tensor]]):
+    """Items to be evaluated.
+
+    Args:
+        encoder: Turns them into tensors.
+        items: The items.
+        seed: What is drawn for an item derives from it and the number of the item.
+    """
+
+    def __init__(self, encoder: Encoder, items: tuple[Item, ...], seed: int) -> None:
+        self._encoder, self._items, self._seed = encoder, items, seed
+
+    def __len__(self) -> int:
+        """Items."""
+        return len(self._items)
+
+    def __getitem__(self, index: int) -> dict[str, Tensor]:
+        """Return the columns of an item and its ``number`` (), see `Encoder.evaluated`."""
+        columns = self._encoder.evaluated(self._items[index], derive(self._seed, index))
+        return columns | {"number": torch.tensor(index)}

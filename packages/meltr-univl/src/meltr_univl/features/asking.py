@@ -1,0 +1,64 @@
+"""Features of files that a user names: made on the spot by the extractor of the run, or read from a ``.npy``."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from meltr.errors import UserError
+from meltr_univl.features.extraction import extract
+from meltr_univl.features.extractors import Extractor, open_extractor
+from meltr_univl.features.reading import FeatureRecord, Features, checked
+
+
+class AskedFeatures:
+    """A `meltr_univl.features.reading.FeatureReader` whose keys are paths.
+
+    Args:
+        meta: Facts of the data that the run was trained on: ``features`` and ``video_dim``.
+        weights: Weights of the extractor; None: where it looks by itself.
+        device: Where features are made.
+    """
+
+    def __init__(self, meta: Mapping[str, Any], weights: Path | None, device: torch.device) -> None:
+        self.record = FeatureRecord(meta["video_dim"])
+        self._trained, self._weights, self._device = meta["features"], weights, device
+        self._extractor: Extractor | None = None
+
+    def features(self, key: str) -> Features:
+        """Return the features of a file, (N, D).
+
+        Raises:
+            UserError: If it cannot be read, or the features of the run cannot be made.
+        """
+        file = Path(key)
+        if file.suffix != ".npy":
+            self._extractor = self._extractor or self._opened()
+            return extract(file, self._extractor)
+        try:
+            array = np.load(file, allow_pickle=False)
+        except (OSError, ValueError) as error:
+            hint = "It is an array of (frames, width), saved with numpy.save."
+            raise UserError(f"{file} cannot be read: {error}.", hint) from error
+        return checked(array, str(file), self.record.width)
+
+    def _opened(self) -> Extractor:
+        """Return what made the features of the run, with the same weights."""
+        name, trained = self._trained["extractor"], self._trained["weights"]
+        if name is None:
+            raise UserError(
+                "This run was trained on features that do not say how they were made: it cannot make those of a video.",
+                "Make them as those were made, and give the .npy: meltr predict RUN --video FILE.npy",
+            )
+        extractor = open_extractor(name, self._weights, device=self._device)
+        if extractor.weights != trained and trained is not None:
+            raise UserError(
+                f"This run was trained on features of {name} with weights {trained[:12]}; those found here are "
+                f"{(extractor.weights or 'none')[:12]}.",
+                "Train with --set extractor_weights=FILE to have them found again.",
+            )
+        return extractor
