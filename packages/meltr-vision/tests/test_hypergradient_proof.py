@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from meltr import Bilevel, CentralDifference, ForwardMode, LossTransformer, PerTask
+from meltr import Bilevel, CentralDifference, DoubleBackward, ForwardMode, LossTransformer, PerTask
 from meltr_vision.adapter import VisionAdapter
 from meltr_vision.building import build_classifier
 
@@ -45,7 +45,7 @@ def check(options, make_context, size: int, count: int) -> None:
     torch.manual_seed(0)
     model = build_classifier(context.options, classes=10, channels=3, image_size=size, rotation=True).train()
     batch = {"image": torch.randn(count, 3, size, size), "label": torch.randint(0, 10, (count,))}
-    expected, g = outer_gradient(copy.deepcopy(model), context, batch, "double_backward")
+    expected, g = outer_gradient(copy.deepcopy(model), context, batch, DoubleBackward)
     for estimator, tolerance in RELATIVE.items():
         mine = copy.deepcopy(model)
         found, products = outer_gradient(mine, context, batch, estimator)
