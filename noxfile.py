@@ -27,7 +27,8 @@ SOLVERS = ("cvxpy", "ecos; python_version < '3.13'")
 
 def install_all(session: nox.Session, *extra: str) -> None:
     packages = [part for adapter in ADAPTERS for part in ("-e", adapter)]
-    session.install(*PINS, "-e", f"{CORE}[{EXTRAS}]", *packages, *extra)
+    compiled = {"UV_COMPILE_BYTECODE": "1"}  # else every process of a test compiles what it imports of torch
+    session.install(*PINS, "-e", f"{CORE}[{EXTRAS}]", *packages, *extra, env=compiled)
 
 
 @nox.session
