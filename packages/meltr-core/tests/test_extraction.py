@@ -76,7 +76,7 @@ def test_a_reason_names_the_file_where_there_is_one():
 
 def test_nothing_but_failures_is_an_error_and_the_store_is_closed_first():
     shelf = Shelf()
-    with pytest.raises(UserError, match=r"None of 2 videos can be decoded\. The first, a: a is damaged"):
+    with pytest.raises(UserError, match=r"None of the 2 videos can be decoded\. The first, a: a is damaged"):
         fill({"a": None, "b": None}, shelf, MAKE)
     assert (set(shelf.failed), shelf.closed) == ({"a", "b"}, [True])
 
@@ -95,6 +95,6 @@ def test_a_store_is_told_that_the_work_was_broken_off():
 def test_a_store_of_another_kind_is_refused():
     red = Kind("red ones")
     check_same(Path("shelf"), red, red)
-    with pytest.raises(UserError, match=r"shelf holds books of red ones; asked for were blue ones\.") as error:
+    with pytest.raises(UserError, match=r"shelf holds books of red ones, but blue ones were requested\.") as error:
         check_same(Path("shelf"), red, Kind("blue ones"), of="books of")
     assert error.value.hint == "Choose another place, or delete this one."

@@ -338,7 +338,7 @@ def test_prepared_files_of_questions(make_context: Make, samples: Path, vocabula
         assert example["frames"].shape == (5, 3, 224, 224)
         assert words(Tokenizer(vocabulary_file), example["ids"]).startswith(f"[CLS] {row['question'].split()[0]}")
     other = make_context("qa", "msvd", data_root=tmp_path, options__vocabulary=vocabulary_file, options__frames=2)
-    with pytest.raises(UserError, match=r"img_msvd\.pkl holds 5 frames a video; frames is 2"):
+    with pytest.raises(UserError, match=r"img_msvd\.pkl holds 5 frames per video; frames is 2"):
         build_data(other)
 
 

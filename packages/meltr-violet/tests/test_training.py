@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from meltr import Bilevel, CentralDifference, ForwardMode, LossTransformer, PerTask
+from meltr import Bilevel, CentralDifference, DoubleBackward, ForwardMode, LossTransformer, PerTask
 from meltr.blocks import find_blocks
 from meltr.engine.wrapping import checkpoint_blocks
 from meltr_violet.losses.tasks import LossSettings, draw_batch_masks, task_losses
@@ -65,7 +65,7 @@ def test_every_way_to_the_hypergradient_agrees(tiny_batch, choices):
     batch = tiny_batch(3, choices=choices)
     model = make(choices=bool(choices))
     settings = LossSettings(pairs_per_pass=4)
-    expected, g = outer_gradient(copy.deepcopy(model), batch, "double_backward", settings)
+    expected, g = outer_gradient(copy.deepcopy(model), batch, DoubleBackward, settings)
     for estimator, tolerance in {ForwardMode: 1e-4, PerTask: 1e-4, CentralDifference: 5e-3}.items():
         mine = copy.deepcopy(model)
         found, products = outer_gradient(mine, batch, estimator, settings)
@@ -177,6 +177,6 @@ def test_compiled_model_gives_the_same_gradients(tiny_batch):
     compiled.compile(backend="aot_eager")
     for one, other in zip(gradients_of(plain, batch), gradients_of(compiled, batch), strict=True):
         torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-3)
-    expected, _ = outer_gradient(make(TINY), batch, "per_task")
-    found, _ = outer_gradient(compiled, batch, "difference")
+    expected, _ = outer_gradient(make(TINY), batch, PerTask)
+    found, _ = outer_gradient(compiled, batch, CentralDifference)
     assert (found - expected).norm() <= 5e-3 * expected.norm()

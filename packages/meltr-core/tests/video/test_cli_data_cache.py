@@ -58,7 +58,7 @@ def test_the_files_of_all_tasks_are_decoded_once(root, tmp_path):
     assert result.exit_code == 0, result.output
     assert numbers_in(out) == {"a.mp4": [8, 16], "b.mp4": [108, 116], "c.mp4": [208, 216], "d.png": [7, 7]}
     assert result.stdout.startswith(
-        f"{out}: 4 videos (4 new), 2 frames a video (centres), original size, JPEG quality 90"
+        f"{out}: 4 videos (4 new), 2 frames per video (centres), original size, JPEG quality 90"
     )
     assert "videos 4/4 (100%)" in result.stderr
     again = cache(root, out, "--frames", 2, "--size", 0)
@@ -94,7 +94,7 @@ def test_broken_files_are_named_and_do_not_stop_the_others(root, tmp_path):
     result = cache(root, out, "--quiet")
     assert result.exit_code == 0
     assert f"{out}: 3 videos (3 new)" in result.stdout
-    assert "warning: 1 of 4 videos cannot be decoded and are skipped" in result.stderr
+    assert "warning: 1 of 4 videos could not be decoded and are skipped" in result.stderr
     assert f"(all are listed in {out / 'failed.jsonl'}): b.mp4. The first, b.mp4: " in result.stderr
     assert json.loads((out / "failed.jsonl").read_text())["key"] == "b.mp4"
 

@@ -108,7 +108,7 @@ def test_files_that_cannot_be_decoded_are_listed_and_skipped(run, clips):
     (clips / "page.mp4").write_text("<html>")
     result = call("predict", run, "--videos", clips, "--top", 1)
     assert result.exit_code == 0, result.output
-    assert f"warning: 1 of 6 files in {clips} cannot be decoded and are skipped:" in result.stderr
+    assert f"warning: 1 of 6 files in {clips} could not be decoded and are skipped:" in result.stderr
     assert f"{clips / 'page.mp4'} is neither a video nor an image" in result.stderr
     assert len(result.stdout.splitlines()) == 2 + 5
     content = json.loads(call("predict", run, "--videos", clips, "--top", 1, "--json").stdout)
@@ -117,7 +117,7 @@ def test_files_that_cannot_be_decoded_are_listed_and_skipped(run, clips):
         path.write_text("<html>")
     result = call("predict", run, "--videos", clips)
     assert result.exit_code == 2
-    assert "None of 6 files can be decoded" in result.stderr
+    assert "None of the 6 files can be decoded" in result.stderr
 
 
 def test_a_broken_file_that_was_named_is_an_error(run, tmp_path):

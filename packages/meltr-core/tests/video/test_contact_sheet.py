@@ -145,6 +145,6 @@ def test_files_that_cannot_be_decoded_are_told_apart(tmp_path, workers):
     assert list(broken) == [page, empty]
     assert all(str(path) in problem for path, problem in broken.items())
     assert calls == [(1, 4, 1), (2, 4, 1), (3, 4, 2), (4, 4, 2)]
-    with pytest.raises(UserError, match="None of 2 files can be decoded") as error:
+    with pytest.raises(UserError, match="None of the 2 files can be decoded") as error:
         decodable((page, empty), workers=0, progress=lambda *_: None)
     assert "page.mp4" in str(error.value)

@@ -194,15 +194,15 @@ def test_videos_of_a_second_data_set_are_added(media, tmp_path, broken):
 
 
 def test_nothing_that_can_be_decoded_is_an_error(broken, tmp_path):
-    with pytest.raises(UserError, match=r"None of 2 videos can be decoded\. The first, video05a: "):
+    with pytest.raises(UserError, match=r"None of the 2 videos can be decoded\. The first, video05a: "):
         fill_cache(broken, tmp_path / "cache", RAW)
 
 
 @pytest.mark.parametrize(
     ("changes", "found"),
     [
-        ({"frames": 5}, "asked for were 5 frames a video (centres)"),
-        ({"sampler": "middles"}, "asked for were 4 frames a video (middles)"),
+        ({"frames": 5}, "but 5 frames per video (centres)"),
+        ({"sampler": "middles"}, "but 4 frames per video (middles)"),
         ({"size": 64}, "short side 64"),
         ({"quality": 75}, "JPEG quality 75"),
     ],
@@ -212,7 +212,7 @@ def test_other_settings_are_refused(media, tmp_path, changes, found):
     before = content(tmp_path / "cache")
     with pytest.raises(UserError) as error:
         fill_cache(media, tmp_path / "cache", CacheSettings(**{**vars(RAW), **changes}))
-    assert "holds 4 frames a video (centres), original size, raw pixels" in error.value.message
+    assert "holds 4 frames per video (centres), original size, raw pixels" in error.value.message
     assert found in error.value.message
     assert content(tmp_path / "cache") == before
 
@@ -245,7 +245,7 @@ def test_foreign_folders_and_a_second_writer_are_refused(media, tmp_path):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"frames": 0}, "0 frames a video"),
+        ({"frames": 0}, "0 frames per video"),
         ({"size": 0}, "pictures of 0 pixels"),
         ({"quality": 96}, "no JPEG quality 96"),
         ({"sampler": "random"}, "'random' cannot fill a cache"),
@@ -284,7 +284,7 @@ def test_fewer_frames_than_are_stored_can_be_taken(sixteen):
 @pytest.mark.parametrize(
     ("ask", "message"),
     [
-        ({"count": 17}, "holds 16 frames a video .* 17 frames were asked for"),
+        ({"count": 17}, "holds 16 frames per video .* 17 frames were asked for"),
         ({"count": 0}, "0 frames were asked for"),
         ({"sampler": "centres"}, "the frames of 'centres' were asked for"),
         ({"sampler": "random"}, "the frames of 'random' were asked for"),

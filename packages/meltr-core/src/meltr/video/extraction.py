@@ -110,7 +110,7 @@ def fill(
         store.close(complete=complete)
     if failed and len(failed) == len(sources):
         key, reason = next(iter(failed.items()))
-        raise UserError(f"None of {len(failed):,} videos can be decoded. The first, {key}: {reason}")
+        raise UserError(f"None of the {len(failed):,} videos can be decoded. The first, {key}: {reason}")
     return FillReport(len(sources), len(todo) - len(failed), failed)
 
 
@@ -145,7 +145,7 @@ def check_same(place: Path, found: Described, asked: Described, *, of: str = "")
     if found != asked:
         holds = f"{of} {found.text()}".lstrip()
         raise UserError(
-            f"{place} holds {holds}; asked for were {asked.text()}.", "Choose another place, or delete this one."
+            f"{place} holds {holds}, but {asked.text()} were requested.", "Choose another place, or delete this one."
         )
 
 

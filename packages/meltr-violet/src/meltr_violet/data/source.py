@@ -70,7 +70,7 @@ def open_source(context: RunContext) -> VioletSource:
 def _check_frames(found: prepared.Prepared, options: VioletOptions) -> None:
     if found.frames.count != options.frames:
         raise UserError(
-            f"{found.files['frames']} holds {found.frames.count} frames a video; frames is {options.frames}.",
+            f"{found.files['frames']} holds {found.frames.count} frames per video; frames is {options.frames}.",
             f"Use --set frames={found.frames.count}, or --set prepared=false with the videos themselves.",
         )
 

@@ -155,7 +155,8 @@ def _in_folder(folder: Path | None, *, quiet: bool) -> tuple[tuple[Path, ...], d
         first = "".join(f"\n  {problem}" for problem in list(broken.values())[:SHOWN])
         more = f"\n  and {len(broken) - SHOWN} more" if len(broken) > SHOWN else ""
         remark(
-            f"warning: {len(broken)} of {len(found)} files in {folder} cannot be decoded and are skipped:{first}{more}"
+            f"warning: {len(broken)} of {len(found)} files in {folder} could not be decoded and are skipped:"
+            f"{first}{more}"
         )
     return kept, broken
 

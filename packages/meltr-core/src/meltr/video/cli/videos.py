@@ -52,7 +52,7 @@ def warn_of_failures(report: FillReport, consequence: str) -> None:
         return
     keys = sorted(report.failed)
     remark(
-        f"warning: {len(keys):,} of {report.total:,} videos cannot be decoded and {consequence}: "
+        f"warning: {len(keys):,} of {report.total:,} videos could not be decoded and {consequence}: "
         f"{', '.join(keys[:SHOWN])}{', ...' if len(keys) > SHOWN else ''}. The first, {keys[0]}: "
         f"{report.failed[keys[0]]}"
     )

@@ -45,7 +45,7 @@ class CacheSettings:
         if self.sampler not in fixed:
             raise UserError(f"sampler {self.sampler!r} cannot fill a cache", did_you_mean(self.sampler, fixed))
         if self.frames < 1:
-            raise UserError(f"{self.frames} frames a video cannot be cached", "Give at least 1.")
+            raise UserError(f"{self.frames} frames per video cannot be cached", "Give at least 1.")
         if self.size is not None and self.size < 1:
             raise UserError(f"pictures of {self.size} pixels cannot be cached", "Give at least 1.")
         if self.quality is not None and not 1 <= self.quality <= 95:
@@ -55,7 +55,7 @@ class CacheSettings:
         """Return the settings as a user reads them."""
         size = "original size" if self.size is None else f"short side {self.size}"
         form = "raw pixels" if self.quality is None else f"JPEG quality {self.quality}"
-        return f"{self.frames} frames a video ({self.sampler}), {size}, {form}"
+        return f"{self.frames} frames per video ({self.sampler}), {size}, {form}"
 
 
 class Entry(NamedTuple):

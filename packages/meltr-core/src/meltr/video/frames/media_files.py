@@ -73,7 +73,7 @@ def decodable(
     kept = tuple(path for path in paths if path not in broken)
     if not kept:
         first = next(iter(broken.values()))
-        raise UserError(f"None of {len(paths)} files can be decoded. The first: {first}", "Give other files.")
+        raise UserError(f"None of the {len(paths)} files can be decoded. The first: {first}", "Give other files.")
     return kept, broken
 
 
