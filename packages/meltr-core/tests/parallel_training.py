@@ -13,7 +13,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from bilevel_cases import estimator_of, scheme_of
-from meltr import Bilevel, LossTransformer
+from meltr import Bilevel, LossTransformer, Setup
 from meltr.parallel.data_parallel import DataParallel, Sharded
 from meltr.parallel.gather import gather
 from meltr.parallel.ranks import Ranks, joined
@@ -103,7 +103,7 @@ def train(ranks: Ranks, parallel: str, case: str) -> dict[str, torch.Tensor]:
     optimizer = torch.optim.SGD(model.parameters(), 0.05, momentum=0.9)
     outer = torch.optim.SGD(m.parameters(), 0.05)
     bilevel = Bilevel(
-        model, m, outer, gamma=0.1, sharing=sharing, inner_optimizer=optimizer, every=2, scheme=scheme,
+        model, m, outer, gamma=0.1, setup=Setup(sharing=sharing), inner_optimizer=optimizer, every=2, scheme=scheme,
         estimator=estimator, **settings,
     )  # fmt: skip
     products = torch.zeros(count)

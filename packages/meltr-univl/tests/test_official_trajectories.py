@@ -18,9 +18,9 @@ import torch
 from torch import Tensor
 
 import meltr_univl.adapter
+from meltr.bilevel.results import OuterResult, StepResult
 from meltr.context import Data
 from meltr.engine.building import estimator_of, scheme_of
-from meltr.engine.results import OuterResult, StepResult
 from meltr.engine.run import open_run
 from meltr.engine.trainer import Trainer
 from meltr.parallel.ranks import Ranks

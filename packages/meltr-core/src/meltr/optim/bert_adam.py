@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from meltr.hypergradients.vectors import local
+from meltr.autograd.vectors import local
 
 
 class BertAdam(torch.optim.Optimizer):

@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from meltr.autograd.vectors import local
 from meltr.errors import UserError
-from meltr.hypergradients.vectors import local
 from meltr.optim.bert_adam import BertAdam
 
 StepDerivative = Callable[[Tensor, Mapping[str, Any], Mapping[str, Any], Tensor | None], Tensor | float]

@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-from meltr.hypergradients.replay import Losses, as_parts
-from meltr.hypergradients.vectors import Direction, dot, products
+from meltr.autograd.losses import Compute, as_parts
+from meltr.autograd.vectors import Direction, dot, products
 
-Compute = Callable[[], Losses]
-
-Averaging = Literal["backward", "now", "later"]
-"""Who averages an inner gradient over processes: the backward itself (its forward prepared that), nobody yet (a later
-piece of the same batch will), or a call of its own."""
+Averaging = Literal["backward", "later"]
+"""Who averages an inner gradient over processes: the backward itself (its forward prepared that), or nobody yet (that
+of a later micro-batch of the same batch will)."""
 
 
 class Sharing:
@@ -51,21 +49,18 @@ class Sharing:
 
         Args:
             losses: 0-dim tensors with their graph.
-            seeds: One weight a loss.
+            seeds: One weight per loss.
             parameters: What to differentiate by; unused ones get None.
             retain: Keep the graph for another backward.
         """
         return list(torch.autograd.grad(losses, parameters, seeds, retain_graph=retain, allow_unused=True))
 
-    def inner_backward(
-        self, losses: Sequence[Tensor], seeds: Sequence[Tensor], parameters: Sequence[Tensor], averaging: Averaging
-    ) -> None:
-        """Add the gradient of sum_t seeds_t * losses_t to ``.grad``; frees the graph.
+    def backward(self, losses: Sequence[Tensor], seeds: Sequence[Tensor], averaging: Averaging) -> None:
+        """Add the gradient of sum_t seeds_t * losses_t to ``.grad`` of every leaf; frees the graph.
 
         Args:
             losses: 0-dim tensors with their graph.
-            seeds: One weight a loss.
-            parameters: The weights w.
+            seeds: One weight per loss.
             averaging: Who averages over processes.
         """
         torch.autograd.backward(list(losses), list(seeds))
@@ -89,10 +84,6 @@ class Sharing:
     def products(self, rows: Iterable[Direction], direction: Direction) -> Tensor:
         """Return the inner products of shares of gradients with an averaged direction, averaged, float64, (T+1,)."""
         return products(rows, direction)
-
-    def as_gradient(self, parameter: Tensor, part: Tensor) -> Tensor:
-        """Return what ``.grad`` of a parameter must be to hold `part`."""
-        return part
 
     def gathered(self) -> AbstractContextManager[Any]:
         """Return a context in which all weights are whole, for evaluations that call any part of the model."""

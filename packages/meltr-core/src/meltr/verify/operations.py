@@ -13,6 +13,7 @@ from torch.autograd import forward_ad
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
+from meltr.autograd.leaves import sees_every_pass
 from meltr.context import RunContext
 from meltr.engine.hooks import Hooks
 
@@ -118,6 +119,7 @@ class Counter:
     def _seed_hook(self, gradient: Tensor) -> None:
         self._second.add(_number())
 
+    @sees_every_pass
     def _parameter_hook(self, gradient: Tensor) -> None:
         self._at_parameters.add(_number())
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import ClassVar
 
@@ -14,10 +14,11 @@ from torch.autograd import forward_ad
 from torch.func import functional_call
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from meltr.autograd.leaves import reached_leaves
+from meltr.autograd.vectors import Direction, scale, unchanged_versions
 from meltr.hypergradients.estimators.base import Estimator
-from meltr.hypergradients.evaluation import LossFunction
+from meltr.hypergradients.loss_function import LossFunction
 from meltr.hypergradients.problem import OuterProblem
-from meltr.hypergradients.vectors import Direction, scale
 
 
 class _WithLosses(nn.Module):
@@ -62,7 +63,7 @@ class ForwardMode(Estimator):
         """
         factor = _factor(problem, direction)
         scaled = direction if factor == 1.0 else scale(direction, factor)
-        own = [_of_piece(problem, scaled, piece) for piece in problem.auxiliary.functions()]
+        own = [_of_batch(problem, scaled, function) for function in problem.auxiliary.functions()]
         return problem.auxiliary.setup.sharing.mean(torch.stack(own).mean(0) / factor)
 
 
@@ -72,24 +73,43 @@ def _factor(problem: OuterProblem, direction: Direction) -> float:
     return 2.0 ** -round(math.log2(length)) if 0.0 < length < math.inf else 1.0
 
 
-def _of_piece(problem: OuterProblem, direction: Direction, function: LossFunction) -> Tensor:
-    tangents = {id(p): q for p, q in zip(problem.parameters, direction, strict=True) if q is not None}
-    wrapper = _WithLosses(function.setup.model)
-    with (
-        _quiet_first_use(),
-        function.replayed(),
-        torch.no_grad(),
-        sdpa_kernel(SDPBackend.MATH),
-        forward_ad.dual_level(),
-    ):
-        duals = {
-            name: forward_ad.make_dual(parameter.detach(), tangents[id(parameter)].to(parameter))
-            for name, parameter in wrapper.named_parameters()
-            if id(parameter) in tangents
-        }
-        parts = functional_call(wrapper, duals, (function.call,))
-        products = []
-        for part in parts:
-            tangent = forward_ad.unpack_dual(part).tangent
-            products.append(torch.zeros_like(part) if tangent is None else tangent)
+def _of_batch(problem: OuterProblem, direction: Direction, function: LossFunction) -> Tensor:
+    tangents = {id(p): q.to(p) for p, q in zip(problem.parameters, direction, strict=True) if q is not None}
+    products, missed = _with_duals(tangents, function, [])
+    if missed:
+        products, _ = _with_duals(tangents, function, missed)
     return torch.stack([product.double() for product in products])
+
+
+def _with_duals(
+    tangents: dict[int, Tensor], function: LossFunction, in_place: Sequence[Tensor]
+) -> tuple[list[Tensor], list[Tensor]]:
+    """Return the tangents of the losses, and the weights that they reach otherwise than through the model's attributes.
+
+    The model's attributes are replaced by dual numbers that require no gradient. So a graph is there only if the losses
+    hold weights in another way: in a list, in a closure, in a module beside the model.
+
+    Args:
+        tangents: The tangent of every parameter, by its id.
+        function: Of the losses.
+        in_place: Weights of that other kind, which get their tangents in place.
+    """
+    wrapper = _WithLosses(function.setup.model)
+    kept = [weight for weight in in_place if weight.numel()]
+    with _quiet_first_use(), sdpa_kernel(SDPBackend.MATH), unchanged_versions(kept), forward_ad.dual_level():
+        duals = {}
+        for name, parameter in wrapper.named_parameters():
+            own, tangent = parameter.detach(), tangents.get(id(parameter))
+            duals[name] = own if tangent is None else forward_ad.make_dual(own, tangent)
+        with torch.no_grad():
+            for weight in in_place:
+                weight.copy_(forward_ad.make_dual(weight.detach().clone(), tangents[id(weight)]))
+        torch.clear_autocast_cache()
+        parts = functional_call(
+            wrapper, duals, (lambda: function.run(graph=True, replay=True, keep_buffers=True).parts,)
+        )
+        missed = [leaf for leaf in reached_leaves(parts) if id(leaf) in tangents]
+        found = [forward_ad.unpack_dual(part).tangent for part in parts]
+        products = [torch.zeros_like(p) if t is None else t.detach() for p, t in zip(parts, found, strict=True)]
+    torch.clear_autocast_cache()
+    return products, missed
