@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -16,10 +15,6 @@ from torch import Tensor
 from meltr.context import Data
 from meltr.video.frames.media import decode
 from meltr.video.frames.sampling import middles
-
-SHARED = Path(os.environ.get("MELTR_SHARED", Path(__file__).resolve().parents[4] / "shared"))
-SIZES = {"train": 10, "validation": 4, "test": 6}
-"""Clips of a miniature."""
 
 S, R = 48, 57
 """Side of a frame, and before it is cropped: int(1.2 S)."""

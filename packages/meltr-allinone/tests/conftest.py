@@ -7,36 +7,15 @@ from typing import Any
 import pytest
 import torch
 
-from allinone_clips import SIZES, SMALL
+from allinone_clips import SMALL
 from meltr.context import RunContext
 from meltr.plugins import discover
 from meltr.specs import RunSpec
-from meltr.video import miniature
 from meltr.video.text.wordpiece import write_vocabulary
 from meltr_allinone.options import AllInOneOptions
+from meltr_fixtures import Sample
 
 Make = Callable[..., RunContext]
-Sample = Callable[[str], Path]
-
-
-@pytest.fixture(scope="session")
-def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("cache")
-
-
-@pytest.fixture
-def sample(cache: Path, monkeypatch: pytest.MonkeyPatch) -> Sample:
-    """Return a maker of miniatures of a few clips, in a cache that ``--sample`` uses."""
-    monkeypatch.setenv("MELTR_CACHE", str(cache))
-
-    def make(dataset: str) -> Path:
-        folder = cache / "miniature" / f"{dataset}-0-v{miniature.VERSION}"
-        if not folder.exists():
-            splits = ("train", "test") if dataset.startswith("msrvtt-") else SIZES
-            miniature.write(dataset, folder, sizes={split: SIZES[split] for split in splits})
-        return folder
-
-    return make
 
 
 @pytest.fixture

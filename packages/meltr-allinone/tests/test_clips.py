@@ -12,7 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
-from allinone_clips import ALL, DRAWING, SIZES, R, S, by_hand, epoch, frames_in, same, write_manifest
+from allinone_clips import ALL, DRAWING, R, S, by_hand, epoch, frames_in, same, write_manifest
 from meltr.context import Data
 from meltr.errors import UserError
 from meltr.video.annotations import read
@@ -20,6 +20,7 @@ from meltr.video.frame_cache import CacheSettings, fill_cache
 from meltr.video.frames.media import decode
 from meltr.video.frames.sampling import middles
 from meltr_allinone.data import build_data
+from meltr_fixtures import SIZES
 
 
 @pytest.mark.parametrize("stored", [None, 5])

@@ -10,10 +10,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from allinone_clips import ALL, DRAWING, SHARED, epoch, write_manifest
+from allinone_clips import ALL, DRAWING, epoch, write_manifest
 from meltr.errors import UserError
 from meltr.video.text.vocabulary import VOCABULARY
 from meltr_allinone.data import build_data
+from places import published_vocabulary, shared
 
 
 def test_splits_share_no_video(make_context):
@@ -73,10 +74,7 @@ def test_long_texts_are_cut_with_a_note(make_context):
 
 def test_the_real_clips(make_context, tmp_path):
     """Ten clips of MSR-VTT with their captions, as a manifest: train, validation and test."""
-    folder = SHARED / "data" / "captioned_clips"
-    file = SHARED / "data" / "violet_samples" / "bert-base-uncased-vocab.txt"
-    if not (folder / "index.jsonl").is_file() or not file.is_file():
-        pytest.skip(f"no clips in {folder} (set MELTR_SHARED)")
+    folder, file = shared("data", "captioned_clips", "index.jsonl").parent, published_vocabulary()
     rows = [json.loads(line) for line in (folder / "index.jsonl").read_text().splitlines()]
     splits = ["train"] * 6 + ["validation"] * 2 + ["test"] * 2
     (tmp_path / "data").mkdir()

@@ -7,11 +7,12 @@ import random
 import pytest
 import torch
 
-from allinone_clips import SIZES, owner, owners
+from allinone_clips import owner, owners
 from meltr.video.annotations import read
 from meltr.video.text.vocabulary import VOCABULARY
 from meltr.video.text.wordpiece import Tokenizer
 from meltr_allinone.data import build_data
+from meltr_fixtures import SIZES
 
 
 def test_evaluation_sees_the_middle_of_every_segment(make_context, sample):

@@ -7,11 +7,12 @@ from collections import Counter
 import pytest
 import torch
 
-from allinone_clips import ALL, SIZES, S, epoch, owner, owners, write_manifest
+from allinone_clips import ALL, S, epoch, owner, owners, write_manifest
 from meltr.video.annotations import read
 from meltr.video.text.vocabulary import VOCABULARY
 from meltr.video.text.wordpiece import Tokenizer, write_vocabulary
 from meltr_allinone.data import build_data
+from meltr_fixtures import SIZES
 
 
 @pytest.mark.parametrize("dataset", ["msrvtt-7k", "msrvtt-9k", "manifest"])

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 from typing import Any
 
@@ -21,11 +20,9 @@ from meltr_allinone.masking import MaskedTexts
 from meltr_allinone.model import AllInOne
 from meltr_allinone.pretrained import load_pretrained
 from meltr_allinone.rolling import roll_tokens
+from places import golden_sets
 
-SHARED = Path(os.environ.get("MELTR_SHARED", Path(__file__).resolve().parents[4] / "shared"))
-BESIDE = SHARED / "reference" / "allinone"
-ROOT = Path(os.environ.get("MELTR_GOLDENS", BESIDE if BESIDE.is_dir() else Path(__file__).parent / "goldens"))
-FOLDERS = sorted(file.parent for file in ROOT.rglob("config.json"))
+FOLDERS = golden_sets("allinone")
 ORDERS = ("raster", "shuffled")
 
 
@@ -105,11 +102,8 @@ SETS = [(folder, *kind) for folder in FOLDERS for kind in KINDS]
 NAMES = [f"{folder.name}-{str(dtype).removeprefix('torch.')}-{attention}" for folder, dtype, attention in SETS]
 
 
-@pytest.fixture(params=SETS or [None], ids=NAMES or ["none"])
+@pytest.fixture(params=SETS, ids=NAMES)
 def golden(request: pytest.FixtureRequest) -> Any:
-    if request.param is None:
-        pytest.skip(f"no golden set below {ROOT} (set MELTR_GOLDENS)")
-    torch.set_num_threads(1)
     with torch.no_grad():
         yield Goldens(*request.param)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import random
 from pathlib import Path
 from typing import Any
@@ -21,20 +20,17 @@ from meltr_allinone.losses import contrastive_loss, similarity
 from meltr_allinone.official import with_frames
 from meltr_allinone.sampling import SAMPLERS
 from meltr_allinone.transforms import centre_crop, channels_first, normalised, resized_side, resized_squares
+from places import golden_root, golden_sets, optional
 
-SHARED = Path(os.environ.get("MELTR_SHARED", Path(__file__).resolve().parents[4] / "shared"))
-BESIDE = SHARED / "reference" / "allinone"
-GOLDENS = Path(os.environ.get("MELTR_GOLDENS", BESIDE if BESIDE.is_dir() else Path(__file__).parent / "goldens"))
-FOLDERS = sorted(file.parent for file in GOLDENS.rglob("units.json"))
+FOLDERS = golden_sets("allinone", "units.json")
+NONE = f"no units.json below {golden_root('allinone')} (set MELTR_GOLDENS)"
 
 DRAWS, SHORT = 1000, 40
 """So many draws see every frame of a segment of at most SHORT: one is missed with probability (1 - 1 / SHORT)^DRAWS."""
 
 
-@pytest.fixture(params=FOLDERS or [None], ids=lambda folder: folder.name if folder else "none")
+@pytest.fixture(params=optional(FOLDERS, NONE), ids=lambda folder: folder.name)
 def folder(request: pytest.FixtureRequest) -> Path:
-    if request.param is None:
-        pytest.skip(f"no units.json below {GOLDENS} (set MELTR_GOLDENS)")
     return request.param
 
 

@@ -11,7 +11,7 @@ import torch
 
 from meltr.errors import UserError
 from meltr.plugins import discover
-from meltr.settings import Keys
+from meltr.setting_keys import Keys
 from meltr_allinone.options import AllInOneOptions
 from meltr_allinone.plugin import register_backbones
 from meltr_allinone.presets import MSRVTT_RELEASED, RELEASED

@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-import pytest
-
-from allinone_clips import SHARED
 from meltr.video.text.wordpiece import Tokenizer
 from meltr_allinone.texts import Texts
+from places import published_vocabulary
 
 
 def test_the_texts_of_the_published_vocabulary():
     """Lower-case, framed and padded to 40 tokens, or cut; rare words in pieces."""
-    file = SHARED / "data" / "violet_samples" / "bert-base-uncased-vocab.txt"
-    if not file.is_file():
-        pytest.skip(f"no vocabulary {file} (set MELTR_SHARED)")
+    file = published_vocabulary()
     texts = Texts(Tokenizer(file, length=40), "retrieval", {})
     assert texts.tokenizer.size == 30522
     names = file.read_text(encoding="utf-8").splitlines()

@@ -17,13 +17,13 @@ from typer.testing import CliRunner
 import meltr
 from meltr.cli.app import build_app
 from meltr.context import Data, PredictRequest, RunContext
-from meltr.engine.run import execute, open_run
+from meltr.engine.built_run import open_run
+from meltr.engine.run import execute
 from meltr.errors import UserError
 from meltr.parallel.ranks import Ranks
 from meltr.plugins import discover
 from meltr.settings import resolve
 from meltr.specs import RunSpec
-from meltr.video import miniature
 from meltr.video.tasks.captions import corpus_scores
 from meltr.video.tasks.regression import sentiment_metrics
 from meltr_univl.adapter import UnivlAdapter
@@ -32,7 +32,6 @@ from meltr_univl.losses import LOSSES
 from meltr_univl.options import UnivlOptions
 
 MakeSpec = Callable[..., RunSpec]
-SIZES = {"train": 10, "validation": 4, "test": 6}
 SMALL = {
     "options.size": "tiny",
     "options.text_length": 20,
@@ -52,26 +51,6 @@ TASKS = [
     ("sentiment", "cmu-mosi", "score", EIGHT | {"score"}),
     ("captioning", "manifest", "decoder", EIGHT),
 ]
-
-
-@pytest.fixture(scope="module")
-def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("cache")
-
-
-@pytest.fixture
-def sample(cache: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], Path]:
-    """Return a maker of miniatures of a few clips, in a cache that ``--sample`` uses."""
-    monkeypatch.setenv("MELTR_CACHE", str(cache))
-
-    def make(dataset: str) -> Path:
-        folder = cache / "miniature" / f"{dataset}-0-v{miniature.VERSION}"
-        if not folder.exists():
-            splits = ("train", "test") if dataset in ("msrvtt-7k", "youcook2") else SIZES
-            miniature.write(dataset, folder, sizes={split: SIZES[split] for split in splits})
-        return folder
-
-    return make
 
 
 @pytest.fixture

@@ -15,10 +15,10 @@ from torch import Tensor
 from meltr.context import Data, RunContext
 from meltr.errors import UserError
 from meltr.specs import RunSpec, TaskInfo
-from meltr.video import miniature
 from meltr.video.annotations import read
 from meltr.video.corpus import Item
 from meltr.video.text.wordpiece import CLS, SEP
+from meltr_fixtures import Sample
 from meltr_univl.data import build_data
 from meltr_univl.examples import Examples
 from meltr_univl.feature_extraction import extract
@@ -32,8 +32,8 @@ COLUMNS = {"text", "text_mask", "video", "video_mask", "caption_input", "caption
 
 
 @pytest.fixture(autouse=True)
-def _cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("MELTR_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
+def _cache(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MELTR_CACHE", str(cache))
 
 
 @pytest.fixture
@@ -259,16 +259,8 @@ def test_long_texts_are_told(make: Make, tmp_path: Path) -> None:
     assert any(note.startswith("2 of 7 captions have more than 3 words") for note in context.notes)
 
 
-def small_miniature(dataset: str) -> Path:
-    folder = miniature.cache_folder() / "miniature" / f"{dataset}-0-v{miniature.VERSION}"
-    if not folder.exists():
-        splits = ("train", "test") if dataset.startswith("msrvtt") else ("train", "validation", "test")
-        miniature.write(dataset, folder, sizes=dict.fromkeys(splits, 6))
-    return folder
-
-
-def test_features_of_a_miniature_are_made_once(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
-    folder = small_miniature("msrvtt-7k")
+def test_features_of_a_miniature_are_made_once(make: Make, sample: Sample, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = sample("msrvtt-7k")
     data = build_data(make("retrieval", "msrvtt-7k"))
     assert data.meta["features"] == {"width": Grid.width, "extractor": "grid", "rate": 4.0, "weights": None}
     corpus = read("msrvtt-7k", "retrieval", folder)

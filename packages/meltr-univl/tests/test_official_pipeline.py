@@ -7,7 +7,6 @@ vocabulary of bert-base-uncased.
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +18,8 @@ from meltr.video.text.wordpiece import Tokenizer
 from meltr_univl.examples import Clips, Examples, Texts
 from meltr_univl.features import FeatureRecord, Features
 from meltr_univl.texts import Wording
+from places import golden_root, golden_sets, optional, published_vocabulary
 
-SHARED = Path(os.environ.get("MELTR_SHARED", Path(__file__).resolve().parents[4] / "shared"))
-_BESIDE = SHARED / "reference" / "univl"
-GOLDENS = Path(os.environ.get("MELTR_GOLDENS", _BESIDE if _BESIDE.is_dir() else Path(__file__).parent / "goldens"))
-VOCABULARY = SHARED / "data" / "violet_samples" / "bert-base-uncased-vocab.txt"
 NAMES = {
     "input_ids": "text",
     "attention_mask": "text_mask",
@@ -36,9 +32,12 @@ NAMES = {
 
 
 def pipelines() -> list[Path]:
-    """Every pipeline.json of UniVL; one that is not there makes the tests skip."""
-    found = [file for file in sorted(GOLDENS.rglob("pipeline.json")) if "youcook_retrieval" in file.read_text()]
-    return found or [GOLDENS / "pipeline.json"]
+    """Return every pipeline.json of UniVL."""
+    files = [folder / "pipeline.json" for folder in golden_sets("univl", "pipeline.json")]
+    return [file for file in files if "youcook_retrieval" in file.read_text()]
+
+
+NONE = f"no pipeline.json of UniVL below {golden_root('univl')} (set MELTR_GOLDENS)"
 
 
 class Numbered:
@@ -57,19 +56,15 @@ class Numbered:
         return np.arange(self.count, dtype=np.float32)[:, None]
 
 
-@pytest.fixture(scope="module", params=pipelines(), ids=lambda path: path.parent.name)
+@pytest.fixture(scope="module", params=optional(pipelines(), NONE), ids=lambda path: path.parent.name)
 def pipeline(request: pytest.FixtureRequest) -> dict[str, Any]:
-    if not request.param.is_file():
-        pytest.skip(f"no {request.param} (set MELTR_GOLDENS)")
     content: dict[str, Any] = json.loads(request.param.read_text(encoding="utf-8"))
     return content
 
 
 @pytest.fixture(scope="module")
 def wording(pipeline: dict[str, Any]) -> Wording:
-    if not VOCABULARY.is_file():
-        pytest.skip(f"no vocabulary {VOCABULARY} (set MELTR_SHARED)")
-    return Wording(Tokenizer(VOCABULARY, length=pipeline["settings"]["max_words"]))
+    return Wording(Tokenizer(published_vocabulary(), length=pipeline["settings"]["max_words"]))
 
 
 def test_pieces(pipeline: dict[str, Any], wording: Wording) -> None:

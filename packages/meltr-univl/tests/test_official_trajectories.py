@@ -21,7 +21,7 @@ import meltr_univl.adapter
 from meltr.bilevel.results import OuterResult, StepResult
 from meltr.context import Data
 from meltr.engine.building import estimator_of, scheme_of
-from meltr.engine.run import open_run
+from meltr.engine.built_run import open_run
 from meltr.engine.trainer import Trainer
 from meltr.parallel.ranks import Ranks
 from meltr.plugins import Registry, discover

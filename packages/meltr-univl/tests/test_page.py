@@ -11,7 +11,7 @@ import torch
 
 from meltr.errors import UserError
 from meltr.plugins import discover
-from meltr.settings import Keys
+from meltr.setting_keys import Keys
 from meltr_univl.options import UnivlOptions
 from meltr_univl.plugin import register_backbones
 from meltr_univl.released import CAPTIONING_RELEASED, MSRVTT_RELEASED, RELEASED

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Sequence
 from fnmatch import fnmatch
 from functools import cached_property
@@ -22,16 +21,7 @@ from meltr_univl.masking import Masks
 from meltr_univl.model import PARTS, Univl
 from meltr_univl.official import from_official
 
-HERE = Path(__file__).resolve()
-SHARED = Path(os.environ.get("MELTR_SHARED", HERE.parents[3].parent / "shared"))
 EIGHT = ("joint", "align", "cmlm", "cmfm", "m_joint", "m_align", "decoder", "m_decoder")
-
-
-def golden_folders() -> list[Path]:
-    """Every folder with a config.json below MELTR_GOLDENS; default: the set beside the project, or the part here."""
-    beside = SHARED / "reference" / "univl"
-    root = Path(os.environ.get("MELTR_GOLDENS", beside if beside.is_dir() else HERE.parent / "goldens"))
-    return sorted(file.parent for file in root.rglob("config.json"))
 
 
 class Goldens:

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable
 from functools import cached_property
 from pathlib import Path
@@ -13,31 +12,16 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from meltr.context import RunContext
-from meltr.engine.run import open_run
+from meltr.engine.built_run import open_run
 from meltr.parallel.ranks import Ranks
 from meltr.plugins import discover
 from meltr.settings import resolve
 from meltr.specs import RunSpec
-from meltr.video import miniature
 from meltr_violet.config import TINY, ModelConfig
 from meltr_violet.losses import Batch
 from meltr_violet.model import Violet
 from meltr_violet.official import from_official
-
-HERE = Path(__file__).resolve()
-SHARED = Path(os.environ.get("MELTR_SHARED", HERE.parents[4] / "shared"))
-
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> None:
-    torch.set_num_threads(1)
-
-
-def golden_folders() -> list[Path]:
-    """Every folder with a config.json below MELTR_GOLDENS; default: the set beside the project, or the part here."""
-    beside = SHARED / "reference" / "violet"
-    root = Path(os.environ.get("MELTR_GOLDENS", beside if beside.is_dir() else HERE.parent / "goldens"))
-    return sorted(file.parent for file in root.rglob("config.json"))
+from places import golden_sets, published_vocabulary
 
 
 class Goldens:
@@ -120,7 +104,7 @@ class Goldens:
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    folders = golden_folders()
+    folders = golden_sets("violet")
     if "golden" in metafunc.fixturenames:
         pairs = [(folder, dtype) for folder in folders for dtype in (torch.float32, torch.float64)]
         names = [f"{folder.name}-{str(dtype).removeprefix('torch.')}" for folder, dtype in pairs]
@@ -131,10 +115,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 @pytest.fixture
 def vocabulary_file() -> Path:
-    file = SHARED / "data" / "violet_samples" / "bert-base-uncased-vocab.txt"
-    if not file.is_file():
-        pytest.skip(f"no vocabulary {file} (set MELTR_SHARED)")
-    return file
+    return published_vocabulary()
 
 
 @pytest.fixture
@@ -156,9 +137,6 @@ def tiny_batch() -> Callable[..., Batch]:
     return make
 
 
-SIZES = {"train": 10, "validation": 4, "test": 6}
-"""Clips of a miniature."""
-
 SMALL = {
     "options.size": "tiny",
     "options.frames": 2,
@@ -167,26 +145,6 @@ SMALL = {
     "train.batch_size": 4,
     "train.log_every": 1,
 }
-
-
-@pytest.fixture(scope="session")
-def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("cache")
-
-
-@pytest.fixture
-def sample(cache: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], Path]:
-    """Return a maker of miniatures of a few clips, in a cache that ``--sample`` uses."""
-    monkeypatch.setenv("MELTR_CACHE", str(cache))
-
-    def make(dataset: str) -> Path:
-        folder = cache / "miniature" / f"{dataset}-0-v{miniature.VERSION}"
-        if not folder.exists():
-            splits = ("train", "test") if dataset.startswith(("tgif", "msrvtt", "kinetics")) else SIZES
-            miniature.write(dataset, folder, sizes={split: SIZES[split] for split in splits})
-        return folder
-
-    return make
 
 
 @pytest.fixture

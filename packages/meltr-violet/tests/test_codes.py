@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import pickle
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,8 +18,7 @@ from meltr_violet.code_extraction import compute, fill_codes, fingerprint
 from meltr_violet.code_file import CodeFile, CodeSettings, CodeTable
 from meltr_violet.codes import CodeSource, FixedCodebook, PreparedCodes
 from meltr_violet.dvae import CodeEncoder
-
-SHARED = Path(os.environ.get("MELTR_SHARED", Path(__file__).resolve().parents[4] / "shared"))
+from places import shared
 
 # Prepared
 
@@ -34,9 +32,7 @@ SHARED = Path(os.environ.get("MELTR_SHARED", Path(__file__).resolve().parents[4]
     ],
 )
 def test_real_codes(name, count, shape):
-    file = SHARED / "data" / "violet_samples" / name
-    if not file.is_file():
-        pytest.skip(f"no prepared sample {file} (set MELTR_SHARED)")
+    file = shared("data", "violet_samples", name)
     codes, raw = PreparedCodes(file), pickle.loads(file.read_bytes())
     assert isinstance(codes, CodeSource)
     assert len(codes) == count

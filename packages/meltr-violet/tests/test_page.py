@@ -11,7 +11,7 @@ import torch
 
 from meltr.errors import UserError
 from meltr.plugins import discover
-from meltr.settings import Keys
+from meltr.setting_keys import Keys
 from meltr_violet.options import VioletOptions
 from meltr_violet.plugin import register_backbones
 from meltr_violet.prepared import LAYOUTS

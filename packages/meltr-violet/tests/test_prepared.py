@@ -6,7 +6,6 @@ import base64
 import io
 import json
 import multiprocessing
-import os
 import pickle
 import shutil
 import tracemalloc
@@ -22,17 +21,14 @@ from meltr_violet.codes import CodeSource, PreparedCodes, codes_or_ignored
 from meltr_violet.prepared import LAYOUTS, expected, find, find_codes
 from meltr_violet.prepared_frames import PreparedFrames
 from meltr_violet.prepared_texts import OUTSIDE
+from places import shared
 
-SHARED = Path(os.environ.get("MELTR_SHARED", Path(__file__).resolve().parents[4] / "shared"))
 CLIPS = [f"video{number}" for number in range(7010, 7020)]
 
 
 @pytest.fixture
 def samples() -> Path:
-    folder = SHARED / "data" / "violet_samples"
-    if not folder.is_dir():
-        pytest.skip(f"no prepared samples in {folder} (set MELTR_SHARED)")
-    return folder
+    return shared("data", "violet_samples")
 
 
 def jpeg(value: int, size: tuple[int, int] = (24, 16), mode: str = "RGB") -> str:

@@ -16,11 +16,6 @@ from meltr_vision.options import VisionOptions
 LOSSES = ("classification", "mixup", "rotation")
 
 
-@pytest.fixture(autouse=True)
-def _one_thread() -> None:
-    torch.set_num_threads(1)
-
-
 @pytest.fixture
 def make_context() -> Callable[..., RunContext]:
     """Return a maker of contexts: dataset, losses, settings of RunSpec (nested dicts), and options."""

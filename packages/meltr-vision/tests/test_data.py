@@ -25,6 +25,7 @@ from meltr.errors import UserError
 from meltr_vision import data as data_module
 from meltr_vision.data import build_data
 from meltr_vision.images import CIFARS, miniature, read_cifar, read_digits
+from places import shared
 
 Make = Callable[..., RunContext]
 
@@ -281,10 +282,7 @@ def test_unknown_dataset(make_context: Make) -> None:
 
 
 def test_real_cifar100(tmp_path: Path, make_context: Make) -> None:
-    beside = Path(__file__).resolve().parents[4] / "shared"
-    folder = Path(os.environ.get("MELTR_SHARED", beside)) / "data" / "cifar100"
-    if not (folder / "test.npz").is_file():
-        pytest.skip(f"no CIFAR-100 in {folder} (set MELTR_SHARED)")
+    folder = shared("data", "cifar100", "test.npz").parent
     packed = np.load(folder / "test.npz")
     strip = Image.open(io.BytesIO(packed["webp"][: packed["ends"][0]].tobytes())).convert("RGB")
     pixels = np.asarray(strip).reshape(-1, 32, 32, 3)

@@ -8,6 +8,8 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from meltr.version import __version__ as __version__
+
 if TYPE_CHECKING:
     from meltr.bilevel.bilevel import Bilevel as Bilevel
     from meltr.bilevel.results import OuterResult as OuterResult
@@ -59,8 +61,6 @@ if TYPE_CHECKING:
     from meltr.specs import RunSpec as RunSpec
     from meltr.specs import SchemeInfo as SchemeInfo
     from meltr.specs import TaskInfo as TaskInfo
-
-__version__ = "0.1.0"
 
 _HOME = {
     "Bilevel": "meltr.bilevel.bilevel",

@@ -40,6 +40,11 @@ class NonFiniteLossError(MeltrError):
     """A loss became NaN or infinite during training."""
 
 
+def closest(word: str, choices: Iterable[str]) -> str | None:
+    """Return the choice that a misspelt `word` probably means, None if none is close."""
+    return next(iter(difflib.get_close_matches(word, sorted(choices), n=1, cutoff=0.5)), None)
+
+
 def did_you_mean(word: str, choices: Iterable[str]) -> str:
     """Return ``"Did you mean 'x'? Valid choices: ..."`` for a misspelt `word`.
 
@@ -48,6 +53,6 @@ def did_you_mean(word: str, choices: Iterable[str]) -> str:
         choices: What would have been right.
     """
     known = sorted(choices)
-    close = difflib.get_close_matches(word, known, n=1, cutoff=0.5)
-    guess = f"Did you mean {close[0]!r}? " if close else ""
+    close = closest(word, known)
+    guess = f"Did you mean {close!r}? " if close else ""
     return f"{guess}Valid choices: {', '.join(known) or 'none'}."

@@ -13,6 +13,8 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from meltr.errors import UserError
+
 _NOT_FINITE = ("NaN", "Infinity", "-Infinity")
 
 
@@ -70,6 +72,23 @@ def write_text(path: Path, text: str) -> None:
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
     """Write a JSON object whole."""
     write_text(path, json.dumps(encode(content), indent=2, ensure_ascii=False) + "\n")
+
+
+def read_object(path: Path) -> dict[str, Any] | None:
+    """Read a JSON object that `write_json` wrote; None if there is no such file.
+
+    Raises:
+        UserError: If the file is not valid JSON, or holds something else than an object.
+    """
+    try:
+        value = decode(json.loads(path.read_text(encoding="utf-8")))
+    except FileNotFoundError:
+        return None
+    except ValueError as error:
+        raise UserError(f"{path} is not valid JSON: {error}", "It was changed or copied incompletely.") from error
+    if not isinstance(value, dict):
+        raise UserError(f"{path} holds a {type(value).__name__}, not an object", "It was not written by meltr.")
+    return value
 
 
 def write_lines(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:

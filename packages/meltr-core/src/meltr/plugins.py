@@ -22,7 +22,6 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import pluggy
 from pydantic import ValidationError
 
-from meltr import __version__
 from meltr.errors import MeltrError, PluginError, UserError, did_you_mean
 from meltr.hookspecs import PROJECT, AdapterSpecs, DiscoverySpecs, ObserverSpecs
 from meltr.specs import (
@@ -35,6 +34,7 @@ from meltr.specs import (
     SchemeInfo,
     TaskInfo,
 )
+from meltr.version import __version__
 
 if TYPE_CHECKING:
     import typer

@@ -2,15 +2,27 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
 from typing import IO, TYPE_CHECKING
 
-from meltr.observers.text import duration
-
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.live import Live
+
+
+def duration(seconds: float) -> str:
+    """Return `seconds` as ``4:05`` or ``1:04:05``; ``-`` if unknown.
+
+    >>> duration(3845.2)
+    '1:04:05'
+    """
+    if not math.isfinite(seconds) or seconds < 0:
+        return "-"
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
 
 
 class Counter:

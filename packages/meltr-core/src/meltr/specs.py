@@ -167,7 +167,23 @@ class BackboneInfo(Info):
         raise KeyError(name)
 
 
-class CombinerInfo(Info):
+class MadeInfo(Info):
+    """What core makes by calling a factory with settings as keywords.
+
+    Args:
+        name: What the user writes.
+        summary: One line for ``meltr list``.
+        factory: ``"module:callable"``, imported only when a run needs it.
+        options: ``"module:Model"``, a pydantic model (extra="forbid", importing no torch) of its settings, or None.
+    """
+
+    name: str
+    summary: str
+    factory: str = Field(pattern=r"^[\w.]+:\w+$")
+    options: str | None = Field(default=None, pattern=r"^[\w.]+:\w+$")
+
+
+class CombinerInfo(MadeInfo):
     """A rule that turns the task losses into the one loss that is descended.
 
     Args:
@@ -183,49 +199,23 @@ class CombinerInfo(Info):
             than presets, which are tuned for other combiners, and weaker than file and flags.
     """
 
-    name: str
-    summary: str
-    factory: str = Field(pattern=r"^[\w.]+:\w+$")
-    options: str | None = Field(default=None, pattern=r"^[\w.]+:\w+$")
     learned: bool = False
     primary_only: bool = False
     settings: dict[str, Any] = {}
 
 
-class SchemeInfo(Info):
-    """A scheme: the rule that chooses the direction q of the hypergradient.
+class SchemeInfo(MadeInfo):
+    """A scheme: the rule that chooses the direction q of the hypergradient; ``--set scheme=NAME``.
 
-    Args:
-        name: What the user writes after ``--set scheme=``.
-        summary: One line for ``meltr list``.
-        factory: ``"module:Class"``, called with the settings as keywords; returns a `meltr.Scheme`. Imported only when
-            a run needs it.
-        options: ``"module:Model"``, a pydantic model (extra="forbid", importing no torch) of its settings
-            (``scheme_options.*``), or None.
+    The factory returns a `meltr.Scheme`; its settings are ``scheme_options.*``.
     """
 
-    name: str
-    summary: str
-    factory: str = Field(pattern=r"^[\w.]+:\w+$")
-    options: str | None = Field(default=None, pattern=r"^[\w.]+:\w+$")
 
+class EstimatorInfo(MadeInfo):
+    """An estimator: a way to compute g = J q; ``--set estimator=NAME``.
 
-class EstimatorInfo(Info):
-    """An estimator: a way to compute g = J q.
-
-    Args:
-        name: What the user writes after ``--set estimator=``.
-        summary: One line for ``meltr list``.
-        factory: ``"module:Class"``, called with the settings as keywords; returns a new `meltr.Estimator`. Imported
-            only when a run needs it.
-        options: ``"module:Model"``, a pydantic model (extra="forbid", importing no torch) of its settings
-            (``estimator_options.*``), or None.
+    The factory returns a new `meltr.Estimator`; its settings are ``estimator_options.*``.
     """
-
-    name: str
-    summary: str
-    factory: str = Field(pattern=r"^[\w.]+:\w+$")
-    options: str | None = Field(default=None, pattern=r"^[\w.]+:\w+$")
 
 
 class TrainSpec(Info):

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import cast
 
 from meltr.context import RunContext
-from meltr.engine.folder import RunFolder
 from meltr.errors import UserError
+from meltr.folders.run_folder import RunFolder
 from meltr.progress import Counter
 from meltr.video import miniature
 from meltr.video.annotations import layout_for, reader

@@ -9,6 +9,8 @@ from typing import Any, overload
 import torch
 from torch import Tensor
 
+from meltr.shards import local
+
 Direction = Sequence[Tensor | None]
 """A vector in parameter space: one tensor a parameter, None where it is zero."""
 
@@ -132,12 +134,6 @@ def _dot(a: Tensor, b: Tensor) -> Tensor:
     # On the CPU a sum of another type than its terms is by far slower than the products.
     chunks = zip(a.split(_CHUNK), b.split(_CHUNK), strict=True)
     return torch.stack([torch.dot(one, other) for one, other in chunks]).sum(dtype=torch.float64)
-
-
-def local(tensor: Tensor) -> Tensor:
-    """Return what this process holds of a tensor: the shard of a DTensor, otherwise the tensor."""
-    part: Tensor = tensor.to_local() if hasattr(tensor, "to_local") else tensor
-    return part
 
 
 def unchanged_versions(tensors: Sequence[Tensor]) -> AbstractContextManager[Any]:

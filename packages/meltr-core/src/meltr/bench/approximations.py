@@ -116,7 +116,7 @@ def _train(
     problem: Problem, variants: Mapping[str, Variant], steps: int
 ) -> tuple[list[Tensor], dict[str, list[Tensor]], dict[str, str]]:
     """Train with exact outer steps; return g of each, g of every approximation there, and what is worth saying."""
-    data = dataclasses.replace(problem.prepared.data, validation=None, test=None)
+    data = dataclasses.replace(problem.built.data, validation=None, test=None)
     exact = problem.stepper({**variants[EXACT].settings, "bilevel.estimator": "per_task"}, data=data)
     exact.at_outer_step()
     probes, remarks = _probes(problem, variants, exact)
@@ -165,11 +165,8 @@ def _probes(
 def _peek(problem: Problem, probe: Stepper, exact: Stepper) -> tuple[Tensor, str]:
     """Return g by an approximation where the exact training is about to take an outer step; nothing is changed."""
     before = Snapshot([*problem.state(), *exact.combiner.state_dict(keep_vars=True).values()])
-    probe.trainer.step = exact.trainer.step
-    probe.trainer.bilevel.steps, probe.trainer.bilevel.outer_steps = (
-        exact.trainer.bilevel.steps,
-        exact.trainer.bilevel.outer_steps,
-    )
+    probe.trainer.state.step = exact.trainer.step
+    probe.trainer.bilevel.count_from(exact.trainer.bilevel.steps, exact.trainer.bilevel.outer_steps)
     try:
         found = probe.observe()
     finally:

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from meltr.engine.folder import environment
+from meltr.environment import environment
 from meltr.verify.agreement import Agreement, agreement, cause
 from meltr.verify.fixed_run import Found, Problem, Stepper
 from meltr.verify.operations import Operations

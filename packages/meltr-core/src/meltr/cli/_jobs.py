@@ -13,14 +13,16 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from meltr.cli import _folders as folders
 from meltr.cli._processes import is_first, restarted
 from meltr.cli.options import Selection, registry_for
 from meltr.cli.output import remark, table
-from meltr.errors import UserError, did_you_mean
+from meltr.errors import UserError
 from meltr.files import write_json
+from meltr.folders.places import begun_before, choose_folder
+from meltr.folders.run_folder import RunFolder, seed_folder
+from meltr.folders.seeds_folder import SeedsFolder, aggregate
 from meltr.plugins import Registry
-from meltr.settings import difference, load_spec, resolve
+from meltr.settings import difference, resolve
 from meltr.specs import RunSpec
 
 if TYPE_CHECKING:
@@ -53,7 +55,7 @@ class Job:
         if self.seeds is None or self.folder is None:
             return [(self.spec, self.folder)]
         return [
-            (self.spec.model_copy(update={"seed": seed}), folders.seed_folder(self.folder, seed)) for seed in self.seeds
+            (self.spec.model_copy(update={"seed": seed}), seed_folder(self.folder, seed).path) for seed in self.seeds
         ]
 
 
@@ -81,10 +83,10 @@ def new_job(
             remark(f"--fast-dev-run uses the first seed only: {seeds[0]}")
         return Job(registry, spec, None)
     several = seeds if len(seeds) > 1 else None
-    begun = folders.begun_before(spec, output_dir, name) if restarted() else None
+    begun = begun_before(spec, output_dir, name) if restarted() else None
     if begun is not None:
         return Job(registry, spec, begun, several, resume=True)
-    return Job(registry, spec, folders.choose_folder(spec, output_dir, name, overwrite=overwrite), several)
+    return Job(registry, spec, choose_folder(spec, output_dir, name, overwrite=overwrite), several)
 
 
 def agreed(job: Job, ranks: Ranks | None) -> Job:
@@ -101,15 +103,10 @@ def resumed_job(ctx: typer.Context, folder: Path, selection: Selection) -> Job:
     Raises:
         UserError: If there is none, or `selection` changes what it computes.
     """
-    parent = folders.read_seeds(folder)
-    if parent is not None:
-        content, seeds = parent["spec"], [int(seed) for seed in parent["seeds"]]
-        stored = RunSpec.model_validate(content)
-    elif (folder / "run.yaml").is_file():
-        stored, seeds = load_spec(folder / "run.yaml"), None
-        content = stored.model_dump(mode="json")
-    else:
-        raise UserError(f"{folder} is not the folder of a run: it has no run.yaml", _nearby(folder))
+    several = SeedsFolder(folder)
+    parent, seeds = several.read(), several.seeds
+    stored = RunFolder(folder).read_spec() if parent is None else RunSpec.model_validate(parent["spec"])
+    content = stored.model_dump(mode="json") if parent is None else parent["spec"]
     registry = registry_for(ctx, selection.plugin or stored.plugins)
     spec = _with_changes(registry, selection, stored, content)
     asked = selection.seeds()
@@ -135,13 +132,6 @@ def _with_changes(registry: Registry, selection: Selection, stored: RunSpec, con
     return spec
 
 
-def _nearby(folder: Path) -> str:
-    parent = folder.parent
-    there = parent.iterdir() if parent.is_dir() else ()
-    runs = [each.name for each in there if (each / "run.yaml").is_file() or (each / folders.SEEDS).is_file()]
-    return did_you_mean(folder.name, runs) if runs else f"There are no runs in {parent}."
-
-
 def perform(
     job: Job, *, quiet: bool, fast_dev_run: bool, tensorboard: bool = False, ranks: Ranks | None = None
 ) -> dict[str, Any]:
@@ -152,10 +142,9 @@ def perform(
     results = []
     speaks = is_first() and not quiet
     if job.seeds is not None and job.folder is not None and not job.resume and is_first():
-        description = {"seeds": job.seeds, "spec": job.spec.model_dump(mode="json")}
-        write_json(job.folder / folders.SEEDS, description)
+        SeedsFolder(job.folder).write(job.seeds, job.spec)
     for number, (spec, folder) in enumerate(job.runs(), start=1):
-        done = folders.finished(folder) if job.resume and folder is not None else None
+        done = RunFolder(folder).read_results() if job.resume and folder is not None else None
         done = done if ranks is None else ranks.broadcast_object(done)
         if done is not None:
             if is_first():
@@ -169,9 +158,9 @@ def perform(
         results.append(done)
     if job.seeds is None or job.folder is None:
         return results[0]
-    together = folders.aggregate(job.seeds, results)
+    together = aggregate(job.seeds, results)
     if is_first():
-        write_json(job.folder / "results.json", together)
+        write_json(SeedsFolder(job.folder).results, together)
         _draw(job.folder, quiet=quiet)
     return together
 
@@ -193,7 +182,7 @@ def _draw(folder: Path | None, *, quiet: bool) -> None:
     try:
         draw(load_group(folder))
         if not quiet:
-            remark(f"plots: {folder / 'plots'}")
+            remark(f"plots: {RunFolder(folder).plots}")
     except UserError as error:
         remark(f"no plots: {error.message}")
 
@@ -210,7 +199,7 @@ def _execute(
     """Run once; what a plugin prints goes to standard error."""
     from meltr.engine.run import execute
 
-    resume = job.resume and folder is not None and (folder / "run.yaml").is_file()
+    resume = job.resume and folder is not None and RunFolder(folder).was_started
     try:
         with contextlib.redirect_stdout(sys.stderr):
             return execute(

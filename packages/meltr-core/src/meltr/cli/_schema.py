@@ -10,7 +10,8 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from meltr.plugins import Registry
-from meltr.settings import Keys, Parts, alternatives, show
+from meltr.setting_keys import Keys, Parts, alternatives
+from meltr.settings import show
 
 
 class SettingRow(NamedTuple):

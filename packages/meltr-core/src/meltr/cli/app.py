@@ -19,9 +19,9 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from meltr import __version__
 from meltr.errors import MeltrError
 from meltr.plugins import Registry, discover
+from meltr.version import __version__
 
 COMMANDS = ("run", "evaluate", "plot", "compare", "data", "verify", "bench", "list_", "config", "doctor")
 """Modules of `meltr.cli`, in the order of ``meltr --help``."""

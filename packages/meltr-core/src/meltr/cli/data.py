@@ -14,12 +14,11 @@ NAME = "data"
 
 def register(app: typer.Typer) -> None:
     """Add the group to `app`."""
-    group = typer.Typer(name=NAME, help="Check data sets, and prepare them.", no_args_is_help=True)
-    app.add_typer(group, name=NAME)
+    _group(app)
 
 
 def add_command(app: typer.Typer, name: str, command: Callable[..., Any]) -> None:
-    """Add a command to the group; plugins call it in their hook ``register_commands``.
+    """Add a command to the group, which is made if needed; plugins call it in their hook ``register_commands``.
 
     Args:
         app: What the hook was given.
@@ -29,8 +28,17 @@ def add_command(app: typer.Typer, name: str, command: Callable[..., Any]) -> Non
     Raises:
         PluginError: If there is a command of that name.
     """
-    group = next(each.typer_instance for each in app.registered_groups if each.name == NAME)
-    assert group is not None
+    group = _group(app)
     if name in [each.name for each in group.registered_commands]:
         raise PluginError(f"there is a command `meltr {NAME} {name}` already")
     group.command(name)(command)
+
+
+def _group(app: typer.Typer) -> typer.Typer:
+    """Return the group of `app`; it is added if it is not there."""
+    for each in app.registered_groups:
+        if each.name == NAME and each.typer_instance is not None:
+            return each.typer_instance
+    group = typer.Typer(name=NAME, help="Check data sets, and prepare them.", no_args_is_help=True)
+    app.add_typer(group, name=NAME)
+    return group

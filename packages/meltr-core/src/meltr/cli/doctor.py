@@ -14,10 +14,10 @@ from typing import Annotated, NamedTuple
 
 import typer
 
-from meltr import __version__
 from meltr.cli.options import AsJson, registry_for
 from meltr.cli.output import print_json, table
 from meltr.plugins import Registry
+from meltr.version import __version__
 
 OK, WARN, FAIL = "OK", "WARN", "FAIL"
 MINIMUM_TORCH = (2, 11)

@@ -10,12 +10,11 @@ from typing import Annotated, Any
 
 import typer
 
-from meltr.cli import _folders as folders
 from meltr.cli.options import AsJson, registry_for
 from meltr.cli.output import print_json, table
 from meltr.errors import UserError, did_you_mean
+from meltr.folders.seeds_folder import SeedsFolder, spread, started_runs
 from meltr.observers.text import metrics_text
-from meltr.settings import load_spec
 
 SPLITS = ("test", "validation")
 
@@ -42,14 +41,14 @@ def evaluate(
     if split not in SPLITS:
         raise UserError(f"there is no split {split!r}", did_you_mean(split, SPLITS))
     results = []
-    for folder in folders.started_runs(run):
-        registry = registry_for(ctx, plugin or load_spec(folder / "run.yaml").plugins)
+    for folder in started_runs(run):
+        registry = registry_for(ctx, plugin or folder.read_spec().plugins)
         with contextlib.redirect_stdout(sys.stderr):
             result = evaluate_run(
-                folder, registry=registry, split=split, checkpoint=checkpoint, device=device, data_root=data_root
+                folder.path, registry=registry, split=split, checkpoint=checkpoint, device=device, data_root=data_root
             )
-        results.append({"run_dir": str(folder), **result})
-    several = folders.read_seeds(run) is not None
+        results.append({"run_dir": str(folder.path), **result})
+    several = SeedsFolder(run).seeds is not None
     if as_json:
         print_json(_together(results) if several else results[0])
         return
@@ -66,4 +65,4 @@ def evaluate(
 
 
 def _together(results: list[dict[str, Any]]) -> Mapping[str, Any]:
-    return {"metrics": folders.spread(results), "runs": results}
+    return {"metrics": spread(results), "runs": results}

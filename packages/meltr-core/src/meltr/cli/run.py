@@ -7,13 +7,13 @@ from typing import Annotated
 
 import typer
 
-from meltr.cli import _folders as folders
 from meltr.cli import options as opt
 from meltr.cli._jobs import Job, agreed, new_job, perform, resumed_job, summary
 from meltr.cli._processes import is_first, together
 from meltr.cli.options import Selection
 from meltr.cli.output import print_json
 from meltr.errors import UserError
+from meltr.folders.places import replacing
 from meltr.settings import dump_yaml
 
 _OUTPUT = "Output"
@@ -90,7 +90,7 @@ def run(
         if is_first():
             _show(job, as_json=as_json)
         return
-    with together(job.spec.device) as ranks, folders.replacing(job.folder if overwrite and is_first() else None):
+    with together(job.spec.device) as ranks, replacing(job.folder if overwrite and is_first() else None):
         job = agreed(job, ranks)
         results = perform(job, quiet=quiet or as_json, fast_dev_run=fast_dev_run, tensorboard=tensorboard, ranks=ranks)
     if not is_first():

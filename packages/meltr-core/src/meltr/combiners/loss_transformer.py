@@ -1,4 +1,6 @@
-r"""The loss transformer of MELTR (Ko et al., CVPR 2023, section 4.1, eqs. 4-6).
+r"""The loss transformer of MELTR (Ko et al., CVPR 2023, section 4.1, eqs. 4 and 5).
+
+Equation 6, the regulariser, belongs to the primary objective: `meltr.hypergradients.problem.regulariser_weights`.
 
 Each loss value becomes a token, the sum of a scale embedding (an MLP of the value) and a task embedding (a learned
 vector); one post-norm transformer encoder layer lets the tokens see each other; their mean is projected to a scalar:

@@ -26,6 +26,7 @@ from torch import Tensor, nn
 
 from meltr.combiners.base import Combiner
 from meltr.errors import MeltrError, UserError
+from meltr.folders.checkpoint_folder import BEST, LAST, CheckpointFolder, checkpoint_at, checkpoints_in
 from meltr.parallel.data_parallel import sharded_modules
 from meltr.parallel.ranks import Ranks, lost_a_peer
 from meltr.parallel.sharded import load_full, load_sharded, save_sharded
@@ -70,19 +71,19 @@ class Checkpoints:
         Raises:
             MeltrError: If the disk is full or not writable; the checkpoints before are untouched.
         """
-        final = self.folder / f"step-{step:06d}"
-        partial = self.folder / f".{final.name}.partial"
+        final = checkpoint_at(self.folder, step)
+        partial = final.partial
         sharded = bool(sharded_modules(model))
         try:
             if ranks.is_first:
-                shutil.rmtree(partial, ignore_errors=True)
-                partial.mkdir(parents=True)
+                shutil.rmtree(partial.path, ignore_errors=True)
+                partial.path.mkdir(parents=True)
             ranks.barrier()
             if sharded:
-                save_sharded(partial / "shards", model, optimizer)
+                save_sharded(partial.shards, model, optimizer)
             if ranks.is_first:
                 if not sharded:
-                    save_module(partial / "backbone.safetensors", model)
+                    save_module(partial.backbone, model)
                     training = {**training, "optimizer": optimizer.state_dict()}
                 self._complete(partial, final, combiner, training, best=best)
             ranks.barrier()
@@ -90,24 +91,30 @@ class Checkpoints:
             if isinstance(error, RuntimeError) and lost_a_peer(error):
                 raise
             free = shutil.disk_usage(self.folder).free / 2**20 if self.folder.is_dir() else float("nan")
-            shutil.rmtree(partial, ignore_errors=True)
+            shutil.rmtree(partial.path, ignore_errors=True)
             reason = str(error).splitlines()[0]
             raise MeltrError(
-                f"Could not write checkpoint {final} ({free:,.0f} MiB were free): {reason}",
+                f"Could not write checkpoint {final.path} ({free:,.0f} MiB were free): {reason}",
                 f"Free some disk space or choose another --output-dir. Safe so far: {self.describe_last()}.",
             ) from error
-        return final
+        return final.path
 
     def _complete(
-        self, partial: Path, final: Path, combiner: nn.Module, training: dict[str, Any], *, best: bool
+        self,
+        partial: CheckpointFolder,
+        final: CheckpointFolder,
+        combiner: nn.Module,
+        training: dict[str, Any],
+        *,
+        best: bool,
     ) -> None:
         settings = combiner.settings() if isinstance(combiner, Combiner) else {}
-        save_module(partial / "combiner.safetensors", combiner, settings=json.dumps(settings))
-        torch.save(training, partial / "training.pt")
-        shutil.rmtree(final, ignore_errors=True)
-        partial.rename(final)
-        for link in ("last", "best") if best else ("last",):
-            self._point(link, final.name)
+        save_module(partial.combiner, combiner, settings=json.dumps(settings))
+        torch.save(training, partial.training)
+        shutil.rmtree(final.path, ignore_errors=True)
+        partial.path.rename(final.path)
+        for link in (LAST, BEST) if best else (LAST,):
+            self._point(link, final.path.name)
         self._prune()
 
     def resolve(self, name: str) -> Path:
@@ -128,12 +135,12 @@ class Checkpoints:
 
     def chosen(self, name: str) -> Path:
         """Return what `resolve` does, and the last one for ``best`` where no validation split chose one."""
-        return self.resolve("last" if name == "best" and not (self.folder / "best").exists() else name)
+        return self.resolve(LAST if name == BEST and not (self.folder / BEST).exists() else name)
 
     def describe_last(self) -> str:
         """Return the path of the last complete checkpoint, or that there is none."""
         try:
-            return str(self.resolve("last"))
+            return str(self.resolve(LAST))
         except UserError:
             return "no checkpoint yet"
 
@@ -148,9 +155,8 @@ class Checkpoints:
         os.replace(temporary, target)
 
     def _prune(self) -> None:
-        needed = {self.resolve(link).name for link in ("last", "best") if (self.folder / link).exists()}
-        others = [p for p in self.folder.glob("step-*") if p.name not in needed]
-        others.sort(key=lambda p: int(p.name.removeprefix("step-")))
+        needed = {self.resolve(link).name for link in (LAST, BEST) if (self.folder / link).exists()}
+        others = [each.path for each in checkpoints_in(self.folder) if each.path.name not in needed]
         for old in others[: max(0, len(others) - self.keep)]:
             shutil.rmtree(old, ignore_errors=True)
 
@@ -224,14 +230,14 @@ def load_backbone(
     Raises:
         UserError: If the file belongs to another model.
     """
-    file = path / "backbone.safetensors"
-    if not file.exists() and (path / "shards").is_dir():
-        load_sharded(path / "shards", model, optimizer)
+    checkpoint = CheckpointFolder(path)
+    if not checkpoint.backbone.exists() and checkpoint.shards.is_dir():
+        load_sharded(checkpoint.shards, model, optimizer)
         return
     if sharded_modules(model):
-        load_full(load_tensors(file), model, optimizer, None if state is None else state["optimizer"])
+        load_full(load_tensors(checkpoint.backbone), model, optimizer, None if state is None else state["optimizer"])
         return
-    load_module(file, model, "backbone")
+    load_module(checkpoint.backbone, model, "backbone")
     if optimizer is not None and state is not None:
         optimizer.load_state_dict(state["optimizer"])
 

@@ -88,6 +88,14 @@ class OuterBatches:
         if self._spec.outer_batch == "replay":
             self.buffer.append(epoch, index, batch, rng)
 
+    def state_dict(self) -> dict[str, Any]:
+        """Return the positions of the batches in the replay buffer."""
+        return {"positions": self.buffer.positions()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Fetch the batches of the replay buffer again."""
+        self.buffer.refill(state["positions"], self._data.train, self._context.device)
+
     def _primary_only(self) -> RunContext:
         return self._context.with_losses(self._context.losses[0])
 

@@ -3,47 +3,25 @@
 from __future__ import annotations
 
 import dataclasses
-import json
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from torch import nn
 
 from meltr.context import Data, Prediction, PredictRequest, RunContext
 from meltr.devices import resolve_device
+from meltr.engine.built_run import open_run, without_losses
 from meltr.engine.checkpoints import Checkpoints, load_backbone
-from meltr.engine.folder import RunFolder
 from meltr.engine.hooks import Hooks
-from meltr.engine.run import open_run, without_losses
-from meltr.errors import PluginError, UserError
-from meltr.files import decode
+from meltr.engine.stored_data import stored_data
+from meltr.errors import UserError
+from meltr.folders.run_folder import RunFolder
 from meltr.parallel.ranks import Ranks
 from meltr.seeding import derive, seed_everything
 
 if TYPE_CHECKING:
     from meltr.plugins import Registry
-
-
-class NoBatches:
-    """Stands for the training batches where there is no data set."""
-
-    size = 0
-
-    def __len__(self) -> int:
-        return 0
-
-    def batches(self, epoch: int, start: int = 0) -> Iterator[Any]:
-        """Refuse.
-
-        Raises:
-            PluginError: Always.
-        """
-        raise PluginError(
-            "The backbone asked for training batches, but a trained run is used without its data set.",
-            "build_model and predict must do with Data.meta and the run folder.",
-        )
 
 
 @dataclass(frozen=True)
@@ -86,12 +64,8 @@ def load_run(run_dir: Path, *, registry: Registry, checkpoint: str = "best", dev
     Raises:
         UserError: If the run, its checkpoint or the facts of its data are missing, or its backbone has no `predict`.
     """
-    from meltr.settings import load_spec
-
     folder = RunFolder(run_dir)
-    if not folder.spec.exists():
-        raise UserError(f"{run_dir} is not a run folder: it has no run.yaml.", "Give the folder of one run (one seed).")
-    spec = load_spec(folder.spec)
+    spec = folder.read_spec()
     ranks = Ranks.single(resolve_device(device or spec.device))
     hooks, context = open_run(spec, registry, run_dir=run_dir, ranks=ranks)
     if not hooks.predicts:
@@ -106,34 +80,3 @@ def load_run(run_dir: Path, *, registry: Registry, checkpoint: str = "best", dev
     model = hooks.build_model(context, data).to(context.device)
     load_backbone(path, model)
     return TrainedRun(hooks, context, data, model, path.name)
-
-
-def stored_data(folder: RunFolder) -> Data:
-    """Return a `Data` without batches and splits, its facts as they were when the run started.
-
-    Raises:
-        UserError: If the run folder does not hold them.
-    """
-    facts = _read(folder.data)
-    if facts is not None:
-        return Data(train=NoBatches(), validation=None, meta=facts["meta"], left_out=facts["left_out"])
-    results = _read(folder.results)
-    if results is not None and "data" in results:
-        return Data(train=NoBatches(), validation=None, meta=results["data"])
-    raise UserError(
-        f"{folder.path} does not say what data the run was trained on: it has no {folder.data.name}.",
-        f"It was started by an earlier version and did not end. Continue it: meltr run --resume {folder.path}",
-    )
-
-
-def _read(path: Path) -> dict[str, Any] | None:
-    """Return a JSON object, None if there is no such file; UserError if it is broken."""
-    try:
-        content = decode(json.loads(path.read_text(encoding="utf-8")))
-    except FileNotFoundError:
-        return None
-    except ValueError as error:
-        raise UserError(f"{path} is not valid JSON: {error}", "It was changed or copied incompletely.") from error
-    if not isinstance(content, dict):
-        raise UserError(f"{path} holds a {type(content).__name__}, not an object.", "It was changed.")
-    return content

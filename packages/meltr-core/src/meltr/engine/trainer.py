@@ -5,7 +5,8 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Iterator, Sequence
-from typing import Any
+from pathlib import Path
+from typing import Any, Protocol
 
 import torch
 from torch import nn
@@ -19,7 +20,9 @@ from meltr.engine.checkpoints import Checkpoints, load_backbone, load_module, lo
 from meltr.engine.hooks import Hooks, better
 from meltr.engine.meter import FiniteGuard, Meter, peak_memory_mb
 from meltr.engine.outer_batches import OuterBatches
+from meltr.engine.train_state import TrainState
 from meltr.errors import NonFiniteLossError, UserError
+from meltr.folders.checkpoint_folder import CheckpointFolder
 from meltr.hypergradients.estimators import Estimator
 from meltr.hypergradients.schemes import Scheme
 from meltr.hypergradients.scope import Scope
@@ -32,6 +35,16 @@ from meltr.seeding import derive, seed_everything
 
 NEGATIVE_PATIENCE = 5
 """Log lines in a row with a negative sensitivity of the primary loss before the run warns."""
+
+
+class Stateful(Protocol):
+    """A part of the trainer whose state belongs to a checkpoint."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return plain values and tensors."""
+
+    def load_state_dict(self, state_dict: dict[str, Any], /) -> object:
+        """Go on from what `state_dict` gave."""
 
 
 class Trainer:
@@ -88,14 +101,13 @@ class Trainer:
         self.batch_size = min(spec.train.batch_size, data.train.size)
         self.meter = Meter(context.losses, context.device)
         self.guard = FiniteGuard(context.losses, context.device)
-        self.step = 0
-        self.seconds = 0.0  # of training; evaluations and checkpoints are left out
+        self.state = TrainState()
         self._clock = 0.0
-        self.best: float | None = None
-        self.best_step = 0
-        self.best_evaluation: dict[str, Any] | None = None
-        self._last_outer: tuple[dict[str, float], float] | None = None
-        self._negative = 0
+
+    @property
+    def step(self) -> int:
+        """Inner steps taken."""
+        return self.state.step
 
     def _bilevel(self, scheme: Scheme, estimator: Estimator) -> Bilevel:
         spec = self.context.spec
@@ -147,7 +159,7 @@ class Trainer:
         for index, raw in enumerate(self.data.train.batches(epoch, start), start):
             self._train_step(epoch, index, to_device(raw, self.context.device))
             now = time.perf_counter()
-            self.seconds, self._clock = self.seconds + now - self._clock, now
+            self.state.seconds, self._clock = self.state.seconds + now - self._clock, now
             if self.step % spec.train.log_every == 0:
                 self._log()
             last = self.step >= self.total_steps
@@ -185,7 +197,7 @@ class Trainer:
                 found = self.bilevel.outer_step(*drawn, others=outer.others(self.bilevel.outer_steps))
                 self.meter.update_outer(found, step=self.step, epoch=position)
             outer.remember(epoch, index, batch, step=self.step)
-        self.step += 1
+        self.state.step += 1
 
     def _step_optimizer(self) -> None:
         clip = self.context.spec.train.clip_norm
@@ -245,9 +257,9 @@ class Trainer:
         names = self.context.losses
         losses, pulls, combined, rate, outer = self.meter.flush()
         for step, epoch, products, size in outer:
-            self._last_outer = (dict(zip(names, products, strict=True)), size)
+            self.state.last_outer = (dict(zip(names, products, strict=True)), size)
             if self.metrics:
-                self.metrics.outer(step, epoch, *self._last_outer)
+                self.metrics.outer(step, epoch, *self.state.last_outer)
         if losses[0] != losses[0]:
             return  # nothing since the last line
         record = StepRecord(
@@ -259,9 +271,9 @@ class Trainer:
             lr=self.optimizer.param_groups[0]["lr"],
             examples_per_second=rate,
             memory_mb=peak_memory_mb(self.context.device),
-            eta_seconds=self.seconds / self.step * (self.total_steps - self.step),
-            gradient_products=self._last_outer[0] if self._last_outer else None,
-            outer_gradient_norm=self._last_outer[1] if self._last_outer else None,
+            eta_seconds=self.state.seconds / self.step * (self.total_steps - self.step),
+            gradient_products=self.state.last_outer[0] if self.state.last_outer else None,
+            outer_gradient_norm=self.state.last_outer[1] if self.state.last_outer else None,
         )
         self._warn_if_negative(pulls[0])
         if self.metrics:
@@ -270,8 +282,8 @@ class Trainer:
             self.hooks.step_end(self.context, record)
 
     def _warn_if_negative(self, pull: float) -> None:
-        self._negative = self._negative + 1 if pull < 0 else 0
-        if self._negative == NEGATIVE_PATIENCE and self.ranks.is_first:
+        self.state.negative = self.state.negative + 1 if pull < 0 else 0
+        if self.state.negative == NEGATIVE_PATIENCE and self.ranks.is_first:
             self.hooks.message(
                 self.context,
                 f"The sensitivity of the primary loss {self.context.losses[0]!r} stays negative ({pull:.2g}): training "
@@ -288,11 +300,11 @@ class Trainer:
             evaluation = self.evaluate(self.data.validation)
         self.record_evaluation("validation", evaluation)
         value = float(evaluation.metrics[self.context.task.metrics[0]])
-        improved = better(value, self.best, self.context.task.higher_is_better)
+        improved = better(value, self.state.best, self.context.task.higher_is_better)
         if improved:
-            self.best, self.best_step = value, self.step
-            self.best_evaluation = {**evaluation.summary(), "step": self.step}
-            del self.best_evaluation["details"]
+            found = {**evaluation.summary(), "step": self.step}
+            del found["details"]
+            self.state.best, self.state.best_step, self.state.best_evaluation = value, self.step, found
         self._save(best=improved)
 
     def evaluate(self, split: Any) -> Evaluation:
@@ -342,34 +354,26 @@ class Trainer:
         if self.ranks.is_first:
             self.hooks.checkpoint(self.context, path)
 
+    def _parts(self) -> dict[str, Stateful]:
+        """Return what else has a state to save, by its name in the checkpoint; the backbone's optimiser goes apart."""
+        parts: dict[str, Stateful | None] = {
+            "outer_optimizer": self.outer,
+            "bilevel": self.bilevel,
+            "replay": self.outer_batches,
+            "scaler": self.scaler,
+        }
+        return {name: part for name, part in parts.items() if part is not None}
+
     def state_dict(self) -> dict[str, Any]:
         """Return what resuming needs besides the weights: plain values and tensors."""
-        return {
-            "step": self.step,
-            "seconds": self.seconds,
-            "best": self.best,
-            "best_step": self.best_step,
-            "best_evaluation": self.best_evaluation,
-            "last_outer": self._last_outer,
-            "negative": self._negative,
-            "outer_optimizer": None if self.outer is None else self.outer.state_dict(),
-            "bilevel": self.bilevel.state_dict(),
-            "replay": self.outer_batches.buffer.positions(),
-            "scaler": None if self.scaler is None else self.scaler.state_dict(),
-        }
+        return {**self.state.state_dict(), **{name: part.state_dict() for name, part in self._parts().items()}}
 
-    def load(self, path: Any) -> None:
+    def load(self, path: Path) -> None:
         """Continue from a checkpoint folder."""
-        state = load_training(path / "training.pt")
+        checkpoint = CheckpointFolder(path)
+        state = load_training(checkpoint.training)
         load_backbone(path, self.model, optimizer=self.optimizer, state=state)
-        load_module(path / "combiner.safetensors", self.combiner, "combiner")
-        self.step, self.seconds = state["step"], state["seconds"]
-        self.best, self.best_step = state["best"], state["best_step"]
-        self.best_evaluation = state["best_evaluation"]
-        self._last_outer, self._negative = state["last_outer"], state["negative"]
-        if self.outer is not None:
-            self.outer.load_state_dict(state["outer_optimizer"])
-        self.bilevel.load_state_dict(state["bilevel"])
-        self.outer_batches.buffer.refill(state["replay"], self.data.train, self.context.device)
-        if self.scaler is not None:
-            self.scaler.load_state_dict(state["scaler"])
+        load_module(checkpoint.combiner, self.combiner, "combiner")
+        self.state = TrainState.from_state_dict(state)
+        for name, part in self._parts().items():
+            part.load_state_dict(state[name])

@@ -8,8 +8,11 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
+from meltr.folders.checkpoint_folder import BEST
+from meltr.folders.run_folder import RunFolder
 from meltr.hookspecs import hookimpl
 from meltr.observers import text
+from meltr.progress import duration
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
@@ -107,7 +110,7 @@ class ConsoleObserver:
             return
         self._console.print(results_table(results), soft_wrap=False)
         self._print(text.cost_text(results))
-        best = context.run_dir / "checkpoints" / "best" if context.run_dir is not None else None
+        best = RunFolder(context.run_dir).checkpoints / BEST if context.run_dir is not None else None
         checkpoint = best if best is not None and best.exists() else self._checkpoint
         if checkpoint is not None and context.run_dir is not None:
             self._print(f"checkpoint: {checkpoint}")
@@ -144,7 +147,7 @@ class ConsoleObserver:
             f"epoch {record.epoch:.2f}/{self._epochs}",
             f"{record.examples_per_second:,.0f} examples/s",
             text.memory(record.memory_mb),
-            f"ETA {text.duration(record.eta_seconds)}",
+            f"ETA {duration(record.eta_seconds)}",
         )
         return Group(bar, losses_table(record))
 

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from meltr.folders.run_folder import RunFolder
 from meltr.hookspecs import hookimpl
 from meltr.observers import text
 
@@ -61,5 +62,5 @@ class LogObserver:
         if context.run_dir is None:
             return
         context.run_dir.mkdir(parents=True, exist_ok=True)
-        with (context.run_dir / "log.txt").open("a", encoding="utf-8") as file:
+        with RunFolder(context.run_dir).log.open("a", encoding="utf-8") as file:
             file.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')}  {line}\n")

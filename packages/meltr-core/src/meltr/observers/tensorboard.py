@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from meltr.errors import UserError
+from meltr.folders.run_folder import RunFolder
 from meltr.hookspecs import hookimpl
 
 if TYPE_CHECKING:
@@ -71,6 +72,6 @@ class TensorboardObserver:
         if self._writer is None:
             from torch.utils.tensorboard import SummaryWriter
 
-            self._writer = SummaryWriter(str(context.run_dir / "tensorboard"), purge_step=step)
+            self._writer = SummaryWriter(str(RunFolder(context.run_dir).tensorboard), purge_step=step)
         for name, value in values.items():
             self._writer.add_scalar(name, value, step)

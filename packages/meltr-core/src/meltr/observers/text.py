@@ -6,23 +6,12 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from meltr.progress import duration
+
 if TYPE_CHECKING:
     from meltr.context import Data, Evaluation, RunContext, StepRecord
 
 _LONGEST_LIST = 8
-
-
-def duration(seconds: float) -> str:
-    """Return `seconds` as ``4:05`` or ``1:04:05``; ``-`` if unknown.
-
-    >>> duration(3845.2)
-    '1:04:05'
-    """
-    if not math.isfinite(seconds) or seconds < 0:
-        return "-"
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
 
 
 def memory(mebibytes: float) -> str:

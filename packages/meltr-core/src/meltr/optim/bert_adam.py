@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from meltr.autograd.vectors import local
+from meltr.shards import local
 
 
 class BertAdam(torch.optim.Optimizer):

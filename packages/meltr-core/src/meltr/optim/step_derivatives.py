@@ -12,9 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from meltr.autograd.vectors import local
 from meltr.errors import UserError
 from meltr.optim.bert_adam import BertAdam
+from meltr.shards import local
 
 StepDerivative = Callable[[Tensor, Mapping[str, Any], Mapping[str, Any], Tensor | None], Tensor | float]
 """Called with a parameter, its group, its state (empty before the first step) and u (None counts as zero)."""

@@ -12,9 +12,10 @@ from torch.nn.parallel import DistributedDataParallel
 
 from meltr.autograd.leaves import hooks_withheld, reached_leaves
 from meltr.autograd.losses import Compute, as_parts
-from meltr.autograd.vectors import Direction, dot, local, products
+from meltr.autograd.vectors import Direction, dot, products
 from meltr.parallel.ranks import Ranks
 from meltr.parallel.sharing import Averaging, Sharing
+from meltr.shards import local
 
 
 class LossModule(nn.Module):

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from meltr.folders.run_folder import RunFolder
 from meltr.observers.text import number
 from meltr.report import series, style
 from meltr.report.runs import Group, Line, require_metrics
@@ -53,7 +54,7 @@ def draw(group: Group, output: Path | None = None, formats: Sequence[str] = ("pn
     style.check_formats(formats)
     style.require_matplotlib()
     require_metrics(group)
-    folder = group.path / "plots" if output is None else output
+    folder = RunFolder(group.path).plots if output is None else output
     plots = Plots({}, {})
     with style.plotting():
         for name, figure_of in FIGURES.items():

@@ -10,11 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from meltr.errors import UserError
-from meltr.files import decode
+from meltr.files import decode, read_object
+from meltr.folders.run_folder import RunFolder, not_a_run_folder, seed_folders
 
 Line = Mapping[str, Any]
-
-_MARKS = ("run.yaml", "metrics.jsonl", "results.json")
 
 
 @dataclass(frozen=True)
@@ -41,13 +40,13 @@ class Run:
     def name(self) -> str:
         """Name of the folder; for one seed of several, with its parent's."""
         path = self.path.resolve()
-        return f"{path.parent.name}/{path.name}" if _seed_of(path) is not None else path.name
+        return f"{path.parent.name}/{path.name}" if RunFolder(path).seed is not None else path.name
 
     @cached_property
     def seed(self) -> int | None:
         """The seed, from the results, the description or the folder's name."""
         value = self.fact("seed")
-        return _seed_of(self.path.resolve()) if value is None else int(value)
+        return RunFolder(self.path.resolve()).seed if value is None else int(value)
 
     @property
     def losses(self) -> tuple[str, ...]:
@@ -103,15 +102,13 @@ def load_run(path: Path) -> Run:
     Raises:
         UserError: If it is no run folder, holds several seeds, or a file in it is broken.
     """
-    _require_folder(path)
-    if not any((path / mark).is_file() for mark in _MARKS[:2]) and _seed_folders(path):
-        seeds = ", ".join(folder.name for folder in _seed_folders(path))
-        raise UserError(f"{path} holds several seeds: {seeds}", f"Name one of them, e.g. {_seed_folders(path)[0]}")
-    if not any((path / mark).is_file() for mark in _MARKS):
-        raise UserError(f"{path} is not a run folder: it has none of {', '.join(_MARKS)}", _nearby(path))
-    results = _read_json(path / "results.json")
-    spec = _read_yaml(path / "run.yaml") or (results or {}).get("spec") or {}
-    lines = _read_lines(path / "metrics.jsonl")
+    folder = RunFolder(path)
+    several = seed_folders(path) and not (folder.was_started or folder.metrics.is_file())
+    if several or not folder.holds_run:
+        raise _refused(folder)
+    results = read_object(folder.results)
+    spec = _read_yaml(folder.spec) or (results or {}).get("spec") or {}
+    lines = _read_lines(folder.metrics)
     by_kind = {
         kind: tuple(line for line in lines if line.get("kind") == kind) for kind in ("train", "outer", "evaluation")
     }
@@ -131,17 +128,17 @@ def load_group(path: Path) -> Group:
     Raises:
         UserError: If it is neither a run folder nor the parent of seeds.
     """
-    _require_folder(path)
-    seeds = _seed_folders(path)
-    if not seeds or (path / "metrics.jsonl").is_file():
+    folder, seeds = RunFolder(path), seed_folders(path)
+    if not seeds or folder.metrics.is_file():
         return Group(path, (load_run(path),))
-    started = [folder for folder in seeds if any((folder / mark).is_file() for mark in _MARKS)]
+    started = [each for each in seeds if each.holds_run]
     if not started:
+        names = " or ".join(mark.name for mark in folder.marks)
         raise UserError(
-            f"{path} holds the folders of {len(seeds)} seeds, but none has {' or '.join(_MARKS)}",
+            f"{path} holds the folders of {len(seeds)} seeds, but none has {names}",
             "Nothing was run there yet; start it with `meltr run`.",
         )
-    return Group(path, tuple(load_run(folder) for folder in started))
+    return Group(path, tuple(load_run(each.path) for each in started))
 
 
 def require_metrics(group: Group) -> None:
@@ -152,55 +149,17 @@ def require_metrics(group: Group) -> None:
     """
     if any(run.train or run.outer or run.evaluations for run in group.runs):
         return
+    log = RunFolder(group.runs[0].path).log
     interval = (group.runs[0].spec.get("train") or {}).get("log_every")
     every = f"every {interval} steps (train.log_every)" if interval else "every train.log_every steps"
     raise UserError(
         f"{group.path} has nothing logged yet: metrics.jsonl is missing or empty",
-        f"A run writes a line {every}; wait for the first, or see why it stopped in {group.runs[0].path / 'log.txt'}",
+        f"A run writes a line {every}; wait for the first, or see why it stopped in {log}",
     )
 
 
-def _seed_of(path: Path) -> int | None:
-    """Return n of a folder named ``seed-n``."""
-    prefix, _, number = path.name.partition("-")
-    return int(number) if prefix == "seed" and number.isdecimal() else None
-
-
-def _seed_folders(path: Path) -> list[Path]:
-    folders = [item for item in path.glob("seed-*") if item.is_dir() and _seed_of(item) is not None]
-    return sorted(folders, key=lambda item: _seed_of(item) or 0)
-
-
-def _require_folder(path: Path) -> None:
-    if path.is_dir():
-        return
-    what = "is a file, not a run folder" if path.exists() else "does not exist"
-    raise UserError(f"{path} {what}", _nearby(path.parent))
-
-
-def _nearby(path: Path) -> str:
-    """Return a hint that lists the runs in `path`, or says how to make one."""
-    found = []
-    if path.is_dir():
-        for item in sorted(path.iterdir()):
-            if item.is_dir() and (any((item / mark).is_file() for mark in _MARKS) or _seed_folders(item)):
-                found.append(str(item))
-    if not found:
-        return "Give the folder that `meltr run` wrote, e.g. runs/<name>"
-    more = f" and {len(found) - 8} more" if len(found) > 8 else ""
-    return f"Runs there: {', '.join(found[:8])}{more}"
-
-
-def _read_json(path: Path) -> dict[str, Any] | None:
-    if not path.is_file():
-        return None
-    try:
-        value = decode(json.loads(path.read_text(encoding="utf-8")))
-    except ValueError as error:
-        raise UserError(f"{path} is not valid JSON: {error}", "It was changed or copied incompletely.") from None
-    if not isinstance(value, dict):
-        raise UserError(f"{path} holds a {type(value).__name__}, not an object", "It was not written by meltr.")
-    return value
+def _refused(folder: RunFolder) -> UserError:
+    return not_a_run_folder(folder.path, ", ".join(mark.name for mark in folder.marks), none_of=True)
 
 
 def _read_yaml(path: Path) -> dict[str, Any] | None:
@@ -216,7 +175,7 @@ def _read_yaml(path: Path) -> dict[str, Any] | None:
 
 
 def _read_lines(path: Path) -> list[dict[str, Any]]:
-    """Read metrics.jsonl; a last line that a kill cut off, or that is being written, is left out."""
+    """Read metrics.jsonl; a last line that a kill cut off, or that is being written, is skipped."""
     if not path.is_file():
         return []
     texts = path.read_text(encoding="utf-8", errors="replace").splitlines()

@@ -13,7 +13,7 @@ from torch import Tensor
 from meltr.combiners.base import Combiner
 from meltr.context import Data, RunContext, StepRecord
 from meltr.engine import building, wrapping
-from meltr.engine.run import prepare
+from meltr.engine.built_run import build_run
 from meltr.engine.trainer import Trainer
 from meltr.hookspecs import hookimpl
 from meltr.optim.building import autocast_dtype
@@ -89,11 +89,11 @@ class Problem:
         self.registry = registry
         self.spec = varied(registry, spec, STEADY)
         self.watch = _Watch()
-        self.prepared = prepared = prepare(self.spec, registry, [self.watch])
-        self.hooks, self.model = CountedHooks(prepared.hooks), prepared.model
-        self.context, self.spec = prepared.context, prepared.context.spec
+        self.built = built = build_run(self.spec, registry, [self.watch])
+        self.hooks, self.model = CountedHooks(built.hooks), built.model
+        self.context, self.spec = built.context, built.context.spec
         self.device = self.context.device
-        data = prepared.data
+        data = built.data
         self.batches = FixedBatches.of(data.train, self.device)
         held_out = None if data.held_out is None else FixedBatches.of(data.held_out, self.device)
         self.data = dataclasses.replace(data, train=self.batches, held_out=held_out, validation=None, test=None)
@@ -191,11 +191,11 @@ class Stepper:
         self, problem: Problem, spec: RunSpec, *, combiner: Combiner | None = None, data: Data | None = None
     ) -> None:
         self.problem, self.spec = problem, spec
-        prepared = problem.prepared
-        wrapping.check(spec, prepared.ranks)
+        built = problem.built
+        wrapping.check(spec, built.ranks)
         scheme = building.scheme_of(problem.registry, spec)
         estimator = building.estimator_of(problem.registry, spec)
-        building.check(spec, prepared.ranks, scheme, estimator)
+        building.check(spec, built.ranks, scheme, estimator)
         self.combiner = self._new_combiner() if combiner is None else combiner
         self.trainer = Trainer(
             problem.hooks,
@@ -205,9 +205,9 @@ class Stepper:
             combiner=self.combiner,
             scheme=scheme,
             estimator=estimator,
-            ranks=prepared.ranks,
-            sharing=prepared.sharing,
-            blocks=prepared.blocks,
+            ranks=built.ranks,
+            sharing=built.sharing,
+            blocks=built.blocks,
         )
         self._combiner_start = Snapshot(list(self.combiner.state_dict(keep_vars=True).values()))
         self._settled = not estimator.state_dict()
@@ -259,7 +259,7 @@ class Stepper:
         trainer.bilevel.count_from(self.every, 0)
         # The batches of one's own of outer_batch=replay come after the inner step, at a phase of the cycle.
         replay = self.spec.bilevel.outer_batch == "replay"
-        trainer.step = self.every + (self.spec.bilevel.phase % self.every if replay else 0)
+        trainer.state.step = self.every + (self.spec.bilevel.phase % self.every if replay else 0)
 
     def one_step(self) -> None:
         """Take one training step."""

@@ -11,7 +11,8 @@ from pydantic import BaseModel
 
 from meltr.errors import UserError, did_you_mean
 from meltr.plugins import Registry, load_object
-from meltr.settings import FIDELITY, alternatives
+from meltr.setting_keys import alternatives
+from meltr.settings import FIDELITY
 from meltr.specs import BilevelSpec, RunSpec
 
 REFERENCE = "sum"

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from meltr.engine.folder import versions
+from meltr.environment import versions
 from meltr.verify.agreement import Agreement, agreement, cause
 from meltr.verify.fixed_run import Found, Problem, Stepper
 from meltr.verify.oracle import DIFFERENCES, EXACT, SHARED, TOLERANCES, Oracle, choose_oracle

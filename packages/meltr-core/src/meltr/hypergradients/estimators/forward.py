@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import ClassVar
 
@@ -14,7 +14,6 @@ from torch.autograd import forward_ad
 from torch.func import functional_call
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from meltr.autograd.leaves import reached_leaves
 from meltr.autograd.vectors import Direction, scale, unchanged_versions
 from meltr.hypergradients.estimators.base import Estimator
 from meltr.hypergradients.loss_function import LossFunction
@@ -75,41 +74,28 @@ def _factor(problem: OuterProblem, direction: Direction) -> float:
 
 def _of_batch(problem: OuterProblem, direction: Direction, function: LossFunction) -> Tensor:
     tangents = {id(p): q.to(p) for p, q in zip(problem.parameters, direction, strict=True) if q is not None}
-    products, missed = _with_duals(tangents, function, [])
-    if missed:
-        products, _ = _with_duals(tangents, function, missed)
-    return torch.stack([product.double() for product in products])
-
-
-def _with_duals(
-    tangents: dict[int, Tensor], function: LossFunction, in_place: Sequence[Tensor]
-) -> tuple[list[Tensor], list[Tensor]]:
-    """Return the tangents of the losses, and the weights that they reach otherwise than through the model's attributes.
-
-    The model's attributes are replaced by dual numbers that require no gradient. So a graph is there only if the losses
-    hold weights in another way: in a list, in a closure, in a module beside the model.
-
-    Args:
-        tangents: The tangent of every parameter, by its id.
-        function: Of the losses.
-        in_place: Weights of that other kind, which get their tangents in place.
-    """
     wrapper = _WithLosses(function.setup.model)
-    kept = [weight for weight in in_place if weight.numel()]
-    with _quiet_first_use(), sdpa_kernel(SDPBackend.MATH), unchanged_versions(kept), forward_ad.dual_level():
-        duals = {}
-        for name, parameter in wrapper.named_parameters():
-            own, tangent = parameter.detach(), tangents.get(id(parameter))
-            duals[name] = own if tangent is None else forward_ad.make_dual(own, tangent)
-        with torch.no_grad():
-            for weight in in_place:
-                weight.copy_(forward_ad.make_dual(weight.detach().clone(), tangents[id(weight)]))
-        torch.clear_autocast_cache()
+    inside = {id(parameter) for parameter in wrapper.parameters()}
+    beside = [p for p in problem.parameters if id(p) in tangents and id(p) not in inside]
+    with (
+        _quiet_first_use(),
+        sdpa_kernel(SDPBackend.MATH),
+        unchanged_versions([weight for weight in beside if weight.numel()]),
+        torch.no_grad(),
+        forward_ad.dual_level(),
+    ):
+        for weight in beside:  # a head beside the model is used as it is, so it gets its tangent in place
+            weight.copy_(forward_ad.make_dual(weight.detach().clone(), tangents[id(weight)]))
+        duals = {
+            name: forward_ad.make_dual(parameter.detach(), tangents[id(parameter)])
+            for name, parameter in wrapper.named_parameters()
+            if id(parameter) in tangents
+        }
         parts = functional_call(
-            wrapper, duals, (lambda: function.run(graph=True, replay=True, keep_buffers=True).parts,)
+            wrapper, duals, (lambda: function.run(graph=False, replay=True, keep_buffers=True).parts,)
         )
-        missed = [leaf for leaf in reached_leaves(parts) if id(leaf) in tangents]
-        found = [forward_ad.unpack_dual(part).tangent for part in parts]
-        products = [torch.zeros_like(p) if t is None else t.detach() for p, t in zip(parts, found, strict=True)]
-    torch.clear_autocast_cache()
-    return products, missed
+        products = []
+        for part in parts:
+            tangent = forward_ad.unpack_dual(part).tangent
+            products.append(torch.zeros_like(part) if tangent is None else tangent)
+        return torch.stack([product.double() for product in products])

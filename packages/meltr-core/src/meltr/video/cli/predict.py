@@ -12,13 +12,13 @@ from typing import Annotated, Any
 
 import typer
 
-from meltr.cli import _folders as folders
 from meltr.cli.options import AsJson, registry_for
 from meltr.cli.output import print_json, remark, table
 from meltr.context import FILE_KEYS, Prediction, PredictRequest
 from meltr.errors import UserError
+from meltr.folders.run_folder import RunFolder
+from meltr.folders.seeds_folder import SeedsFolder, started_runs
 from meltr.progress import Counter
-from meltr.settings import load_spec
 
 _ASK = "What to ask"
 _ANSWER = "The answer"
@@ -70,20 +70,20 @@ def predict(
     request = PredictRequest(media, question, _split_choices(choices), search, top)
     _check(request, videos, sheet)
     folder = _one_of(run)
-    registry = registry_for(ctx, plugin or load_spec(folder / "run.yaml").plugins)
+    registry = registry_for(ctx, plugin or folder.read_spec().plugins)
     from meltr.engine.predicting import load_run
     from meltr.video.contact_sheet import tiles_of, write_sheet
 
     with contextlib.redirect_stdout(sys.stderr):
-        trained = load_run(folder, registry=registry, checkpoint=checkpoint, device=device)
+        trained = load_run(folder.path, registry=registry, checkpoint=checkpoint, device=device)
         found, broken = _in_folder(videos, quiet=as_json)
         media = tuple(dict.fromkeys((*media, *found)))
         prediction = trained.predict(dataclasses.replace(request, media=media))
     if as_json:
         answer = {"what": prediction.what, "rows": prediction.rows, "skipped": broken}
-        print_json({"run_dir": folder, "checkpoint": trained.checkpoint, **answer})
+        print_json({"run_dir": folder.path, "checkpoint": trained.checkpoint, **answer})
     else:
-        typer.echo(f"{folder}: {prediction.what or 'prediction'}, checkpoint {trained.checkpoint}")
+        typer.echo(f"{folder.path}: {prediction.what or 'prediction'}, checkpoint {trained.checkpoint}")
         typer.echo(_shown(prediction))
     if sheet is not None:
         write_sheet(sheet, tiles_of(prediction.rows), title=search or question or "")
@@ -133,11 +133,11 @@ def _check(request: PredictRequest, folder: Path | None, sheet: Path | None) -> 
         raise UserError(f"--sheet {sheet} is not the name of a PNG file", "For example: --sheet found.png")
 
 
-def _one_of(run: Path) -> Path:
-    """Return the folder of the run, or of the first seed that was started."""
-    started = folders.started_runs(run)
-    if folders.read_seeds(run) is not None:
-        remark(f"{run} holds {len(started)} seeds that were started; {started[0].name} is asked")
+def _one_of(run: Path) -> RunFolder:
+    """Return the run, or the first seed that was started."""
+    started = started_runs(run)
+    if SeedsFolder(run).seeds is not None:
+        remark(f"{run} holds {len(started)} seeds that were started; {started[0].path.name} is asked")
     return started[0]
 
 

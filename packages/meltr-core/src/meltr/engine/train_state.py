@@ -1,0 +1,40 @@
+"""What a trainer counts: the fields of a checkpoint's training state, listed once."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass
+class TrainState:
+    """Counters of a run. Every field is saved with a checkpoint and restored from it.
+
+    Args:
+        step: Inner steps taken.
+        seconds: Time of training; evaluations and checkpoints do not count.
+        best: The best value of the primary metric on the validation split; None before the first evaluation.
+        best_step: Inner steps taken before it.
+        best_evaluation: What the evaluation found then, as it stands in ``results.json``.
+        last_outer: The last outer step: g by name of the loss, and the norm of phi's gradient.
+        negative: Log lines in a row in which the weight of the primary loss was negative.
+    """
+
+    step: int = 0
+    seconds: float = 0.0
+    best: float | None = None
+    best_step: int = 0
+    best_evaluation: dict[str, Any] | None = None
+    last_outer: tuple[dict[str, float], float] | None = None
+    negative: int = 0
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the fields by name: plain values."""
+        return {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+
+    @classmethod
+    def from_state_dict(cls, state: Mapping[str, Any]) -> TrainState:
+        """Return the state with the fields that `state_dict` gave; other entries are skipped."""
+        return cls(**{field.name: state[field.name] for field in dataclasses.fields(cls)})

@@ -1,0 +1,50 @@
+"""The folder of one checkpoint: names of its files."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+LAST, BEST = "last", "best"
+"""Links beside the checkpoints: the newest one, and the best one on the validation split."""
+
+_PREFIX = "step-"
+
+
+class CheckpointFolder:
+    """Paths of a checkpoint, ``checkpoints/step-000500``.
+
+    Args:
+        path: The folder itself.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.backbone = path / "backbone.safetensors"
+        self.shards = path / "shards"
+        self.combiner = path / "combiner.safetensors"
+        self.training = path / "training.pt"
+
+    @property
+    def step(self) -> int:
+        """Inner steps taken before the checkpoint."""
+        return int(self.path.name.removeprefix(_PREFIX))
+
+    @property
+    def partial(self) -> CheckpointFolder:
+        """Where the checkpoint is written before it is renamed."""
+        return CheckpointFolder(self.path.with_name(f".{self.path.name}.partial"))
+
+
+def checkpoint_at(folder: Path, step: int) -> CheckpointFolder:
+    """Return the checkpoint of an inner step, which need not be there.
+
+    Args:
+        folder: The run's ``checkpoints`` folder.
+        step: Inner steps taken.
+    """
+    return CheckpointFolder(folder / f"{_PREFIX}{step:06d}")
+
+
+def checkpoints_in(folder: Path) -> list[CheckpointFolder]:
+    """Return the complete checkpoints in a run's ``checkpoints`` folder, the oldest first."""
+    return sorted(map(CheckpointFolder, folder.glob(f"{_PREFIX}*")), key=lambda each: each.step)
