@@ -26,6 +26,7 @@ CASES = {
     "contrastive": {"contrastive": True},
     "difference": {"estimator": "difference"},
     "forward": {"estimator": "forward", "losses": 4},
+    "rows": {"losses": 2},
     "per_task": {"estimator": "per_task", "losses": 4},
     "contrastive-forward": {"contrastive": True, "estimator": "forward"},
     "accumulate": {"accumulate": 2},

@@ -14,7 +14,18 @@ from places import HELPERS
 
 SCRIPT = HELPERS / "parallel_training.py"
 
-DDP = ("mean", "contrastive", "forward", "per_task", "contrastive-forward", "accumulate", "aid-fp", "itd", "held-out")
+DDP = (
+    "mean",
+    "rows",
+    "contrastive",
+    "forward",
+    "per_task",
+    "contrastive-forward",
+    "accumulate",
+    "aid-fp",
+    "itd",
+    "held-out",
+)
 FSDP = ("mean", "contrastive", "per_task", "accumulate", "aid-fp", "itd", "held-out")
 TWO = [*(f"ddp:{case}" for case in DDP), *(f"fsdp:{case}" for case in FSDP)]
 

@@ -81,7 +81,7 @@ def deliver(leaves: Sequence[Tensor], gradient: Iterable[Tensor | None]) -> None
     parts = [part for _, part in pairs]
     del pairs
     with torch.enable_grad(), hooks_withheld(targets, marked=True):
-        end = _Finished.apply(parts, *targets)  # type: ignore[no-untyped-call]
+        end = _Finished.apply(parts, *targets)
         end.backward()
 
 

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from meltr.hypergradients.loss_function import LossFunction
 from meltr.hypergradients.loss_values import BatchValues, LossValues
+from meltr.parallel.sharing import Averaging
 
 
 class MicroBatches(LossValues):
@@ -93,7 +94,7 @@ class MicroBatches(LossValues):
         self._ready = None
         last = len(self._functions) - 1
         for number, function in enumerate(self._functions):
-            averaging = "backward" if number == last else "later"
+            averaging: Averaging = "backward" if number == last else "later"
             batch = function.run(graph=True, replay=True, averaging=averaging)
             batch.backward(weights / len(self._functions))
 
