@@ -16,7 +16,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from meltr import Bilevel, CentralDifference, Estimator, ForwardMode, LossTransformer, PerTask
+from meltr import Bilevel, CentralDifference, Estimator, ForwardMode, LossTransformer, PerTask, Setup
 from meltr.parallel.data_parallel import DataParallel
 from meltr.parallel.ranks import Ranks, joined
 
@@ -45,7 +45,7 @@ def measure(ranks: Ranks, *, width: int, count: int, estimator: type[Estimator],
 
     outer = torch.optim.Adam(combiner.parameters(), 1e-4)
     sharing = DataParallel(ranks, model)
-    bilevel = Bilevel(model, combiner, outer, estimator=estimator(), sharing=sharing)
+    bilevel = Bilevel(model, combiner, outer, estimator=estimator(), setup=Setup(sharing=sharing))
     losses = losses_of(model, torch.randn(64, width), count)
     seconds: dict[bool, list[float]] = {False: [], True: []}
     elements = {False: 0, True: 0}

@@ -11,7 +11,18 @@ import meltr
 
 ROOT = Path(meltr.__file__).parent
 
-GROUND_FLOOR = {"version", "errors", "files", "seeding", "devices", "environment", "progress", "torch_private"}
+GROUND_FLOOR = {
+    "autograd",
+    "shards",
+    "version",
+    "errors",
+    "files",
+    "seeding",
+    "devices",
+    "environment",
+    "progress",
+    "torch_private",
+}
 """Rooms that every other room may import; they import only each other."""
 
 STILL_TO_MOVE = {("parallel", "hypergradients"), ("optim", "hypergradients")}

@@ -14,8 +14,9 @@ from typer.testing import CliRunner
 import meltr
 from meltr.cli.app import build_app
 from meltr.context import Data, PredictRequest, RunContext
+from meltr.engine.built_run import open_run
 from meltr.engine.predicting import load_run
-from meltr.engine.run import evaluate_run, execute, open_run
+from meltr.engine.run import evaluate_run, execute
 from meltr.errors import PluginError, UserError
 from meltr.parallel.ranks import Ranks
 from meltr.plugins import discover

@@ -18,10 +18,10 @@ import torch
 from torch import Tensor
 
 import meltr_univl.adapter
+from meltr.bilevel.results import OuterResult, StepResult
 from meltr.context import Data
 from meltr.engine.building import estimator_of, scheme_of
 from meltr.engine.built_run import open_run
-from meltr.engine.results import OuterResult, StepResult
 from meltr.engine.trainer import Trainer
 from meltr.parallel.ranks import Ranks
 from meltr.plugins import Registry, discover

@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from meltr import Bilevel, CentralDifference, DoubleBackward, ForwardMode, LossTransformer, PerTask
+from meltr import Bilevel, CentralDifference, DoubleBackward, ForwardMode, LossTransformer, PerTask, Setup
 from meltr.blocks import find_blocks
 from meltr.engine.wrapping import checkpoint_blocks
 from meltr_violet.losses.tasks import LossSettings, draw_batch_masks, task_losses
@@ -53,7 +53,7 @@ def outer_gradient(model, batch, estimator, settings=None) -> tuple[torch.Tensor
     torch.manual_seed(1)
     m = LossTransformer(LOSSES, width=32, feedforward=32, scale_hidden=32, start="random").to(model.video.emb_pos.dtype)
     recorder, generator = Recorder(m.parameters()), torch.Generator().manual_seed(5)
-    bilevel = Bilevel(model, m, recorder, estimator=estimator(), generators=[generator])
+    bilevel = Bilevel(model, m, recorder, estimator=estimator(), setup=Setup(generators=[generator]))
     torch.manual_seed(5)
     result = bilevel.backward(lambda: losses_of(model, batch, generator, settings), outer=True)
     return recorder.seen, result.outer.products

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from meltr import Bilevel, CentralDifference, DoubleBackward, Estimator, ForwardMode, LossTransformer, PerTask
+from meltr import Bilevel, CentralDifference, DoubleBackward, Estimator, ForwardMode, LossTransformer, PerTask, Setup
 from meltr.engine.run import execute
 from meltr.plugins import discover
 from meltr.settings import resolve
@@ -42,7 +42,7 @@ def test_every_estimator_agrees_with_double_backward(make_context, monkeypatch, 
     def products(estimator: type[Estimator]) -> torch.Tensor:
         torch.manual_seed(1)
         m = LossTransformer(context.losses, width=32, start="random").to(device)
-        bilevel = Bilevel(net, m, NoStep(m.parameters()), estimator=estimator(), generators=[generator])
+        bilevel = Bilevel(net, m, NoStep(m.parameters()), estimator=estimator(), setup=Setup(generators=[generator]))
         generator.manual_seed(5)
         torch.manual_seed(5)
         net.zero_grad()

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from meltr import Bilevel, CentralDifference, DoubleBackward, ForwardMode, LossTransformer, PerTask
+from meltr import Bilevel, CentralDifference, DoubleBackward, ForwardMode, LossTransformer, PerTask, Setup
 from meltr_vision.adapter import VisionAdapter
 from meltr_vision.building import build_classifier
 
@@ -31,7 +31,7 @@ def outer_gradient(model, context, batch, estimator) -> tuple[torch.Tensor, torc
     torch.manual_seed(1)
     m = LossTransformer(context.losses, width=32, feedforward=32, scale_hidden=32, start="random")
     recorder = Recorder(m.parameters())
-    bilevel = Bilevel(model, m, recorder, estimator=estimator(), generators=[context.generator])
+    bilevel = Bilevel(model, m, recorder, estimator=estimator(), setup=Setup(generators=[context.generator]))
     context.generator.manual_seed(5)
     torch.manual_seed(5)
     with warnings.catch_warnings():

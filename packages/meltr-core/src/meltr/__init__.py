@@ -11,9 +11,13 @@ from typing import TYPE_CHECKING, Any
 from meltr.version import __version__ as __version__
 
 if TYPE_CHECKING:
+    from meltr.bilevel.bilevel import Bilevel as Bilevel
+    from meltr.bilevel.results import OuterResult as OuterResult
+    from meltr.bilevel.results import StepResult as StepResult
     from meltr.combiners.base import Combiner as Combiner
     from meltr.combiners.base import GradientCombiner as GradientCombiner
     from meltr.combiners.base import SelfTrained as SelfTrained
+    from meltr.combiners.base import Step as Step
     from meltr.combiners.base import sensitivities as sensitivities
     from meltr.combiners.linear import LinearCombiner as LinearCombiner
     from meltr.combiners.loss_transformer import LossTransformer as LossTransformer
@@ -25,8 +29,6 @@ if TYPE_CHECKING:
     from meltr.context import RunContext as RunContext
     from meltr.context import StepRecord as StepRecord
     from meltr.data.loader import LoaderBatches as LoaderBatches
-    from meltr.engine.bilevel import Bilevel as Bilevel
-    from meltr.engine.results import StepResult as StepResult
     from meltr.errors import MeltrError as MeltrError
     from meltr.errors import NonFiniteLossError as NonFiniteLossError
     from meltr.errors import PluginError as PluginError
@@ -48,6 +50,8 @@ if TYPE_CHECKING:
     from meltr.hypergradients.schemes import NoDirection as NoDirection
     from meltr.hypergradients.schemes import Scheme as Scheme
     from meltr.hypergradients.schemes import StocBiO as StocBiO
+    from meltr.hypergradients.scope import Scope as Scope
+    from meltr.hypergradients.setup import Setup as Setup
     from meltr.specs import BackboneInfo as BackboneInfo
     from meltr.specs import BackboneTask as BackboneTask
     from meltr.specs import BenchmarkInfo as BenchmarkInfo
@@ -60,10 +64,10 @@ if TYPE_CHECKING:
     from meltr.specs import TaskInfo as TaskInfo
 
 _HOME = {
-    "Bilevel": "meltr.engine.bilevel",
-    "StepResult": "meltr.engine.results",
+    "Bilevel": "meltr.bilevel.bilevel",
+    **dict.fromkeys(("OuterResult", "StepResult"), "meltr.bilevel.results"),
     "LoaderBatches": "meltr.data.loader",
-    **dict.fromkeys(("Combiner", "GradientCombiner", "SelfTrained", "sensitivities"), "meltr.combiners.base"),
+    **dict.fromkeys(("Combiner", "GradientCombiner", "SelfTrained", "Step", "sensitivities"), "meltr.combiners.base"),
     "LossTransformer": "meltr.combiners.loss_transformer",
     "LinearCombiner": "meltr.combiners.linear",
     **dict.fromkeys(
@@ -89,6 +93,8 @@ _HOME = {
         ("AIDCG", "AIDFP", "AIDFPLite", "ITD", "NoDirection", "SAMA", "Scheme", "StocBiO"),
         "meltr.hypergradients.schemes",
     ),
+    "Scope": "meltr.hypergradients.scope",
+    "Setup": "meltr.hypergradients.setup",
     **dict.fromkeys(
         (
             "BackboneInfo",

@@ -27,6 +27,9 @@ NAMES = {
     "torch._C._current_graph_task_id": "counting backward passes",
     "torch._functorch.config.donated_buffer": "differentiating the graph of a compiled model twice",
     "torch.nn.Module._compiled_call_impl": "recognising a module after Module.compile()",
+    "torch.nn.Module._buffers": "putting back buffers that a module replaced",
+    "torch.Tensor._backward_hooks": "keeping hooks on gradients for the inner step",
+    "torch.Tensor._post_accumulate_grad_hooks": "keeping hooks on gradients for the inner step",
     "torch.nn.Module._apply": "moving the tensors of TorchJD's aggregators with the combiner",
     "torch._dynamo.eval_frame.OptimizedModule": "recognising a model after torch.compile",
     "torch.distributed.checkpoint.filesystem._StorageInfo": "reading the index of a sharded checkpoint",
@@ -97,6 +100,17 @@ def saved_tensors_are_hooked() -> bool:
     """Tell whether what autograd saves now goes through hooks, as activation checkpointing installs them."""
     top: Callable[[bool], Any] = torch._C._autograd._top_saved_tensors_default_hooks
     return top(False) is not None
+
+
+def buffers_of(module: nn.Module) -> dict[str, Tensor | None]:
+    """Return the buffers of one module by name, without its children: the dictionary that the module itself uses."""
+    return module._buffers
+
+
+def gradient_hooks(leaf: Tensor) -> list[dict[int, Any]]:
+    """Return the hooks on the gradient of a leaf: the dictionaries that autograd itself uses; those that exist."""
+    found = (leaf._backward_hooks, getattr(leaf, "_post_accumulate_grad_hooks", None))
+    return [hooks for hooks in found if hooks]
 
 
 def backward_number() -> int:

@@ -12,7 +12,7 @@ from torch.utils.checkpoint import checkpoint
 
 from bilevel_cases import ESTIMATORS, Recorder, Tiny, estimator_of, flat, scheme_of, take
 from dense_reference import Dense, series
-from meltr import Bilevel, LossTransformer
+from meltr import Bilevel, LossTransformer, Scope
 from scope_cases import WIDTH, Vit
 
 CASES = [
@@ -54,7 +54,7 @@ def outer_steps(regions: str, estimator: str, scheme: str, hessian: str, scope: 
     model.regions = regions
     recorder = Recorder(m.parameters())
     bilevel = Bilevel(
-        model, m, recorder, estimator=estimator_of(estimator), gamma=0.2, scope=scope,
+        model, m, recorder, estimator=estimator_of(estimator), gamma=0.2, scope=Scope(scope),
         scheme=scheme_of(scheme, step=0.5, terms=2, damping=2.0, hessian=hessian),
         inner_optimizer=torch.optim.SGD(model.parameters(), 0.1, momentum=0.9),
     )  # fmt: skip

@@ -22,7 +22,7 @@ from bilevel_cases import (
 )
 from dense_reference import Dense
 from meltr import Bilevel, LossTransformer
-from meltr.hypergradients.graph import needed_later, shared_backwards
+from meltr.autograd.graph import needed_later, shared_backwards
 from meltr.verify.memory import peak_memory
 
 GAMMA = 0.3

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from bilevel_cases import Encoder, SmoothConvNet, Tiny, build, flat
-from meltr import Bilevel
+from meltr import Bilevel, Scope, Setup
 from meltr.combiners.base import GradientCombiner, SelfTrained
 from scope_cases import Vit
 
@@ -200,7 +200,7 @@ def test_rules_with_a_gradient_scaler(after, split):
     plain, twin = copy.deepcopy(model), Rule(4, after=after)
     compute, same = (pieces(model), pieces(plain)) if split else (model.losses, plain.losses)
     scaler = torch.amp.GradScaler("cpu", init_scale=512.0)
-    scaled = Bilevel(model, rule, torch.optim.SGD(rule.parameters(), 0.1), scaler=scaler)
+    scaled = Bilevel(model, rule, torch.optim.SGD(rule.parameters(), 0.1), setup=Setup(scaler=scaler))
     unscaled = Bilevel(plain, twin, torch.optim.SGD(twin.parameters(), 0.1))
     for bilevel, function in ((scaled, compute), (unscaled, same)):
         torch.manual_seed(7)
@@ -218,7 +218,7 @@ def test_a_rule_sees_gradient_norms_by_the_parameters_in_scope(kind):
     model = Vit().double()
     rule = Rule(4, after=False)
     names = getattr(model, kind)()
-    bilevel = Bilevel(model, rule, torch.optim.SGD(rule.parameters(), 0.1), scope=kind)
+    bilevel = Bilevel(model, rule, torch.optim.SGD(rule.parameters(), 0.1), scope=Scope(kind))
     for _ in range(2):
         plain = copy.deepcopy(model)
         torch.manual_seed(7)
@@ -262,7 +262,7 @@ def test_a_combiner_of_task_gradients_with_pieces_and_scaler(scale):
     plain = copy.deepcopy(model)
     scaler = None if scale is None else torch.amp.GradScaler("cpu", init_scale=scale)
     torch.manual_seed(7)
-    Bilevel(model, m, scaler=scaler).backward(pieces(model))
+    Bilevel(model, m, setup=Setup(scaler=scaler)).backward(pieces(model))
     torch.manual_seed(7)
     each = [compute() for compute in pieces(plain)]
     losses = {name: (each[0][name] + each[1][name]) / 2 for name in each[0]}
@@ -283,7 +283,7 @@ def test_overflow_with_a_combiner_of_task_gradients_is_the_scaler_s_business():
     m = Rows(3)
     scaler = torch.amp.GradScaler("cpu", init_scale=2.0**60, backoff_factor=2.0**-50)
     optimizer = torch.optim.SGD(model.parameters(), 0.1)
-    bilevel = Bilevel(model, m, autocast=torch.float16, scaler=scaler)
+    bilevel = Bilevel(model, m, setup=Setup(autocast=torch.float16, scaler=scaler))
     moved = []
     for _ in range(3):
         before = flat(p.detach().clone() for p in model.parameters())

@@ -18,7 +18,7 @@ from bilevel_cases import (
     scheme_of,
     take,
 )
-from meltr import Bilevel, LinearCombiner
+from meltr import Bilevel, LinearCombiner, Setup
 from meltr.errors import UserError
 
 KINDS = [SmoothConvNet, SmoothEncoder]
@@ -160,8 +160,8 @@ def test_overflow_leaves_the_step_out_lowers_the_scale_and_training_goes_on(sche
     options = settings(model, scheme, "difference") | {"inner_optimizer": inner}
     del options["others"]
     bilevel = Bilevel(
-        model, m, outer, estimator=estimator_of(estimator), every=1, autocast=torch.float16, scaler=grad_scaler,
-        log=lines.append, **options,
+        model, m, outer, estimator=estimator_of(estimator), every=1,
+        setup=Setup(autocast=torch.float16, scaler=grad_scaler), log=lines.append, **options,
     )  # fmt: skip
     applied, moved = [], []
     for _ in range(7):

@@ -12,9 +12,8 @@ from torch.nn import functional as F
 
 from bilevel_cases import ESTIMATORS, Recorder, estimator_of, flat, scheme_of
 from dense_reference import Dense, series
-from meltr import Bilevel, LossTransformer
+from meltr import Bilevel, LossTransformer, Scope
 from meltr.errors import UserError
-from meltr.hypergradients.scope import find_scope
 from scope_cases import MODELS, Again, Block, EncoderDecoder, Parts, Tied, Towers, Vit, names
 
 GAMMA = 0.3
@@ -57,7 +56,7 @@ def outer_steps(model, m, estimator: str, count: int = 2, *, compute=None, **set
 @pytest.mark.parametrize("architecture", MODELS)
 def test_scope_holds_the_parameters_expected_by_hand(architecture, kind):
     model, _ = build(architecture)
-    scope = find_scope(kind, model, trainable(model), model.losses)
+    scope = Scope(kind).find(model, trainable(model), model.losses)
     found = [name for name, p in model.named_parameters() if any(p is each for each in scope.parameters)]
     assert found == [name for name, _ in model.named_parameters() if name in getattr(model, kind)()]
 
@@ -79,12 +78,12 @@ LAST_BLOCKS = [
 def test_several_last_blocks(architecture, count, places):
     """The parameters expected by hand, the g of the Jacobian cut there, and no evaluation of the blocks below."""
     model, m = build(architecture)
-    scope = find_scope("last_block", model, trainable(model), model.losses, count=count)
+    scope = Scope("last_block", blocks=count).find(model, trainable(model), model.losses)
     expected = {name for place in places for name in names(model, place)}
     assert {n for n, p in model.named_parameters() if any(p is each for each in scope.parameters)} == expected
     dense = Dense(model, m, gamma=GAMMA, parameters=scope.parameters)
     g = dense.j() @ dense.v()
-    steps = outer_steps(model, m, "forward", scope="last_block", scope_blocks=count)
+    steps = outer_steps(model, m, "forward", scope=Scope("last_block", blocks=count))
     torch.testing.assert_close(next(steps)[0], g, rtol=1e-9, atol=1e-12)
     below = [b for b in model.modules() if isinstance(b, Block) and not {id(p) for p in b.mlp[1].parameters()} & {
         id(p) for p in scope.parameters}]  # fmt: skip
@@ -97,9 +96,8 @@ def test_several_last_blocks(architecture, count, places):
 
 
 def test_no_block_is_no_number_of_blocks():
-    model, m = build(Vit)
-    with pytest.raises(ValueError, match="scope_blocks must be at least 1, got 0"):
-        Bilevel(model, m, scope="last_block", scope_blocks=0)
+    with pytest.raises(ValueError, match="blocks of a scope must be at least 1, got 0"):
+        Scope("last_block", blocks=0)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -111,7 +109,7 @@ def test_g_and_phi_s_gradient_are_those_of_the_jacobian_cut_there(architecture, 
     g, expected = dense.j() @ dense.v(), dense.phi_gradient(dense.v())
     tolerance = 1e-7 if estimator == "difference" else 1e-10  # the ladder of steps ends at 1e-5
     before = copy.deepcopy(model.state_dict())
-    for products, phi in outer_steps(model, m, estimator, scope=kind):
+    for products, phi in outer_steps(model, m, estimator, scope=Scope(kind)):
         assert (products - g).norm() <= tolerance * g.norm()
         assert (phi - expected).norm() <= tolerance * expected.norm()
         model.load_state_dict(before)
@@ -127,7 +125,7 @@ def test_schemes_that_evaluate_again_stop_there_too(architecture, scheme, hessia
     expected = dense.phi_gradient(q)
     tolerance = 1e-5 if scheme == "aid-fp" and hessian == "difference" else 1e-10
     chosen = scheme_of(scheme, terms=2, step=0.5, hessian=hessian)
-    for _, phi in outer_steps(model, m, "forward", scope="last_block", scheme=chosen):
+    for _, phi in outer_steps(model, m, "forward", scope=Scope("last_block"), scheme=chosen):
         assert (phi - expected).norm() <= tolerance * expected.norm()
 
 
@@ -146,7 +144,7 @@ def test_modules_below_are_evaluated_once(architecture, estimator, scheme):
 
     once = counts()
     chosen = scheme_of(scheme, step=0.1)
-    steps = outer_steps(model, m, estimator, scope="last_block", scheme=chosen)
+    steps = outer_steps(model, m, estimator, scope=Scope("last_block"), scheme=chosen)
     next(steps)  # finds the scope
     before = [block.calls for block in blocks]
     next(steps)
@@ -167,7 +165,7 @@ def test_only_weights_in_scope_move_while_losses_are_evaluated(architecture):
         moved.update(name for name, p in model.named_parameters() if not torch.equal(p.detach(), start[name]))
         return model.losses()
 
-    for _ in outer_steps(model, m, "difference", compute=losses, scope="last_block"):
+    for _ in outer_steps(model, m, "difference", compute=losses, scope=Scope("last_block")):
         pass
     assert moved == set(model.last_block())
     for name, parameter in model.named_parameters():
@@ -186,7 +184,7 @@ def test_the_inner_gradient_is_still_the_whole_one(estimator):
     torch.manual_seed(7)
     m(torch.stack(losses())).backward()
     expected = flat(p.grad for p in model.parameters())
-    for _ in outer_steps(model, m, estimator, compute=losses, scope="heads"):
+    for _ in outer_steps(model, m, estimator, compute=losses, scope=Scope("heads")):
         torch.testing.assert_close(flat(p.grad for p in model.parameters()), expected, rtol=1e-12, atol=1e-14)
 
 
@@ -194,11 +192,11 @@ def test_frozen_blocks_leave_the_heads():
     model, m = build(Vit)
     model.blocks.requires_grad_(False)
     for kind in KINDS:
-        scope = find_scope(kind, model, trainable(model), model.losses)
+        scope = Scope(kind).find(model, trainable(model), model.losses)
         assert [id(p) for p in scope.parameters] == [id(p) for p in model.head.parameters()]
     dense = Dense(model, m, gamma=GAMMA, parameters=scope.parameters)
     g = dense.j() @ dense.v()
-    for products, _ in outer_steps(model, m, "forward", scope="last_block"):
+    for products, _ in outer_steps(model, m, "forward", scope=Scope("last_block")):
         torch.testing.assert_close(products, g, rtol=1e-10, atol=1e-13)
 
 
@@ -207,7 +205,7 @@ def test_blocks_may_be_named():
     lines: list[str] = []
     m = LossTransformer(4, width=8, heads=2, start="random").double()
     bilevel = Bilevel(
-        model, m, Recorder(m.parameters()), scope="last_block", blocks=[*model.blocks[:2]], log=lines.append
+        model, m, Recorder(m.parameters()), scope=Scope("last_block", modules=[*model.blocks[:2]]), log=lines.append
     )
     bilevel.backward(model.losses, outer=True)
     count = sum(p.numel() for name in ("blocks.1.", "blocks.2.", "head.") for n, p in model.named_parameters()
@@ -249,11 +247,7 @@ class Headless(nn.Module):
 def test_models_that_cannot_be_cut_are_named(make, kind, words):
     model = make()
     m = LossTransformer(2, width=8, heads=2, start="random")
-    bilevel = Bilevel(model, m, Recorder(m.parameters()), scope=kind)
+    bilevel = Bilevel(model, m, Recorder(m.parameters()), scope=Scope(kind))
     with pytest.raises(UserError) as raised:
         bilevel.backward(model.losses, outer=True)
     assert all(word in str(raised.value) for word in words), raised.value
-
-
-def test_full_scope_is_no_scope():
-    assert find_scope("full", Plain(), [], list) is None

@@ -9,9 +9,9 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from meltr import Bilevel, Estimator, LossTransformer, Scheme
+from meltr import Bilevel, Estimator, LossTransformer, Scheme, Setup
+from meltr.bilevel.results import StepResult
 from meltr.builtin import register_estimators, register_schemes
-from meltr.engine.results import StepResult
 from meltr.plugins import load_object
 
 ESTIMATORS = ["forward", "difference", "per_task", "double_backward"]
@@ -124,7 +124,8 @@ def take(
 ) -> tuple[StepResult, list, list]:
     """One call of Bilevel.backward with an outer step; returns it, phi's gradient and w's gradient."""
     recorder = Recorder(m.parameters())
-    bilevel = Bilevel(model, m, recorder, estimator=estimator_of(estimator), **settings)
+    setup = Setup(**{name: settings.pop(name) for name in ("autocast", "scaler", "generators") if name in settings})
+    bilevel = Bilevel(model, m, recorder, estimator=estimator_of(estimator), setup=setup, **settings)
     model.zero_grad()
     torch.manual_seed(7)
     with warnings.catch_warnings():

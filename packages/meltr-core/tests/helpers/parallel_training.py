@@ -7,7 +7,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from bilevel_cases import estimator_of, scheme_of
-from meltr import Bilevel, LossTransformer
+from meltr import Bilevel, LossTransformer, Setup
 from meltr.parallel.data_parallel import DataParallel, Sharded
 from meltr.parallel.gather import gather
 from meltr.parallel.ranks import Ranks
@@ -20,6 +20,7 @@ CASES = {
     "contrastive": {"contrastive": True},
     "difference": {"estimator": "difference"},
     "forward": {"estimator": "forward", "losses": 4},
+    "rows": {"losses": 2},
     "per_task": {"estimator": "per_task", "losses": 4},
     "contrastive-forward": {"contrastive": True, "estimator": "forward"},
     "accumulate": {"accumulate": 2},
@@ -97,7 +98,7 @@ def train(ranks: Ranks, parallel: str, case: str) -> dict[str, torch.Tensor]:
     optimizer = torch.optim.SGD(model.parameters(), 0.05, momentum=0.9)
     outer = torch.optim.SGD(m.parameters(), 0.05)
     bilevel = Bilevel(
-        model, m, outer, gamma=0.1, sharing=sharing, inner_optimizer=optimizer, every=2, scheme=scheme,
+        model, m, outer, gamma=0.1, setup=Setup(sharing=sharing), inner_optimizer=optimizer, every=2, scheme=scheme,
         estimator=estimator, **settings,
     )  # fmt: skip
     products = torch.zeros(count)

@@ -22,8 +22,8 @@ from bilevel_cases import (
     take,
 )
 from meltr import Bilevel, LinearCombiner, LossTransformer
+from meltr.autograd.graph import shared_backwards
 from meltr.errors import UserError
-from meltr.hypergradients.graph import shared_backwards
 
 
 @pytest.mark.parametrize("direct_term", [False, True])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from meltr.hypergradients.vectors import Combination, displaced, dot
+from meltr.autograd.vectors import Combination, displaced, dot
 
 STEPS = (0.1, -0.1, 0.01, -0.03)
 

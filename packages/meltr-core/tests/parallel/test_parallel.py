@@ -9,7 +9,18 @@ from meltr.parallel.ranks import Ranks
 from parallel_training import train_all
 from ranks_helper import run_ranks
 
-DDP = ("mean", "contrastive", "forward", "per_task", "contrastive-forward", "accumulate", "aid-fp", "itd", "held-out")
+DDP = (
+    "mean",
+    "rows",
+    "contrastive",
+    "forward",
+    "per_task",
+    "contrastive-forward",
+    "accumulate",
+    "aid-fp",
+    "itd",
+    "held-out",
+)
 FSDP = ("mean", "contrastive", "per_task", "accumulate", "aid-fp", "itd", "held-out")
 TWO = [*(f"ddp:{case}" for case in DDP), *(f"fsdp:{case}" for case in FSDP)]
 

@@ -166,10 +166,7 @@ def _peek(problem: FixedRun, probe: Stepper, exact: Stepper) -> tuple[Tensor, st
     """Return g by an approximation where the exact training is about to take an outer step; nothing is changed."""
     before = Snapshot([*problem.state(), *exact.combiner.state_dict(keep_vars=True).values()])
     probe.trainer.state.step = exact.trainer.step
-    probe.trainer.bilevel.steps, probe.trainer.bilevel.outer_steps = (
-        exact.trainer.bilevel.steps,
-        exact.trainer.bilevel.outer_steps,
-    )
+    probe.trainer.bilevel.count_from(exact.trainer.bilevel.steps, exact.trainer.bilevel.outer_steps)
     try:
         found = probe.observe()
     finally:

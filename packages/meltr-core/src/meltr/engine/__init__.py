@@ -1,1 +1,1 @@
-"""The bilevel loop and the life of a run."""
+"""The life of a run."""

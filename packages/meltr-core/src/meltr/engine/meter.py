@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from meltr.engine.results import OuterResult, StepResult
+from meltr.bilevel.results import OuterResult, StepResult
 from meltr.errors import NonFiniteLossError
 
 

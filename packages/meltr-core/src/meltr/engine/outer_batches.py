@@ -6,10 +6,10 @@ import random
 from collections.abc import Callable
 from typing import Any
 
+from meltr.autograd.losses import Compute
 from meltr.context import Data, RunContext
 from meltr.engine.batches import Cursor, ReplayBuffer, count_examples, to_device
 from meltr.engine.hooks import Hooks
-from meltr.parallel.sharing import Compute
 from meltr.seeding import derive
 
 FAR = 2**20

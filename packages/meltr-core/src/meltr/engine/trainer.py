@@ -11,10 +11,11 @@ from typing import Any, Protocol
 import torch
 from torch import nn
 
+from meltr.autograd.losses import Compute
+from meltr.bilevel.bilevel import Bilevel
 from meltr.combiners.base import Combiner, SelfTrained
 from meltr.context import Data, Evaluation, RunContext, StepRecord
 from meltr.engine.batches import count_examples, fingerprint, to_device
-from meltr.engine.bilevel import Bilevel
 from meltr.engine.checkpoints import Checkpoints, load_backbone, load_module, load_training
 from meltr.engine.hooks import Hooks, better
 from meltr.engine.meter import FiniteGuard, Meter, peak_memory_mb
@@ -24,10 +25,12 @@ from meltr.errors import NonFiniteLossError, UserError
 from meltr.folders.checkpoint_folder import CheckpointFolder
 from meltr.hypergradients.estimators import Estimator
 from meltr.hypergradients.schemes import Scheme
+from meltr.hypergradients.scope import Scope
+from meltr.hypergradients.setup import Setup
 from meltr.observers.jsonl import MetricsWriter
 from meltr.optim.building import autocast_dtype, inner_lr, inner_optimizer, lr_factor, outer_optimizer, set_lr
 from meltr.parallel.ranks import Ranks
-from meltr.parallel.sharing import Compute, Sharing
+from meltr.parallel.sharing import Sharing
 from meltr.seeding import derive, seed_everything
 
 NEGATIVE_PATIENCE = 5
@@ -118,17 +121,13 @@ class Trainer:
             scheme=scheme,
             estimator=estimator,
             inner_optimizer=self.optimizer,
-            scope=spec.bilevel.scope,
-            scope_blocks=spec.bilevel.scope_blocks,
-            blocks=self.blocks,
-            scaler=self.scaler,
-            sharing=self.sharing,
+            scope=Scope(spec.bilevel.scope, spec.bilevel.scope_blocks, self.blocks),
             retain_graph=spec.bilevel.retain_graph,
             direct_term=spec.bilevel.direct_term,
             outer_clip_norm=spec.bilevel.outer_clip_norm,
             parameters=self.parameters,
-            generators=generators,
-            autocast=autocast_dtype(spec.train.precision),
+            setup=Setup(autocast_dtype(spec.train.precision), self.scaler, generators, self.sharing),
+            seed=spec.seed,
             log=self._say,
         )
 
@@ -186,7 +185,7 @@ class Trainer:
         replayed = outer.replayed and self.combiner.learned
         due = self.bilevel.outer_step_due and not replayed
         given = outer.for_step(batch, self.bilevel.outer_steps) if due else {}
-        result = self.bilevel.backward(self._pieces(batch), outer=False if replayed else None, **given)
+        result = self.bilevel.backward(self._micro_batches(batch), outer=False if replayed else None, **given)
         self.guard.check(self.step, result.losses)
         self._step_optimizer()
         self.bilevel.after_step()
@@ -216,24 +215,24 @@ class Trainer:
     def _losses(self, batch: Any, context: RunContext) -> Compute:
         return lambda: self.hooks.losses(self.model, batch, context)
 
-    def _pieces(self, batch: Any) -> list[Compute]:
-        """Return the loss functions of the pieces of a batch.
+    def _micro_batches(self, batch: Any) -> list[Compute]:
+        """Return the loss functions of the micro-batches of a batch.
 
         Raises:
-            UserError: If the batch cannot be cut into equal pieces.
+            UserError: If the batch cannot be cut into equal micro-batches.
         """
-        pieces = self.context.spec.train.accumulate
-        if pieces == 1:
+        number = self.context.spec.train.accumulate
+        if number == 1:
             return [self._losses(batch, self.context)]
         count = count_examples(batch)
-        if count % pieces:
+        if count % number:
             raise UserError(
-                f"A batch of {count} examples cannot be cut into accumulate={pieces} equal pieces.",
+                f"A batch of {count} examples cannot be cut into accumulate={number} equal micro-batches.",
                 "Choose batch_size and accumulate so that it can.",
             )
-        size = count // pieces
+        size = count // number
         cut = [self.hooks.slice_batch(batch, start, start + size) for start in range(0, count, size)]
-        return [self._losses(piece, self.context) for piece in cut]
+        return [self._losses(each, self.context) for each in cut]
 
     def _check_parts(self, batch: Any) -> None:
         """Check that every process got a part of its own of the first batch.

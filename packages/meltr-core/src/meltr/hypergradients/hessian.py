@@ -5,12 +5,13 @@ from __future__ import annotations
 from typing import Literal
 
 import torch
-from torch import Tensor, autograd
+from torch import autograd
 
+from meltr.autograd.leaves import hooks_withheld
+from meltr.autograd.vectors import Direction, add, scale
 from meltr.errors import UserError
-from meltr.hypergradients.evaluation import Evaluation, LossEvaluation
+from meltr.hypergradients.loss_values import BatchValues, LossValues
 from meltr.hypergradients.problem import OuterProblem
-from meltr.hypergradients.vectors import Direction, add, scale
 
 HessianKind = Literal["difference", "double_backward"]
 """How Hessian-vector products are taken; see `hessian_product`."""
@@ -20,7 +21,7 @@ DISPLACEMENT = 1e-4
 
 
 def hessian_product(
-    problem: OuterProblem, direction: Direction, *, by: HessianKind, evaluation: Evaluation | None = None
+    problem: OuterProblem, direction: Direction, *, by: HessianKind, losses: LossValues | None = None
 ) -> Direction:
     """Return H p, in one of two ways.
 
@@ -30,18 +31,18 @@ def hessian_product(
     measure different things.
 
     ``double_backward``: the derivative of <u, p>; exact. One backward that keeps the graph of the first one, once an
-    outer step, and its transpose for every product. Needs attention on the math kernel, one process, one piece.
+    outer step, and its transpose for every product. Needs attention on the math kernel, one process, one micro-batch.
 
     Args:
         problem: The outer problem.
         direction: p, one entry a parameter.
         by: ``difference`` or ``double_backward``.
-        evaluation: Losses on an independent batch; None: those of the problem.
+        losses: Those on an independent batch; None: those of the problem.
 
     Raises:
         UserError: If double backward, or a difference, is asked for where it cannot be right.
     """
-    at = problem.auxiliary if evaluation is None else evaluation
+    at = problem.auxiliary if losses is None else losses
     if by == "double_backward":
         return _by_double_backward(problem, direction, at)
     problem.require_precision("hessian=difference", "hessian=double_backward")
@@ -57,20 +58,20 @@ def hessian_product(
     return scale(add(plus, minus, alpha=-1.0), 1 / (2 * e))
 
 
-def _unified_gradient_now(problem: OuterProblem, at: Evaluation) -> Direction:
-    fresh = at.fresh(full_precision=True)
+def _unified_gradient_now(problem: OuterProblem, at: LossValues) -> Direction:
+    fresh = at.run(graph=True, precise=True)
     _, a = problem.sensitivities_at(fresh.values)
-    return fresh.gradient(list(a), problem.parameters)
+    return fresh.vjp(list(a), problem.parameters)
 
 
-def _by_double_backward(problem: OuterProblem, direction: Direction, at: Evaluation) -> Direction:
-    if not isinstance(at, LossEvaluation) or not at.setup.sharing.one_process:
+def _by_double_backward(problem: OuterProblem, direction: Direction, at: LossValues) -> Direction:
+    if not isinstance(at, BatchValues) or not at.setup.sharing.one_process:
         raise UserError(
-            "hessian=double_backward needs one process and no gradient accumulation: the mean over pieces stands "
-            "inside the combiner, where a second-order graph of one piece does not reach.",
+            "hessian=double_backward needs one process and no gradient accumulation: the mean over "
+            "micro-batches stands inside the combiner, where a second-order graph of one of them does not reach.",
             "Use --set hessian=difference.",
         )
-    gradients = _unified_gradient_with_graph(problem, at)
+    gradients = problem.unified_gradient_with_graph(at)
     known = [
         (u, torch.zeros_like(u) if p is None else p.to(u))
         for u, p in zip(gradients, direction, strict=True)
@@ -79,16 +80,5 @@ def _by_double_backward(problem: OuterProblem, direction: Direction, at: Evaluat
     if not known:
         return [None] * len(problem.parameters)
     outputs, seeds = [u for u, _ in known], [p for _, p in known]
-    return list(autograd.grad(outputs, problem.parameters, seeds, retain_graph=True, allow_unused=True))
-
-
-def _unified_gradient_with_graph(problem: OuterProblem, at: LossEvaluation) -> list[Tensor | None]:
-    """Return u with its graph; kept on the evaluation, so that further products of one outer step reuse it."""
-    kept: list[Tensor | None] | None = getattr(at, "unified_gradient_graph", None)
-    if kept is None:
-        losses = torch.stack([p if p.dtype == at.values.dtype else p.to(at.values.dtype) for p in at.parts])
-        with torch.enable_grad(), problem.one_draw(), torch.autocast(losses.device.type, enabled=False):
-            combined = problem.combiner(losses).reshape(())
-            kept = list(autograd.grad(combined, problem.parameters, create_graph=True, allow_unused=True))
-        at.unified_gradient_graph = kept  # type: ignore[attr-defined]
-    return kept
+    with hooks_withheld(problem.parameters):
+        return list(autograd.grad(outputs, problem.parameters, seeds, retain_graph=True, allow_unused=True))

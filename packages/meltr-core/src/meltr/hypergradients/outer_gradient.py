@@ -5,6 +5,7 @@ from __future__ import annotations
 from torch import Tensor, autograd, nn
 
 from meltr.combiners.base import sensitivities
+from meltr.hypergradients.objective import primary_objective
 
 
 def outer_gradient(
@@ -33,7 +34,7 @@ def outer_gradient(
     if direct_at is not None:
         if direct_at is not losses:
             combined, _ = sensitivities(combiner, direct_at, create_graph=True)
-        objective = objective + gamma * (combined - direct_at.sum()).abs()
+        objective = objective + primary_objective(direct_at[0], direct_at, combined, gamma)
     if not parameters or not objective.requires_grad:
         return [None] * len(parameters)
     return list(autograd.grad(objective, parameters, allow_unused=True))

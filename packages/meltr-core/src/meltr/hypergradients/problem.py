@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, autograd, nn
 
+from meltr.autograd.leaves import hooks_withheld
+from meltr.autograd.random_state import RandomState
+from meltr.autograd.vectors import Direction, add, dense, displaced
 from meltr.combiners.base import sensitivities
 from meltr.errors import UserError
-from meltr.hypergradients.evaluation import LOW_PRECISION, Evaluation
-from meltr.hypergradients.replay import RandomState
-from meltr.hypergradients.vectors import Combination, Direction, add, displaced
+from meltr.hypergradients.loss_values import BatchValues, LossValues
+from meltr.hypergradients.objective import regulariser_slope
+from meltr.hypergradients.rows import Rows
+from meltr.hypergradients.setup import LOW_PRECISION
 
 ROWS_KEPT = 3
 """Up to this many losses, all rows of J are kept: they give u, v and g at once, for (T+1) gradients of memory."""
@@ -37,6 +41,7 @@ class OuterProblem:
         primary: The primary loss on another batch; None if it is the first of `auxiliary` (shared batch).
         keep_rows: Compute the gradient of every task once and keep it (see `ROWS_KEPT`).
         retain_graph: Keep the graph of `auxiliary` when the rows are kept; otherwise they must do for everything.
+        rows_for_inner_step: Kept rows also make the inner gradient: they are taken by every leaf that the losses reach.
         inner_optimizer: The optimiser of w, for schemes that look at its step; None if unknown.
         others: Number i -> the losses on independent batch i, for schemes that draw fresh ones; None if there are none.
         combiner_state: The generators before the combiner made a: its dropout is one draw an outer step (`one_draw`).
@@ -44,20 +49,22 @@ class OuterProblem:
     """
 
     parameters: Sequence[Tensor]
-    auxiliary: Evaluation
+    auxiliary: LossValues
     combiner: nn.Module
     combined: Tensor
     sensitivities: Tensor
     gamma: float = 0.0
-    primary: Evaluation | None = None
+    primary: LossValues | None = None
     keep_rows: bool = False
     retain_graph: bool = True
+    rows_for_inner_step: bool = False
     inner_optimizer: torch.optim.Optimizer | None = None
-    others: Callable[[int], Evaluation] | None = None
+    others: Callable[[int], LossValues] | None = None
     combiner_state: RandomState | None = field(default=None, repr=False)
     log: Callable[[str], None] = field(default=_silent, repr=False)
     _ahead: Tensor | None = field(default=None, repr=False)
-    _rows: list[list[Tensor | None]] | None = field(default=None, repr=False)
+    _rows: Rows | None = field(default=None, repr=False)
+    _second_order: dict[BatchValues, list[Tensor | None]] = field(default_factory=dict, repr=False)
 
     @property
     def size(self) -> int:
@@ -65,27 +72,29 @@ class OuterProblem:
         return self.auxiliary.size
 
     @property
-    def rows(self) -> list[list[Tensor | None]] | None:
+    def rows(self) -> Rows | None:
         """The rows of this process' J if they were kept: row t is the gradient of task t."""
         return self._rows
 
     def row(self, task: int) -> Direction:
         """Return the gradient of task number `task`, this process' share: one backward, the graph stays."""
         if self._rows is not None:
-            return self._rows[task]
-        return self.auxiliary.share(self.auxiliary.only(task), self.parameters)
+            return self._rows.row(task)
+        return self.auxiliary.local_vjp(self.auxiliary.only(task), self.parameters)
 
     def primary_gradient(self) -> Direction:
-        """Return v = grad_w L_pri with L_pri = l_0 + gamma |m(l) - sum(l)|: one backward, or from kept rows."""
+        """Return v = grad_w L_pri (see `objective.primary_objective`): one backward, or from kept rows."""
         if self.keep_rows and self._rows is None:
-            self._rows = self.auxiliary.rows(self.parameters, retain=self.retain_graph)
-        weights = regulariser_weights(self.auxiliary.values, self.combined, self.sensitivities, self.gamma)
+            self._rows = self.auxiliary.rows(
+                self.parameters, retain=self.retain_graph, everywhere=self.rows_for_inner_step
+            )
+        slope = regulariser_slope(self.auxiliary.values, self.combined, self.sensitivities, self.gamma)
         if self.primary is not None:
-            own = self.primary.gradient(self.primary.only(0), self.parameters)
-            return own if weights is None else add(own, self.combine(weights))
-        if weights is None:
+            own = self.primary.vjp(self.primary.only(0), self.parameters)
+            return own if slope is None else add(own, self.combine(slope))
+        if slope is None:
             return self.combine(None)
-        return self.combine(torch.cat([weights[:1] + 1, weights[1:]]))
+        return self.combine(torch.cat([slope[:1] + 1, slope[1:]]))
 
     @contextmanager
     def one_draw(self) -> Iterator[None]:
@@ -111,6 +120,22 @@ class OuterProblem:
         """Return u = grad_w L_aux = J^T a: one weighted backward, none if the rows are kept; the graph stays."""
         return self.combine(self.sensitivities)
 
+    def unified_gradient_with_graph(self, losses: BatchValues) -> list[Tensor | None]:
+        """Return u with its graph, which further products of this outer step use again.
+
+        Args:
+            losses: Those of the problem, or on an independent batch.
+        """
+        if losses not in self._second_order:
+            dtype = losses.values.dtype
+            stacked = torch.stack([part if part.dtype == dtype else part.to(dtype) for part in losses.parts])
+            with torch.enable_grad(), self.one_draw(), torch.autocast(stacked.device.type, enabled=False):
+                combined = self.combiner(stacked).reshape(())
+                with hooks_withheld(self.parameters):
+                    found = autograd.grad(combined, self.parameters, create_graph=True, allow_unused=True)
+            self._second_order[losses] = list(found)
+        return self._second_order[losses]
+
     def combine(self, weights: Tensor | None) -> Direction:
         """Return J^T weights for weights of shape (T+1,), None for the primary loss alone, averaged over processes.
 
@@ -118,34 +143,30 @@ class OuterProblem:
         """
         if self._rows is None:
             wanted = self.auxiliary.only(0) if weights is None else list(weights)
-            return self.auxiliary.gradient(wanted, self.parameters)
-        total = self._rows[0] if weights is None else Combination(weights, self._rows)
+            return self.auxiliary.vjp(wanted, self.parameters)
+        total = [dense(part) for part in self._rows.row(0)] if weights is None else self._rows.combination(weights)
         return self.auxiliary.setup.sharing.mean_direction(total, self.parameters)
-
-    def spend_rows(self, weights: Tensor) -> Iterable[Tensor | None]:
-        """Yield J^T weights like `combine`, from kept rows that nobody needs any more: their memory goes with them."""
-        found = self.combine(weights)
-        return found.spend() if isinstance(found, Combination) else found
 
     def primary_gradient_now(self) -> Direction:
         """Return grad_w L_pri at the weights of now (see `displaced`): a forward and a backward, on both batches.
 
         The direct term belongs to the same weights: the losses there are kept (see `primary_losses`).
         """
-        auxiliary = None if self.primary is not None and self.gamma == 0 else self.auxiliary.fresh()
-        primary = None if self.primary is None else self.primary.fresh()
+        skipped = self.primary is not None and self.gamma == 0
+        auxiliary = None if skipped else self.auxiliary.run(graph=True)
+        primary = None if self.primary is None else self.primary.run(graph=True)
         if auxiliary is None:
             assert primary is not None
-            return primary.gradient(primary.only(0), self.parameters)
+            return primary.vjp(primary.only(0), self.parameters)
         self._ahead = auxiliary.values
         combined, a = self.sensitivities_at(auxiliary.values)
-        weights = regulariser_weights(auxiliary.values, combined, a, self.gamma)
+        slope = regulariser_slope(auxiliary.values, combined, a, self.gamma)
         if primary is None:
             first = torch.zeros_like(a)
             first[0] = 1
-            return auxiliary.gradient(list(first if weights is None else first + weights), self.parameters)
-        own = primary.gradient(primary.only(0), self.parameters)
-        return own if weights is None else add(own, auxiliary.gradient(list(weights), self.parameters))
+            return auxiliary.vjp(list(first if slope is None else first + slope), self.parameters)
+        own = primary.vjp(primary.only(0), self.parameters)
+        return own if slope is None else add(own, auxiliary.vjp(list(slope), self.parameters))
 
     @property
     def primary_losses(self) -> Tensor:
@@ -199,15 +220,3 @@ class OuterProblem:
                 "Pass inner_optimizer=... to Bilevel, or give scheme 'itd' a step size: ITD(step=0.1), --set step=0.1.",
             )
         return [rates[id(parameter)] for parameter in self.parameters]
-
-
-def regulariser_weights(values: Tensor, combined: Tensor, a: Tensor, gamma: float) -> Tensor | None:
-    """Return gamma * sign(m(l) - sum(l)) * (a - 1), the regulariser's derivative by l (eq. 6); None if gamma is 0.
-
-    Args:
-        values: l, shape (T+1,).
-        combined: m(l), shape ().
-        a: dm/dl, shape (T+1,).
-        gamma: Weight of the regulariser.
-    """
-    return None if gamma == 0 else gamma * torch.sign(combined - values.sum()) * (a - 1)

@@ -1,275 +1,90 @@
-"""An outer step that stops below the heads or the last blocks: its parameters, and modules not evaluated again.
-
-With ``scope`` the direction q is zero outside some parameters S near the losses. Then v and g need no backward below
-S (autograd stops there by itself) and no forward below S either: modules below S give the same output for the
-perturbed weights, so what they gave in the first evaluation is handed out again.
-"""
+"""Which parameters an outer step sees: all, or those near the losses."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
-from weakref import WeakKeyDictionary
 
-import torch
 from torch import Tensor, nn
 
 from meltr.blocks import find_blocks
 from meltr.errors import UserError
-from meltr.hypergradients.replay import RandomState
-from meltr.torch_private import is_compiled, map_tensors, saved_tensors_are_hooked, tree_leaves, version
+from meltr.hypergradients.reduced_model import Ancestry, ReducedModel
+from meltr.torch_private import is_compiled
 
 Kind = Literal["full", "last_block", "heads"]
 
 
-class Ancestry:
-    """Answers on which parameters a tensor depends, by walking its autograd graph; every node is visited once.
-
-    Args:
-        parameters: The parameters asked about.
-    """
-
-    def __init__(self, parameters: Sequence[Tensor]) -> None:
-        self._names = {id(parameter): index for index, parameter in enumerate(parameters)}
-        self._known: dict[Any, frozenset[int]] = {}
-
-    def of(self, value: Any) -> frozenset[int]:
-        """Return the indices of the parameters that tensors in `value` (nested lists, dicts, tuples) depend on."""
-        found: set[int] = set()
-        for leaf in tree_leaves(value):
-            if not isinstance(leaf, Tensor):
-                continue
-            if leaf.grad_fn is not None:
-                found |= self._node(leaf.grad_fn)
-            elif id(leaf) in self._names:
-                found.add(self._names[id(leaf)])
-        return frozenset(found)
-
-    def _node(self, start: Any) -> frozenset[int]:
-        waiting = [start]
-        while waiting:
-            node = waiting[-1]
-            if node in self._known:
-                waiting.pop()
-                continue
-            following = [each for each, _ in node.next_functions if each is not None]
-            unknown = [each for each in following if each not in self._known]
-            if unknown:
-                waiting.extend(unknown)
-                continue
-            own = getattr(node, "variable", None)
-            found = frozenset() if own is None or id(own) not in self._names else frozenset([self._names[id(own)]])
-            self._known[node] = found.union(*(self._known[each] for each in following))
-            waiting.pop()
-        return self._known[start]
-
-
-@dataclass
-class _Kept:
-    """What one call of a module returned: `output` (detached), and where it left the generators.
-
-    Attributes:
-        versions: Of the tensors in it; a later one tells that the caller has changed it in place.
-        inside: How often the call went through modules of the tape itself.
-    """
-
-    output: Any
-    versions: list[int]
-    after: RandomState
-    inside: dict[nn.Module, int]
-
-    def intact(self) -> bool:
-        return _versions(self.output) == self.versions
-
-
-_Tape = dict[nn.Module, list[_Kept | None]]
-
-
+@dataclass(frozen=True)
 class Scope:
-    """The parameters of an outer step, and the modules below them.
-
-    Args:
-        model: The backbone.
-        parameters: The parameters in scope.
-    """
-
-    def __init__(self, model: nn.Module, parameters: Sequence[Tensor]) -> None:
-        self.parameters = list(parameters)
-        self._ids = {id(parameter) for parameter in parameters}
-        self._below = list(dict.fromkeys(self._outermost_without(model)))  # one may be a part of several others
-        self._tapes: WeakKeyDictionary[Any, _Tape] = WeakKeyDictionary()
-
-    def _outermost_without(self, module: nn.Module) -> Iterator[nn.Module]:
-        """Yield the largest modules that hold parameters, but none in scope."""
-        own = list(module.parameters())
-        callable_ = type(module).forward is not nn.Module.forward
-        if own and callable_ and not any(id(parameter) in self._ids for parameter in own):
-            yield module
-            return
-        for child in module.children():
-            yield from self._outermost_without(child)
-
-    @contextmanager
-    def recording(self, function: Any, state: Callable[[], RandomState]) -> Iterator[None]:
-        """Within this context, keep what the modules below return.
-
-        A call whose input or output depends on parameters in scope (a module used again after them) is not kept, nor
-        one with anything but tensors and plain values in it, where such a dependence cannot be seen.
-
-        Args:
-            function: Whose evaluation it is.
-            state: Returns a snapshot of the random number generators.
-        """
-        ancestry = Ancestry(self.parameters)
-        tape: _Tape = {module: [] for module in self._below}
-
-        def record(module: nn.Module, forward: Callable[..., Any]) -> Callable[..., Any]:
-            def call(*args: Any, **kwargs: Any) -> Any:
-                number = len(tape[module])
-                tape[module].append(None)
-                before = {each: len(calls) for each, calls in tape.items()}
-                output = forward(*args, **kwargs)
-                if _is_plain((args, kwargs, output)) and not ancestry.of((args, kwargs, output)):
-                    detached = map_tensors(_detached, output)
-                    inside = {
-                        each: len(calls) - before[each] for each, calls in tape.items() if len(calls) > before[each]
-                    }
-                    for each, count in inside.items():
-                        tape[each][before[each] :] = [None] * count
-                    tape[module][number] = _Kept(detached, _versions(detached), state(), inside)
-                return output
-
-            return call
-
-        with _replaced_forwards(self._below, record):
-            yield
-        self._tapes[function] = tape
-
-    @contextmanager
-    def skipping(self, function: Any) -> Iterator[None]:
-        """Within this context, modules below return what they returned in the recorded evaluation of `function`.
-
-        Not if the caller has changed that in place since, or the call stands in a checkpointed region whose backward
-        will call it for real: then it is evaluated again.
-        """
-        tape = self._tapes.get(function)
-        if tape is None:
-            yield
-            return
-        counts = dict.fromkeys(self._below, 0)
-
-        def skip(module: nn.Module, forward: Callable[..., Any]) -> Callable[..., Any]:
-            def call(*args: Any, **kwargs: Any) -> Any:
-                number = counts[module]
-                counts[module] += 1
-                kept = tape[module][number] if number < len(tape[module]) else None
-                if kept is None or not kept.intact() or _is_checkpointed():
-                    return forward(*args, **kwargs)
-                for each, count in kept.inside.items():
-                    counts[each] += count
-                kept.after.restore()
-                return kept.output
-
-            return call
-
-        with _replaced_forwards(self._below, skip):
-            yield
-
-
-_PLAIN = (bool, int, float, complex, str, bytes, torch.dtype, torch.device, torch.Size)
-
-
-def _is_plain(value: Any) -> bool:
-    """Tell whether a value is made of tensors and plain values only, in lists, tuples, dicts and the like."""
-    return all(
-        not leaf.is_inference() if isinstance(leaf, Tensor) else leaf is None or isinstance(leaf, _PLAIN)
-        for leaf in tree_leaves(value)
-    )
-
-
-def _is_checkpointed() -> bool:
-    """Tell whether what autograd saves now goes through hooks, as activation checkpointing installs them."""
-    return torch.is_grad_enabled() and saved_tensors_are_hooked()
-
-
-def _versions(value: Any) -> list[int]:
-    return [version(leaf) for leaf in tree_leaves(value) if isinstance(leaf, Tensor)]
-
-
-def _detached(tensor: Tensor) -> Tensor:
-    return tensor.detach()
-
-
-@contextmanager
-def _replaced_forwards(
-    modules: Sequence[nn.Module], wrap: Callable[[nn.Module, Callable[..., Any]], Callable[..., Any]]
-) -> Iterator[None]:
-    """Replace the ``forward`` of every module within this context."""
-    before = [vars(module).get("forward") for module in modules]
-    for module in modules:
-        object.__setattr__(module, "forward", wrap(module, module.forward))
-    try:
-        yield
-    finally:
-        for module, own in zip(modules, before, strict=True):
-            if own is None:
-                object.__delattr__(module, "forward")
-            else:
-                object.__setattr__(module, "forward", own)
-
-
-def find_scope(
-    kind: Kind,
-    model: nn.Module,
-    parameters: Sequence[Tensor],
-    evaluate: Callable[[], Any],
-    blocks: Sequence[nn.Module] | None = None,
-    *,
-    count: int = 1,
-) -> Scope | None:
-    """Find the parameters of a scope from the graph of one evaluation.
+    """Which parameters an outer step sees.
 
     The heads are the parameters on which no block's input depends, outside the blocks: what comes after all of them. A
     last block is one on which no other block's input depends, less what it shares with other blocks; there may be
     several (one a tower). The last but one are those on which only last blocks depend, and so on.
 
     Args:
-        kind: ``heads``, or ``last_block`` (the heads and the last block); ``full`` gives None.
-        model: The backbone.
-        parameters: All parameters w.
-        evaluate: Evaluates the losses with a graph.
-        blocks: The model's blocks; None: see `meltr.blocks.find_blocks`.
-        count: How many of the last blocks ``last_block`` takes, in every tower; all of them if there are fewer.
+        kind: ``full``; ``heads``; ``last_block``: the heads and the last block.
+        blocks: How many of the last blocks ``last_block`` takes, in every tower; all of them if there are fewer.
+        modules: The model's blocks; None: see `meltr.blocks.find_blocks`.
 
     Raises:
-        UserError: If there are no blocks, or nothing is in scope.
+        ValueError: If `blocks` is below 1.
     """
-    if kind == "full":
-        return None
-    wanted = find_blocks(model) if blocks is None else list(blocks)
-    hint = "Use --set scope=full, or name the blocks in the plugin's hook model_blocks."
-    if not wanted:
-        raise UserError(f"scope={kind}: {type(model).__name__} has no repeated blocks to cut at.", hint)
-    if any(map(is_compiled, model.modules())):
-        raise UserError(f"scope={kind} cannot look into a compiled model.", "Leave compile out, or use scope=full.")
-    ancestry = Ancestry(parameters)
-    inputs: dict[nn.Module, set[int]] = {block: set() for block in wanted}
 
-    def look(block: nn.Module, args: Any, kwargs: Any) -> None:
-        inputs[block] |= ancestry.of((args, kwargs))
+    kind: Kind = "full"
+    blocks: int = 1
+    modules: Sequence[nn.Module] | None = None
 
-    handles = [block.register_forward_pre_hook(look, with_kwargs=True) for block in wanted]
-    try:
-        evaluate()
-    finally:
-        for handle in handles:
-            handle.remove()
-    chosen = _in_scope(0 if kind == "heads" else count, parameters, inputs)
-    if not chosen:
-        raise UserError(f"scope={kind}: no trainable parameter of {type(model).__name__} lies in it.", hint)
-    return Scope(model, chosen)
+    def __post_init__(self) -> None:
+        if self.blocks < 1:
+            raise ValueError(f"blocks of a scope must be at least 1, got {self.blocks}")
+
+    @property
+    def is_full(self) -> bool:
+        """True if the outer step sees all parameters."""
+        return self.kind == "full"
+
+    def __str__(self) -> str:
+        """Return the scope in words."""
+        return f"last {self.blocks} blocks" if self.kind == "last_block" and self.blocks > 1 else self.kind
+
+    def find(self, model: nn.Module, parameters: Sequence[Tensor], evaluate: Callable[[], Any]) -> ReducedModel:
+        """Find the parameters in scope from the graph of one evaluation.
+
+        Args:
+            model: The backbone.
+            parameters: All parameters w.
+            evaluate: Evaluates the losses with a graph.
+
+        Raises:
+            UserError: If there are no blocks, or nothing is in scope.
+        """
+        wanted = find_blocks(model) if self.modules is None else list(self.modules)
+        hint = "Use --set scope=full, or name the blocks in the plugin's hook model_blocks."
+        if not wanted:
+            raise UserError(f"scope={self.kind}: {type(model).__name__} has no repeated blocks to cut at.", hint)
+        if any(map(is_compiled, model.modules())):
+            raise UserError(
+                f"scope={self.kind} cannot look into a compiled model.", "Leave compile out, or use scope=full."
+            )
+        ancestry = Ancestry(parameters)
+        inputs: dict[nn.Module, set[int]] = {block: set() for block in wanted}
+
+        def look(block: nn.Module, args: Any, kwargs: Any) -> None:
+            inputs[block] |= ancestry.of((args, kwargs))
+
+        handles = [block.register_forward_pre_hook(look, with_kwargs=True) for block in wanted]
+        try:
+            evaluate()
+        finally:
+            for handle in handles:
+                handle.remove()
+        chosen = _in_scope(0 if self.kind == "heads" else self.blocks, parameters, inputs)
+        if not chosen:
+            raise UserError(f"scope={self.kind}: no trainable parameter of {type(model).__name__} lies in it.", hint)
+        return ReducedModel(model, chosen)
 
 
 def _in_scope(count: int, parameters: Sequence[Tensor], inputs: dict[nn.Module, set[int]]) -> list[Tensor]:

@@ -10,10 +10,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from meltr.hypergradients.replay import as_parts
-from meltr.hypergradients.vectors import Direction, accumulate, dot, products
+from meltr.autograd.leaves import hooks_withheld, reached_leaves
+from meltr.autograd.losses import Compute, as_parts
+from meltr.autograd.vectors import Direction, dot, products
 from meltr.parallel.ranks import Ranks
-from meltr.parallel.sharing import Averaging, Compute, Sharing
+from meltr.parallel.sharing import Averaging, Sharing
 from meltr.shards import local
 
 
@@ -93,14 +94,8 @@ class DataParallel(Distributed):
         inside: LossModule = self._ddp.module
         return inside.take()
 
-    def inner_backward(
-        self, losses: Sequence[Tensor], seeds: Sequence[Tensor], parameters: Sequence[Tensor], averaging: Averaging
-    ) -> None:
-        """Add the gradient to ``.grad``: averaged by DDP, explicitly, or later with the last micro-batch."""
-        if averaging == "now":
-            gradient = torch.autograd.grad(list(losses), list(parameters), list(seeds), allow_unused=True)
-            accumulate(parameters, self.mean_direction(list(gradient), parameters))
-            return
+    def backward(self, losses: Sequence[Tensor], seeds: Sequence[Tensor], averaging: Averaging) -> None:
+        """Add the gradient to ``.grad``: averaged by DDP, or later with the last micro-batch."""
         with self._without_averaging() if averaging == "later" else nullcontext():
             torch.autograd.backward(list(losses), list(seeds))
 
@@ -188,16 +183,18 @@ class Sharded(Distributed):
     def gradient(
         self, losses: Sequence[Tensor], seeds: Sequence[Tensor], parameters: Sequence[Tensor], *, retain: bool = True
     ) -> list[Tensor | None]:
-        """Return this rank's shards of the averaged gradient; ``.grad`` is not changed."""
-        aside = [shard.grad for shard in self._shards]
-        for shard in self._shards:
-            shard.grad = None
+        """Return this rank's shards of the averaged gradient; ``.grad`` of every leaf is not changed."""
+        leaves = {id(leaf): leaf for leaf in [*self._shards, *reached_leaves(losses)]}.values()
+        aside = [leaf.grad for leaf in leaves]
+        for leaf in leaves:
+            leaf.grad = None
         try:
-            torch.autograd.backward(list(losses), list(seeds), retain_graph=retain)
+            with hooks_withheld(leaves):
+                torch.autograd.backward(list(losses), list(seeds), retain_graph=retain)
             return [None if parameter.grad is None else local(parameter.grad) for parameter in parameters]
         finally:
-            for shard, gradient in zip(self._shards, aside, strict=True):
-                shard.grad = gradient
+            for leaf, gradient in zip(leaves, aside, strict=True):
+                leaf.grad = gradient
 
     def dot(self, one: Direction, other: Direction) -> Tensor:
         """Return the inner product of two averaged directions, summed over the shards, float64, shape ()."""
@@ -206,16 +203,6 @@ class Sharded(Distributed):
     def products(self, rows: Iterable[Direction], direction: Direction) -> Tensor:
         """Return the inner products of averaged rows with a direction, summed over the shards, (T+1,)."""
         return self.ranks.sum(products(rows, direction).to(self.ranks.device))
-
-    def as_gradient(self, parameter: Tensor, part: Tensor) -> Tensor:
-        """Return a shard as the DTensor that ``.grad`` requires."""
-        from torch.distributed.tensor import DTensor
-
-        if not isinstance(parameter, DTensor):
-            return part
-        return DTensor.from_local(
-            part, parameter.device_mesh, parameter.placements, shape=parameter.shape, stride=parameter.stride()
-        )
 
     @contextmanager
     def gathered(self) -> Iterator[None]:

@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-from meltr.hypergradients.replay import Losses, as_parts
-from meltr.hypergradients.vectors import Direction, dot, products
+from meltr.autograd.losses import Compute, as_parts
+from meltr.autograd.vectors import Direction, dot, products
 
-Compute = Callable[[], Losses]
-
-Averaging = Literal["backward", "now", "later"]
+Averaging = Literal["backward", "later"]
 """How an inner gradient is averaged over processes: ``backward``: by the backward pass, which the forward pass
-prepared; ``now``: by an explicit all-reduce; ``later``: not yet, but with a later micro-batch of the same batch."""
+prepared; ``later``: not yet, but with a later micro-batch of the same batch."""
 
 
 class Sharing:
@@ -57,15 +55,12 @@ class Sharing:
         """
         return list(torch.autograd.grad(losses, parameters, seeds, retain_graph=retain, allow_unused=True))
 
-    def inner_backward(
-        self, losses: Sequence[Tensor], seeds: Sequence[Tensor], parameters: Sequence[Tensor], averaging: Averaging
-    ) -> None:
-        """Add the gradient of sum_t seeds_t * losses_t to ``.grad`` and free the graph.
+    def backward(self, losses: Sequence[Tensor], seeds: Sequence[Tensor], averaging: Averaging) -> None:
+        """Add the gradient of sum_t seeds_t * losses_t to ``.grad`` of every leaf and free the graph.
 
         Args:
             losses: 0-dim tensors with their graph.
             seeds: One weight per loss.
-            parameters: The weights w.
             averaging: How the gradient is averaged over processes, see `Averaging`.
         """
         torch.autograd.backward(list(losses), list(seeds))
@@ -89,10 +84,6 @@ class Sharing:
     def products(self, rows: Iterable[Direction], direction: Direction) -> Tensor:
         """Return the inner products of rows with an averaged direction, averaged over processes, float64, (T+1,)."""
         return products(rows, direction)
-
-    def as_gradient(self, parameter: Tensor, part: Tensor) -> Tensor:
-        """Return `part` in the form that ``.grad`` of the parameter requires."""
-        return part
 
     def gathered(self) -> AbstractContextManager[Any]:
         """Return a context in which all weights are gathered, for evaluations that call any part of the model."""

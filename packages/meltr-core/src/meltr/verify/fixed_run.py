@@ -256,7 +256,7 @@ class Stepper:
             self.combiner.prepare(values)
             self._combiner_start = Snapshot(list(self.combiner.state_dict(keep_vars=True).values()))
             problem.restore()
-        trainer.bilevel.steps, trainer.bilevel.outer_steps = self.every, 0
+        trainer.bilevel.count_from(self.every, 0)
         # The batches of one's own of outer_batch=replay come after the inner step, at a phase of the cycle.
         replay = self.spec.bilevel.outer_batch == "replay"
         trainer.state.step = self.every + (self.spec.bilevel.phase % self.every if replay else 0)

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.autograd import forward_ad
 from torch.utils.flop_counter import flop_registry
 
+from meltr.autograd.leaves import sees_every_pass
 from meltr.context import RunContext
 from meltr.engine.hooks import Hooks
 from meltr.torch_private import DispatchMode, backward_number, operation_of
@@ -118,6 +119,7 @@ class OperationCounter:
     def _seed_hook(self, gradient: Tensor) -> None:
         self._second.add(backward_number())
 
+    @sees_every_pass
     def _parameter_hook(self, gradient: Tensor) -> None:
         self._at_parameters.add(backward_number())
 

@@ -9,15 +9,15 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from meltr.autograd.graph import shared_backwards
+from meltr.autograd.vectors import Direction
 from meltr.hypergradients.estimators.base import Estimator
 from meltr.hypergradients.estimators.difference import CentralDifference
 from meltr.hypergradients.estimators.forward import ForwardMode
 from meltr.hypergradients.estimators.one_sided import OneSidedDifference
 from meltr.hypergradients.estimators.per_task import PerTask
-from meltr.hypergradients.evaluation import Evaluation, LossEvaluation
-from meltr.hypergradients.graph import shared_backwards
+from meltr.hypergradients.loss_values import BatchValues, LossValues
 from meltr.hypergradients.problem import ROWS_KEPT, OuterProblem
-from meltr.hypergradients.vectors import Direction
 
 TOLERANCE = 1e-2
 """Relative difference from one backward per task above which forward mode is not trusted (bf16 rounds at 4e-3)."""
@@ -58,13 +58,13 @@ class Auto(Estimator):
         """Name of the estimator in use; None before a choice is made."""
         return None if self._working is None else self._working.name
 
-    def keeps_rows(self, evaluation: Evaluation) -> bool:
+    def keeps_rows(self, losses: LossValues) -> bool:
         """Tell whether the estimator in use keeps the rows; before the choice, whether that would pay."""
         if self._working is not None:
-            return self._working.keeps_rows(evaluation)
-        if not (isinstance(evaluation, LossEvaluation) and PerTask().keeps_rows(evaluation)):
+            return self._working.keeps_rows(losses)
+        if not (isinstance(losses, BatchValues) and PerTask().keeps_rows(losses)):
             return False
-        return rows_pay(evaluation.parts)
+        return rows_pay(losses.parts)
 
     def __call__(self, problem: OuterProblem, direction: Direction) -> Tensor:
         """Return g = J q, shape (T+1,), float64."""

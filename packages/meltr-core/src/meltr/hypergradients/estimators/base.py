@@ -8,9 +8,9 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
-from meltr.hypergradients.evaluation import Evaluation
+from meltr.autograd.vectors import Direction
+from meltr.hypergradients.loss_values import LossValues
 from meltr.hypergradients.problem import OuterProblem
-from meltr.hypergradients.vectors import Direction
 
 
 class Estimator(abc.ABC):
@@ -35,11 +35,11 @@ class Estimator(abc.ABC):
             direction: q, one tensor a parameter; None where it is zero.
         """
 
-    def keeps_rows(self, evaluation: Evaluation) -> bool:
+    def keeps_rows(self, losses: LossValues) -> bool:
         """Tell whether the gradients of all tasks should be kept: they then give v, g and the next inner gradient.
 
         Args:
-            evaluation: The losses of an outer step.
+            losses: Those of an outer step.
         """
         return False
 

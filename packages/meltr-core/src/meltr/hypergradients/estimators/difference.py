@@ -10,9 +10,9 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from meltr.autograd.vectors import Direction
 from meltr.hypergradients.estimators.base import Estimator
 from meltr.hypergradients.problem import OuterProblem
-from meltr.hypergradients.vectors import Direction
 
 LADDER = tuple(10.0 ** (-exponent / 2) for exponent in range(2, 11))
 """Step sizes that may be chosen, as lengths ||e q|| in parameter space: 1e-1, 3e-2, ..., 1e-5."""
@@ -140,5 +140,5 @@ def losses_along(
     with problem.displaced(direction, overwrite=overwrite) as move:
         for e in distances:
             move(e)
-            rows.append(problem.auxiliary.again(full_precision=True).double())
+            rows.append(problem.auxiliary.run(graph=False, precise=True).values.double())
     return torch.stack(rows)

@@ -7,10 +7,11 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from meltr.autograd.leaves import hooks_withheld
+from meltr.autograd.vectors import Direction
 from meltr.hypergradients.estimators.base import Estimator
-from meltr.hypergradients.evaluation import LossEvaluation
+from meltr.hypergradients.loss_values import BatchValues
 from meltr.hypergradients.problem import OuterProblem
-from meltr.hypergradients.vectors import Direction
 
 
 class DoubleBackward(Estimator):
@@ -31,16 +32,16 @@ class DoubleBackward(Estimator):
     def __call__(self, problem: OuterProblem, direction: Direction) -> Tensor:
         """Return g = J q, shape (T+1,), float64."""
         own = []
-        for piece in problem.auxiliary.pieces():
-            own.append(_of_piece(problem, direction, piece))
-            del piece  # and its graph, before the next one is made
+        for batch in problem.auxiliary.micro_batches():
+            own.append(_of_batch(problem, direction, batch))
+            del batch  # and its graph, before the next one is made
         return problem.auxiliary.setup.sharing.mean(torch.stack(own).mean(0))
 
 
-def _of_piece(problem: OuterProblem, direction: Direction, piece: LossEvaluation) -> Tensor:
-    weights = torch.ones_like(piece.values).requires_grad_()
-    with torch.enable_grad():
-        combined = (weights * torch.stack([part.to(weights) for part in piece.parts])).sum()
+def _of_batch(problem: OuterProblem, direction: Direction, batch: BatchValues) -> Tensor:
+    weights = torch.ones_like(batch.local_values).requires_grad_()
+    with torch.enable_grad(), hooks_withheld(problem.parameters):
+        combined = (weights * torch.stack([part.to(weights) for part in batch.parts])).sum()
         gradients = torch.autograd.grad(combined, problem.parameters, create_graph=True, allow_unused=True)
         pairs = [(u, q) for u, q in zip(gradients, direction, strict=True) if u is not None and q is not None]
         if not pairs:

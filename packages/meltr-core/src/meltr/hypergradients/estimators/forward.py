@@ -14,10 +14,11 @@ from torch.autograd import forward_ad
 from torch.func import functional_call
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from meltr.autograd.vectors import Direction, scale
 from meltr.hypergradients.estimators.base import Estimator
-from meltr.hypergradients.evaluation import LossFunction
+from meltr.hypergradients.loss_function import LossFunction
 from meltr.hypergradients.problem import OuterProblem
-from meltr.hypergradients.vectors import Direction, scale
+from meltr.torch_private import preserved_versions
 
 
 class _WithLosses(nn.Module):
@@ -62,7 +63,7 @@ class ForwardMode(Estimator):
         """
         factor = _factor(problem, direction)
         scaled = direction if factor == 1.0 else scale(direction, factor)
-        own = [_of_piece(problem, scaled, piece) for piece in problem.auxiliary.functions()]
+        own = [_of_batch(problem, scaled, function) for function in problem.auxiliary.functions()]
         return problem.auxiliary.setup.sharing.mean(torch.stack(own).mean(0) / factor)
 
 
@@ -72,24 +73,30 @@ def _factor(problem: OuterProblem, direction: Direction) -> float:
     return 2.0 ** -round(math.log2(length)) if 0.0 < length < math.inf else 1.0
 
 
-def _of_piece(problem: OuterProblem, direction: Direction, function: LossFunction) -> Tensor:
-    tangents = {id(p): q for p, q in zip(problem.parameters, direction, strict=True) if q is not None}
+def _of_batch(problem: OuterProblem, direction: Direction, function: LossFunction) -> Tensor:
+    tangents = {id(p): q.to(p) for p, q in zip(problem.parameters, direction, strict=True) if q is not None}
     wrapper = _WithLosses(function.setup.model)
+    inside = {id(parameter) for parameter in wrapper.parameters()}
+    beside = [p for p in problem.parameters if id(p) in tangents and id(p) not in inside]
     with (
         _quiet_first_use(),
-        function.replayed(),
-        torch.no_grad(),
         sdpa_kernel(SDPBackend.MATH),
+        preserved_versions([weight for weight in beside if weight.numel()]),
+        torch.no_grad(),
         forward_ad.dual_level(),
     ):
+        for weight in beside:  # a head beside the model is used as it is, so it gets its tangent in place
+            weight.copy_(forward_ad.make_dual(weight.detach().clone(), tangents[id(weight)]))
         duals = {
-            name: forward_ad.make_dual(parameter.detach(), tangents[id(parameter)].to(parameter))
+            name: forward_ad.make_dual(parameter.detach(), tangents[id(parameter)])
             for name, parameter in wrapper.named_parameters()
             if id(parameter) in tangents
         }
-        parts = functional_call(wrapper, duals, (function.call,))
+        parts = functional_call(
+            wrapper, duals, (lambda: function.run(graph=False, replay=True, keep_buffers=True).parts,)
+        )
         products = []
         for part in parts:
             tangent = forward_ad.unpack_dual(part).tangent
             products.append(torch.zeros_like(part) if tangent is None else tangent)
-    return torch.stack([product.double() for product in products])
+        return torch.stack([product.double() for product in products])

@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from meltr.autograd.vectors import Direction
 from meltr.hypergradients.estimators.base import Estimator
 from meltr.hypergradients.estimators.difference import (
     LADDER,
@@ -20,7 +21,6 @@ from meltr.hypergradients.estimators.difference import (
 )
 from meltr.hypergradients.estimators.per_task import PerTask
 from meltr.hypergradients.problem import OuterProblem
-from meltr.hypergradients.vectors import Direction
 
 TOLERANCE = 1e-2
 """Relative error of g at a check, against one backward per task, above which the difference is not reliable."""
@@ -129,5 +129,5 @@ class OneSidedDifference(Estimator):
 def _losses_here(problem: OuterProblem) -> Tensor:
     """Return l(w) from float32 kernels, shape (T+1,), float64: what the training evaluated, or another forward."""
     coarse = problem.auxiliary.setup.autocast is not None or torch.get_float32_matmul_precision() != "highest"
-    values = problem.auxiliary.again(full_precision=True) if coarse else problem.auxiliary.values
+    values = problem.auxiliary.run(graph=False, precise=True).values if coarse else problem.auxiliary.values
     return values.double()

@@ -6,10 +6,10 @@ from typing import ClassVar
 
 from torch import Tensor
 
+from meltr.autograd.vectors import Combination, Direction
 from meltr.hypergradients.estimators.base import Estimator
-from meltr.hypergradients.evaluation import Evaluation
+from meltr.hypergradients.loss_values import LossValues
 from meltr.hypergradients.problem import ROWS_KEPT, OuterProblem
-from meltr.hypergradients.vectors import Combination, Direction
 
 
 class PerTask(Estimator):
@@ -23,13 +23,13 @@ class PerTask(Estimator):
 
     name: ClassVar[str] = "per_task"
 
-    def keeps_rows(self, evaluation: Evaluation) -> bool:
+    def keeps_rows(self, losses: LossValues) -> bool:
         """Tell whether there are few enough losses, and weights that are whole."""
-        return evaluation.size <= ROWS_KEPT and evaluation.setup.sharing.whole_weights
+        return losses.size <= ROWS_KEPT and losses.setup.sharing.whole_weights
 
     def __call__(self, problem: OuterProblem, direction: Direction) -> Tensor:
         """Return g = J q, shape (T+1,), float64; the direction is left as it is."""
-        if isinstance(direction, Combination) and direction.rows is problem.rows:
+        if isinstance(direction, Combination) and problem.rows is not None and problem.rows.made(direction):
             return direction.products()
         sharing = problem.auxiliary.setup.sharing
         return sharing.products((problem.row(task) for task in range(problem.size)), direction)

@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
+from meltr.autograd.vectors import Direction, add, scale
 from meltr.hypergradients.hessian import HessianKind, hessian_product
 from meltr.hypergradients.problem import OuterProblem
 from meltr.hypergradients.schemes.base import HessianScheme, check_hessian, check_step, check_terms
-from meltr.hypergradients.vectors import Direction, add, scale
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
+from meltr.autograd.vectors import Direction
 from meltr.hypergradients.problem import OuterProblem
 from meltr.hypergradients.schemes.base import Scheme
-from meltr.hypergradients.vectors import Direction
 
 
 @dataclass(frozen=True)

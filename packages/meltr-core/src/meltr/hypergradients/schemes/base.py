@@ -6,9 +6,9 @@ import abc
 import math
 from typing import ClassVar
 
+from meltr.autograd.vectors import Direction
 from meltr.hypergradients.hessian import HessianKind
 from meltr.hypergradients.problem import OuterProblem
-from meltr.hypergradients.vectors import Direction
 
 
 class Scheme(abc.ABC):

@@ -7,10 +7,10 @@ from typing import ClassVar
 
 from torch import Tensor
 
+from meltr.autograd.vectors import Direction
 from meltr.errors import UserError
 from meltr.hypergradients.problem import OuterProblem
 from meltr.hypergradients.schemes.base import Scheme
-from meltr.hypergradients.vectors import Direction
 from meltr.optim.step_derivatives import KNOWN, step_derivative_of
 
 

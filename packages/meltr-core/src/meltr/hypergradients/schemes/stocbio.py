@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
+from meltr.autograd.vectors import Direction, add, scale
 from meltr.errors import UserError
 from meltr.hypergradients.hessian import HessianKind, hessian_product
 from meltr.hypergradients.problem import OuterProblem
 from meltr.hypergradients.schemes.base import HessianScheme, check_hessian, check_step, check_terms
-from meltr.hypergradients.vectors import Direction, add, scale
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,7 +63,7 @@ class StocBiO(HessianScheme):
         total = term
         for number in range(self.terms):
             assert problem.others is not None
-            curved = hessian_product(problem, term, by=self.hessian, evaluation=problem.others(number))
+            curved = hessian_product(problem, term, by=self.hessian, losses=problem.others(number))
             term = add(term, curved, alpha=-self.step)
             total = add(total, term)
         return scale(total, self.step)

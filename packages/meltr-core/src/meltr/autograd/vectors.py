@@ -18,10 +18,13 @@ Direction = Sequence[Tensor | None]
 
 def add(one: Direction, other: Direction, *, alpha: float = 1.0) -> list[Tensor | None]:
     """Return one + alpha * other."""
-    return [
-        a if b is None else b * alpha if a is None else torch.add(a, b, alpha=alpha)
-        for a, b in zip(one, other, strict=True)
-    ]
+    return [a if b is None else b * alpha if a is None else _add(a, b, alpha) for a, b in zip(one, other, strict=True)]
+
+
+def _add(a: Tensor, b: Tensor, alpha: float) -> Tensor:
+    if a.is_sparse and not b.is_sparse:  # torch adds a sparse tensor to a dense one only
+        return torch.add(b * alpha, a)
+    return torch.add(a, b, alpha=alpha)
 
 
 def scale(direction: Direction, factor: float | Tensor) -> list[Tensor | None]:
@@ -35,28 +38,42 @@ class Combination(Sequence[Tensor | None]):
     Args:
         weights: Shape (n,).
         rows: n directions.
+        count: How many entries of the rows belong to it; None: all.
     """
 
-    def __init__(self, weights: Tensor, rows: Sequence[list[Tensor | None]]) -> None:
+    def __init__(self, weights: Tensor, rows: Sequence[list[Tensor | None]], count: int | None = None) -> None:
         self.weights, self.rows = weights, rows
+        self._count = len(rows[0]) if count is None else count
 
     def __len__(self) -> int:
         """Parameters."""
-        return len(self.rows[0])
+        return self._count
 
     @overload
     def __getitem__(self, place: int) -> Tensor | None: ...
     @overload
     def __getitem__(self, place: slice) -> list[Tensor | None]: ...
     def __getitem__(self, place: int | slice) -> Tensor | list[Tensor | None] | None:
-        """Return what belongs to one parameter; None where it is None in all rows."""
+        """Return what belongs to one parameter, dense; None where it is None in all rows."""
         if isinstance(place, slice):
             return [self[each] for each in range(*place.indices(len(self)))]
+        if not -len(self) <= place < len(self):
+            raise IndexError(f"place {place} of {len(self)} parameters")
+        return dense(self._part(place % len(self)))
+
+    def _part(self, place: int) -> Tensor | None:
+        """Return what belongs to one parameter; sparse where all rows are."""
         total: Tensor | None = None
         for weight, row in zip(self.weights, self.rows, strict=True):
             part = row[place]
-            if part is not None:
-                total = part * weight if total is None else total.addcmul_(part, weight.to(part.dtype))
+            if part is None:
+                continue
+            if total is None:
+                total = part * weight
+            elif total.is_sparse or part.is_sparse:
+                total = _add(total, part * weight, 1.0)
+            else:
+                total = total.addcmul_(part, weight.to(part.dtype))
         return total
 
     def products(self) -> Tensor:
@@ -64,35 +81,39 @@ class Combination(Sequence[Tensor | None]):
 
         By the Gram matrix of the rows: the combination is not made for it.
         """
-        size = len(self.rows)
-        gram = [[dot(self.rows[i], self.rows[j]) for j in range(i + 1)] for i in range(size)]
+        size, rows = len(self.rows), [row[: len(self)] for row in self.rows]
+        gram = [[dot(rows[i], rows[j]) for j in range(i + 1)] for i in range(size)]
         return torch.stack([torch.stack([gram[max(i, j)][min(i, j)] for j in range(size)]) for i in range(size)]) @ (
             self.weights.double().to(gram[0][0].device)
         )
 
     def spend(self) -> Iterator[Tensor | None]:
-        """Yield the parts, and drop those of the rows as they are used."""
+        """Yield the parts, sparse where all rows are, and drop those of the rows as they are used."""
         for place in range(len(self)):
-            part = self[place]
+            part = self._part(place)
             for row in self.rows:
                 row[place] = None
             yield part
 
 
-def accumulate(parameters: Sequence[Tensor], gradient: Iterable[Tensor | None]) -> None:
-    """Add a gradient to ``.grad``."""
-    for parameter, part in zip(parameters, gradient, strict=True):
-        if part is not None:
-            parameter.grad = part if parameter.grad is None else parameter.grad + part
+def dense(part: Tensor | None) -> Tensor | None:
+    """Return a part of a direction as a dense tensor: gradients of ``nn.Embedding(sparse=True)`` are sparse."""
+    return None if part is None else _dense(part)
 
 
 def dot(one: Direction, other: Direction) -> Tensor:
     """Return the inner product of two directions in float64, shape (); of what this process holds of them."""
-    pairs = [(local(a), local(b)) for a, b in zip(one, other, strict=True) if a is not None and b is not None]
+    pairs = [
+        (_dense(local(a)), _dense(local(b))) for a, b in zip(one, other, strict=True) if a is not None and b is not None
+    ]
     if not pairs:
         return torch.zeros((), dtype=torch.float64)
     products = [_dot(a.flatten(), b.flatten()) for a, b in pairs]
     return torch.stack([product.to(products[0].device) for product in products]).sum()
+
+
+def _dense(part: Tensor) -> Tensor:
+    return part.to_dense() if part.is_sparse else part
 
 
 def products(rows: Iterable[Direction], direction: Direction) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from torch import Tensor
 
@@ -16,7 +17,7 @@ def shared_backwards(losses: Sequence[Tensor]) -> float:
     Args:
         losses: The losses with their graphs, 0-dim each.
     """
-    reached = [_nodes(loss) for loss in losses]
+    reached = [_operations(loss) for loss in losses]
     union = set().union(*reached)
     return sum(map(len, reached)) / max(1, len(union))
 
@@ -27,16 +28,21 @@ def needed_later(losses: Sequence[Tensor]) -> list[bool]:
     Args:
         losses: The losses with their graphs, 0-dim each, in the order of their backwards.
     """
-    reached = [_nodes(loss) for loss in losses]
+    reached = [_operations(loss) for loss in losses]
     return [not nodes.isdisjoint(set().union(*reached[place + 1 :])) for place, nodes in enumerate(reached)]
 
 
-def _nodes(loss: Tensor) -> set[object]:
-    found: set[object] = set()
-    waiting = [loss.grad_fn]
+def nodes_of(*losses: Tensor) -> dict[Any, None]:
+    """Return the nodes of the graphs of losses, those of leaves included, in the order in which they are found."""
+    found: dict[Any, None] = {}
+    waiting = [loss.grad_fn for loss in losses]
     while waiting:
         node = waiting.pop()
-        if node is not None and node not in found and node.next_functions:  # leaves cost nothing
-            found.add(node)
+        if node is not None and node not in found:
+            found[node] = None
             waiting.extend(following for following, _ in node.next_functions)
     return found
+
+
+def _operations(loss: Tensor) -> set[Any]:
+    return {node for node in nodes_of(loss) if node.next_functions}  # leaves cost nothing

@@ -12,9 +12,10 @@ class OuterResult:
     """What an outer step found; tensors stay on their device.
 
     Args:
-        products: g = J q, shape (T+1,): g_t > 0 says that pulling harder on task t lowers the primary objective now.
+        products: g = J q, the gradient alignment, shape (T+1,): g_t > 0 says that a larger weight of task t lowers the
+            primary objective now.
         gradient_norm: Norm of phi's gradient before clipping, shape ().
-        applied: False if the step was left out because g was not finite.
+        applied: False if the step was skipped because the hypergradient was not finite.
     """
 
     products: Tensor
@@ -27,9 +28,10 @@ class StepResult:
     """What one call of `Bilevel.backward` found; tensors stay on their device.
 
     Args:
-        losses: l, shape (T+1,), detached; the mean over pieces and processes.
+        losses: l, shape (T+1,), detached; the mean over micro-batches and processes.
         combined: m(l), shape (), detached.
-        sensitivities: a = dm/dl, shape (T+1,): the weights of the inner gradient.
+        sensitivities: The task weights a = dm/dl, shape (T+1,), with which the inner gradient is the sum of task
+            gradients.
         outer: The outer step taken before this inner gradient, if there was one.
     """
 

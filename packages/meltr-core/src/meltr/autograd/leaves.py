@@ -1,0 +1,102 @@
+"""The leaves that losses reach: found from the graph, differentiated by without hooks, and given their gradient."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from meltr.autograd.graph import nodes_of
+from meltr.torch_private import gradient_hooks
+
+
+def reached_leaves(losses: Iterable[Tensor]) -> list[Tensor]:
+    """Return all leaves whose ``.grad`` a backward of these losses would fill: weights of any module, in any place.
+
+    Args:
+        losses: The losses with their graphs, 0-dim each.
+    """
+    found: dict[int, Tensor] = {}
+    for loss in losses:
+        if loss.requires_grad and loss.grad_fn is None:
+            found[id(loss)] = loss
+    for node in nodes_of(*losses):
+        variable = getattr(node, "variable", None)
+        if variable is not None:
+            found[id(variable)] = variable
+    return list(found.values())
+
+
+def sees_every_pass(hook: Callable[..., Any]) -> Callable[..., Any]:
+    """Mark a gradient hook of a leaf: it is called in every backward pass of an outer step, not once a step.
+
+    Such a hook counts what is computed. It is not called when a finished gradient is added to ``.grad``.
+    """
+    hook.sees_every_pass = True  # type: ignore[attr-defined]
+    return hook
+
+
+@contextmanager
+def hooks_withheld(leaves: Iterable[Tensor], *, marked: bool = False) -> Iterator[None]:
+    """Within this context, hooks on the gradients of leaves are not called.
+
+    An outer step differentiates the losses several times; hooks (clipping, logging, an optimiser that steps in the
+    backward) belong to the inner gradient alone.
+
+    Args:
+        leaves: Whose hooks.
+        marked: Withhold the hooks marked by `sees_every_pass`; False: all others.
+    """
+    withheld: list[tuple[dict[int, Any], dict[int, Any]]] = []
+    for leaf in leaves:
+        for hooks in gradient_hooks(leaf):
+            if any(hasattr(hook, "sees_every_pass") == marked for hook in hooks.values()):
+                withheld.append((hooks, dict(hooks)))
+                for key in [key for key, hook in hooks.items() if hasattr(hook, "sees_every_pass") == marked]:
+                    del hooks[key]
+    try:
+        yield
+    finally:
+        for hooks, before in withheld:
+            hooks.clear()
+            hooks.update(before)
+
+
+def deliver(leaves: Sequence[Tensor], gradient: Iterable[Tensor | None]) -> None:
+    """Add a finished gradient to ``.grad`` as a backward does: through every leaf's own node, once.
+
+    So hooks on the gradient, hooks after its accumulation, and DistributedDataParallel's see what they would see in the
+    backward of the weighted sum.
+
+    Args:
+        leaves: Leaves that require gradients.
+        gradient: One entry a leaf; None adds nothing.
+    """
+    pairs = [(leaf, part) for leaf, part in zip(leaves, gradient, strict=True) if part is not None]
+    if not pairs:
+        return
+    targets = [leaf for leaf, _ in pairs]
+    parts = [part for _, part in pairs]
+    del pairs
+    with torch.enable_grad(), hooks_withheld(targets, marked=True):
+        end = _Finished.apply(parts, *targets)
+        end.backward()
+
+
+class _Finished(torch.autograd.Function):
+    """The end of a graph whose backward gives every leaf a gradient that is there already."""
+
+    @staticmethod
+    def forward(ctx: Any, parts: list[Tensor], *leaves: Tensor) -> Tensor:
+        ctx.parts = parts
+        return torch.zeros((), device=leaves[0].device)
+
+    @staticmethod
+    def backward(ctx: Any, *_: Tensor) -> tuple[Tensor | None, ...]:
+        parts: list[Tensor] = ctx.parts
+        own = (None, *parts)
+        parts.clear()  # so that autograd may take the tensors as they are
+        return own

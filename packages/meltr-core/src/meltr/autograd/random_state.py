@@ -1,0 +1,44 @@
+"""The random number generators that a loss may draw from, to evaluate the same losses twice."""
+
+from __future__ import annotations
+
+import random
+import sys
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import torch
+
+
+class RandomState:
+    """A snapshot of every random number generator that a loss may draw from.
+
+    Python's, NumPy's (if it was imported), torch's CPU generator, the generators of the accelerators in use, and those
+    handed in.
+
+    Args:
+        devices: Devices whose generators belong to the snapshot; the CPU's always does.
+        generators: Further generators (masks, negatives).
+    """
+
+    def __init__(self, devices: Iterable[torch.device] = (), generators: Sequence[torch.Generator] = ()) -> None:
+        self._python = random.getstate()
+        numpy = sys.modules.get("numpy")
+        self._numpy: Any = numpy.random.get_state() if numpy is not None else None
+        self._cpu = torch.get_rng_state()
+        self._devices = {d: torch.get_device_module(d).get_rng_state(d) for d in set(devices) if d.type in _SEEDABLE}
+        self._generators = [(g, g.get_state()) for g in generators]
+
+    def restore(self) -> None:
+        """Put every generator back to where it was."""
+        random.setstate(self._python)
+        if self._numpy is not None:
+            sys.modules["numpy"].random.set_state(self._numpy)
+        torch.set_rng_state(self._cpu)
+        for device, state in self._devices.items():
+            torch.get_device_module(device).set_rng_state(state, device)
+        for generator, state in self._generators:
+            generator.set_state(state)
+
+
+_SEEDABLE = ("cuda", "xpu")

@@ -1,0 +1,291 @@
+"""Algorithm 1 of the paper in loss space: the class that a plain training loop needs.
+
+Example::
+
+    meltr = Bilevel(model, combiner, outer_optimizer, every=3)
+    for batch in loader:
+        optimizer.zero_grad()
+        meltr.backward(lambda: task_losses(model, batch))     # instead of loss.backward()
+        optimizer.step()
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from meltr.autograd.losses import Compute
+from meltr.bilevel.combiner_update import CombinerUpdate
+from meltr.bilevel.draws import CombinerDraws
+from meltr.bilevel.inner_step import ByBackward, ByKeptRows, ByRule, InnerStep
+from meltr.bilevel.outer_step import OuterRule, OuterStep
+from meltr.bilevel.own_rule import OwnRule
+from meltr.bilevel.results import OuterResult, StepResult
+from meltr.bilevel.weights import OuterWeights, Weights
+from meltr.combiners.base import Combiner, GradientCombiner, SelfTrained
+from meltr.errors import UserError
+from meltr.hypergradients.estimators import Auto, Estimator
+from meltr.hypergradients.loss_function import LossFunction
+from meltr.hypergradients.loss_values import BatchValues, LossValues
+from meltr.hypergradients.micro_batches import MicroBatches
+from meltr.hypergradients.schemes import AIDFPLite, Scheme
+from meltr.hypergradients.scope import Scope
+from meltr.hypergradients.setup import ModelSetup, Setup
+from meltr.parallel.data_parallel import sharing_of
+from meltr.torch_private import keep_buffers_of_compiled_graphs
+
+
+class Bilevel:
+    """Descend the unified loss, and every K steps train the combiner so that doing so lowers the primary loss.
+
+    After K inner steps Algorithm 1 evaluates the losses at the new w; the next inner step starts from the same w. So
+    one forward serves both: v comes from its graph, g needs one or two forwards without a graph (or one backward per
+    task), the combiner steps, and the inner gradient is taken with the new combiner.
+
+    Args:
+        model: The backbone; its parameters that require gradients are w, unless `parameters` are given. Modules whose
+            buffers the losses move (a head with BatchNorm) belong into it. It may be wrapped in
+            DistributedDataParallel: losses, g and phi's gradient are then averaged over the processes.
+        combiner: Maps the vector of losses to a scalar, e.g. `meltr.LossTransformer`.
+        outer_optimizer: Optimiser of the combiner's parameters; None: the combiner stays as it is.
+        scheme: Which direction q; None: `AIDFPLite()`.
+        estimator: How g = J q is computed; None: `Auto()`. One that keeps a state serves one training loop.
+        every: K, inner steps between two outer steps.
+        gamma: Weight of the regulariser |m(l) - sum(l)| in the primary objective (eq. 6).
+        scope: Which parameters an outer step sees; None: all.
+        direct_term: Add the regulariser's own derivative by phi.
+        outer_clip_norm: Clip phi's gradient to this norm.
+        retain_graph: Keep the graph of an outer step's forward for the inner gradient that follows; False: evaluate
+            again, which costs a forward per outer step, and no memory beyond that of an ordinary step.
+        parameters: The parameters w, if not those of `model`.
+        inner_optimizer: The optimiser of w, for schemes that look at its step (`ITD`, `SAMA`).
+        setup: Precision, generators and processes; None: float32, the global generators, processes as `model` tells.
+        seed: Of the run: several processes draw the combiner's random numbers from it.
+        log: Called with a line when a choice is made.
+
+    Raises:
+        ValueError: If a number is out of range, or w is empty.
+        UserError: If scheme or estimator is something else, or the combiner cannot work with sharded weights.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        combiner: nn.Module,
+        outer_optimizer: torch.optim.Optimizer | None = None,
+        *,
+        scheme: Scheme | None = None,
+        estimator: Estimator | None = None,
+        every: int = 3,
+        gamma: float = 0.1,
+        scope: Scope | None = None,
+        direct_term: bool = False,
+        outer_clip_norm: float | None = None,
+        retain_graph: bool = True,
+        parameters: Iterable[Tensor] | None = None,
+        inner_optimizer: torch.optim.Optimizer | None = None,
+        setup: Setup | None = None,
+        seed: int = 0,
+        log: Callable[[str], None] = lambda line: None,
+    ) -> None:
+        if every < 1:
+            raise ValueError(f"every must be at least 1, got {every}")
+        if gamma < 0:
+            raise ValueError(f"gamma must not be negative, got {gamma}")
+        self.scheme, self.estimator = _checked(scheme or AIDFPLite(), estimator or Auto())
+        self.combiner, self.every, self.steps = combiner, every, 0
+        self._retain_graph, self._prepared = retain_graph, False
+        setup, scope = setup or Setup(), scope or Scope()
+        sharing, inside = (setup.sharing, model) if setup.sharing is not None else sharing_of(model)
+        self._setup = ModelSetup(inside, setup, sharing)
+        self._weights = Weights(inside, parameters, fixed=not sharing.whole_weights)
+        self._seen = OuterWeights(scope, inside, self._weights, log)
+        draws = CombinerDraws(self._setup, seed)
+        update = None
+        if outer_optimizer is not None:
+            # An outer step keeps the graph for the inner gradient; a compiled model must not give its buffers away.
+            keep_buffers_of_compiled_graphs()
+            update = CombinerUpdate(combiner, outer_optimizer, sharing, outer_clip_norm)
+        self._own = OwnRule(combiner, update, self._seen, log) if isinstance(combiner, SelfTrained) else None
+        self._outer = None
+        if update is not None and not isinstance(combiner, (SelfTrained, GradientCombiner)):
+            rule = OuterRule(self.scheme, self.estimator, gamma, direct_term, inner_optimizer)
+            self._outer = OuterStep(combiner, rule, update=update, weights=self._seen, draws=draws, log=log)
+        self._inner = self._inner_step(draws)
+
+    def _inner_step(self, draws: CombinerDraws) -> InnerStep:
+        """Choose the way to the inner gradient."""
+        if isinstance(self.combiner, GradientCombiner):
+            if not self._setup.sharing.whole_weights:
+                raise UserError(
+                    f"{type(self.combiner).__name__} needs whole task gradients, but the weights are sharded.",
+                    "Use --set parallel=ddp.",
+                )
+            return ByRule(self.combiner, self._weights, draws)
+        if self._outer is not None and self._seen.all and self._setup.sharing.whole_weights:
+            return ByKeptRows(self.combiner, draws)
+        return ByBackward(self.combiner, draws, self._own)
+
+    @property
+    def parameters(self) -> list[Tensor]:
+        """The parameters w that require gradients now."""
+        return self._weights.now()
+
+    @property
+    def outer_steps(self) -> int:
+        """Outer steps taken so far."""
+        return 0 if self._outer is None else self._outer.taken
+
+    @property
+    def outer_step_due(self) -> bool:
+        """True if the next call of `backward` starts with an outer step (K inner steps were taken since the last)."""
+        return self._outer is not None and self.steps > 0 and self.steps % self.every == 0
+
+    def backward(
+        self,
+        compute: Compute | Sequence[Compute],
+        *,
+        primary: Compute | None = None,
+        outer_part: Compute | None = None,
+        others: Callable[[int], Compute] | None = None,
+        outer: bool | None = None,
+    ) -> StepResult:
+        """Add the inner gradient grad_w m(l) to ``.grad``; every K-th time train the combiner first.
+
+        With and without an outer step, a call leaves what ``loss.backward()`` of the weighted sum sum_t a_t l_t leaves:
+        the same ``.grad`` on every leaf that the losses reach, hooks on these gradients called once, and buffers moved
+        once.
+
+        Args:
+            compute: Returns the task losses of the current batch, primary first; called again for the outer step with
+                the same random numbers. Several functions are micro-batches (gradient accumulation): the losses are
+                averaged over them before the combiner sees them.
+            primary: Returns the primary loss on a held-out batch, for the outer step; None: the current batch serves.
+            outer_part: Returns all losses on a part of the batch; the outer step then sees that part alone.
+            others: Number i -> the loss function on independent batch i, for schemes that draw fresh ones.
+            outer: Whether to take an outer step now; None: every K-th call.
+
+        Raises:
+            ValueError: If `compute` returns something else than scalars, or there are no micro-batches.
+        """
+        self.after_step()
+        due = self.outer_step_due if outer is None else outer and self._outer is not None
+        found, rows = None, None
+        if due and outer_part is not None:
+            found, due = self._outer_step_on_part(outer_part, primary, others), False
+        losses = self._evaluate(compute, outer=due)
+        self._prepare(losses.values)
+        if due and self._outer is not None:
+            held_out = None if primary is None else self._aside(primary)
+            found, rows = self._outer.take(losses, held_out, self._independent(others), step=self.steps)
+        combined, a = self._inner.take(losses, rows, self.steps)
+        self.steps += 1
+        return StepResult(losses.values, combined, a, found)
+
+    def outer_step(
+        self, primary: Compute, auxiliary: Compute, *, others: Callable[[int], Compute] | None = None
+    ) -> OuterResult:
+        """Take an outer step on two batches of their own, as the released code does with its replay buffer.
+
+        Args:
+            primary: Returns the losses (or the primary alone) of the first batch; the first one counts.
+            auxiliary: Returns all losses of the second batch.
+            others: Number i -> the loss function on independent batch i, for schemes that draw fresh ones.
+
+        Raises:
+            ValueError: If the combiner is not trained by outer steps.
+        """
+        if self._outer is None:
+            raise ValueError("outer_step needs an outer_optimizer, and a combiner that is trained by outer steps")
+        held_out = self._aside(primary)
+        return self._outer.take(self._aside(auxiliary), held_out, self._independent(others), step=self.steps)[0]
+
+    def after_step(self) -> None:
+        """Let a combiner with a rule of its own see the weights after the optimiser's step (FAMO).
+
+        Call it after ``optimizer.step()``; otherwise the next `backward` does.
+        """
+        if self._own is not None:
+            self._own.after_step()
+
+    def count_from(self, steps: int, outer_steps: int) -> None:
+        """Count as if so many inner and outer steps had been taken, for measurements of a step in the middle of a run.
+
+        Args:
+            steps: Inner steps.
+            outer_steps: Outer steps.
+        """
+        self.steps = steps
+        if self._outer is not None:
+            self._outer.count_from(outer_steps)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return counters and the state of the estimator; weights and optimisers are the caller's."""
+        return {"steps": self.steps, "outer_steps": self.outer_steps, "estimator": self.estimator.state_dict()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue where `state_dict` was taken."""
+        self.count_from(int(state["steps"]), int(state["outer_steps"]))
+        self.estimator.load_state_dict(state["estimator"])
+
+    def _evaluate(self, compute: Compute | Sequence[Compute], *, outer: bool) -> LossValues:
+        """Evaluate the losses of the current batch for the first time."""
+        several = [compute] if callable(compute) else list(compute)
+        once = len(several) == 1 and not (outer and not self._retain_graph and self._seen.all)
+        again = outer or not once or (self._own is not None and self._own.evaluates_again)
+        functions = [self._function(each, outer=outer, replayable=again) for each in several]
+        if once:
+            return functions[0].run(graph=True, averaging="backward" if self._inner.averaged_by_backward else None)
+        return MicroBatches.first(functions)
+
+    def _function(self, compute: Compute, *, outer: bool, replayable: bool = True) -> LossFunction:
+        # The fused attention kernels have no second derivative.
+        math = outer and (self.estimator.needs_second_derivative or self.scheme.needs_second_derivative)
+        reduced = self._seen.reduced if outer else None
+        return LossFunction(compute, self._setup, reduced=reduced, math_attention=math, replayable=replayable)
+
+    def _aside(self, compute: Compute) -> BatchValues:
+        """Evaluate a batch that only an outer step sees."""
+        return self._function(compute, outer=True).run(graph=True, keep_buffers=True)
+
+    def _independent(self, others: Callable[[int], Compute] | None) -> Callable[[int], LossValues] | None:
+        return None if others is None else lambda number: self._aside(others(number))
+
+    def _prepare(self, losses: Tensor) -> None:
+        """Let the combiner see the first losses of the run, once."""
+        if self.steps == 0 and not self._prepared and isinstance(self.combiner, Combiner):
+            self.combiner.prepare(losses)
+        self._prepared = True
+
+    def _outer_step_on_part(
+        self, part: Compute, primary: Compute | None, others: Callable[[int], Compute] | None
+    ) -> OuterResult:
+        """Take an outer step on a part of the batch: before the batch, so that their graphs are not alive together.
+
+        The batch draws the random numbers that it would draw without.
+        """
+        assert self._outer is not None
+        before = self._setup.random_state()
+        auxiliary = self._aside(part)
+        self._prepare(auxiliary.values)
+        held_out = None if primary is None else self._aside(primary)
+        found, _ = self._outer.take(auxiliary, held_out, self._independent(others), step=self.steps)
+        before.restore()
+        return found
+
+
+def _checked(scheme: object, estimator: object) -> tuple[Scheme, Estimator]:
+    """Return scheme and estimator; UserError if one is something else, such as the name of one."""
+    if not isinstance(scheme, Scheme):
+        raise UserError(
+            f"scheme must be a meltr.Scheme, got {scheme!r}.", "For example: Bilevel(..., scheme=meltr.AIDFP(terms=3))."
+        )
+    if not isinstance(estimator, Estimator):
+        raise UserError(
+            f"estimator must be a meltr.Estimator, got {estimator!r}.",
+            "For example: Bilevel(..., estimator=meltr.ForwardMode()).",
+        )
+    return scheme, estimator

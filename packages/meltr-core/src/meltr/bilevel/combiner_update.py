@@ -1,0 +1,44 @@
+"""How the combiner's parameters phi take a step of their optimiser."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from meltr.parallel.sharing import Sharing
+
+
+class CombinerUpdate:
+    """Hands phi's gradient to the outer optimiser.
+
+    Args:
+        combiner: m; its trainable parameters are phi.
+        optimizer: Of phi.
+        sharing: How numbers are averaged over processes.
+        clip_norm: Clip phi's gradient to this norm; None: do not.
+    """
+
+    def __init__(
+        self, combiner: nn.Module, optimizer: torch.optim.Optimizer, sharing: Sharing, clip_norm: float | None
+    ) -> None:
+        self._combiner, self._optimizer, self._sharing, self._clip_norm = combiner, optimizer, sharing, clip_norm
+
+    def averaged(self, gradients: Sequence[Tensor | None]) -> list[Tensor | None]:
+        """Return phi's gradient averaged over processes: one entry per trainable parameter, in their order."""
+        return self._sharing.mean_small(gradients)
+
+    def step(self, gradients: Sequence[Tensor | None]) -> None:
+        """Clip phi's gradient and let the optimiser step.
+
+        Args:
+            gradients: One per trainable parameter, in their order; None leaves one alone.
+        """
+        trainable = [parameter for parameter in self._combiner.parameters() if parameter.requires_grad]
+        for parameter, gradient in zip(trainable, gradients, strict=True):
+            parameter.grad = gradient
+        if self._clip_norm is not None and any(gradient is not None for gradient in gradients):
+            torch.nn.utils.clip_grad_norm_(trainable, self._clip_norm)
+        self._optimizer.step()
+        self._optimizer.zero_grad(set_to_none=True)

@@ -1,0 +1,118 @@
+"""The inner step: three ways to the inner gradient. All leave what the backward of the weighted sum leaves.
+
+Whatever an outer step did before, a call leaves in ``.grad`` of every leaf that the losses reach what
+``sum(a[t] * losses[t]).backward()`` would leave there, and calls the hooks on these gradients once, with the whole
+gradient.
+"""
+
+from __future__ import annotations
+
+import abc
+from contextlib import AbstractContextManager, nullcontext
+
+from torch import Tensor, nn
+
+from meltr.bilevel.draws import CombinerDraws
+from meltr.bilevel.own_rule import OwnRule
+from meltr.bilevel.weights import Weights
+from meltr.combiners.base import GradientCombiner, sensitivities
+from meltr.errors import UserError
+from meltr.hypergradients.loss_values import LossValues
+from meltr.hypergradients.rows import Rows
+
+
+class InnerStep(abc.ABC):
+    """Adds the inner gradient J^T a to ``.grad``."""
+
+    averaged_by_backward = True
+    """True if the losses of the batch should prepare the backward to average over processes."""
+
+    @abc.abstractmethod
+    def take(self, losses: LossValues, rows: Rows | None, step: int) -> tuple[Tensor, Tensor]:
+        """Add the inner gradient to ``.grad``; return m(l), shape (), and a, shape (T+1,).
+
+        Args:
+            losses: l, with their graph or the means to make it again.
+            rows: The rows of J, if the outer step before has kept them; they are spent.
+            step: Inner steps taken so far.
+
+        Raises:
+            ValueError: If no loss depends on a leaf that requires a gradient.
+        """
+
+
+class ByBackward(InnerStep):
+    """One backward of the losses, weighted by a = dm/dl.
+
+    Args:
+        combiner: m.
+        draws: Its random numbers.
+        rule: By which the combiner is trained at every step; None: there is none.
+    """
+
+    def __init__(self, combiner: nn.Module, draws: CombinerDraws, rule: OwnRule | None = None) -> None:
+        self._combiner, self._draws, self._rule = combiner, draws, rule
+
+    def take(self, losses: LossValues, rows: Rows | None, step: int) -> tuple[Tensor, Tensor]:
+        """Take the backward; free the graph."""
+        combined, a = self._task_weights(losses, step)
+        with self._watched(losses):
+            losses.backward(a)
+        return combined, a
+
+    def _task_weights(self, losses: LossValues, step: int) -> tuple[Tensor, Tensor]:
+        with self._draws.of_step(step):
+            return sensitivities(self._combiner, losses.values)
+
+    def _watched(self, losses: LossValues) -> AbstractContextManager[None]:
+        return nullcontext() if self._rule is None else self._rule.watching(losses)
+
+
+class ByKeptRows(ByBackward):
+    """The rows of J that an outer step has kept, weighted by a: no backward of its own; without rows, `ByBackward`."""
+
+    def take(self, losses: LossValues, rows: Rows | None, step: int) -> tuple[Tensor, Tensor]:
+        """Spend the rows, or take the backward."""
+        if rows is None:
+            return super().take(losses, rows, step)
+        combined, a = self._task_weights(losses, step)
+        losses.add_gradient(rows, rows.spend(a))
+        return combined, a
+
+
+class ByRule(InnerStep):
+    """A rule that makes the inner gradient from the gradients of all tasks (`GradientCombiner`).
+
+    The rule sees the rows of J by w. Other leaves that the losses reach get the gradient of the weighted sum, with the
+    weights that the rule's gradient amounts to.
+
+    Args:
+        combiner: The rule.
+        weights: The parameters w.
+        draws: The rule's random numbers.
+    """
+
+    averaged_by_backward = False
+
+    def __init__(self, combiner: GradientCombiner, weights: Weights, draws: CombinerDraws) -> None:
+        self._combiner, self._weights, self._draws = combiner, weights, draws
+
+    def take(self, losses: LossValues, rows: Rows | None, step: int) -> tuple[Tensor, Tensor]:
+        """Take one backward per task and ask the rule.
+
+        Raises:
+            UserError: If a gradient is sparse.
+        """
+        w, sharing = self._weights.now(), losses.setup.sharing
+        with losses.setup.preserved_buffers():  # a backward through checkpointed regions moves them
+            rows = losses.rows(w, retain=False, everywhere=True)
+        if rows.has_sparse():
+            raise UserError(
+                f"{type(self._combiner).__name__} needs dense gradients, but a weight has sparse ones.",
+                "Make the layer without sparse=True (nn.Embedding, nn.EmbeddingBag), or use a combiner of loss values.",
+            )
+        averaged = [sharing.mean_direction(row, w) for row in rows.all()]
+        with self._draws.of_step(step):
+            gradient, a = self._combiner.from_gradients(losses.values, averaged)
+        losses.add_gradient(rows, [*gradient, *rows.rest(a)], averaged=True)
+        return (a * losses.values).sum(), a

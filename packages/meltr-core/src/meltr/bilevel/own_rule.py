@@ -1,0 +1,108 @@
+"""Combiners that are trained by a rule of their own at every inner step (`meltr.combiners.base.SelfTrained`)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor
+
+from meltr.bilevel.combiner_update import CombinerUpdate
+from meltr.bilevel.weights import OuterWeights
+from meltr.combiners.base import SelfTrained
+from meltr.hypergradients.loss_values import LossValues
+
+
+class OwnStep:
+    """One inner step as the rule sees it (`meltr.combiners.base.Step`).
+
+    Args:
+        losses: The losses of the step, with their graph.
+        parameters: What gradient norms are taken by.
+        after: The weights have moved: the graph is not kept, and there are no gradient norms.
+    """
+
+    def __init__(self, losses: LossValues, parameters: Sequence[Tensor], *, after: bool = False) -> None:
+        self._graph = None if after else losses
+        self._functions, self._values, self._parameters = losses.functions(), losses.values, parameters
+
+    @property
+    def losses(self) -> Tensor:
+        """The losses before the step, shape (T+1,)."""
+        return self._values
+
+    def gradient_norms(self) -> Tensor:
+        """Return the norm of every task's gradient, shape (T+1,): one backward per task; before the step only.
+
+        Raises:
+            RuntimeError: After the step.
+        """
+        if self._graph is None:
+            raise RuntimeError("gradient norms are known before the optimiser's step only")
+        losses, sharing = self._graph, self._graph.setup.sharing
+        norms = []
+        with losses.setup.preserved_buffers():
+            for task in range(losses.size):
+                row = losses.vjp(losses.only(task), self._parameters)
+                norms.append(sharing.dot(row, row).sqrt().to(self._values))
+        return torch.stack(norms)
+
+    def losses_again(self) -> Tensor:
+        """Return the losses of the same batch at the weights of now, shape (T+1,): one forward without a graph."""
+        again = (function.run(graph=False, replay=True, keep_buffers=True) for function in self._functions)
+        return torch.stack([each.values for each in again]).mean(0)
+
+
+class OwnRule:
+    """Lets the rule look at every inner step, and gives what it wants to the outer optimiser.
+
+    Args:
+        combiner: With the rule.
+        update: Of the combiner's parameters; None: the rule changes them itself.
+        weights: What the rule may see of w.
+        log: Called with a line when a step of the rule is skipped.
+    """
+
+    def __init__(
+        self, combiner: SelfTrained, update: CombinerUpdate | None, weights: OuterWeights, log: Callable[[str], None]
+    ) -> None:
+        self._combiner, self._update, self._weights, self._log = combiner, update, weights, log
+        self._waiting: OwnStep | None = None
+
+    @property
+    def evaluates_again(self) -> bool:
+        """True if the losses of the next inner step will be evaluated again."""
+        return self._combiner.sees_moved_weights or not self._weights.known
+
+    @contextmanager
+    def watching(self, losses: LossValues) -> Iterator[None]:
+        """Within this context the inner gradient is taken: the rule looks before, and its step comes after.
+
+        Args:
+            losses: Of the inner step.
+        """
+        step = OwnStep(losses, self._weights.of(losses), after=self._combiner.sees_moved_weights)
+        gradients = None
+        if self._combiner.sees_moved_weights:
+            self._waiting = step
+        else:
+            gradients = self._combiner.own_gradients(step)
+        yield
+        if gradients is not None:
+            self._apply(gradients)
+
+    def after_step(self) -> None:
+        """Let a rule that wants to see the weights after the optimiser's step see them, once (FAMO)."""
+        waiting, self._waiting = self._waiting, None
+        if waiting is not None:
+            self._apply(self._combiner.own_gradients(waiting))
+
+    def _apply(self, gradients: Sequence[Tensor | None]) -> None:
+        if self._update is not None and any(gradient is not None for gradient in gradients):
+            averaged = self._update.averaged(gradients)
+            if not all(bool(gradient.isfinite().all()) for gradient in averaged if gradient is not None):
+                self._log("the combiner stays as it is for a step: its own gradient is not finite")
+                return
+            self._update.step(averaged)
+        self._combiner.after_update()

@@ -1,0 +1,132 @@
+"""The task losses of a batch as a function of the weights: every evaluation sees the same random numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from meltr.autograd.buffers import BufferState
+from meltr.autograd.losses import Compute
+from meltr.autograd.random_state import RandomState
+from meltr.hypergradients.loss_values import BatchValues
+from meltr.hypergradients.reduced_model import ReducedModel
+from meltr.hypergradients.setup import ModelSetup
+from meltr.parallel.sharing import Averaging
+
+
+class LossFunction:
+    """The task losses of one batch: evaluated once as any training step does, then again as often as wanted.
+
+    Args:
+        compute: Returns the losses (see `meltr.autograd.losses.Losses`), primary first.
+        setup: Model, precision, generators.
+        reduced: Where the outer step stops: modules below it are not evaluated again.
+        math_attention: Run attention on the math kernel, the only one with a second derivative.
+        replayable: False if no second evaluation will be asked for: saves copies of buffers and generators.
+    """
+
+    def __init__(
+        self,
+        compute: Compute,
+        setup: ModelSetup,
+        *,
+        reduced: ReducedModel | None = None,
+        math_attention: bool = False,
+        replayable: bool = True,
+    ) -> None:
+        self.setup = setup
+        self._compute, self._reduced = compute, reduced
+        self._math_attention, self._replayable = math_attention, replayable
+        self._start: tuple[RandomState, BufferState] | None = None
+
+    def run(
+        self,
+        *,
+        graph: bool,
+        replay: bool = False,
+        keep_buffers: bool = False,
+        precise: bool = False,
+        averaging: Averaging | None = None,
+    ) -> BatchValues:
+        """Evaluate the losses at the weights of now.
+
+        Args:
+            graph: Build the graph of autograd.
+            replay: Start from the random numbers of the first evaluation; generators are as before afterwards.
+            keep_buffers: Leave buffers (BatchNorm's running statistics) as they are, and start from those of the first
+                evaluation; False: they move as in any forward. With `replay`, modules below the scope are not evaluated
+                again but give what they gave before.
+            precise: Evaluate in full float32, whatever the precision of the training.
+            averaging: Who averages the inner gradient over processes, if one is taken from this graph; None: none is.
+        """
+        with ExitStack() as stack:
+            stack.enter_context(torch.set_grad_enabled(graph))
+            stack.enter_context(self._replayed() if replay else self._recorded(graph))
+            if keep_buffers:
+                stack.enter_context(self._buffers_aside(replay))
+            if replay and keep_buffers and self._reduced is not None:
+                stack.enter_context(self._reduced.skipping(self))
+            return BatchValues(self, self._call(precise, averaging), averaging=averaging)
+
+    def _call(self, precise: bool, averaging: Averaging | None) -> tuple[Tensor, ...]:
+        """Return the losses, 0-dim each, in the precision of the training or in full float32."""
+        setup = self.setup
+        with ExitStack() as stack:
+            if self._math_attention:
+                stack.enter_context(sdpa_kernel(SDPBackend.MATH))
+            if precise:
+                stack.enter_context(_no_tf32())
+                stack.enter_context(torch.autocast(setup.device.type, enabled=False))
+            elif setup.autocast is not None:
+                cached = setup.sharing.autocast_cache
+                stack.enter_context(torch.autocast(setup.device.type, dtype=setup.autocast, cache_enabled=cached))
+            return setup.sharing.evaluate(self._compute, inner=averaging == "backward")
+
+    @contextmanager
+    def _recorded(self, graph: bool) -> Iterator[None]:
+        """Within this context, a first evaluation leaves what further ones need."""
+        if not self._replayable:
+            yield
+            return
+        buffers = BufferState(self.setup.model)
+        self._start = self.setup.random_state(), buffers
+        with buffers.filled_in(), self._recording(graph):
+            yield
+
+    def _recording(self, graph: bool) -> AbstractContextManager[Any]:
+        if self._reduced is None or not graph:
+            return nullcontext()
+        return self._reduced.recording(self, self.setup.random_state)
+
+    @contextmanager
+    def _replayed(self) -> Iterator[None]:
+        now = self.setup.random_state()
+        self._begun[0].restore()
+        try:
+            yield
+        finally:
+            now.restore()
+
+    def _buffers_aside(self, replay: bool) -> AbstractContextManager[None]:
+        return self._begun[1].aside() if replay else self.setup.preserved_buffers()
+
+    @property
+    def _begun(self) -> tuple[RandomState, BufferState]:
+        if self._start is None:
+            raise RuntimeError("this loss function kept nothing that it could be evaluated again from")
+        return self._start
+
+
+@contextmanager
+def _no_tf32() -> Iterator[None]:
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("highest")
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)

@@ -1,0 +1,105 @@
+"""The losses of a batch in micro-batches that do not fit into memory together: gradient accumulation."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import Tensor
+
+from meltr.hypergradients.loss_function import LossFunction
+from meltr.hypergradients.loss_values import BatchValues, LossValues
+from meltr.parallel.sharing import Averaging
+
+
+class MicroBatches(LossValues):
+    """The losses of the batch are the means over its micro-batches.
+
+    m is not linear, so all micro-batches are first evaluated without a graph, the combiner sees the means, and every
+    micro-batch is evaluated with its graph whenever a gradient is wanted. One graph is alive at a time, and none beside
+    a whole gradient. A whole batch can be evaluated like that too, to save memory: its first graph then serves the
+    first gradient.
+
+    Args:
+        functions: The loss function of every micro-batch, each evaluated before.
+        values: Their mean over micro-batches and processes, shape (T+1,).
+        precise: Evaluate in full float32.
+        ready: The only micro-batch with its graph, for the first gradient.
+        has_buffers: False if no module has a buffer, so that none can move.
+    """
+
+    keeps_graph = False
+
+    def __init__(
+        self,
+        functions: Sequence[LossFunction],
+        values: Tensor,
+        *,
+        precise: bool = False,
+        ready: BatchValues | None = None,
+        has_buffers: bool = True,
+    ) -> None:
+        self.setup = functions[0].setup
+        self._functions, self._values, self._precise, self._ready = functions, values, precise, ready
+        self._has_buffers = has_buffers
+
+    @classmethod
+    def first(cls, functions: Sequence[LossFunction]) -> MicroBatches:
+        """Evaluate micro-batches for the first time, several without a graph; generators move, buffers do not.
+
+        Raises:
+            ValueError: If there are no micro-batches.
+        """
+        if not functions:
+            raise ValueError("no loss function: expected one, or one for every micro-batch")
+        setup = functions[0].setup
+        with setup.preserved_buffers():  # one after the other, so that each starts from what the one before left
+            found = [function.run(graph=len(functions) == 1) for function in functions]
+            has_buffers = any(True for _ in setup.model.buffers())
+        if len(functions) == 1:
+            return cls(functions, found[0].values, ready=found[0], has_buffers=has_buffers)
+        local = torch.stack([each.local_values for each in found]).mean(0)
+        return cls(functions, setup.sharing.mean(local), has_buffers=has_buffers)
+
+    @property
+    def values(self) -> Tensor:
+        """The losses l, shape (T+1,), detached, the mean over micro-batches and processes."""
+        return self._values
+
+    def micro_batches(self) -> Iterator[BatchValues]:
+        """Yield every micro-batch, evaluated anew with its graph."""
+        ready, self._ready = self._ready, None
+        if ready is not None:
+            yield ready
+            return
+        for function in self._functions:
+            yield function.run(graph=True, replay=True, keep_buffers=True, precise=self._precise)
+
+    def functions(self) -> Sequence[LossFunction]:
+        """Return the loss functions of the micro-batches."""
+        return self._functions
+
+    def run(self, *, graph: bool, precise: bool = False) -> MicroBatches:
+        """Evaluate the same micro-batches at the weights of now; graphs are made one by one, when they are needed."""
+        again = (f.run(graph=False, replay=True, keep_buffers=True, precise=precise) for f in self._functions)
+        local = torch.stack([each.local_values for each in again]).mean(0)
+        return MicroBatches(self._functions, self.setup.sharing.mean(local), precise=precise)
+
+    def backward(self, weights: Tensor) -> None:
+        """Add J^T weights to ``.grad``, micro-batch by micro-batch; buffers move as in ordinary training.
+
+        Raises:
+            ValueError: If no loss depends on a leaf that requires a gradient.
+        """
+        self._ready = None
+        last = len(self._functions) - 1
+        for number, function in enumerate(self._functions):
+            averaging: Averaging = "backward" if number == last else "later"
+            batch = function.run(graph=True, replay=True, averaging=averaging)
+            batch.backward(weights / len(self._functions))
+
+    def move_buffers(self) -> None:
+        """Let buffers move as in an ordinary step: a forward of every micro-batch, if the model has buffers."""
+        if self._has_buffers:
+            for function in self._functions:
+                function.run(graph=False, replay=True)
