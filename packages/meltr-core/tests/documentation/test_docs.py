@@ -258,3 +258,21 @@ def test_core_names_no_backbone():
         if pattern.search(line)
     ]
     assert not found, "\n".join(found)
+
+
+def test_the_rooms_that_the_architecture_page_names_exist():
+    page = read(ROOT / "docs" / "architecture.md")
+    table = page[page.index("## Modules of core") : page.index("## Where a new thing goes")]
+    named = re.findall(r"`((?:[a-z_]+/)*[a-z_]+(?:\.py|/))`", table)
+    core = ROOT / "packages" / "meltr-core" / "src" / "meltr"
+    own = ("tests/", "options.py", "output.py", "data.py", "base.py", "trainer.py", "run.py", "built_run.py")
+    assert len(named) > 40
+    assert [
+        name for name in named if not (core / name).exists() and not name.startswith(own) and name not in INSIDE
+    ] == []
+    rooms = {path.name for path in core.iterdir() if path.is_dir() and not path.name.startswith("__")}
+    assert rooms <= {name.rstrip("/").split("/")[0] for name in named}
+
+
+INSIDE = ("schemes/", "estimators/")
+"""Folders that the page names in the row of the room that they are in."""
