@@ -313,7 +313,7 @@ def test_a_benchmark_must_be_something_the_backbone_can_do():
     assert meltr.BackboneInfo(**rest, benchmarks=(case,)).benchmarks == (case,)
     with pytest.raises(ValidationError, match="'x' is for task 't' on 'e'"):
         meltr.BackboneInfo(**rest, benchmarks=(case.model_copy(update={"dataset": "e"}),))
-    with pytest.raises(ValidationError, match="two benchmarks have one name"):
+    with pytest.raises(ValidationError, match="two benchmarks have the same name"):
         meltr.BackboneInfo(**rest, benchmarks=(case, case))
 
 

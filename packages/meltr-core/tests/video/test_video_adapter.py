@@ -23,12 +23,13 @@ from meltr.plugins import discover
 from meltr.settings import resolve
 from meltr.specs import RunSpec
 from meltr.video import Split, miniature
+from places import HELPERS
 from video_backbone import Towers, TowersAdapter
 
 pytest.importorskip("av")
 pytest.importorskip("transformers")
 
-PLUGIN = Path(__file__).with_name("video_backbone.py")
+PLUGIN = HELPERS / "video_backbone.py"
 SIZES = {"train": 10, "validation": 4, "test": 6}
 Make = Callable[..., RunSpec]
 
