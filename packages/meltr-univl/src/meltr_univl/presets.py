@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from meltr.specs import PresetInfo
-from meltr.video.presets import PAPER
+from meltr.video.presets import PAPER, SMALL
 from meltr_univl.released import RELEASED_PRESETS
 
 RETRIEVAL = PresetInfo(
@@ -49,23 +49,11 @@ SENTIMENT = PresetInfo(
 )
 
 _TINY: dict[str, Any] = {
-    "options.size": "tiny",
+    **SMALL,
     "options.text_length": 20,
     "options.caption_length": 16,
     "options.video_length": 12,
     "options.pick": "even",
-    "train.optimizer": "adamw",
-    "train.lr": 1e-3,
-    "train.weight_decay": 0.01,
-    "train.batch_size": 16,
-    "train.schedule": "cosine",
-    "train.warmup": 0.1,
-    "train.clip_norm": 5.0,
-    "train.threads": 1,
-    "bilevel.estimator": "one_sided",
-    "combiner_options.width": 64,
-    "combiner_options.feedforward": 64,
-    "combiner_options.scale_hidden": 32,
 }
 
 TINY_RETRIEVAL = PresetInfo(

@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import Any
 
 from meltr.specs import PresetInfo
-from meltr.video.presets import PAPER
+from meltr.video.presets import PAPER, SMALL
 
 RETRIEVAL = PresetInfo(
     name="retrieval",
@@ -83,25 +83,14 @@ RELEASED_PRESETS: tuple[PresetInfo, ...] = (
 )
 
 _TINY: dict[str, Any] = {
-    "options.size": "tiny",
+    **SMALL,
     "options.frames": 4,
     "options.image_size": 64,
     "options.text_length": 16,
     "options.answer_dropout": 0.0,
     "options.temperature": 0.5,
-    "train.optimizer": "adamw",
-    "train.lr": 1e-3,
-    "train.weight_decay": 0.01,
     "train.batch_size": 8,
     "train.epochs": 2,
-    "train.schedule": "cosine",
-    "train.warmup": 0.1,
-    "train.clip_norm": 5.0,
-    "train.threads": 1,
-    "bilevel.estimator": "one_sided",
-    "combiner_options.width": 64,
-    "combiner_options.feedforward": 64,
-    "combiner_options.scale_hidden": 32,
 }
 
 TINY = PresetInfo(
