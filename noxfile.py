@@ -25,10 +25,11 @@ SOLVERS = ("cvxpy", "ecos; python_version < '3.13'")
 """What CAGrad and NashMTL need besides; ecos has no wheels for newer Pythons. The tests of both are skipped without."""
 
 
-def install_all(session: nox.Session, *extra: str) -> None:
+def install_all(session: nox.Session, *extra: str, compiled: bool = False) -> None:
+    """Install all packages; `compiled`: with bytecode, else every process of a test compiles what it imports."""
     packages = [part for adapter in ADAPTERS for part in ("-e", adapter)]
-    compiled = {"UV_COMPILE_BYTECODE": "1"}  # else every process of a test compiles what it imports of torch
-    session.install(*PINS, "-e", f"{CORE}[{EXTRAS}]", *packages, *extra, env=compiled)
+    env = {"UV_COMPILE_BYTECODE": "1"} if compiled else {}
+    session.install(*PINS, "-e", f"{CORE}[{EXTRAS}]", *packages, *extra, env=env)
 
 
 @nox.session
@@ -50,14 +51,14 @@ def types(session: nox.Session) -> None:
 @nox.session
 def tests(session: nox.Session) -> None:
     """The tests, but for slow ones and those that need a GPU."""
-    install_all(session, "pytest", "pytest-xdist", "hypothesis", "scipy", *SOLVERS)
+    install_all(session, "pytest", "pytest-xdist", "hypothesis", "scipy", *SOLVERS, compiled=True)
     session.run("pytest", "-n", "2", "-m", "not slow and not gpu", *session.posargs, env={"OMP_NUM_THREADS": "1"})
 
 
 @nox.session
 def coverage(session: nox.Session) -> None:
     """The same tests with their coverage, printed by room. Measuring slows them down, so it is a session of its own."""
-    install_all(session, "pytest", "pytest-xdist", "pytest-cov", "hypothesis", "scipy", *SOLVERS)
+    install_all(session, "pytest", "pytest-xdist", "pytest-cov", "hypothesis", "scipy", *SOLVERS, compiled=True)
     options = ("-n", "2", "-m", "not slow and not gpu", "--cov", "--cov-report=")
     session.run("pytest", *options, *session.posargs, env={"OMP_NUM_THREADS": "1"})
     session.run("python", f"{CORE}/tests/helpers/coverage_rooms.py")
@@ -66,7 +67,7 @@ def coverage(session: nox.Session) -> None:
 @nox.session
 def tests_slow(session: nox.Session) -> None:
     """The slow tests."""
-    install_all(session, "pytest", "pytest-xdist", "hypothesis", "scipy")
+    install_all(session, "pytest", "pytest-xdist", "hypothesis", "scipy", compiled=True)
     nothing_marked = 5
     session.run("pytest", "-m", "slow", *session.posargs, success_codes=[0, nothing_marked])
 
