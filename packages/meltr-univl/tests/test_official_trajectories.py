@@ -238,7 +238,7 @@ def test_the_released_loop_is_followed(
     golden.close(torch.stack([run.in_order(each) for each in seen.train]), recorded[f"{name}.meta.train_losses"], 4e-4)
     golden.close(torch.stack(seen.combined), recorded[f"{name}.meta.combined"], 4e-4)
     apart = torch.stack([losses.sum() - m for losses, m in zip(seen.train, seen.combined, strict=True)]).abs()
-    value = torch.cat(seen.primary) + run.trainer.bilevel.gamma * apart
+    value = torch.cat(seen.primary) + run.trainer.context.spec.bilevel.gamma * apart
     golden.close(value, recorded[f"{name}.meta.val_loss"], 4e-4)
     for each in range(len(seen.outer)):
         check_combiner(run, f"{name}.meta{each}.", each)

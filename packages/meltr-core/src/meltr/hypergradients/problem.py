@@ -188,7 +188,7 @@ class OuterProblem:
             kind = str(coarse).removeprefix("torch.")
             raise UserError(
                 f"{what} moves weights by less than {kind} can tell apart.",
-                f"Use --set {instead}, or keep the weights in float32 under autocast (Bilevel(autocast=torch.{kind})).",
+                f"Use --set {instead}, or keep the weights in float32 under autocast (Setup(autocast=torch.{kind})).",
             )
 
     def displaced(
