@@ -25,9 +25,6 @@ GROUND_FLOOR = {
 }
 """Rooms that every other room may import; they import only each other."""
 
-STILL_TO_MOVE = {("parallel", "hypergradients"), ("optim", "hypergradients")}
-"""Imports of one room by another that the work on the engine is about to remove: vectors and losses below both."""
-
 Graph = Mapping[str, set[str]]
 
 
@@ -81,10 +78,7 @@ def room_graph(graph: Graph) -> dict[str, set[str]]:
     for module, imported in graph.items():
         if module != "meltr":
             rooms.setdefault(room(module), set()).update(room(each) for each in imported)
-    return {
-        name: {each for each in imported if each != name and (name, each) not in STILL_TO_MOVE}
-        for name, imported in rooms.items()
-    }
+    return {name: {each for each in imported if each != name} for name, imported in rooms.items()}
 
 
 def find_cycle(graph: Graph) -> str:
