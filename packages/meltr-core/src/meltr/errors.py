@@ -36,8 +36,26 @@ class PluginError(MeltrError):
     """A plugin broke its contract: names plugin, hook and value."""
 
 
-class NonFiniteLossError(MeltrError):
+class NonFiniteError(MeltrError):
+    """A gradient or a weight became NaN or infinite during training."""
+
+
+class NonFiniteLossError(NonFiniteError):
     """A loss became NaN or infinite during training."""
+
+
+class StoppedRun(BaseException):
+    """A run was asked to stop, and did: by a signal or by its limit of time. Plugins must not catch it.
+
+    Args:
+        reason: What asked, such as ``SIGTERM``.
+        exit_code: Of the command: 128 + the signal's number, or 124 for the limit of time.
+        state: Where the run stands, such as ``at step 12 of 40; saved: step-000012``; empty before it began.
+    """
+
+    def __init__(self, reason: str, exit_code: int, state: str = "") -> None:
+        super().__init__(f"stopped by {reason} {state}".strip())
+        self.reason, self.exit_code, self.state = reason, exit_code, state
 
 
 def closest(word: str, choices: Iterable[str]) -> str | None:

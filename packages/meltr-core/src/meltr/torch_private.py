@@ -37,7 +37,7 @@ NAMES = {
     "torch.serialization._get_layout": "reading the index of a sharded checkpoint",
     **{
         f"torch._foreach_{name}": "one kernel for many tensors"
-        for name in ("add_", "addcdiv_", "addcmul_", "copy_", "lerp_", "mul_", "sqrt", "sub_")
+        for name in ("add_", "addcdiv_", "addcmul_", "copy_", "lerp_", "mul_", "norm", "sqrt", "sub_")
     },
 }
 """Each private name with what would stop working without it."""
@@ -173,3 +173,15 @@ def add_quotients_each(tensors: Tensors, above: Tensors, below: Tensors, factor:
 def roots_of_each(tensors: Tensors) -> list[Tensor]:
     """Return the square root of every tensor."""
     return list(torch._foreach_sqrt(tensors))
+
+
+def largest_values(tensors: Sequence[Tensor]) -> Tensor:
+    """Return the largest absolute value of each tensor, (N,); NaN where it holds a NaN.
+
+    Args:
+        tensors: N tensors on one device, none of them empty.
+    """
+    norms = list(torch._foreach_norm(list(tensors), float("inf")))
+    kinds = {norm.dtype for norm in norms}
+    widest = next((kind for kind in (torch.float64, torch.float32) if kind in kinds), norms[0].dtype)
+    return torch.stack(norms if len(kinds) == 1 else [norm.to(widest) for norm in norms])

@@ -5,7 +5,8 @@ A checkpoint is a folder ``checkpoints/step-000500``:
 - ``backbone.safetensors``: weights and buffers of the backbone; or ``shards/``: the same and its optimiser's state,
   written by all processes that hold a part (torch.distributed.checkpoint);
 - ``combiner.safetensors``: weights of the combiner, its settings in the metadata;
-- ``training.pt``: optimisers and counters, plain values and tensors only.
+- ``training.pt``: optimisers and counters, plain values and tensors only;
+- ``manifest.json``: sizes and checksums of these, see `meltr.folders.manifest`.
 
 ``checkpoints/last`` and ``checkpoints/best`` are links (small text files where there are no links).
 """
@@ -25,11 +26,23 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from meltr.combiners.base import Combiner
+from meltr.engine.stable_bytes import sort_metadata
 from meltr.errors import MeltrError, UserError
-from meltr.folders.checkpoint_folder import BEST, LAST, CheckpointFolder, checkpoint_at, checkpoints_in
+from meltr.folders.checkpoint_folder import (
+    BEST,
+    LAST,
+    CheckpointFolder,
+    checkpoint_at,
+    checkpoints_in,
+    is_checkpoint_name,
+)
+from meltr.folders.manifest import write_manifest
 from meltr.parallel.data_parallel import sharded_modules
 from meltr.parallel.ranks import Ranks, lost_a_peer
 from meltr.parallel.sharded import load_full, load_sharded, save_sharded
+
+MANIFEST_WRITTEN = {"manifest": "sha256"}
+"""Metadata of a combiner's file that say that its checkpoint had a manifest when it was written."""
 
 
 class Checkpoints:
@@ -109,33 +122,54 @@ class Checkpoints:
         best: bool,
     ) -> None:
         settings = combiner.settings() if isinstance(combiner, Combiner) else {}
-        save_module(partial.combiner, combiner, settings=json.dumps(settings))
+        save_module(partial.combiner, combiner, settings=json.dumps(settings), **MANIFEST_WRITTEN)
         torch.save(training, partial.training)
-        shutil.rmtree(final.path, ignore_errors=True)
+        write_manifest(partial.path, final.step)
+        before = final.path.with_name(f".{final.path.name}.before")
+        shutil.rmtree(before, ignore_errors=True)
+        if final.path.exists():
+            final.path.rename(before)
         partial.path.rename(final.path)
-        for link in (LAST, BEST) if best else (LAST,):
-            self._point(link, final.path.name)
+        shutil.rmtree(before, ignore_errors=True)
+        # `last` comes last: a run killed in between is resumed at the checkpoint before and writes both again.
+        for link in (BEST, LAST) if best else (LAST,):
+            self.point(link, final.path.name)
         self._prune()
+
+    def target(self, link: str) -> str | None:
+        """Return the name of the checkpoint that ``last`` or ``best`` names; None if there is no such link.
+
+        The checkpoint need not be there; a link to something else is returned as it stands.
+        """
+        path = self.folder / link
+        try:
+            if path.is_symlink():
+                return os.readlink(path)
+            return path.read_text(encoding="utf-8", errors="replace").strip() if path.is_file() else None
+        except OSError:
+            return None
 
     def resolve(self, name: str) -> Path:
         """Return the folder of ``last``, ``best`` or ``step-000500``.
 
         Raises:
-            UserError: If there is none of that name.
+            UserError: If there is none of that name, or ``last`` or ``best`` leads nowhere.
         """
-        path = self.folder / name
-        if path.is_file():
-            path = self.folder / path.read_text().strip()
-        if not path.is_dir():
-            there = sorted(p.name for p in self.folder.glob("*") if not p.name.startswith("."))
-            raise UserError(
-                f"There is no checkpoint {name!r} in {self.folder}.", f"Found: {', '.join(there) or 'none'}."
-            )
-        return path.resolve()
+        there = sorted(each.path.name for each in checkpoints_in(self.folder))
+        found = f"Found: {', '.join(there) or 'none'}."
+        target = self.target(name) if name in (LAST, BEST) else name
+        if target is None or (target == name and name not in (LAST, BEST) and name not in there):
+            raise UserError(f"There is no checkpoint {name!r} in {self.folder}.", found)
+        if not is_checkpoint_name(target):
+            itself = "itself" if target == name else f"{target!r}, which is not a checkpoint"
+            raise UserError(f"{self.folder / name} leads to {itself}.", found)
+        if target not in there:
+            raise UserError(f"{self.folder / name} leads to {target}, which is not there.", found)
+        return (self.folder / target).resolve()
 
     def chosen(self, name: str) -> Path:
-        """Return what `resolve` does, and the last one for ``best`` where no validation split chose one."""
-        return self.resolve(LAST if name == BEST and not (self.folder / BEST).exists() else name)
+        """Return what `resolve` does, and the last one for ``best`` where no evaluation has chosen one yet."""
+        return self.resolve(LAST if name == BEST and not os.path.lexists(self.folder / BEST) else name)
 
     def describe_last(self) -> str:
         """Return the path of the last complete checkpoint, or that there is none."""
@@ -144,7 +178,8 @@ class Checkpoints:
         except UserError:
             return "no checkpoint yet"
 
-    def _point(self, link: str, name: str) -> None:
+    def point(self, link: str, name: str) -> None:
+        """Let ``last`` or ``best`` name a checkpoint."""
         temporary = self.folder / f".{link}.partial"
         temporary.unlink(missing_ok=True)
         try:
@@ -155,7 +190,7 @@ class Checkpoints:
         os.replace(temporary, target)
 
     def _prune(self) -> None:
-        needed = {self.resolve(link).name for link in (LAST, BEST) if (self.folder / link).exists()}
+        needed = {self.target(link) for link in (LAST, BEST)}
         others = [each.path for each in checkpoints_in(self.folder) if each.path.name not in needed]
         for old in others[: max(0, len(others) - self.keep)]:
             shutil.rmtree(old, ignore_errors=True)
@@ -174,6 +209,7 @@ def save_module(path: Path, module: nn.Module, **metadata: str) -> None:
             first[key] = name
             stored[name] = tensor.detach().to("cpu", copy=True).contiguous()
     save_file(stored, path, metadata={"format": "pt", "tied": json.dumps(tied), **metadata})
+    sort_metadata(path)
 
 
 def load_tensors(path: Path) -> dict[str, Tensor]:
@@ -187,7 +223,7 @@ def load_tensors(path: Path) -> dict[str, Tensor]:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
             tied = json.loads((file.metadata() or {}).get("tied", "{}"))
     except (OSError, SafetensorError) as error:
-        raise UserError(f"Cannot read {path}: {error}", "Choose another checkpoint with --checkpoint.") from error
+        raise UserError(f"Cannot read {path}: {error}", "It was changed or copied incompletely.") from error
     return {**tensors, **{name: tensors[source] for name, source in tied.items()}}
 
 
@@ -251,5 +287,6 @@ def load_training(path: Path) -> dict[str, Any]:
     try:
         state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
-        raise UserError(f"Cannot read {path}: {error}", "Resume from another checkpoint or start again.") from error
+        reason = str(error).splitlines()[0]
+        raise UserError(f"Cannot read {path}: {reason}", "It was changed or copied incompletely.") from error
     return state

@@ -1,4 +1,4 @@
-"""Running means between two log lines, and the guard against losses that are not finite."""
+"""Running means between two log lines."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ import resource
 import sys
 import time
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from meltr.bilevel.results import OuterResult, StepResult
-from meltr.errors import NonFiniteLossError
 
 
 class Meter:
@@ -56,6 +56,21 @@ class Meter:
         self._reset()
         return means[:count], means[count : 2 * count], means[-1], rate, outer
 
+    def state_dict(self) -> dict[str, Any]:
+        """Return what was added since the last line: plain values and tensors on the CPU."""
+        outer = [(step, epoch, o.products.cpu(), o.gradient_norm.cpu(), o.applied) for step, epoch, o in self._outer]
+        return {"rows": [row.cpu() for row in self._rows], "outer": outer, "examples": self._examples}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from what `state_dict` gave; the time since then does not count."""
+        self._reset()
+        self._rows = [row.to(self.device) for row in state["rows"]]
+        self._outer = [
+            (step, epoch, OuterResult(products.to(self.device), norm.to(self.device), applied))
+            for step, epoch, products, norm, applied in state["outer"]
+        ]
+        self._examples = int(state["examples"])
+
     def leave_out(self, seconds: float) -> None:
         """Leave out time that an evaluation or a checkpoint took."""
         self._since += seconds
@@ -67,47 +82,3 @@ def peak_memory_mb(device: torch.device) -> float:
         return torch.cuda.max_memory_allocated(device) / 2**20
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak / (2**20 if sys.platform == "darwin" else 2**10)
-
-
-class FiniteGuard:
-    """Stops a run at the first loss that is NaN or infinite.
-
-    On an accelerator the answer for a step is read one step later, so that the check does not stall it.
-
-    Args:
-        names: Names of the losses.
-        device: Where the run happens.
-    """
-
-    def __init__(self, names: Sequence[str], device: torch.device) -> None:
-        self.names = tuple(names)
-        self._delayed = device.type != "cpu"
-        self._pending: tuple[int, Tensor] | None = None
-
-    def check(self, step: int, losses: Tensor) -> None:
-        """Check the losses of `step`, shape (T+1,), or those of the step before.
-
-        Raises:
-            NonFiniteLossError: Naming loss, value and step.
-        """
-        if self._delayed:
-            self.flush()
-            self._pending = (step, losses)
-        else:
-            self._check(step, losses)
-
-    def flush(self) -> None:
-        """Check what is still pending; call before writing a checkpoint."""
-        if self._pending is not None:
-            pending, self._pending = self._pending, None
-            self._check(*pending)
-
-    def _check(self, step: int, losses: Tensor) -> None:
-        values = losses.tolist()
-        bad = [f"{n!r} = {v}" for n, v in zip(self.names, values, strict=True) if not abs(v) < float("inf")]
-        if bad:
-            raise NonFiniteLossError(
-                f"Loss {', '.join(bad)} at step {step}.",
-                "Lower the learning rate (--lr), clip gradients (--set clip_norm=1), warm up (--set warmup=0.1), "
-                "or switch that loss off (--set losses=...).",
-            )

@@ -14,6 +14,7 @@ from meltr.devices import resolve_device
 from meltr.engine.built_run import open_run, without_losses
 from meltr.engine.checkpoints import Checkpoints, load_backbone
 from meltr.engine.hooks import Hooks
+from meltr.engine.recovery import check
 from meltr.engine.stored_data import stored_data
 from meltr.errors import UserError
 from meltr.folders.run_folder import RunFolder
@@ -75,7 +76,9 @@ def load_run(run_dir: Path, *, registry: Registry, checkpoint: str = "best", dev
         )
     data = stored_data(folder)
     context = dataclasses.replace(without_losses(data.left_out, context), weights_follow=True)
-    path = Checkpoints(folder.checkpoints).chosen(checkpoint)
+    checkpoints = Checkpoints(folder.checkpoints)
+    path = checkpoints.chosen(checkpoint)
+    check(checkpoints, path, checkpoint)
     seed_everything(derive(spec.seed, "model"), context.generator)
     model = hooks.build_model(context, data).to(context.device)
     load_backbone(path, model)

@@ -12,11 +12,14 @@ from typing import TYPE_CHECKING, Any
 from meltr.engine.built_run import BuiltRun, build_run
 from meltr.engine.checkpoints import Checkpoints, load_backbone
 from meltr.engine.meter import peak_memory_mb
+from meltr.engine.recovery import check
+from meltr.engine.resuming import Resumed
+from meltr.engine.stop_requests import StopRequests
 from meltr.engine.trainer import Trainer
 from meltr.environment import versions
 from meltr.errors import UserError
 from meltr.files import write_json, write_lines
-from meltr.folders.checkpoint_folder import LAST
+from meltr.folders.checkpoint_folder import BEST
 from meltr.folders.run_folder import RunFolder
 from meltr.observers.jsonl import MetricsWriter
 from meltr.parallel.ranks import Ranks, joined
@@ -35,6 +38,8 @@ def execute(
     resume: bool = False,
     fast_dev_run: bool = False,
     ranks: Ranks | None = None,
+    from_scratch: bool = False,
+    stop: StopRequests | None = None,
 ) -> dict[str, Any]:
     """Train, choose the best checkpoint on the validation split, test it, and write everything down.
 
@@ -43,15 +48,18 @@ def execute(
         run_dir: Its folder; created if it is not there. None: a temporary one that is removed.
         registry: Plugins found.
         observers: Further objects with observer hooks.
-        resume: Continue from the last checkpoint in `run_dir` (from the start if there is none).
+        resume: Continue from the last whole checkpoint in `run_dir` (from the start if it never wrote one).
         fast_dev_run: Two outer steps and a short evaluation, nothing kept.
         ranks: The processes of the run; None: this one, or those that torchrun started.
+        from_scratch: With `resume`: start at step 0 if no checkpoint is whole.
+        stop: What may ask the run to stop; None: nothing.
 
     Returns:
         The content of ``results.json``.
 
     Raises:
         MeltrError: For everything with a defined answer; see `meltr.errors`.
+        StoppedRun: If `stop` asked for it.
     """
     if fast_dev_run:
         spec = _shortened(spec)
@@ -68,15 +76,15 @@ def execute(
         built = build_run(spec, registry, observers if group.is_first else (), run_dir=kept, ranks=group)
         if group.is_first and not (resume and folder.was_started):
             folder.create(spec)
-        results = _train(built, folder, resume=resume)
+        resumed = Resumed(folder, from_scratch=from_scratch) if resume else None
+        results = _train(built, folder, resumed, stop)
         return results if kept else {**results, "run": None}
 
 
-def _train(built: BuiltRun, folder: RunFolder, *, resume: bool) -> dict[str, Any]:
+def _train(built: BuiltRun, folder: RunFolder, resumed: Resumed | None, stop: StopRequests | None) -> dict[str, Any]:
     started = time.perf_counter()
     context, hooks = built.context, built.hooks
     checkpoints = Checkpoints(folder.checkpoints, keep=context.spec.train.keep_checkpoints)
-    start = checkpoints.resolve(LAST) if resume and (folder.checkpoints / LAST).exists() else None
     trainer = Trainer(
         hooks,
         context,
@@ -89,11 +97,12 @@ def _train(built: BuiltRun, folder: RunFolder, *, resume: bool) -> dict[str, Any
         ranks=built.ranks,
         sharing=built.sharing,
         blocks=built.blocks,
+        stop=stop,
     )
-    if start is not None:
-        trainer.load(start)
+    if resumed is not None:
+        resumed.load(trainer, checkpoints)
     first = built.ranks.is_first
-    with _metrics(folder, trainer.step if resume else None) if first else contextlib.nullcontext() as metrics:
+    with _metrics(folder, trainer.step if resumed else None) if first else contextlib.nullcontext() as metrics:
         trainer.metrics = metrics
         if first:
             write_json(folder.data, {"meta": built.data.meta, "left_out": built.data.left_out})
@@ -101,7 +110,9 @@ def _train(built: BuiltRun, folder: RunFolder, *, resume: bool) -> dict[str, Any
             left_out = [f"without the loss {name}: {why}" for name, why in built.data.left_out.items()]
             for line in (*context.notes, *left_out):
                 hooks.message(context, line)
-        if resume and first:
+        if resumed is not None and first:
+            for line in resumed.warnings:
+                hooks.message(context, line, "warning")
             hooks.message(context, f"resumed at step {trainer.step} of {trainer.total_steps}")
         trainer.fit()
         results = _finish(built, trainer, checkpoints, folder, started=started)
@@ -125,7 +136,10 @@ def _finish(
 ) -> dict[str, Any]:
     """Test the best checkpoint and collect the results."""
     context, spec = built.context, built.context.spec
-    load_backbone(checkpoints.chosen("best"), built.model)
+    best = checkpoints.chosen(BEST)
+    hint = f"Bring it back, or train again: meltr run --config {folder.spec}"
+    built.ranks.decide(lambda: check(checkpoints, best, BEST, hint=hint))
+    load_backbone(best, built.model)
     test = None
     if built.data.test is not None:
         evaluation = trainer.evaluate(built.data.test)
@@ -183,6 +197,7 @@ def evaluate_run(
     spec = stored.model_copy(update=changes)
     checkpoints = Checkpoints(folder.checkpoints)
     path = checkpoints.chosen(checkpoint)
+    check(checkpoints, path, checkpoint)
     built = build_run(spec, registry, run_dir=folder.path, trained=True)
     chosen = {"validation": built.data.validation, "test": built.data.test}.get(split)
     if chosen is None:

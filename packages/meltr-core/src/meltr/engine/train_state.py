@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 
 @dataclass
@@ -20,6 +20,7 @@ class TrainState:
         best_evaluation: What the evaluation found then, as it stands in ``results.json``.
         last_outer: The last outer step: g by name of the loss, and the norm of phi's gradient.
         negative: Log lines in a row in which the weight of the primary loss was negative.
+        due: Whether the evaluation of this step is still to be done: the run was stopped before its end.
     """
 
     step: int = 0
@@ -29,6 +30,7 @@ class TrainState:
     best_evaluation: dict[str, Any] | None = None
     last_outer: tuple[dict[str, float], float] | None = None
     negative: int = 0
+    due: bool = False
 
     def state_dict(self) -> dict[str, Any]:
         """Return the fields by name: plain values."""
@@ -37,4 +39,19 @@ class TrainState:
     @classmethod
     def from_state_dict(cls, state: Mapping[str, Any]) -> TrainState:
         """Return the state with the fields that `state_dict` gave; other entries are skipped."""
-        return cls(**{field.name: state[field.name] for field in dataclasses.fields(cls)})
+        fields = [field.name for field in dataclasses.fields(cls) if field.name != "due"]
+        return cls(**{name: state[name] for name in fields}, due=bool(state.get("due")))
+
+    def forget_best(self) -> None:
+        """Let the next evaluation be the best one: the checkpoint of the best one so far is lost."""
+        self.best, self.best_step, self.best_evaluation = None, 0, None
+
+
+class Stateful(Protocol):
+    """A part of the trainer whose state belongs to a checkpoint."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return plain values and tensors."""
+
+    def load_state_dict(self, state_dict: dict[str, Any], /) -> object:
+        """Go on from what `state_dict` gave."""

@@ -6,7 +6,7 @@ import contextlib
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import nn
@@ -14,14 +14,17 @@ from torch import nn
 from meltr.autograd.losses import Compute
 from meltr.bilevel.bilevel import Bilevel
 from meltr.combiners.base import Combiner, SelfTrained
-from meltr.context import Data, Evaluation, RunContext, StepRecord
+from meltr.context import Data, Evaluation, RunContext
 from meltr.engine.batches import count_examples, fingerprint, to_device
 from meltr.engine.checkpoints import Checkpoints, load_backbone, load_module, load_training
+from meltr.engine.finite import FiniteGuard, StateGuard, named_parameters
 from meltr.engine.hooks import Hooks, better
-from meltr.engine.meter import FiniteGuard, Meter, peak_memory_mb
+from meltr.engine.meter import Meter
 from meltr.engine.outer_batches import OuterBatches
-from meltr.engine.train_state import TrainState
-from meltr.errors import NonFiniteLossError, UserError
+from meltr.engine.step_records import step_record, warning_if_negative
+from meltr.engine.stop_requests import StopRequests
+from meltr.engine.train_state import Stateful, TrainState
+from meltr.errors import NonFiniteError, StoppedRun, UserError
 from meltr.folders.checkpoint_folder import CheckpointFolder
 from meltr.hypergradients.estimators import Estimator
 from meltr.hypergradients.schemes import Scheme
@@ -32,19 +35,6 @@ from meltr.optim.building import autocast_dtype, inner_lr, inner_optimizer, lr_f
 from meltr.parallel.ranks import Ranks
 from meltr.parallel.sharing import Sharing
 from meltr.seeding import derive, seed_everything
-
-NEGATIVE_PATIENCE = 5
-"""Log lines in a row with a negative sensitivity of the primary loss before the run warns."""
-
-
-class Stateful(Protocol):
-    """A part of the trainer whose state belongs to a checkpoint."""
-
-    def state_dict(self) -> dict[str, Any]:
-        """Return plain values and tensors."""
-
-    def load_state_dict(self, state_dict: dict[str, Any], /) -> object:
-        """Go on from what `state_dict` gave."""
 
 
 class Trainer:
@@ -63,6 +53,7 @@ class Trainer:
         ranks: The processes of the run.
         sharing: How they share the model.
         blocks: The backbone's blocks.
+        stop: What may ask the run to stop; None: nothing.
     """
 
     def __init__(
@@ -80,6 +71,7 @@ class Trainer:
         ranks: Ranks | None = None,
         sharing: Sharing | None = None,
         blocks: Sequence[nn.Module] | None = None,
+        stop: StopRequests | None = None,
     ) -> None:
         self.hooks, self.context, self.data = hooks, context, data
         self.model, self.combiner = model, combiner
@@ -100,8 +92,11 @@ class Trainer:
         self.outer_batches = OuterBatches(hooks, context, data, self._losses, independent=scheme.independent_batches)
         self.batch_size = min(spec.train.batch_size, data.train.size)
         self.meter = Meter(context.losses, context.device)
-        self.guard = FiniteGuard(context.losses, context.device)
+        mean = None if self.sharing.whole_weights else self.ranks.mean
+        self.guard = FiniteGuard(context.losses, context.device, named_parameters(model, groups), mean)
+        self.state_guard = StateGuard(model, combiner, self.optimizer) if checkpoints else None
         self.state = TrainState()
+        self.stop, self._saved = stop or StopRequests(), -1
         self._clock = 0.0
 
     @property
@@ -139,18 +134,22 @@ class Trainer:
         """Train from the current step to the last.
 
         Raises:
-            NonFiniteLossError: If a loss is NaN or infinite: which, when, and what was saved.
+            NonFiniteError: If a loss, a gradient or a weight is NaN or infinite: which, when, and what was saved.
+            StoppedRun: If the run was asked to stop; it is saved.
         """
         self.model.train()
         self.combiner.train()
         self._clock = time.perf_counter()
         try:
-            while self.step < self.total_steps:
-                epoch, index = divmod(self.step, self.steps_per_epoch)
-                self._epoch(epoch, index)
-        except NonFiniteLossError as error:
+            with self.stop.after_the_step():
+                if self.state.due:
+                    self._validate()
+                while self.step < self.total_steps:
+                    epoch, index = divmod(self.step, self.steps_per_epoch)
+                    self._epoch(epoch, index)
+        except NonFiniteError as error:
             kept = self.checkpoints.describe_last() if self.checkpoints else "nothing (no run folder)"
-            raise NonFiniteLossError(f"{error.message} Saved so far: {kept}.", error.hint) from None
+            raise type(error)(f"{error.message} Saved so far: {kept}.", error.hint) from None
 
     def _epoch(self, epoch: int, start: int) -> None:
         spec = self.context.spec
@@ -174,6 +173,7 @@ class Trainer:
                 self._save(best=False)
             if last:
                 return
+            self._end_if_asked()
 
     def _train_step(self, epoch: int, index: int, batch: Any) -> None:
         spec, context, outer = self.context.spec, self.context, self.outer_batches
@@ -187,6 +187,8 @@ class Trainer:
         given = outer.for_step(batch, self.bilevel.outer_steps) if due else {}
         result = self.bilevel.backward(self._micro_batches(batch), outer=False if replayed else None, **given)
         self.guard.check(self.step, result.losses)
+        if self.scaler is None:  # A scaler skips steps whose gradient is not finite, and lowers its scale.
+            self.guard.check_gradients(self.step)
         self._step_optimizer()
         self.bilevel.after_step()
         position = self.step / self.steps_per_epoch
@@ -262,42 +264,23 @@ class Trainer:
                 self.metrics.outer(step, epoch, *self.state.last_outer)
         if losses[0] != losses[0]:
             return  # nothing since the last line
-        record = StepRecord(
-            step=self.step,
-            epoch=self.step / self.steps_per_epoch,
-            losses=dict(zip(names, losses, strict=True)),
-            sensitivities=dict(zip(names, pulls, strict=True)),
-            combined=combined,
-            lr=self.optimizer.param_groups[0]["lr"],
-            examples_per_second=rate,
-            memory_mb=peak_memory_mb(self.context.device),
-            eta_seconds=self.state.seconds / self.step * (self.total_steps - self.step),
-            gradient_products=self.state.last_outer[0] if self.state.last_outer else None,
-            outer_gradient_norm=self.state.last_outer[1] if self.state.last_outer else None,
-        )
-        self._warn_if_negative(pulls[0])
+        record = step_record(self, dict(zip(names, losses, strict=True)), pulls, combined, rate)
+        warning = warning_if_negative(self.state, names[0], pulls[0])
+        if warning is not None and self.ranks.is_first:
+            self.hooks.message(self.context, warning, "warning")
         if self.metrics:
             self.metrics.train(record)
         if self.ranks.is_first:
             self.hooks.step_end(self.context, record)
 
-    def _warn_if_negative(self, pull: float) -> None:
-        self.state.negative = self.state.negative + 1 if pull < 0 else 0
-        if self.state.negative == NEGATIVE_PATIENCE and self.ranks.is_first:
-            self.hooks.message(
-                self.context,
-                f"The sensitivity of the primary loss {self.context.losses[0]!r} stays negative ({pull:.2g}): training "
-                "moves uphill on it. Start at the plain sum (--set start=sum) or raise gamma (--set gamma=1).",
-                "warning",
-            )
-
     def _validate(self) -> None:
         self.guard.flush()
+        self.state.due = False
         if self.data.validation is None:
             self._save(best=True)
             return
         with self._aside():
-            evaluation = self.evaluate(self.data.validation)
+            evaluation = self._evaluate_unless_asked(self.data.validation)
         self.record_evaluation("validation", evaluation)
         value = float(evaluation.metrics[self.context.task.metrics[0]])
         improved = better(value, self.state.best, self.context.task.higher_is_better)
@@ -321,6 +304,37 @@ class Trainer:
         found: Evaluation = self.ranks.broadcast_object(evaluation)
         return found
 
+    def _evaluate_unless_asked(self, split: Any) -> Evaluation:
+        """Evaluate; a request to stop ends that, and the evaluation is left to the resumed run."""
+        try:
+            if self.ranks.size > 1:  # All take part in the evaluation: none may leave it alone.
+                code = self._agreed_request()
+                if code:
+                    raise self.stop.stopped(code)
+                return self.evaluate(split)
+            with self.stop.at_once():
+                return self.evaluate(split)
+        except StoppedRun as stopped:
+            self.state.due = True
+            self._end(stopped.exit_code)
+            raise
+
+    def _agreed_request(self) -> int:
+        """Return the exit code of a request to stop that any process got, 0 if none did."""
+        return self.stop.code if self.ranks.size == 1 else self.ranks.largest(self.stop.code)
+
+    def _end_if_asked(self) -> None:
+        code = self._agreed_request()
+        if code:
+            self._end(code)
+
+    def _end(self, code: int) -> None:
+        """Save, and end the run by `StoppedRun`; what was not logged yet is kept with the checkpoint."""
+        if self._saved != self.step or self.state.due:
+            self._save(best=False)
+        saved = "" if self.checkpoints is None else f"; saved: {self.checkpoints.describe_last()}"
+        raise self.stop.stopped(code, f"at step {self.step} of {self.total_steps}{saved}") from None
+
     @contextlib.contextmanager
     def _aside(self) -> Iterator[None]:
         """Work that does not count as training time: evaluations and checkpoints."""
@@ -341,6 +355,8 @@ class Trainer:
         if self.checkpoints is None:
             return
         self.guard.flush()
+        if self.state_guard is not None:
+            self.state_guard.check(self.step, self.ranks.mean if self.ranks.size > 1 else None)
         with self._aside():
             path = self.checkpoints.save(
                 self.step,
@@ -351,6 +367,7 @@ class Trainer:
                 best=best,
                 ranks=self.ranks,
             )
+        self._saved = self.step
         if self.ranks.is_first:
             self.hooks.checkpoint(self.context, path)
 
@@ -366,7 +383,8 @@ class Trainer:
 
     def state_dict(self) -> dict[str, Any]:
         """Return what resuming needs besides the weights: plain values and tensors."""
-        return {**self.state.state_dict(), **{name: part.state_dict() for name, part in self._parts().items()}}
+        parts = {name: part.state_dict() for name, part in self._parts().items()}
+        return {**self.state.state_dict(), **parts, "meter": self.meter.state_dict()}
 
     def load(self, path: Path) -> None:
         """Continue from a checkpoint folder."""
@@ -377,3 +395,6 @@ class Trainer:
         self.state = TrainState.from_state_dict(state)
         for name, part in self._parts().items():
             part.load_state_dict(state[name])
+        if "meter" in state:  # Earlier versions saved only where nothing was left to log.
+            self.meter.load_state_dict(state["meter"])
+        self._saved = self.step

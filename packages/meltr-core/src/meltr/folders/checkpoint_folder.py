@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 LAST, BEST = "last", "best"
@@ -30,6 +31,11 @@ class CheckpointFolder:
         return int(self.path.name.removeprefix(_PREFIX))
 
     @property
+    def weights(self) -> tuple[str, ...]:
+        """The names of what holds the backbone: one file, or a folder of shards."""
+        return (self.backbone.name, self.shards.name)
+
+    @property
     def partial(self) -> CheckpointFolder:
         """Where the checkpoint is written before it is renamed."""
         return CheckpointFolder(self.path.with_name(f".{self.path.name}.partial"))
@@ -47,4 +53,10 @@ def checkpoint_at(folder: Path, step: int) -> CheckpointFolder:
 
 def checkpoints_in(folder: Path) -> list[CheckpointFolder]:
     """Return the complete checkpoints in a run's ``checkpoints`` folder, the oldest first."""
-    return sorted(map(CheckpointFolder, folder.glob(f"{_PREFIX}*")), key=lambda each: each.step)
+    found = [path for path in folder.glob(f"{_PREFIX}*") if is_checkpoint_name(path.name) and path.is_dir()]
+    return sorted(map(CheckpointFolder, found), key=lambda each: each.step)
+
+
+def is_checkpoint_name(name: str) -> bool:
+    """Return whether a folder of this name in ``checkpoints`` is a complete checkpoint."""
+    return re.fullmatch(rf"{_PREFIX}[0-9]+", name) is not None

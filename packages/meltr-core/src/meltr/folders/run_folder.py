@@ -71,6 +71,15 @@ class RunFolder:
         folders = (self, *seed_folders(self.path))
         return self.results.exists() or any(checkpoints_in(each.checkpoints) for each in folders)
 
+    @property
+    def wrote_checkpoint(self) -> bool:
+        """Whether the log tells of a checkpoint, which need not be there any more."""
+        try:
+            with self.log.open(encoding="utf-8", errors="replace") as lines:
+                return any("  checkpoint  " in line for line in lines)
+        except OSError:
+            return False
+
     def create(self, spec: RunSpec) -> None:
         """Make the folder with ``run.yaml`` and ``environment.json``.
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -15,6 +15,8 @@ from torch import Tensor
 
 from meltr.devices import resolve_device
 from meltr.errors import MeltrError, UserError
+
+T = TypeVar("T")
 
 BUCKET = 2**24
 """Number of elements that `Ranks.mean_` sends in one all-reduce."""
@@ -100,6 +102,35 @@ class Ranks:
             flat /= self.size
             for number, part, piece in zip(bucket, whole, flat.split([part.numel() for part in whole]), strict=True):
                 found[number] = piece.view_as(part).to(part.dtype)
+        return found
+
+    def largest(self, number: int) -> int:
+        """Return the largest of the processes' numbers; it travels by the CPU, so that no accelerator waits."""
+        if self.size == 1:
+            return number
+        box = torch.tensor([number])
+        dist.all_reduce(box, dist.ReduceOp.MAX)
+        return int(box)
+
+    def decide(self, decision: Callable[[], T]) -> T:
+        """Return in every process what `decision` returns in the first one, or raise its error everywhere.
+
+        Args:
+            decision: Called by rank 0 alone.
+
+        Raises:
+            MeltrError: What `decision` raised.
+        """
+        outcome: tuple[Any, MeltrError | None] = (None, None)
+        if self.is_first:
+            try:
+                outcome = (decision(), None)
+            except MeltrError as error:
+                outcome = (None, error)
+        value, failed = self.broadcast_object(outcome)
+        if failed is not None:
+            raise failed
+        found: T = value
         return found
 
     def broadcast(self, tensor: Tensor) -> Tensor:

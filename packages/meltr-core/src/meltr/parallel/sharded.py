@@ -82,7 +82,9 @@ class SafeReader(FileSystemReader):
                 f"{folder} is not a sharded checkpoint: it has no .metadata.", "Was it copied completely?"
             ) from None
         except Exception as error:
-            raise UserError(f"Cannot read {folder / '.metadata'}: {error}", "Choose another checkpoint.") from error
+            raise UserError(
+                f"Cannot read {folder / '.metadata'}: {error}", "It was changed or copied incompletely."
+            ) from error
         if not isinstance(index, Metadata):
             raise UserError(f"{folder / '.metadata'} holds a {type(index).__name__}, not the index of a checkpoint.")
         for each in (index.storage_data or {}).values():
@@ -248,7 +250,7 @@ def _load(tensors: dict[str, Any], reader: SafeReader, folder: Path, *, alone: b
             load(tensors, storage_reader=reader, no_dist=alone)
     except (CheckpointException, OSError, RuntimeError, ValueError) as error:
         reason = _first(error) if isinstance(error, CheckpointException) else str(error)
-        raise UserError(f"Cannot read {folder}: {reason}", "Choose another checkpoint with --checkpoint.") from error
+        raise UserError(f"Cannot read {folder}: {reason}", "It was changed or copied incompletely.") from error
 
 
 def _first(error: CheckpointException) -> str:
