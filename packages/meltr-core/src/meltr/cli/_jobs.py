@@ -6,7 +6,7 @@ import contextlib
 import dataclasses
 import importlib.util
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,16 +16,20 @@ import typer
 from meltr.cli._processes import is_first, restarted
 from meltr.cli.options import Selection, registry_for
 from meltr.cli.output import remark, table
-from meltr.errors import UserError
+from meltr.errors import StoppedRun, UserError
 from meltr.files import write_json
+from meltr.folders.claims import Claim
+from meltr.folders.locks import RunLock
 from meltr.folders.places import begun_before, choose_folder
 from meltr.folders.run_folder import RunFolder, seed_folder
 from meltr.folders.seeds_folder import SeedsFolder, aggregate
+from meltr.hookspecs import hookimpl
 from meltr.plugins import Registry
 from meltr.settings import difference, resolve
 from meltr.specs import RunSpec
 
 if TYPE_CHECKING:
+    from meltr.engine.stop_requests import StopRequests
     from meltr.parallel.ranks import Ranks
 
 MAY_CHANGE = {"device", "data_root", "data.download"}
@@ -132,15 +136,60 @@ def _with_changes(registry: Registry, selection: Selection, stored: RunSpec, con
     return spec
 
 
-def perform(
-    job: Job, *, quiet: bool, fast_dev_run: bool, tensorboard: bool = False, ranks: Ranks | None = None
-) -> dict[str, Any]:
+@dataclass(frozen=True)
+class Manner:
+    """How a job is done.
+
+    Args:
+        quiet: Show no progress.
+        fast_dev_run: A few steps of everything, nothing kept.
+        tensorboard: Write TensorBoard events too.
+        from_scratch: Start a resumed run at step 0 if no checkpoint is whole.
+        stop: What may ask a run to stop.
+    """
+
+    quiet: bool = False
+    fast_dev_run: bool = False
+    tensorboard: bool = False
+    from_scratch: bool = False
+    stop: StopRequests | None = None
+
+
+def performed(job: Job, claim: Claim | None, how: Manner, ranks: Ranks | None) -> tuple[Job, dict[str, Any]]:
+    """Claim the folder of a job, do it, and return it as it was done with its results.
+
+    Args:
+        job: The job.
+        claim: The claim of its folder; None in processes that do not write.
+        how: How it is done.
+        ranks: The processes that share it; None: this one alone.
+    """
+    given_back = False
+    try:
+        try:
+            if claim is not None and ranks is None:
+                job = dataclasses.replace(job, folder=claim.enter())
+            elif ranks is not None:
+                folder = ranks.decide(lambda: None if claim is None else claim.enter())
+                job = agreed(dataclasses.replace(job, folder=folder), ranks)
+            return job, perform(job, how, ranks)
+        finally:
+            given_back = claim is not None and claim.leave()
+    except (KeyboardInterrupt, StoppedRun) as error:
+        state = f"{error}\n" if isinstance(error, StoppedRun) else ""
+        if given_back:
+            remark(f"\n{state}the earlier run is back in {job.folder}")
+        elif job.folder is not None and job.folder.exists() and is_first():
+            remark(f"\n{state}continue with: meltr run --resume {job.folder}")
+        raise
+
+
+def perform(job: Job, how: Manner, ranks: Ranks | None = None) -> dict[str, Any]:
     """Do what is left of `job` and return its results: those of the run, or of all seeds together.
 
     Where matplotlib is installed, the plots of ``meltr plot`` are drawn as well.
     """
     results = []
-    speaks = is_first() and not quiet
     if job.seeds is not None and job.folder is not None and not job.resume and is_first():
         SeedsFolder(job.folder).write(job.seeds, job.spec)
     for number, (spec, folder) in enumerate(job.runs(), start=1):
@@ -150,18 +199,17 @@ def perform(
             if is_first():
                 remark(f"{folder} is already finished")
         else:
-            if job.seeds is not None and speaks:
+            if job.seeds is not None and is_first() and not how.quiet:
                 remark(f"seed {spec.seed} ({number} of {len(job.seeds)})")
-            observers = _observers(quiet, tensorboard)
-            done = _execute(job, spec, folder, observers=observers, fast_dev_run=fast_dev_run, ranks=ranks)
-            _draw(folder, quiet=quiet)
+            done = _execute(job, spec, folder, how, ranks)
+            _draw(folder, quiet=how.quiet)
         results.append(done)
     if job.seeds is None or job.folder is None:
         return results[0]
     together = aggregate(job.seeds, results)
     if is_first():
         write_json(SeedsFolder(job.folder).results, together)
-        _draw(job.folder, quiet=quiet)
+        _draw(job.folder, quiet=how.quiet)
     return together
 
 
@@ -169,7 +217,18 @@ def _observers(quiet: bool, tensorboard: bool) -> list[object]:
     from meltr.observers.console import ConsoleObserver
     from meltr.observers.tensorboard import TensorboardObserver
 
-    return [ConsoleObserver(quiet=quiet), *([TensorboardObserver()] if tensorboard else [])] if is_first() else []
+    if not is_first():
+        return []
+    return [_QuietWarnings() if quiet else ConsoleObserver(), *([TensorboardObserver()] if tensorboard else [])]
+
+
+class _QuietWarnings:
+    """Shows the warnings of a run whose progress is not shown, such as a damaged checkpoint."""
+
+    @hookimpl
+    def on_message(self, level: str, message: str) -> None:
+        if level == "warning":
+            remark(f"warning: {message}")
 
 
 def _draw(folder: Path | None, *, quiet: bool) -> None:
@@ -187,34 +246,37 @@ def _draw(folder: Path | None, *, quiet: bool) -> None:
         remark(f"no plots: {error.message}")
 
 
-def _execute(
-    job: Job,
-    spec: RunSpec,
-    folder: Path | None,
-    *,
-    observers: list[object],
-    fast_dev_run: bool,
-    ranks: Ranks | None,
-) -> dict[str, Any]:
+def _execute(job: Job, spec: RunSpec, folder: Path | None, how: Manner, ranks: Ranks | None) -> dict[str, Any]:
     """Run once; what a plugin prints goes to standard error."""
     from meltr.engine.run import execute
 
     resume = job.resume and folder is not None and RunFolder(folder).was_started
+    with _seed_locked(folder if job.seeds is not None and is_first() else None), contextlib.redirect_stdout(sys.stderr):
+        return execute(
+            spec,
+            run_dir=folder,
+            registry=job.registry,
+            observers=_observers(how.quiet, how.tensorboard),
+            resume=resume,
+            fast_dev_run=how.fast_dev_run,
+            ranks=ranks,
+            from_scratch=how.from_scratch,
+            stop=how.stop,
+        )
+
+
+@contextlib.contextmanager
+def _seed_locked(folder: Path | None) -> Iterator[None]:
+    """Lock the folder of one of several seeds, which may be resumed by its own name."""
+    if folder is None:
+        yield
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = RunLock.take(folder)
     try:
-        with contextlib.redirect_stdout(sys.stderr):
-            return execute(
-                spec,
-                run_dir=folder,
-                registry=job.registry,
-                observers=observers,
-                resume=resume,
-                fast_dev_run=fast_dev_run,
-                ranks=ranks,
-            )
-    except KeyboardInterrupt:
-        if job.folder is not None and job.folder.exists() and is_first():
-            remark(f"\ncontinue with: meltr run --resume {job.folder}")
-        raise
+        yield
+    finally:
+        lock.release()
 
 
 def skipped_everywhere(runs: Sequence[Mapping[str, Any]], split: str) -> dict[str, str]:

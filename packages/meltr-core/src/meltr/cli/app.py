@@ -1,6 +1,7 @@
 """The ``meltr`` command: puts the commands together and turns errors into one clear message.
 
-Exit codes: 0 done; 1 a run or a plugin failed; 2 the input is wrong; 130 Ctrl-C; 141 nobody reads the output.
+Exit codes: 0 done; 1 a run or a plugin failed; 2 the input is wrong; 124 the time of --max-time is up; 129, 130, 138,
+143 a signal (SIGHUP, Ctrl-C, SIGUSR1, SIGTERM); 141 nobody reads the output.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from meltr.errors import MeltrError
+from meltr.errors import MeltrError, StoppedRun
 from meltr.plugins import Registry, discover
 from meltr.version import __version__
 
@@ -124,6 +125,8 @@ def _clear_errors(*, debug: bool, leave: Any = _leave) -> Iterator[None]:
     except KeyboardInterrupt:
         typer.echo("\ninterrupted", err=True)
         leave(130)
+    except StoppedRun as stopped:
+        leave(stopped.exit_code)
     except BrokenPipeError:
         with contextlib.suppress(OSError, ValueError):
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from meltr.cli import options as opt
-from meltr.cli._jobs import Job, agreed, new_job, perform, resumed_job, summary
-from meltr.cli._processes import is_first, together
+from meltr.cli._jobs import Job, Manner, new_job, performed, resumed_job, summary
+from meltr.cli._processes import is_first, restarted, several, together
+from meltr.cli._times import seconds_of
 from meltr.cli.options import Selection
-from meltr.cli.output import print_json
+from meltr.cli.output import print_json, remark
+from meltr.engine.stop_requests import StopRequests
 from meltr.errors import UserError
-from meltr.folders.places import replacing
+from meltr.folders.claims import Claim
 from meltr.settings import dump_yaml
 
 _OUTPUT = "Output"
@@ -23,10 +26,37 @@ Name = Annotated[
     str | None, typer.Option(help="Name of the run's folder; default: made from what is run.", rich_help_panel=_OUTPUT)
 ]
 Overwrite = Annotated[
-    bool, typer.Option("--overwrite", help="Delete an earlier run of that name.", rich_help_panel=_OUTPUT)
+    bool,
+    typer.Option(
+        "--overwrite",
+        help="Replace an earlier run of that name, once this one has a checkpoint or results.",
+        rich_help_panel=_OUTPUT,
+    ),
 ]
 Resume = Annotated[
     Path | None, typer.Option(metavar="RUN", help="Continue the run in this folder.", rich_help_panel=_OUTPUT)
+]
+FromScratch = Annotated[
+    bool,
+    typer.Option(
+        "--from-scratch", help="With --resume: start at step 0 if no checkpoint is whole.", rich_help_panel=_OUTPUT
+    ),
+]
+ForceUnlock = Annotated[
+    bool,
+    typer.Option(
+        "--force-unlock",
+        help="Take over the folder of a run from a process that has ended on another host.",
+        rich_help_panel=_OUTPUT,
+    ),
+]
+MaxTime = Annotated[
+    str | None,
+    typer.Option(
+        metavar="TIME",
+        help="End after the step in which this time is up, with a checkpoint: 90 (seconds), 45m, 12h, 1:30:00.",
+        rich_help_panel=_OUTPUT,
+    ),
 ]
 DryRun = Annotated[
     bool, typer.Option("--dry-run", help="Show the settings and the folder; do nothing.", rich_help_panel=_OUTPUT)
@@ -75,6 +105,9 @@ def run(
     name: Name = None,
     overwrite: Overwrite = False,
     resume: Resume = None,
+    from_scratch: FromScratch = False,
+    force_unlock: ForceUnlock = False,
+    max_time: MaxTime = None,
     dry_run: DryRun = False,
     fast_dev_run: FastDevRun = False,
     tensorboard: TensorBoard = False,
@@ -83,16 +116,25 @@ def run(
 ) -> None:
     """Train a backbone on a task and test the best checkpoint."""
     selection = Selection.of(locals())
+    limit = seconds_of(max_time)
     job = _job(
         ctx, selection, resume=resume, output_dir=output_dir, name=name, overwrite=overwrite, fast_dev_run=fast_dev_run
     )
+    if from_scratch and not job.resume:
+        raise UserError("--from-scratch goes with --resume", "A new run starts at step 0 anyway.")
     if dry_run:
         if is_first():
             _show(job, as_json=as_json)
         return
-    with together(job.spec.device) as ranks, replacing(job.folder if overwrite and is_first() else None):
-        job = agreed(job, ranks)
-        results = perform(job, quiet=quiet or as_json, fast_dev_run=fast_dev_run, tensorboard=tensorboard, ranks=ranks)
+    claim = None
+    if job.folder is not None:
+        named, force = name is not None or overwrite, force_unlock or restarted()
+        claim = Claim(
+            job.folder, resume=job.resume, named=named, overwrite=overwrite and not job.resume, force=force, say=remark
+        )
+    how = Manner(quiet=quiet or as_json, fast_dev_run=fast_dev_run, tensorboard=tensorboard, from_scratch=from_scratch)
+    with StopRequests(several=several()).listening(limit) as stop, together(job.spec.device) as ranks:
+        job, results = performed(job, claim, dataclasses.replace(how, stop=stop), ranks)
     if not is_first():
         return
     if as_json:

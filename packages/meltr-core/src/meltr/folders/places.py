@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
-import shutil
-from collections.abc import Iterator
+import os
 from pathlib import Path
 
 from meltr.errors import UserError
+from meltr.folders.locks import vacant
 from meltr.folders.run_folder import RunFolder
 from meltr.folders.seeds_folder import SeedsFolder
 from meltr.specs import RunSpec
@@ -20,7 +19,7 @@ def choose_folder(spec: RunSpec, output_dir: Path, name: str | None, *, overwrit
         spec: The run.
         output_dir: Folder above it.
         name: Its name, if one was asked for; None: made from what is run, with a number where that is taken.
-        overwrite: An earlier run there will be deleted.
+        overwrite: An earlier run there will be replaced.
 
     Raises:
         UserError: If `name` is taken (and not to be overwritten) or not a plain name.
@@ -28,15 +27,25 @@ def choose_folder(spec: RunSpec, output_dir: Path, name: str | None, *, overwrit
     if name is not None and (name in ("", ".", "..") or Path(name).name != name):
         raise UserError(f"--name {name!r} is not a plain name", "Choose the folder above it with --output-dir.")
     wanted = _wanted(spec, output_dir, name)
-    if overwrite or not wanted.exists():
+    if overwrite or _free(wanted):
         return wanted
     if name is not None:
-        hint = f"Continue it with: meltr run --resume {wanted}\nOr add --overwrite, or choose another --name."
-        raise UserError(f"there is already a run in {wanted}", hint)
+        raise taken(wanted)
+    return next_free(wanted)
+
+
+def next_free(wanted: Path) -> Path:
+    """Return `wanted` with the first number that is not taken."""
     number = 2
-    while (free := wanted.with_name(f"{wanted.name}-{number}")).exists():
+    while not _free(free := wanted.with_name(f"{wanted.name}-{number}")):
         number += 1
     return free
+
+
+def taken(path: Path) -> UserError:
+    """Return the error for a folder that holds a run already."""
+    hint = f"Continue it with: meltr run --resume {path}\nOr add --overwrite, or choose another --name."
+    return UserError(f"there is already a run in {path}", hint)
 
 
 def begun_before(spec: RunSpec, output_dir: Path, name: str | None) -> Path | None:
@@ -53,31 +62,8 @@ def begun_before(spec: RunSpec, output_dir: Path, name: str | None) -> Path | No
     return max(found, key=lambda path: path.stat().st_mtime, default=None)
 
 
-@contextlib.contextmanager
-def replacing(path: Path | None) -> Iterator[None]:
-    """Put the earlier run in `path` aside while a new one is made there, and delete it once that has begun.
-
-    If the new run ends before its first checkpoint (the data are missing, say), the earlier one comes back.
-
-    Raises:
-        UserError: If `path` holds something else than a run.
-    """
-    if path is None or not path.exists():
-        yield
-        return
-    if not _may_be_replaced(path):
-        raise UserError(f"{path} is not a run folder; it is not deleted", "Choose another --name.")
-    aside = path.with_name(f".{path.name}.replaced")
-    shutil.rmtree(aside, ignore_errors=True)
-    path.rename(aside)
-    try:
-        yield
-    finally:
-        if RunFolder(path).keeps_work:
-            shutil.rmtree(aside, ignore_errors=True)
-        else:
-            shutil.rmtree(path, ignore_errors=True)
-            aside.rename(path)
+def _free(path: Path) -> bool:
+    return not os.path.lexists(path) or vacant(path)
 
 
 def _wanted(spec: RunSpec, output_dir: Path, name: str | None) -> Path:
@@ -91,9 +77,3 @@ def _described(path: Path) -> RunSpec | None:
         return RunSpec.model_validate(seeds["spec"])
     folder = RunFolder(path)
     return folder.read_spec() if folder.was_started else None
-
-
-def _may_be_replaced(path: Path) -> bool:
-    if path.is_symlink() or not path.is_dir():
-        return False
-    return not any(path.iterdir()) or RunFolder(path).holds_run or SeedsFolder(path).description.exists()
