@@ -11,8 +11,9 @@ from typing import Annotated, Any
 import typer
 
 from meltr.cli.options import AsJson, registry_for
-from meltr.cli.output import print_json, table
+from meltr.cli.output import print_json, remark, table
 from meltr.errors import UserError, did_you_mean
+from meltr.folders.places import set_aside
 from meltr.folders.seeds_folder import SeedsFolder, spread, started_runs
 from meltr.observers.text import metrics_text
 
@@ -40,6 +41,9 @@ def evaluate(
 
     if split not in SPLITS:
         raise UserError(f"there is no split {split!r}", did_you_mean(split, SPLITS))
+    aside = set_aside(run)
+    if aside is not None:
+        remark(f"the run that {run} replaces is in {aside}, until {run} has a checkpoint or results")
     results = []
     for folder in started_runs(run):
         registry = registry_for(ctx, plugin or folder.read_spec().plugins)

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+import functools
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
-from meltr.seeding import derive, seed_everything
+from meltr.data.reading import Items, naming, read_batches
+from meltr.seeding import derive
 
 
 class LoaderBatches:
@@ -27,6 +29,10 @@ class LoaderBatches:
         shuffle: Shuffle every epoch.
         collate: Turns a list of items into a batch; default: torch's.
         workers: Number of processes that read items; 0: items are read in this process.
+        skip_broken: Let the next item that can be read stand in for one whose file is missing or broken
+            (``data.allow_missing``); `skipped` says which.
+
+    An item that cannot be read is named in the error: by ``dataset.item_name(index)`` too if there is such a method.
 
     Raises:
         ValueError: If the data set is empty, or smaller than the number of processes.
@@ -43,6 +49,7 @@ class LoaderBatches:
         shuffle: bool = True,
         collate: Callable[[list[Any]], Any] | None = None,
         workers: int = 0,
+        skip_broken: bool = False,
     ) -> None:
         self.size: int = len(dataset)  # type: ignore[arg-type]
         if self.size == 0:
@@ -50,7 +57,9 @@ class LoaderBatches:
         self.batch_size = equal_parts(min(batch_size, self.size), world_size)
         self._part = part_of_batch(self.batch_size, rank, world_size)
         self._dataset, self._seed, self._shuffle = dataset, seed, shuffle
-        self._collate, self._workers = collate, workers
+        self._collate, self._workers, self._skip_broken = collate, workers, skip_broken
+        self.skipped: dict[int, str] = {}
+        """Items that others stood in for: index -> name and reason."""
 
     def __len__(self) -> int:
         """Batches per epoch."""
@@ -62,13 +71,15 @@ class LoaderBatches:
         order = torch.randperm(self.size, generator=generator).tolist() if self._shuffle else list(range(self.size))
         whole = [order[i * self.batch_size : (i + 1) * self.batch_size] for i in range(start, len(self))]
         chunks = [batch[self._part] for batch in whole]
-        loader: DataLoader[Any] = DataLoader(
-            _SeededItems(self._dataset, self._seed, epoch),
-            batch_sampler=_Chunks(chunks),
-            collate_fn=self._collate,
-            num_workers=self._workers,
+        items = Items(self._dataset, functools.partial(derive, self._seed, "item", epoch), skip=self._skip_broken)
+        yield from read_batches(
+            items,
+            chunks,
+            collate=self._collate,
+            workers=self._workers,
+            name_of=naming(self._dataset, "training item"),
+            skipped=self.skipped,
         )
-        yield from loader
 
 
 def equal_parts(batch_size: int, world_size: int) -> int:
@@ -86,26 +97,3 @@ def part_of_batch(batch_size: int, rank: int, world_size: int) -> slice:
     """Return the slice of a batch that process `rank` of `world_size` gets: equal, adjacent parts."""
     size = batch_size // world_size
     return slice(rank * size, (rank + 1) * size)
-
-
-class _Chunks(torch.utils.data.Sampler[list[int]]):
-    def __init__(self, chunks: Sequence[list[int]]) -> None:
-        self._chunks = chunks
-
-    def __iter__(self) -> Iterator[list[int]]:
-        return iter(self._chunks)
-
-    def __len__(self) -> int:
-        return len(self._chunks)
-
-
-class _SeededItems(Dataset[Any]):
-    def __init__(self, dataset: Dataset[Any], seed: int, epoch: int) -> None:
-        self._dataset, self._seed, self._epoch = dataset, seed, epoch
-
-    def __getitem__(self, index: int) -> Any:
-        seed_everything(derive(self._seed, "item", self._epoch, index))
-        return self._dataset[index]
-
-    def __len__(self) -> int:
-        return len(self._dataset)  # type: ignore[arg-type]

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
 
 from meltr.context import BatchSource
-from meltr.errors import PluginError
+from meltr.errors import PluginError, UserError
 from meltr.torch_private import tree_leaves
 
 
@@ -159,3 +159,26 @@ class ReplayBuffer:
     def refill(self, positions: list[list[int]], source: BatchSource, device: torch.device) -> None:
         """Fetch the batches at `positions` again."""
         self._entries = [_Entry(e, i, to_device(batch_at(source, e, i), device)) for e, i in positions]
+
+
+def micro_batches(batch: Any, number: int, cut: Callable[[Any, int, int], Any]) -> list[Any]:
+    """Return the micro-batches of a batch.
+
+    Args:
+        batch: The batch.
+        number: How many.
+        cut: Batch, start, stop -> these examples of it.
+
+    Raises:
+        UserError: If the batch cannot be cut into equal micro-batches.
+    """
+    if number == 1:
+        return [batch]
+    count = count_examples(batch)
+    if count % number:
+        raise UserError(
+            f"A batch of {count} examples cannot be cut into accumulate={number} equal micro-batches.",
+            "Choose batch_size and accumulate so that it can.",
+        )
+    size = count // number
+    return [cut(batch, start, start + size) for start in range(0, count, size)]

@@ -169,6 +169,7 @@ def _finish(
         "device": str(context.device),
         "processes": built.ranks.size,
         "data": dict(built.data.meta),
+        **({"skipped_items": len(trainer.state.skipped)} if trainer.state.skipped else {}),
         "spec": spec.model_dump(mode="json"),
         "plugin": built.plugin,
         "versions": versions(),

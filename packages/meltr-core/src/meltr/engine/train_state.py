@@ -21,6 +21,7 @@ class TrainState:
         last_outer: The last outer step: g by name of the loss, and the norm of phi's gradient.
         negative: Log lines in a row in which the weight of the primary loss was negative.
         due: Whether the evaluation of this step is still to be done: the run was stopped before its end.
+        skipped: Training items that others stood in for, because they could not be read.
     """
 
     step: int = 0
@@ -31,6 +32,7 @@ class TrainState:
     last_outer: tuple[dict[str, float], float] | None = None
     negative: int = 0
     due: bool = False
+    skipped: list[int] = dataclasses.field(default_factory=list)
 
     def state_dict(self) -> dict[str, Any]:
         """Return the fields by name: plain values."""
@@ -39,8 +41,22 @@ class TrainState:
     @classmethod
     def from_state_dict(cls, state: Mapping[str, Any]) -> TrainState:
         """Return the state with the fields that `state_dict` gave; other entries are skipped."""
-        fields = [field.name for field in dataclasses.fields(cls) if field.name != "due"]
-        return cls(**{name: state[name] for name in fields}, due=bool(state.get("due")))
+        later = ("due", "skipped")  # Earlier versions did not save them.
+        fields = [field.name for field in dataclasses.fields(cls) if field.name not in later or field.name in state]
+        return cls(**{name: state[name] for name in fields})
+
+    def newly_skipped(self, found: Mapping[int, str]) -> list[str]:
+        """Count skipped items, and return a line for each that was not counted before.
+
+        Args:
+            found: Index -> name and reason.
+        """
+        new = [index for index in found if index not in self.skipped]
+        lines = []
+        for index in new:
+            self.skipped = [*self.skipped, index]
+            lines.append(f"skipped {found[index]} ({len(self.skipped)} skipped so far)")
+        return lines
 
     def forget_best(self) -> None:
         """Let the next evaluation be the best one: the checkpoint of the best one so far is lost."""

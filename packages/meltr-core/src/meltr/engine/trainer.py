@@ -15,7 +15,7 @@ from meltr.autograd.losses import Compute
 from meltr.bilevel.bilevel import Bilevel
 from meltr.combiners.base import Combiner, SelfTrained
 from meltr.context import Data, Evaluation, RunContext
-from meltr.engine.batches import count_examples, fingerprint, to_device
+from meltr.engine.batches import fingerprint, micro_batches, to_device
 from meltr.engine.checkpoints import Checkpoints, load_backbone, load_module, load_training
 from meltr.engine.finite import FiniteGuard, StateGuard, named_parameters
 from meltr.engine.hooks import Hooks, better
@@ -24,7 +24,7 @@ from meltr.engine.outer_batches import OuterBatches
 from meltr.engine.step_records import step_record, warning_if_negative
 from meltr.engine.stop_requests import StopRequests
 from meltr.engine.train_state import Stateful, TrainState
-from meltr.errors import NonFiniteError, StoppedRun, UserError
+from meltr.errors import MeltrError, NonFiniteError, StoppedRun
 from meltr.folders.checkpoint_folder import CheckpointFolder
 from meltr.hypergradients.estimators import Estimator
 from meltr.hypergradients.schemes import Scheme
@@ -126,9 +126,9 @@ class Trainer:
             log=self._say,
         )
 
-    def _say(self, line: str) -> None:
+    def _say(self, line: str, level: str = "info") -> None:
         if self.ranks.is_first:
-            self.hooks.message(self.context, line)
+            self.hooks.message(self.context, line, level)
 
     def fit(self) -> None:
         """Train from the current step to the last.
@@ -155,7 +155,7 @@ class Trainer:
         spec = self.context.spec
         if start == 0 and spec.bilevel.replay_reset:
             self.outer_batches.buffer.clear()
-        for index, raw in enumerate(self.data.train.batches(epoch, start), start):
+        for index, raw in enumerate(self._batches(epoch, start), start):
             self._train_step(epoch, index, to_device(raw, self.context.device))
             now = time.perf_counter()
             self.state.seconds, self._clock = self.state.seconds + now - self._clock, now
@@ -185,7 +185,7 @@ class Trainer:
         replayed = outer.replayed and self.combiner.learned
         due = self.bilevel.outer_step_due and not replayed
         given = outer.for_step(batch, self.bilevel.outer_steps) if due else {}
-        result = self.bilevel.backward(self._micro_batches(batch), outer=False if replayed else None, **given)
+        result = self.bilevel.backward(self._parts_of(batch), outer=False if replayed else None, **given)
         self.guard.check(self.step, result.losses)
         if self.scaler is None:  # A scaler skips steps whose gradient is not finite, and lowers its scale.
             self.guard.check_gradients(self.step)
@@ -217,24 +217,21 @@ class Trainer:
     def _losses(self, batch: Any, context: RunContext) -> Compute:
         return lambda: self.hooks.losses(self.model, batch, context)
 
-    def _micro_batches(self, batch: Any) -> list[Compute]:
-        """Return the loss functions of the micro-batches of a batch.
+    def _parts_of(self, batch: Any) -> list[Compute]:
+        """Return the loss functions of the micro-batches of a batch; UserError if it cannot be cut into equal ones."""
+        parts = micro_batches(batch, self.context.spec.train.accumulate, self.hooks.slice_batch)
+        return [self._losses(each, self.context) for each in parts]
 
-        Raises:
-            UserError: If the batch cannot be cut into equal micro-batches.
-        """
-        number = self.context.spec.train.accumulate
-        if number == 1:
-            return [self._losses(batch, self.context)]
-        count = count_examples(batch)
-        if count % number:
-            raise UserError(
-                f"A batch of {count} examples cannot be cut into accumulate={number} equal micro-batches.",
-                "Choose batch_size and accumulate so that it can.",
-            )
-        size = count // number
-        cut = [self.hooks.slice_batch(batch, start, start + size) for start in range(0, count, size)]
-        return [self._losses(each, self.context) for each in cut]
+    def _batches(self, epoch: int, start: int) -> Iterator[Any]:
+        """Yield the batches of an epoch; if one cannot be read, what was trained is saved first."""
+        try:
+            yield from self.data.train.batches(epoch, start)
+        except MeltrError as error:
+            if self.step and self._saved != self.step and self.ranks.size == 1:
+                self._save(best=False)
+            if error.hint is not None:
+                error.hint = error.hint.replace("--resume RUN", f"--resume {self.context.run_dir or 'RUN'}")
+            raise
 
     def _check_parts(self, batch: Any) -> None:
         """Check that every process got a part of its own of the first batch.
@@ -262,12 +259,14 @@ class Trainer:
             self.state.last_outer = (dict(zip(names, products, strict=True)), size)
             if self.metrics:
                 self.metrics.outer(step, epoch, *self.state.last_outer)
+        for line in self.state.newly_skipped(getattr(self.data.train, "skipped", {})):
+            self._say(line, "warning")
         if losses[0] != losses[0]:
             return  # nothing since the last line
         record = step_record(self, dict(zip(names, losses, strict=True)), pulls, combined, rate)
         warning = warning_if_negative(self.state, names[0], pulls[0])
-        if warning is not None and self.ranks.is_first:
-            self.hooks.message(self.context, warning, "warning")
+        if warning is not None:
+            self._say(warning, "warning")
         if self.metrics:
             self.metrics.train(record)
         if self.ranks.is_first:

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from meltr.errors import UserError
 from meltr.folders.locks import LockedError, RunLock, vacant
-from meltr.folders.places import next_free, taken
+from meltr.folders.places import aside_of, next_free, set_aside, taken
 from meltr.folders.run_folder import RunFolder
 from meltr.folders.seeds_folder import SeedsFolder
 
@@ -59,11 +59,12 @@ class Claim:
         if replacing:
             self._put_aside()
         try:
+            wanted = self._folder
             while not self._take():
-                self._folder = next_free(self._folder)
+                self._folder = next_free(wanted)
         except BaseException:
             if replacing and not self._folder.exists():
-                _aside(self._folder).rename(self._folder)
+                aside_of(self._folder).rename(self._folder)
             raise
         return self._folder
 
@@ -128,7 +129,7 @@ class Claim:
         if not _may_be_replaced(folder):
             raise UserError(f"{folder} is not a run folder; it is not deleted", "Choose another --name.")
         self._lock_it(folder)
-        aside = _aside(folder)
+        aside = aside_of(folder)
         folder.rename(aside)
         self._release(moved=aside)
 
@@ -148,16 +149,6 @@ class Claim:
             shutil.rmtree(folder)
         aside.rename(folder)
         self._say(f"the earlier run is back in {folder}: the one that was to replace it ended without a checkpoint")
-
-
-def set_aside(folder: Path) -> Path | None:
-    """Return where the run lies that an ``--overwrite`` of `folder` has put aside; None if there is none."""
-    aside = _aside(folder)
-    return aside if aside.is_dir() else None
-
-
-def _aside(folder: Path) -> Path:
-    return folder.with_name(f".{folder.name}.replaced")
 
 
 def _may_be_replaced(path: Path) -> bool:

@@ -45,7 +45,21 @@ def next_free(wanted: Path) -> Path:
 def taken(path: Path) -> UserError:
     """Return the error for a folder that holds a run already."""
     hint = f"Continue it with: meltr run --resume {path}\nOr add --overwrite, or choose another --name."
+    aside = set_aside(path)
+    if aside is not None:
+        hint += f"\nThe run that it was to replace is in {aside}; --overwrite brings that back first."
     return UserError(f"there is already a run in {path}", hint)
+
+
+def set_aside(folder: Path) -> Path | None:
+    """Return where the run lies that an ``--overwrite`` of `folder` has put aside; None if there is none."""
+    aside = aside_of(folder)
+    return aside if aside.is_dir() else None
+
+
+def aside_of(folder: Path) -> Path:
+    """Return where ``--overwrite`` puts the run in `folder`."""
+    return folder.with_name(f".{folder.name}.replaced")
 
 
 def begun_before(spec: RunSpec, output_dir: Path, name: str | None) -> Path | None:

@@ -53,6 +53,7 @@ class VideoAdapter(VideoBackbone[M]):
                 rank=context.rank,
                 world_size=context.world_size,
                 workers=workers,
+                skip_broken=spec.data.allow_missing,
             )
 
         def evaluated(split: str) -> Split | None:

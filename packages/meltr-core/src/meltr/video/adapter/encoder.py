@@ -160,6 +160,11 @@ class Examples(Dataset[dict[str, Tensor]]):
         """Return the columns of an example, without a batch dimension."""
         return self.encoder.example(*self.rows[index])
 
+    def item_name(self, index: int) -> str:
+        """Return what an error calls an example."""
+        item, _ = self.rows[index]
+        return f"{item.id}, video {item.media}"
+
 
 def stacked(rows: Sequence[Mapping[str, Tensor]]) -> dict[str, Any]:
     """Return the columns of several examples, with a batch dimension in front."""

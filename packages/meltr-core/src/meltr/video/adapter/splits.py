@@ -8,8 +8,9 @@ from functools import cached_property
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 
+from meltr.data.reading import Items, naming, read_batches
 from meltr.seeding import derive
 from meltr.video.adapter.encoder import Encoder, stacked
 from meltr.video.corpus import Corpus, Item
@@ -71,8 +72,10 @@ class Split:
             device: Where to.
             view: As for `examples`.
         """
-        loader = DataLoader(self.examples(view), batch_size=size, num_workers=self.workers)
-        for batch in loader:
+        examples = self.examples(view)
+        batches = [range(start, min(start + size, len(examples))) for start in range(0, len(examples), size)]
+        name_of = naming(examples, f"{self.name} item")
+        for batch in read_batches(Items(examples), batches, workers=self.workers, name_of=name_of):
             yield {name: column.to(device) for name, column in batch.items()}
 
     def texts(self) -> tuple[list[int], Mapping[str, Tensor]]:
@@ -114,3 +117,8 @@ class Evaluated(Dataset[dict[str, Tensor]]):
         """Return the columns of an item and its ``number`` (), see `Encoder.evaluated`."""
         columns = self._encoder.evaluated(self._items[index], derive(self._seed, index))
         return columns | {"number": torch.tensor(index)}
+
+    def item_name(self, index: int) -> str:
+        """Return what an error calls an item."""
+        item = self._items[index]
+        return f"{item.id}, video {item.media}"

@@ -16,6 +16,7 @@ from meltr.cli.options import AsJson, registry_for
 from meltr.cli.output import print_json, remark, table
 from meltr.context import FILE_KEYS, Prediction, PredictRequest
 from meltr.errors import UserError
+from meltr.folders.places import set_aside
 from meltr.folders.run_folder import RunFolder
 from meltr.folders.seeds_folder import SeedsFolder, started_runs
 from meltr.progress import ProgressCounter
@@ -69,6 +70,9 @@ def predict(
     media = _named(video or (), image or ())
     request = PredictRequest(media, question, _split_choices(choices), search, top)
     _check(request, videos, sheet)
+    aside = set_aside(run)
+    if aside is not None:
+        remark(f"the run that {run} replaces is in {aside}, until {run} has a checkpoint or results")
     folder = _one_of(run)
     registry = registry_for(ctx, plugin or folder.read_spec().plugins)
     from meltr.engine.predicting import load_run

@@ -1,0 +1,189 @@
+"""Items that cannot be read and processes that die: named in one message, or skipped and counted."""
+
+from __future__ import annotations
+
+import os
+import signal
+from pathlib import Path
+
+import pytest
+import torch
+from torch.utils.data import Dataset
+
+from changed_toy import changed_toy, run_toy
+from command_line import call
+from meltr import MeltrError, PluginError, UserError
+from meltr.data.loader import LoaderBatches
+from meltr.data.reading import Items, read_batches
+from places import TOY
+
+
+class Numbers(Dataset):
+    """The numbers below 12; `faults`: number -> what happens when it is read."""
+
+    def __init__(self, faults, folder=None):
+        self.faults, self.folder = faults, folder
+
+    def __len__(self):
+        return 12
+
+    def __getitem__(self, index):
+        fault = self.faults.get(index)
+        if fault == "broken":
+            raise UserError(f"file{index}.mp4 is truncated.", "Get the file again.")
+        if fault == "bug":
+            raise KeyError("no such column")
+        if fault == "dies":
+            os.kill(os.getpid(), signal.SIGKILL)
+        if fault == "dies once" and not (marker := self.folder / "died").exists():
+            marker.touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        return torch.tensor(index)
+
+    def item_name(self, index):
+        return f"clip-{index}"
+
+
+def loader(faults, *, workers, skip=False, folder=None):
+    return LoaderBatches(Numbers(faults, folder), 3, seed=1, workers=workers, shuffle=False, skip_broken=skip)
+
+
+def read(source, epoch=0, start=0):
+    return [batch.tolist() for batch in source.batches(epoch, start)]
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_broken_file_is_named_with_its_item_and_no_traceback(workers):
+    batches = loader({7: "broken"}, workers=workers).batches(0)
+    assert [next(batches).tolist(), next(batches).tolist()] == [[0, 1, 2], [3, 4, 5]]
+    with pytest.raises(UserError) as caught:
+        next(batches)
+    assert caught.value.message == "Cannot read training item 7 (clip-7): file7.mp4 is truncated."
+    assert caught.value.hint == "Get the file again. Then go on with: meltr run --resume RUN"
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_bug_of_a_data_set_is_named_and_its_traceback_kept_for_debug(workers):
+    with pytest.raises(PluginError) as caught:
+        read(loader({4: "bug"}, workers=workers))
+    assert caught.value.message == "Cannot read training item 4 (clip-4): KeyError: 'no such column'"
+    assert 'raise KeyError("no such column")' in str(caught.value.__cause__)
+    with pytest.raises(PluginError):  # It is not the file: it is never skipped.
+        read(loader({4: "bug"}, workers=workers, skip=True))
+
+
+def test_a_worker_that_dies_is_named_with_its_item():
+    before = signal.getsignal(signal.SIGCHLD)
+    with pytest.raises(MeltrError) as caught:
+        read(loader({7: "dies"}, workers=2))
+    assert "A process that reads data died while it read training item 7 (clip-7)" in caught.value.message
+    assert "--resume RUN" in caught.value.hint
+    assert signal.getsignal(signal.SIGCHLD) == before
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_broken_files_are_skipped_and_counted_if_asked(workers):
+    source = loader({7: "broken", 8: "broken", 11: "broken"}, workers=workers, skip=True)
+    assert read(source) == [[0, 1, 2], [3, 4, 5], [6, 9, 9], [9, 10, 0]]
+    assert source.skipped.keys() == {7, 8, 11}
+    assert source.skipped[7] == "training item 7 (clip-7): file7.mp4 is truncated."
+    assert read(source, start=2) == [[6, 9, 9], [9, 10, 0]]  # A resumed run sees the same.
+
+
+def test_if_everything_is_broken_nothing_stands_in():
+    with pytest.raises(UserError, match="Cannot read training item 0"):
+        read(loader(dict.fromkeys(range(12), "broken"), workers=0, skip=True))
+
+
+def test_an_item_whose_worker_dies_twice_is_skipped_if_asked():
+    source = loader({4: "dies"}, workers=1, skip=True)
+    assert read(source) == [[0, 1, 2], [3, 5, 5], [6, 7, 8], [9, 10, 11]]
+    assert source.skipped[4] == "training item 4 (clip-4): the process that read it died twice"
+
+
+def test_a_worker_that_died_once_is_no_fault_of_its_item(tmp_path):
+    source = loader({4: "dies once"}, workers=1, skip=True, folder=tmp_path)
+    assert read(source) == [[0, 1, 2], [3, 4, 5], [6, 7, 8], [9, 10, 11]]
+    assert source.skipped == {}
+
+
+class Signalled(Dataset):
+    """An item sends a signal to its own process, as a scheduler does to all processes of a run."""
+
+    def __len__(self):
+        return 2
+
+    def __getitem__(self, index):
+        for number in (signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGTERM):
+            os.kill(os.getpid(), number)
+        return torch.tensor(index)
+
+
+def test_signals_do_not_end_workers():
+    assert [batch.tolist() for batch in read_batches(Items(Signalled()), [[0], [1]], workers=1)] == [[0], [1]]
+
+
+BATCHES = "return LoaderBatches(part(name, count), spec.train.batch_size, seed=spec.seed, **ranks)"
+BROKEN = """class Broken(torch.utils.data.Dataset):
+    def __init__(self, inside):
+        self.inside = inside
+
+    def __len__(self):
+        return len(self.inside)
+
+    def __getitem__(self, index):
+        from pathlib import Path
+        if index == 77 and Path(__file__).with_name("broken").exists():
+            raise meltr.UserError("clip 77 is truncated.", "Get the file again.")
+        return self.inside[index]
+
+
+class Toy:
+"""
+
+
+def breaking(folder: Path) -> Path:
+    """A toy one of whose training items is broken while there is a file ``broken`` beside it."""
+    options = "seed=spec.seed, skip_broken=spec.data.allow_missing, **ranks"
+    lines = f"return LoaderBatches(Broken(part(name, count)), spec.train.batch_size, {options})"
+    return changed_toy(folder, (BATCHES, lines), ("class Toy:\n", BROKEN))
+
+
+def test_a_run_is_saved_before_the_file_that_it_cannot_read_and_goes_on_when_that_is_mended(tmp_path):
+    plugin = breaking(tmp_path)
+    whole = run_toy(plugin, tmp_path / "whole", combiner="sum")
+    (tmp_path / "broken").touch()
+    choice = (
+        "--plugin",
+        plugin,
+        "--backbone",
+        "toy",
+        "--task",
+        "classification",
+        "--dataset",
+        "rings",
+        "--set",
+        "lr=0.02",
+    )
+    settings = ("--combiner", "sum", "--epochs", "1", "--batch-size", "32", "--device", "cpu", "--set", "log_every=1")
+    done = call("run", *choice, *settings, "--output-dir", tmp_path, "--name", "cut", "--quiet")
+    assert done.exit_code == 2
+    assert "error: Cannot read training item 77: clip 77 is truncated." in done.stderr
+    assert f"Then go on with: meltr run --resume {tmp_path / 'cut'}" in done.stderr
+    assert "Traceback" not in done.stderr
+    step = torch.load(tmp_path / "cut" / "checkpoints" / "last" / "training.pt", weights_only=True)["step"]
+    assert 0 < step < 8
+    (tmp_path / "broken").unlink()
+    assert call("run", "--resume", tmp_path / "cut", "--quiet").exit_code == 0
+    resumed = run_toy(plugin, tmp_path / "cut", combiner="sum", resume=True)
+    assert resumed["test"] == whole["test"]
+
+
+def test_a_run_counts_what_it_skips(tmp_path):
+    plugin = breaking(tmp_path)
+    (tmp_path / "broken").touch()
+    results = run_toy(plugin, tmp_path / "run", combiner="sum", **{"data.allow_missing": True, "train.epochs": 2})
+    assert results["skipped_items"] == 1
+    log = (tmp_path / "run" / "log.txt").read_text()
+    assert log.count("skipped training item 77: clip 77 is truncated. (1 skipped so far)") == 1
+    assert "skipped_items" not in run_toy(TOY, tmp_path / "other", combiner="sum")
