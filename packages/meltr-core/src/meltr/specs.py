@@ -249,6 +249,7 @@ class TrainSpec(Info):
             pass.
         threads: CPU threads of torch; None: one per core. One thread is faster for very small models.
         parallel: How torchrun's processes share the weights: ``ddp`` (each holds all) or ``fsdp`` (each holds a shard).
+        rank_timeout: Seconds that a process waits for the others before the run ends and names those that hang.
         sync_batchnorm: Compute BatchNorm statistics over the batch of all processes.
         eval_every: Epochs between evaluations on the validation split (the last epoch is always evaluated).
         checkpoint_every: Steps between checkpoints, besides the one after each evaluation; None: no others.
@@ -281,6 +282,7 @@ class TrainSpec(Info):
     accumulate: int = Field(1, ge=1)
     threads: int | None = Field(None, ge=1)
     parallel: Literal["ddp", "fsdp"] = "ddp"
+    rank_timeout: float = Field(300.0, gt=0, le=1e6)
     sync_batchnorm: bool = False
     eval_every: int = Field(1, ge=1)
     checkpoint_every: int | None = Field(None, ge=1)

@@ -46,6 +46,7 @@ def run_ranks(
     attempt: int = 0,
     delay: float = 0.0,
     timeout: float = 300.0,
+    rank_timeout: float | None = None,
 ) -> list[Ended]:
     """Call ``function(ranks, *words)`` in `size` processes inside `meltr.parallel.ranks.joined`; return how each ended.
 
@@ -58,6 +59,7 @@ def run_ranks(
         attempt: How often torchrun has restarted the processes.
         delay: Seconds between the start of two processes.
         timeout: Seconds until they are killed and the test fails.
+        rank_timeout: Seconds that a process waits for the others; None: as long as torch does.
     """
     shared = shared or store()
     file = str(Path(sys.modules[function.__module__].__file__).resolve())
@@ -74,6 +76,7 @@ def run_ranks(
                 "TORCHELASTIC_RESTART_COUNT": str(attempt),
                 "GLOO_SOCKET_IFNAME": "lo0" if sys.platform == "darwin" else "lo",
                 "OMP_NUM_THREADS": "1",
+                "RANK_TIMEOUT": "" if rank_timeout is None else str(rank_timeout),
             }
             command = [sys.executable, __file__, file, function.__name__, f"{folder}/{rank}.pt"]
             command += map(str, words)
@@ -116,7 +119,8 @@ def main() -> int:
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     try:
-        with joined("cpu") as ranks:
+        patience = os.environ.get("RANK_TIMEOUT")
+        with joined("cpu", timeout=float(patience) if patience else None) as ranks:
             value = getattr(module, name)(ranks, *words)
     except MeltrError as error:
         print(f"{type(error).__name__}: {error}", file=sys.stderr)

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from meltr.errors import UserError
+from meltr.parallel.heartbeat import doing
 from meltr.parallel.ranks import Ranks, joined
 from ranks_helper import run_ranks, store
 
@@ -162,7 +163,7 @@ def test_the_death_of_a_process_ends_the_others_with_one_message():
     survivor, dead = run_ranks(die, check=False)
     assert dead.code == 9
     assert survivor.code == 1
-    assert "MeltrError: Process 0 of 2 lost another one" in survivor.errors
+    assert "MeltrError: Process 0 of 2 lost another one: process 1 died (" in survivor.errors
     assert "meltr run --resume" in survivor.errors
     assert "Traceback" not in survivor.errors
 
@@ -190,3 +191,23 @@ def test_a_restart_does_not_find_the_addresses_of_the_dead():
     run_ranks(die, check=False, shared=shared)
     for each in run_ranks(meet, shared=shared, attempt=1, delay=3.0):
         assert float(each.result) == 2.0
+
+
+def one_hangs(ranks, seconds):
+    """Process 1 of 3 does not come to the second exchange."""
+    doing("reading the batch of step 7")
+    ranks.barrier()
+    if ranks.rank == 1:
+        time.sleep(float(seconds))
+    doing("training step 7")
+    ranks.sum(torch.ones(1))
+
+
+def test_a_process_that_hangs_is_named_with_what_it_last_did():
+    """The others end by a timeout of our own; torch's takes half an hour."""
+    ended = run_ranks(one_hangs, 3, words=[40], check=False, rank_timeout=6)
+    for rank in (0, 2):
+        assert ended[rank].code == 1
+        named = "process 1 hangs (reading the batch of step 7, for "
+        assert f"Process {rank} of 3 lost another one: {named}" in ended[rank].errors
+    assert any("It waited 6 s (train.rank_timeout)" in ended[rank].errors for rank in (0, 2))

@@ -32,8 +32,8 @@ if TYPE_CHECKING:
     from meltr.engine.stop_requests import StopRequests
     from meltr.parallel.ranks import Ranks
 
-MAY_CHANGE = {"device", "data_root", "data.download"}
-"""Settings that a resumed run may have otherwise: where it computes and where its data lie."""
+MAY_CHANGE = {"device", "data_root", "data.download", "train.rank_timeout"}
+"""Settings that a resumed run may have otherwise: where it computes, where its data lie, how long processes wait."""
 
 
 @dataclass(frozen=True)

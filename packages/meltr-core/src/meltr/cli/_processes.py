@@ -27,12 +27,17 @@ def restarted() -> bool:
 
 
 @contextlib.contextmanager
-def together(device: str) -> Iterator[Ranks | None]:
-    """Join the processes that torchrun started; None where there is only this one (and torch is not imported)."""
+def together(device: str, timeout: float | None = None) -> Iterator[Ranks | None]:
+    """Join the processes that torchrun started; None where there is only this one (and torch is not imported).
+
+    Args:
+        device: Of the run.
+        timeout: Seconds that a process waits for the others in an exchange.
+    """
     if not several():
         yield None
         return
     from meltr.parallel.ranks import joined
 
-    with joined(device) as ranks:
+    with joined(device, timeout=timeout) as ranks:
         yield ranks

@@ -133,7 +133,8 @@ def run(
             job.folder, resume=job.resume, named=named, overwrite=overwrite and not job.resume, force=force, say=remark
         )
     how = Manner(quiet=quiet or as_json, fast_dev_run=fast_dev_run, tensorboard=tensorboard, from_scratch=from_scratch)
-    with StopRequests(several=several()).listening(limit) as stop, together(job.spec.device) as ranks:
+    train, listening = job.spec.train, StopRequests(several=several()).listening(limit)
+    with listening as stop, together(job.spec.device, train.rank_timeout) as ranks:
         job, results = performed(job, claim, dataclasses.replace(how, stop=stop), ranks)
     if not is_first():
         return

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, TypeVar
+
+from torch import nn
 
 from meltr.errors import PluginError, UserError
 from meltr.hypergradients.estimators import Estimator
 from meltr.hypergradients.schemes import Scheme
+from meltr.hypergradients.scope import Scope
 from meltr.parallel.ranks import Ranks
 from meltr.plugins import Registry, load_object
 from meltr.specs import EstimatorInfo, RunSpec, SchemeInfo
@@ -32,6 +36,25 @@ def estimator_of(registry: Registry, spec: RunSpec) -> Estimator:
         PluginError: If its factory returns something else.
     """
     return _built(registry.estimator(spec.bilevel.estimator), spec.estimator_options, Estimator)  # type: ignore[type-abstract]
+
+
+def bilevel_settings(spec: RunSpec, blocks: Sequence[nn.Module] | None) -> dict[str, Any]:
+    """Return the arguments of `Bilevel` that are settings of a run.
+
+    Args:
+        spec: The run.
+        blocks: The backbone's blocks.
+    """
+    outer = spec.bilevel
+    return {
+        "every": outer.every,
+        "gamma": outer.gamma,
+        "scope": Scope(outer.scope, outer.scope_blocks, blocks),
+        "retain_graph": outer.retain_graph,
+        "direct_term": outer.direct_term,
+        "outer_clip_norm": outer.outer_clip_norm,
+        "seed": spec.seed,
+    }
 
 
 def check(spec: RunSpec, ranks: Ranks, scheme: Scheme, estimator: Estimator) -> None:

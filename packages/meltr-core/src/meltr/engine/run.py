@@ -65,7 +65,7 @@ def execute(
         spec = _shortened(spec)
     kept = None if fast_dev_run else run_dir
     with contextlib.ExitStack() as stack:
-        group = ranks or stack.enter_context(joined(spec.device))
+        group = ranks or stack.enter_context(joined(spec.device, timeout=spec.train.rank_timeout))
         place = kept
         if place is None and group.is_first:
             place = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="meltr-")))

@@ -16,6 +16,7 @@ from meltr.bilevel.bilevel import Bilevel
 from meltr.combiners.base import Combiner, SelfTrained
 from meltr.context import Data, Evaluation, RunContext
 from meltr.engine.batches import fingerprint, micro_batches, to_device
+from meltr.engine.building import bilevel_settings
 from meltr.engine.checkpoints import Checkpoints, load_backbone, load_module, load_training
 from meltr.engine.finite import FiniteGuard, StateGuard, named_parameters
 from meltr.engine.hooks import Hooks, better
@@ -28,10 +29,10 @@ from meltr.errors import MeltrError, NonFiniteError, StoppedRun
 from meltr.folders.checkpoint_folder import CheckpointFolder
 from meltr.hypergradients.estimators import Estimator
 from meltr.hypergradients.schemes import Scheme
-from meltr.hypergradients.scope import Scope
 from meltr.hypergradients.setup import Setup
 from meltr.observers.jsonl import MetricsWriter
 from meltr.optim.building import autocast_dtype, inner_lr, inner_optimizer, lr_factor, outer_optimizer, set_lr
+from meltr.parallel.heartbeat import doing
 from meltr.parallel.ranks import Ranks
 from meltr.parallel.sharing import Sharing
 from meltr.seeding import derive, seed_everything
@@ -88,7 +89,20 @@ class Trainer:
         trained = trained and len(context.losses) > 1 and any(p.requires_grad for p in combiner.parameters())
         self.outer = outer_optimizer(spec.bilevel, combiner) if trained else None
         self.scaler = torch.amp.GradScaler(context.device.type) if spec.train.precision == "fp16" else None
-        self.bilevel = self._bilevel(scheme, estimator)
+        generators = [] if context.generator is None else [context.generator]
+        setup = Setup(autocast_dtype(spec.train.precision), self.scaler, generators, self.sharing)
+        self.bilevel = Bilevel(
+            model,
+            combiner,
+            self.outer,
+            scheme=scheme,
+            estimator=estimator,
+            inner_optimizer=self.optimizer,
+            parameters=self.parameters,
+            setup=setup,
+            log=self._say,
+            **bilevel_settings(spec, self.blocks),
+        )
         self.outer_batches = OuterBatches(hooks, context, data, self._losses, independent=scheme.independent_batches)
         self.batch_size = min(spec.train.batch_size, data.train.size)
         self.meter = Meter(context.losses, context.device)
@@ -103,28 +117,6 @@ class Trainer:
     def step(self) -> int:
         """Inner steps taken."""
         return self.state.step
-
-    def _bilevel(self, scheme: Scheme, estimator: Estimator) -> Bilevel:
-        spec = self.context.spec
-        generators = [] if self.context.generator is None else [self.context.generator]
-        return Bilevel(
-            self.model,
-            self.combiner,
-            self.outer,
-            every=spec.bilevel.every,
-            gamma=spec.bilevel.gamma,
-            scheme=scheme,
-            estimator=estimator,
-            inner_optimizer=self.optimizer,
-            scope=Scope(spec.bilevel.scope, spec.bilevel.scope_blocks, self.blocks),
-            retain_graph=spec.bilevel.retain_graph,
-            direct_term=spec.bilevel.direct_term,
-            outer_clip_norm=spec.bilevel.outer_clip_norm,
-            parameters=self.parameters,
-            setup=Setup(autocast_dtype(spec.train.precision), self.scaler, generators, self.sharing),
-            seed=spec.seed,
-            log=self._say,
-        )
 
     def _say(self, line: str, level: str = "info") -> None:
         if self.ranks.is_first:
@@ -178,6 +170,7 @@ class Trainer:
     def _train_step(self, epoch: int, index: int, batch: Any) -> None:
         spec, context, outer = self.context.spec, self.context, self.outer_batches
         others = () if self.ranks.is_first else ("rank", self.ranks.rank)
+        doing(f"training step {self.step}")
         seed_everything(derive(spec.seed, "step", self.step, *others), context.generator)
         if self.step == 0:
             self._check_parts(batch)
@@ -295,6 +288,7 @@ class Trainer:
         Args:
             split: What `build_data` gave for it.
         """
+        doing(f"evaluating after step {self.step}")
         if self.ranks.size > 1:
             for buffer in self.model.buffers():
                 self.ranks.broadcast(buffer)
@@ -323,6 +317,7 @@ class Trainer:
         return self.stop.code if self.ranks.size == 1 else self.ranks.largest(self.stop.code)
 
     def _end_if_asked(self) -> None:
+        doing(f"reading the batch of step {self.step}")
         code = self._agreed_request()
         if code:
             self._end(code)
@@ -354,6 +349,7 @@ class Trainer:
         if self.checkpoints is None:
             return
         self.guard.flush()
+        doing(f"saving step {self.step}")
         if self.state_guard is not None:
             self.state_guard.check(self.step, self.ranks.mean if self.ranks.size > 1 else None)
         with self._aside():

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any, TypeVar
 
 import torch
@@ -15,6 +16,7 @@ from torch import Tensor
 
 from meltr.devices import resolve_device
 from meltr.errors import MeltrError, UserError
+from meltr.parallel.heartbeat import Heartbeat
 
 T = TypeVar("T")
 
@@ -178,13 +180,17 @@ def _buckets(numbers: Sequence[int], shapes: Sequence[Tensor]) -> Iterator[list[
 
 @contextmanager
 def joined(
-    device: str, resume: str = "Continue with: meltr run --resume RUN, or let torchrun --max-restarts do it."
+    device: str,
+    resume: str = "Continue with: meltr run --resume RUN, or let torchrun --max-restarts do it.",
+    *,
+    timeout: float | None = None,
 ) -> Iterator[Ranks]:
     """Join the processes started by torchrun; without torchrun there is a single process and nothing is set up.
 
     Args:
         device: ``auto``, ``cpu`` or ``cuda``; with a single process also ``cuda:1`` or ``mps``.
         resume: Hint for the user if another process died.
+        timeout: Seconds that a process waits for the others in an exchange; None: as long as torch does.
 
     Raises:
         UserError: If the environment is incomplete, or there are fewer GPUs than processes on this machine.
@@ -198,14 +204,23 @@ def joined(
         raise UserError(f"WORLD_SIZE is {os.environ['WORLD_SIZE']}, but {', '.join(missing)} is not set.", HINT)
     rank, size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
     mine = _own_device(device, int(os.environ["LOCAL_RANK"]))
+    heart = None
     try:
-        _initialise(mine, rank, size)
+        _initialise(mine, rank, size, timeout)
+        heart = Heartbeat(_store(), rank, size)
+        heart.start()
         yield Ranks(rank, size, mine)
     except RuntimeError as error:
         if not lost_a_peer(error):
             raise
-        raise MeltrError(f"Process {rank} of {size} lost another one: it died or stopped answering.", resume) from error
+        found = "" if heart is None else heart.missing()
+        waited = f" It waited {timeout:g} s (train.rank_timeout)." if timeout and "imed out" in str(error) else ""
+        raise MeltrError(
+            f"Process {rank} of {size} lost another one: {found or 'it died or stopped answering'}.{waited}", resume
+        ) from error
     finally:
+        if heart is not None:
+            heart.stop()
         if dist.is_initialized():
             dist.destroy_process_group()
             time.sleep(SETTLE)
@@ -237,13 +252,19 @@ def _own_device(device: str, local_rank: int) -> torch.device:
     return torch.device("cuda", local_rank)
 
 
-def _initialise(device: torch.device, rank: int, size: int) -> None:
+def _initialise(device: torch.device, rank: int, size: int, timeout: float | None) -> None:
     backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
+    patience = {} if timeout is None else {"timeout": timedelta(seconds=timeout)}
     if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
-        dist.init_process_group(backend, rank=rank, world_size=size)
+        dist.init_process_group(backend, rank=rank, world_size=size, **patience)
         return
     # torchrun's store outlives a restart: without its own prefix, a new attempt finds the addresses of the dead one.
+    dist.init_process_group(backend, store=_store(), rank=rank, world_size=size, **patience)
+
+
+def _store() -> Any:
+    """Return a new connection to the store of the processes, for this attempt of torchrun."""
     kinds: Any = dist
     store = kinds.TCPStore(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), is_master=False)
     attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
-    dist.init_process_group(backend, store=kinds.PrefixStore(f"meltr/{attempt}", store), rank=rank, world_size=size)
+    return kinds.PrefixStore(f"meltr/{attempt}", store)
