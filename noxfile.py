@@ -121,3 +121,10 @@ def bench(session: nox.Session) -> None:
     """What training costs, in units of multi-task learning."""
     install_all(session)
     session.run("meltr", "bench", *session.posargs)
+
+
+@nox.session
+def faults(session: nox.Session) -> None:
+    """Real runs, killed, stopped and damaged in every known way, then resumed and compared; counts what came of it."""
+    install_all(session, compiled=True)
+    session.run("python", "benchmarks/faults.py", *session.posargs)
