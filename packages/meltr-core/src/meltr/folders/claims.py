@@ -14,7 +14,7 @@ from pathlib import Path
 
 from meltr.errors import UserError
 from meltr.folders.locks import LockedError, RunLock, vacant
-from meltr.folders.places import aside_of, next_free, set_aside, taken
+from meltr.folders.places import aside_of, next_name, set_aside, taken
 from meltr.folders.run_folder import RunFolder
 from meltr.folders.seeds_folder import SeedsFolder
 
@@ -59,9 +59,8 @@ class Claim:
         if replacing:
             self._put_aside()
         try:
-            wanted = self._folder
             while not self._take():
-                self._folder = next_free(wanted)
+                self._folder = next_name(self._folder)
         except BaseException:
             if replacing and not self._folder.exists():
                 aside_of(self._folder).rename(self._folder)
@@ -106,7 +105,7 @@ class Claim:
             raise UserError(
                 f"Cannot write the run folder {folder}: {reason}.", "Choose another place with --output-dir."
             )
-        self._made = made
+        self._made = list(dict.fromkeys((folder, *made)))  # A run that came second may have made the folder.
         if vacant(folder):
             return True
         self._release()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 
 from meltr.errors import UserError
@@ -31,15 +32,17 @@ def choose_folder(spec: RunSpec, output_dir: Path, name: str | None, *, overwrit
         return wanted
     if name is not None:
         raise taken(wanted)
-    return next_free(wanted)
-
-
-def next_free(wanted: Path) -> Path:
-    """Return `wanted` with the first number that is not taken."""
-    number = 2
-    while not _free(free := wanted.with_name(f"{wanted.name}-{number}")):
-        number += 1
+    free = wanted.with_name(f"{wanted.name}-2")
+    while not _free(free):
+        free = next_name(free)
     return free
+
+
+def next_name(path: Path) -> Path:
+    """Return `path` with the next number: ``run-2`` after ``run``, and ``run-3`` after that."""
+    found = re.fullmatch(r"(.+)-([0-9]+)", path.name)
+    base, number = (found[1], int(found[2])) if found else (path.name, 1)
+    return path.with_name(f"{base}-{number + 1}")
 
 
 def taken(path: Path) -> UserError:
