@@ -1,7 +1,7 @@
-"""Finds plugins without importing torch, and makes the plugin manager of a run.
+"""Finds plugins without importing torch, and creates the plugin manager of a run.
 
-One broken plugin never takes the others down: each is loaded and checked alone, and what it did wrong is kept in
-`Registry.broken`. Nothing of a broken plugin stays registered.
+A broken plugin does not affect the others: each is loaded and checked alone, and its error is kept in
+`Registry.broken`. Nothing from a broken plugin stays registered.
 """
 
 from __future__ import annotations
@@ -42,10 +42,10 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 GROUP = "meltr"
-"""Entry point group that a package names its plugin module in."""
+"""Entry point group under which a package names its plugin module."""
 
 BUILTIN = ("meltr.builtin", "meltr.video.plugin")
-"""Modules of core's own plugins; they use the hooks that every plugin has."""
+"""Modules of core's own plugins, which use the same hooks as any plugin."""
 
 REQUIRED_HOOKS = ("build_data", "build_model", "compute_task_losses", "evaluate")
 KINDS = {
@@ -62,12 +62,12 @@ _FOREIGN = re.compile(r"^<|pluggy|pydantic|importlib|meltr.plugins\.py$")
 
 @dataclass(frozen=True)
 class BrokenPlugin:
-    """A plugin that was left out.
+    """A plugin that failed to load and was skipped.
 
     Args:
         name: Its entry point, or the name of its file.
         source: Distribution and version, or the path of the file.
-        cause: What it did wrong.
+        cause: What is wrong with it.
         error: The exception behind it, if there was one.
     """
 
@@ -79,7 +79,7 @@ class BrokenPlugin:
 
 @dataclass
 class _Plugin:
-    """A plugin that passed the checks that need no other plugin."""
+    """A plugin that passed the checks that do not depend on other plugins."""
 
     name: str
     source: str
@@ -93,7 +93,7 @@ class _Plugin:
 
 @dataclass
 class Registry:
-    """Everything that the healthy plugins registered, by name, and what was wrong with the others."""
+    """Everything that the working plugins registered, by name, and the errors of the others."""
 
     backbones: dict[str, BackboneInfo] = field(default_factory=dict)
     tasks: dict[str, TaskInfo] = field(default_factory=dict)
@@ -106,7 +106,7 @@ class Registry:
     _plugins: list[_Plugin] = field(default_factory=list, repr=False)
 
     def owner(self, kind: str, name: str) -> str:
-        """Return which package or file registered the `kind` (``backbone``, ...) called `name`; KeyError if none."""
+        """Return the package or file that registered the `kind` (``backbone``, ...) `name`; KeyError if none did."""
         for plugin in self._plugins:
             if name in plugin.items[kind]:
                 return plugin.source
@@ -137,7 +137,7 @@ class Registry:
         return self._get("estimator", name, self.estimators)
 
     def register_commands(self, app: typer.Typer) -> None:
-        """Let every plugin add its commands to `app`; one that fails becomes broken and its commands are taken out."""
+        """Let every plugin add its commands to `app`; one that fails becomes broken, and its commands are removed."""
         for plugin in list(self._plugins):
             commands, groups = list(app.registered_commands), list(app.registered_groups)
             try:
@@ -160,17 +160,17 @@ class Registry:
         raise UserError(f"unknown {_NOUNS.get(kind, kind)} {name!r}", hint)
 
     def _add(self, plugin: _Plugin) -> None:
-        """Add all of `plugin`; PluginError, and nothing added, if one of its names is taken."""
+        """Add everything of `plugin`; PluginError, and nothing added, if one of its names is taken."""
         for other in self._plugins:
             for kind, items in plugin.items.items():
                 for name in items.keys() & other.items[kind].keys():
                     what = f"{_NOUNS.get(kind, kind)} {name!r}"
-                    raise PluginError(f"{what} is already registered by {other.owner}; {plugin.owner} does it again")
+                    raise PluginError(f"{what} is already registered by {other.owner}; {plugin.owner} repeats it")
         self._plugins.append(plugin)
         self._rebuild()
 
     def _drop(self, plugin: _Plugin, report: BrokenPlugin) -> None:
-        """Take all of `plugin` out, and then whatever cannot do without it."""
+        """Remove everything of `plugin`, and then everything that depends on it."""
         self._plugins.remove(plugin)
         self.broken.append(report)
         self._rebuild()
@@ -185,7 +185,7 @@ class Registry:
                 table.update(plugin.items[kind])
 
     def _drop_inconsistent(self) -> None:
-        """Take out the plugins whose backbones name tasks or data sets that nobody registered."""
+        """Remove plugins whose backbones name unregistered tasks or data sets."""
         for plugin in list(self._plugins):
             for info in plugin.items["backbone"].values():
                 problem = _unknown_reference(info, self)
@@ -201,7 +201,7 @@ def discover(files: Sequence[Path] = ()) -> Registry:
 
     Raises:
         UserError: If one of `files` does not exist.
-        PluginError: If one of `files` is broken: it was asked for, so it must work.
+        PluginError: If one of `files` is broken; files were requested, so they must work.
     """
     registry = Registry()
     for module in BUILTIN:
@@ -224,7 +224,7 @@ def discover(files: Sequence[Path] = ()) -> Registry:
 
 
 def load_object(path: str) -> Any:
-    """Return what ``"module:name"`` stands for.
+    """Return the object that ``"module:name"`` refers to.
 
     Raises:
         PluginError: If the module cannot be imported or has no such name.
@@ -249,7 +249,7 @@ def run_manager(
     """Return the plugin manager of one run: one adapter, the observers, and plugin modules that observe.
 
     Args:
-        registry: Where the backbone is looked up.
+        registry: The plugins found.
         backbone: The run, or the description of its backbone.
         observers: Objects that implement hooks of `ObserverSpecs`.
 
@@ -279,8 +279,8 @@ def _adapter(info: BackboneInfo) -> object:
     except MeltrError:
         raise
     except Exception as error:
-        message = f"{label} cannot be made: {_cause(error)}"
-        raise PluginError(message, "Core makes it without arguments; give each a default.") from error
+        message = f"{label} cannot be created: {_cause(error)}"
+        raise PluginError(message, "It is created without arguments; give each argument a default.") from error
     present = _check_hooks(adapter, label, AdapterSpecs, ObserverSpecs)
     missing = [name for name in REQUIRED_HOOKS if name not in present]
     if missing:
@@ -289,7 +289,7 @@ def _adapter(info: BackboneInfo) -> object:
 
 
 def _decorate(*hooks: str, holder: object = None) -> str:
-    """Return the hint that tells how the first of `hooks` is written."""
+    """Return a hint that shows how to write the first of `hooks`."""
     bare = ", ".join(name for name in hooks if callable(getattr(holder, name, None)))
     decorator = "@hookimpl (from meltr import hookimpl)"
     return f"Put {decorator} before {bare}." if bare else f"Write {', '.join(hooks)}, each with {decorator}."
@@ -326,7 +326,7 @@ def _check_hooks(plugin: object, label: str, *specs: type) -> set[str]:
 
 
 def _load(registry: Registry, name: str, source: str, load: Callable[[], object]) -> None:
-    """Load and check one plugin; whatever goes wrong ends in ``registry.broken``."""
+    """Load and check one plugin; any failure ends up in ``registry.broken``."""
     try:
         with contextlib.redirect_stdout(sys.stderr):
             module = load()
@@ -336,7 +336,7 @@ def _load(registry: Registry, name: str, source: str, load: Callable[[], object]
 
 
 def _collect(module: object) -> dict[str, dict[str, Any]]:
-    """Call the registration hooks of one plugin and check what each returns."""
+    """Call the registration hooks of one plugin and check their return values."""
     label = getattr(module, "__name__", repr(module))
     present = _check_hooks(module, label, DiscoverySpecs, ObserverSpecs)
     if not present:
@@ -364,7 +364,7 @@ def _checked(result: object, hook: str, kind: type[Any]) -> Sequence[Any]:
 
 
 def _check_backbone(info: BackboneInfo) -> None:
-    """Check what a backbone's description says about itself; PluginError."""
+    """Check the description of a backbone; PluginError if it is inconsistent."""
     if info.plugin_api != PLUGIN_API:
         raise PluginError(
             f"backbone {info.name!r} was written for plugin API {info.plugin_api}; this meltr has {PLUGIN_API}. "
@@ -386,7 +386,7 @@ def _check_backbone(info: BackboneInfo) -> None:
 
 
 def _unknown_reference(info: BackboneInfo, registry: Registry) -> str | None:
-    """Return what a backbone names and nobody registered, or None."""
+    """Return a message about a name in a backbone that nobody registered; None if there is none."""
     for entry in info.tasks:
         if entry.task not in registry.tasks:
             guess = did_you_mean(entry.task, registry.tasks)
@@ -399,12 +399,12 @@ def _unknown_reference(info: BackboneInfo, registry: Registry) -> str | None:
 
 
 def _load_file(file: Path, files: Sequence[Path]) -> ModuleType:
-    """Import `file` under a name that depends only on its stem (and its place among files of the same stem)."""
+    """Import `file` under a name that depends only on its stem (and its number among files with the same stem)."""
     number = [each for each in files if each.stem == file.stem].index(file)
     name = f"meltr_plugin_{re.sub(r'[^A-Za-z0-9_]', '_', file.stem)}" + (f"_{number + 1}" if number else "")
     spec = importlib.util.spec_from_file_location(name, file.resolve())
     if spec is None or spec.loader is None:
-        raise PluginError("the name of a Python file ends in .py")
+        raise PluginError("the name of a Python file must end in .py")
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module
     try:
@@ -421,7 +421,7 @@ def _command_names(app: typer.Typer) -> list[str]:
 
 
 def _cause(error: BaseException) -> str:
-    """Return an exception in a line: its kind, what it says, and where in the plugin it was raised."""
+    """Return an exception in one line: its type, its message, and the line of the plugin that raised it."""
     if isinstance(error, MeltrError):
         return ". ".join(part.rstrip(".").replace("\n", " ") for part in (error.message, error.hint) if part)
     if isinstance(error, ValidationError):

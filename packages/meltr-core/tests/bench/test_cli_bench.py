@@ -137,7 +137,7 @@ def test_the_list_names_cases_and_variants_without_torch():
         (["--case", "transformer-smal"], "Did you mean 'transformer-small'?"),
         (["--variants", "idt"], "Did you mean 'itd'?"),
         (["--approximations", "--variants", "head"], "Did you mean 'heads'?"),
-        ([*CHOICE, "--case", "transformer-small"], "--case and a run of your own exclude each other"),
+        ([*CHOICE, "--case", "transformer-small"], "--case and a run of your own cannot be combined"),
         (["--case", "transformer-small", "--combiner", "sum"], "is not trained by a hypergradient"),
         (["--case", "transformer-small", "--precision", "fp8"], "train.precision = fp8"),
         (["--case", "transformer-small", "--set", "options.heads=5"], "heads=5 does not divide width=192"),

@@ -166,13 +166,13 @@ def test_the_same_batch_in_all_processes_is_refused(meltr_run, tmp_path):
     (tmp_path / "mortal.py").write_text(deaf)
     done = meltr_run("--name", "deaf", processes=2)
     assert done.returncode != 0
-    assert "gave all 2 processes the same training batch" in done.stderr
+    assert "returned the same training batch in all 2 processes" in done.stderr
 
 
 def test_mistakes_are_told_once_before_anything_is_written(meltr_run, tmp_path):
     done = meltr_run("--name", "x", "--batch-size", "33", processes=2)
     assert done.returncode != 0
-    assert "batch_size=33 cannot be cut into 2 processes x 1 pieces" in done.stderr
+    assert "batch_size=33 cannot be split into 2 processes x 1 micro-batches" in done.stderr
     assert not (tmp_path / "runs").exists()
     done = meltr_run("--set", "lr=fast", processes=2)
     assert "train.lr" in done.stderr

@@ -227,7 +227,7 @@ def test_loss_that_turns_nan_is_named_with_step_and_what_was_saved(tmp_path):
     )
     with pytest.raises(meltr.NonFiniteLossError, match=r"'norm' = nan at step \d+") as caught:
         run(tmp_path, plugin=plugin, **{"train.epochs": 50, "train.checkpoint_every": 1})
-    assert "Saved so far" in str(caught.value)
+    assert "Last checkpoint" in str(caught.value)
     assert "losses=" in str(caught.value)
     if "step-" in str(caught.value):
         assert all(torch.isfinite(w).all() for w in weights(tmp_path / "run").values())
@@ -423,5 +423,5 @@ def test_parameter_groups_are_checked(tmp_path):
         "    @meltr.hookimpl\n    def build_model(self):",
     )
     (tmp_path / "twice.py").write_text(text)
-    with pytest.raises(meltr.PluginError, match="'toy', hook parameter_groups: a parameter stands in two groups"):
+    with pytest.raises(meltr.PluginError, match="'toy', hook parameter_groups: a parameter is in two groups"):
         run(tmp_path, plugin=tmp_path / "twice.py")

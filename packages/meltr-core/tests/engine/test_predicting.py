@@ -147,7 +147,7 @@ def test_a_run_of_an_earlier_version_is_known_by_its_results(run, asking, pictur
     (run / "data.json").unlink()
     assert load_run(run, registry=asking).predict(PredictRequest(pictures)) == expected
     (run / "results.json").unlink()
-    with pytest.raises(UserError, match="does not say what data") as error:
+    with pytest.raises(UserError, match="does not describe the data") as error:
         load_run(run, registry=asking)
     assert f"meltr run --resume {run}" in str(error.value)
 
@@ -161,7 +161,7 @@ def test_broken_facts_are_named(run, asking, text, message):
 
 def test_a_backbone_that_cannot_be_asked(tmp_path):
     run = train(tmp_path / "silent", TOY, "toy")
-    with pytest.raises(UserError, match="'toy' cannot be asked") as error:
+    with pytest.raises(UserError, match="'toy' cannot predict") as error:
         load_run(run, registry=discover([TOY]))
     assert f"meltr evaluate {run}" in str(error.value)
 

@@ -244,7 +244,7 @@ def test_losses_can_be_chosen(registry):
     assert "no loss 'sid'" in error.message
     assert "Did you mean 'side'" in error.hint
     error = refused(registry, sets=["losses=side,extra"])
-    assert error.message == "the primary loss 'main' cannot be switched off"
+    assert error.message == "the primary loss 'main' cannot be removed"
     assert "losses=main,side,extra" in error.hint
 
 
@@ -252,16 +252,16 @@ def test_another_primary_loss_comes_first(registry: Registry) -> None:
     assert resolve(registry, **CHOICE, sets=["primary=side"]).losses == ("side", "main")
     assert resolve(registry, **CHOICE, sets=["primary=extra"]).losses == ("extra", "main", "side")
     assert resolve(registry, **CHOICE, sets=["primary=extra", "losses=main,extra"]).losses == ("extra", "main")
-    assert "'side' cannot be switched off" in refused(registry, sets=["primary=side", "losses=main,extra"]).message
+    assert "'side' cannot be removed" in refused(registry, sets=["primary=side", "losses=main,extra"]).message
     assert "no loss 'sid'" in refused(registry, sets=["primary=sid"]).message
 
 
 def test_impossible_combinations(registry):
     error = refused(registry, task="sing")
-    assert error.message == "backbone 'toy' cannot do task 'sing'"
+    assert error.message == "backbone 'toy' does not support task 'sing'"
     assert "sort, count" in error.hint
     error = refused(registry, task="count", dataset="letters")
-    assert "cannot use data set 'letters' for task 'count'" in error.message
+    assert "does not support data set 'letters' for task 'count'" in error.message
     assert "shapes" in error.hint
     error = refused(registry, task="count")
     assert "there is only one: main" in error.message

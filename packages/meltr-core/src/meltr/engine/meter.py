@@ -1,4 +1,4 @@
-"""Running means between two log lines, and the guard against losses that are not finite."""
+"""Running means between two log lines, and a check that losses are finite."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from meltr.errors import NonFiniteLossError
 
 
 class Meter:
-    """Sums on the device, fetched once a log line, so that logging never stalls the accelerator.
+    """Sums on the device, fetched once per log line, so that logging does not stall the accelerator.
 
     Args:
         names: Names of the losses.
-        device: Where the run happens.
+        device: Device of the run.
     """
 
     def __init__(self, names: Sequence[str], device: torch.device) -> None:
@@ -45,7 +45,7 @@ class Meter:
         self._outer.append((step, epoch, outer))
 
     def flush(self) -> tuple[list[float], list[float], float, float, list[tuple[int, float, list[float], float]]]:
-        """Return means and clear: losses, sensitivities, combined, examples a second, and every outer step.
+        """Return and clear the means: losses, task weights, combined loss, examples per second, and every outer step.
 
         An outer step is (step, epoch, g, norm of phi's gradient).
         """
@@ -57,7 +57,7 @@ class Meter:
         return means[:count], means[count : 2 * count], means[-1], rate, outer
 
     def leave_out(self, seconds: float) -> None:
-        """Leave out time that an evaluation or a checkpoint took."""
+        """Exclude the time of an evaluation or a checkpoint."""
         self._since += seconds
 
 
@@ -72,11 +72,11 @@ def peak_memory_mb(device: torch.device) -> float:
 class FiniteGuard:
     """Stops a run at the first loss that is NaN or infinite.
 
-    On an accelerator the answer for a step is read one step later, so that the check does not stall it.
+    On an accelerator the result of a step is read one step later, so that the check does not stall it.
 
     Args:
         names: Names of the losses.
-        device: Where the run happens.
+        device: Device of the run.
     """
 
     def __init__(self, names: Sequence[str], device: torch.device) -> None:
@@ -85,10 +85,10 @@ class FiniteGuard:
         self._pending: tuple[int, Tensor] | None = None
 
     def check(self, step: int, losses: Tensor) -> None:
-        """Check the losses of `step`, shape (T+1,), or those of the step before.
+        """Check the losses of `step`, shape (T+1,); on an accelerator, those of the step before.
 
         Raises:
-            NonFiniteLossError: Naming loss, value and step.
+            NonFiniteLossError: With the loss, its value and the step.
         """
         if self._delayed:
             self.flush()
@@ -97,7 +97,7 @@ class FiniteGuard:
             self._check(step, losses)
 
     def flush(self) -> None:
-        """Check what is still pending; call before writing a checkpoint."""
+        """Check the losses that are still pending; call this before writing a checkpoint."""
         if self._pending is not None:
             pending, self._pending = self._pending, None
             self._check(*pending)
@@ -109,5 +109,5 @@ class FiniteGuard:
             raise NonFiniteLossError(
                 f"Loss {', '.join(bad)} at step {step}.",
                 "Lower the learning rate (--lr), clip gradients (--set clip_norm=1), warm up (--set warmup=0.1), "
-                "or switch that loss off (--set losses=...).",
+                "or drop that loss (--set losses=...).",
             )

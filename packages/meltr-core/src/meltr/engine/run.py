@@ -1,4 +1,4 @@
-"""The life of a run: from a complete description to artefacts on disk."""
+"""The life of a run: from a complete description to files on disk."""
 
 from __future__ import annotations
 
@@ -36,22 +36,22 @@ def execute(
     fast_dev_run: bool = False,
     ranks: Ranks | None = None,
 ) -> dict[str, Any]:
-    """Train, choose the best checkpoint on the validation split, test it, and write everything down.
+    """Train, choose the best checkpoint on the validation split, test it, and write the results.
 
     Args:
         spec: The complete description of the run.
-        run_dir: Its folder; created if it is not there. None: a temporary one that is removed.
-        registry: Plugins found.
-        observers: Further objects with observer hooks.
+        run_dir: Its folder; created if missing. None: a temporary folder, which is removed.
+        registry: The plugins found.
+        observers: Other objects with observer hooks.
         resume: Continue from the last checkpoint in `run_dir` (from the start if there is none).
-        fast_dev_run: Two outer steps and a short evaluation, nothing kept.
-        ranks: The processes of the run; None: this one, or those that torchrun started.
+        fast_dev_run: Run two outer steps and a short evaluation, and keep nothing.
+        ranks: The processes of the run; None: this process, or those that torchrun started.
 
     Returns:
         The content of ``results.json``.
 
     Raises:
-        MeltrError: For everything with a defined answer; see `meltr.errors`.
+        MeltrError: For every known kind of failure; see `meltr.errors`.
     """
     if fast_dev_run:
         spec = _shortened(spec)

@@ -1,4 +1,4 @@
-"""What a trainer counts: the fields of a checkpoint's training state, listed once."""
+"""The training state of a checkpoint, with each field listed once."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ class TrainState:
 
     Args:
         step: Inner steps taken.
-        seconds: Time of training; evaluations and checkpoints do not count.
-        best: The best value of the primary metric on the validation split; None before the first evaluation.
-        best_step: Inner steps taken before it.
-        best_evaluation: What the evaluation found then, as it stands in ``results.json``.
+        seconds: Training time; evaluations and checkpoints do not count.
+        best: Best value of the primary metric on the validation split; None before the first evaluation.
+        best_step: Inner steps taken when it was found.
+        best_evaluation: The evaluation that found it, as in ``results.json``.
         last_outer: The last outer step: g by name of the loss, and the norm of phi's gradient.
-        negative: Log lines in a row in which the weight of the primary loss was negative.
+        negative: Number of consecutive log lines with a negative weight of the primary loss.
     """
 
     step: int = 0
@@ -31,10 +31,10 @@ class TrainState:
     negative: int = 0
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the fields by name: plain values."""
+        """Return the fields by name, as plain values."""
         return {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
 
     @classmethod
     def from_state_dict(cls, state: Mapping[str, Any]) -> TrainState:
-        """Return the state with the fields that `state_dict` gave; other entries are skipped."""
+        """Return a state from the result of `state_dict`; unknown entries are ignored."""
         return cls(**{field.name: state[field.name] for field in dataclasses.fields(cls)})

@@ -34,17 +34,17 @@ from meltr.parallel.sharing import Sharing
 from meltr.seeding import derive, seed_everything
 
 NEGATIVE_PATIENCE = 5
-"""Log lines in a row with a negative sensitivity of the primary loss before the run warns."""
+"""Number of consecutive log lines with a negative task weight of the primary loss before the run warns."""
 
 
 class Stateful(Protocol):
-    """A part of the trainer whose state belongs to a checkpoint."""
+    """A part of the trainer whose state is saved in a checkpoint."""
 
     def state_dict(self) -> dict[str, Any]:
         """Return plain values and tensors."""
 
     def load_state_dict(self, state_dict: dict[str, Any], /) -> object:
-        """Go on from what `state_dict` gave."""
+        """Continue from the state that `state_dict` returned."""
 
 
 class Trainer:
@@ -52,14 +52,14 @@ class Trainer:
 
     Args:
         hooks: Adapter and observers.
-        context: Of the run.
-        data: Its splits.
+        context: Context of the run.
+        data: Its data.
         model: The backbone, on its device.
-        combiner: On the same device.
+        combiner: The combiner, on the same device.
         scheme: Chooses the direction q of an outer step.
-        estimator: Computes g; one that no other trainer uses.
-        checkpoints: Where to save; None: nowhere.
-        metrics: Where to log; None: nowhere.
+        estimator: Computes g; used by this trainer only.
+        checkpoints: Where to save checkpoints; None: do not save any.
+        metrics: Where to log metrics; None: do not log any.
         ranks: The processes of the run.
         sharing: How they share the model.
         blocks: The backbone's blocks.
@@ -139,7 +139,7 @@ class Trainer:
         """Train from the current step to the last.
 
         Raises:
-            NonFiniteLossError: If a loss is NaN or infinite: which, when, and what was saved.
+            NonFiniteLossError: If a loss is NaN or infinite, with the loss, the step and the last checkpoint.
         """
         self.model.train()
         self.combiner.train()
@@ -149,8 +149,8 @@ class Trainer:
                 epoch, index = divmod(self.step, self.steps_per_epoch)
                 self._epoch(epoch, index)
         except NonFiniteLossError as error:
-            kept = self.checkpoints.describe_last() if self.checkpoints else "nothing (no run folder)"
-            raise NonFiniteLossError(f"{error.message} Saved so far: {kept}.", error.hint) from None
+            kept = self.checkpoints.describe_last() if self.checkpoints else "none (no run folder)"
+            raise NonFiniteLossError(f"{error.message} Last checkpoint: {kept}.", error.hint) from None
 
     def _epoch(self, epoch: int, start: int) -> None:
         spec = self.context.spec
@@ -219,7 +219,7 @@ class Trainer:
         """Return the loss functions of the micro-batches of a batch.
 
         Raises:
-            UserError: If the batch cannot be cut into equal micro-batches.
+            UserError: If the batch cannot be split into equal micro-batches.
         """
         number = self.context.spec.train.accumulate
         if number == 1:
@@ -227,18 +227,18 @@ class Trainer:
         count = count_examples(batch)
         if count % number:
             raise UserError(
-                f"A batch of {count} examples cannot be cut into accumulate={number} equal micro-batches.",
-                "Choose batch_size and accumulate so that it can.",
+                f"A batch of {count} examples cannot be split into accumulate={number} equal micro-batches.",
+                "Choose a batch_size that is a multiple of accumulate.",
             )
         size = count // number
         cut = [self.hooks.slice_batch(batch, start, start + size) for start in range(0, count, size)]
         return [self._losses(each, self.context) for each in cut]
 
     def _check_parts(self, batch: Any) -> None:
-        """Check that every process got a part of its own of the first batch.
+        """Check that every process got its own part of the first batch.
 
         Raises:
-            PluginError: If all got the same.
+            PluginError: If all processes got the same part.
         """
         if self.ranks.size > 1:
             prints = self.ranks.gather_objects(fingerprint(batch))
@@ -261,7 +261,7 @@ class Trainer:
             if self.metrics:
                 self.metrics.outer(step, epoch, *self.state.last_outer)
         if losses[0] != losses[0]:
-            return  # nothing since the last line
+            return  # nothing to log since the last line
         record = StepRecord(
             step=self.step,
             epoch=self.step / self.steps_per_epoch,
@@ -286,8 +286,8 @@ class Trainer:
         if self.state.negative == NEGATIVE_PATIENCE and self.ranks.is_first:
             self.hooks.message(
                 self.context,
-                f"The sensitivity of the primary loss {self.context.losses[0]!r} stays negative ({pull:.2g}): training "
-                "moves uphill on it. Start at the plain sum (--set start=sum) or raise gamma (--set gamma=1).",
+                f"The task weight of the primary loss {self.context.losses[0]!r} stays negative ({pull:.2g}): training "
+                "increases this loss. Start at the plain sum (--set start=sum) or raise gamma (--set gamma=1).",
                 "warning",
             )
 
@@ -308,10 +308,10 @@ class Trainer:
         self._save(best=improved)
 
     def evaluate(self, split: Any) -> Evaluation:
-        """Evaluate a split: every process all of it, with the same weights and buffers; the first one's result counts.
+        """Evaluate a split; every process evaluates all of it, with the same weights and buffers, and rank 0's counts.
 
         Args:
-            split: What `build_data` gave for it.
+            split: The split, as returned by `build_data`.
         """
         if self.ranks.size > 1:
             for buffer in self.model.buffers():
@@ -323,7 +323,7 @@ class Trainer:
 
     @contextlib.contextmanager
     def _aside(self) -> Iterator[None]:
-        """Work that does not count as training time: evaluations and checkpoints."""
+        """A context for work that does not count as training time: evaluations and checkpoints."""
         started = time.perf_counter()
         yield
         elapsed = time.perf_counter() - started
@@ -355,7 +355,7 @@ class Trainer:
             self.hooks.checkpoint(self.context, path)
 
     def _parts(self) -> dict[str, Stateful]:
-        """Return what else has a state to save, by its name in the checkpoint; the backbone's optimiser goes apart."""
+        """Return the other parts with a state to save, by name in the checkpoint; w's optimiser is separate."""
         parts: dict[str, Stateful | None] = {
             "outer_optimizer": self.outer,
             "bilevel": self.bilevel,

@@ -1,11 +1,11 @@
-"""The folder of one checkpoint: names of its files."""
+"""The folder of one checkpoint and the names of its files."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 LAST, BEST = "last", "best"
-"""Links beside the checkpoints: the newest one, and the best one on the validation split."""
+"""Links beside the checkpoints: to the newest one, and to the best one on the validation split."""
 
 _PREFIX = "step-"
 
@@ -14,7 +14,7 @@ class CheckpointFolder:
     """Paths of a checkpoint, ``checkpoints/step-000500``.
 
     Args:
-        path: The folder itself.
+        path: The folder.
     """
 
     def __init__(self, path: Path) -> None:
@@ -36,7 +36,7 @@ class CheckpointFolder:
 
 
 def checkpoint_at(folder: Path, step: int) -> CheckpointFolder:
-    """Return the checkpoint of an inner step, which need not be there.
+    """Return the checkpoint of an inner step, whether or not it exists.
 
     Args:
         folder: The run's ``checkpoints`` folder.
@@ -46,5 +46,5 @@ def checkpoint_at(folder: Path, step: int) -> CheckpointFolder:
 
 
 def checkpoints_in(folder: Path) -> list[CheckpointFolder]:
-    """Return the complete checkpoints in a run's ``checkpoints`` folder, the oldest first."""
+    """Return the complete checkpoints in a run's ``checkpoints`` folder, oldest first."""
     return sorted(map(CheckpointFolder, folder.glob(f"{_PREFIX}*")), key=lambda each: each.step)

@@ -1,4 +1,4 @@
-"""Where a new run is written, and what happens to an earlier run there."""
+"""The folder of a new run, and what happens to an earlier run in it."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ from meltr.specs import RunSpec
 
 
 def choose_folder(spec: RunSpec, output_dir: Path, name: str | None, *, overwrite: bool) -> Path:
-    """Return the folder of a new run; nothing is written.
+    """Return the folder of a new run; writes nothing.
 
     Args:
         spec: The run.
-        output_dir: Folder above it.
-        name: Its name, if one was asked for; None: made from what is run, with a number where that is taken.
-        overwrite: An earlier run there will be deleted.
+        output_dir: The parent folder.
+        name: Its name, if the user chose one; None: made from the settings, with a number if that name is taken.
+        overwrite: Allow a name that is taken; the earlier run will be deleted.
 
     Raises:
-        UserError: If `name` is taken (and not to be overwritten) or not a plain name.
+        UserError: If `name` is taken and not to be overwritten, or is not a plain name.
     """
     if name is not None and (name in ("", ".", "..") or Path(name).name != name):
-        raise UserError(f"--name {name!r} is not a plain name", "Choose the folder above it with --output-dir.")
+        raise UserError(f"--name {name!r} is not a plain name", "Choose the parent folder with --output-dir.")
     wanted = _wanted(spec, output_dir, name)
     if overwrite or not wanted.exists():
         return wanted
@@ -40,12 +40,12 @@ def choose_folder(spec: RunSpec, output_dir: Path, name: str | None, *, overwrit
 
 
 def begun_before(spec: RunSpec, output_dir: Path, name: str | None) -> Path | None:
-    """Return the folder in which the same run was begun and not finished, the newest of them; None if there is none.
+    """Return the folder in which the same run was started and not finished; the newest of several, None if none.
 
     Args:
         spec: The run.
-        output_dir: Folder above it.
-        name: Its name, if one was asked for.
+        output_dir: The parent folder.
+        name: Its name, if the user chose one.
     """
     wanted = _wanted(spec, output_dir, name)
     candidates = [wanted] if name is not None else [wanted, *output_dir.glob(f"{wanted.name}-*")]
@@ -55,12 +55,13 @@ def begun_before(spec: RunSpec, output_dir: Path, name: str | None) -> Path | No
 
 @contextlib.contextmanager
 def replacing(path: Path | None) -> Iterator[None]:
-    """Put the earlier run in `path` aside while a new one is made there, and delete it once that has begun.
+    """Move the earlier run in `path` aside while a new one is created there, and delete it once that has started.
 
-    If the new run ends before its first checkpoint (the data are missing, say), the earlier one comes back.
+    If the new run fails before its first checkpoint (for example because data are missing), the earlier run is
+    restored.
 
     Raises:
-        UserError: If `path` holds something else than a run.
+        UserError: If `path` is not a run folder.
     """
     if path is None or not path.exists():
         yield
@@ -85,7 +86,7 @@ def _wanted(spec: RunSpec, output_dir: Path, name: str | None) -> Path:
 
 
 def _described(path: Path) -> RunSpec | None:
-    """Return the description of the run, or of the first of several seeds, in a folder; None if there is none."""
+    """Return the description of the run in a folder, or of the first of several seeds; None if there is none."""
     seeds = SeedsFolder(path).read()
     if seeds is not None:
         return RunSpec.model_validate(seeds["spec"])
