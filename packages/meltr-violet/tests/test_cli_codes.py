@@ -158,7 +158,7 @@ def test_a_broken_file_is_named_and_left_out(root, tmp_path, encoder):
         (["--sampler", "random"], "sampler 'random' cannot make codes"),
         (["--sampler", "centers"], "Did you mean 'centres'?"),
         (["--task", "retrieve"], "no annotations for task 'retrieve'"),
-        (["--sample"], "--sample makes its own data, but --data-root was given too"),
+        (["--sample"], "--sample generates its own data, but --data-root was given too"),
         (["--frames", 0], "greater than or equal to 1"),
         (["--device", "tpu9"], "Unknown device 'tpu9'"),
         (["--encoder", "absent.pkl"], "there is no file absent.pkl"),

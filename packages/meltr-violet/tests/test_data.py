@@ -354,7 +354,7 @@ def test_a_frame_cache_in_place_of_the_videos(
     decoded = everything(build_data(make_context(**given)))
     cached = everything(build_data(make_context(**given, options__frame_cache=tmp_path / "cache")))
     assert all(torch.equal(decoded[name], cached[name]) for name in decoded)
-    with pytest.raises(UserError, match="4 frames were asked for"):
+    with pytest.raises(UserError, match="4 frames were requested"):
         build_data(make_context(**given, options__frame_cache=tmp_path / "cache", options__frames=4))
 
 
@@ -461,12 +461,12 @@ def test_an_answer_outside_the_vocabulary_has_no_number(
 def test_long_questions_are_cut_with_a_note(make_context: Make) -> None:
     context = make_context(options__text_length=6)
     rows = everything(build_data(context))
-    (note,) = [note for note in context.notes if "are cut" in note]
+    (note,) = [note for note in context.notes if "are truncated" in note]
     assert "have more than 4 words" in note
     assert "text_length" in note
     assert rows["ids"].shape[1] == 6
     assert set(rows["ids"][:, 0].tolist()) == {101}
-    assert not [note for note in make_context(options__text_length=40).notes if "are cut" in note]
+    assert not [note for note in make_context(options__text_length=40).notes if "are truncated" in note]
 
 
 def test_a_split_without_examples_is_refused(

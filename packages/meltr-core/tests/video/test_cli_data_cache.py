@@ -124,7 +124,7 @@ def test_annotations_for_no_task_say_what_each_lacks(root, tmp_path):
     [
         (["--sampler", "random"], "sampler 'random' cannot fill a cache"),
         (["--task", "retrieve"], "no annotations for task 'retrieve'"),
-        (["--sample"], "--sample makes its own data, but --data-root was given too"),
+        (["--sample"], "--sample generates its own data, but --data-root was given too"),
         (["--frames", 0], "greater than or equal to 1"),
     ],
 )

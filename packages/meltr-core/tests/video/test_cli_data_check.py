@@ -43,7 +43,7 @@ def test_a_complete_data_set(meltr, tmp_path):
     assert "all 4 that the annotations name" in lines
     assert "train 4 4 30,933 differs from the published number" in lines
     assert any("1 of 2 in test" in line for line in lines)
-    assert lines[-1] == "Everything is there."
+    assert lines[-1] == "All files exist."
 
 
 def test_an_empty_folder(meltr, tmp_path):

@@ -144,10 +144,10 @@ def test_a_contact_sheet_of_what_was_found(run, clips, tmp_path):
 @pytest.mark.parametrize(
     ("words", "message", "hint"),
     [
-        ([], "there is nothing to look at", "--video FILE"),
+        ([], "no video or image was given", "--video FILE"),
         (["--question", "what?"], "--question needs a video", "--video FILE"),
         (["--search", "outer"], "--search needs videos to rank", "--videos DIR"),
-        (["--question", "what?", "--search", "outer", "--videos", "clips"], "cannot be asked at once", "one of them"),
+        (["--question", "what?", "--search", "outer", "--videos", "clips"], "cannot be combined", "one of them"),
         (["--choices", "yes,no", "--videos", "clips"], "--choices needs a question", "--question"),
         (["--question", " ", "--videos", "clips"], "--question is empty", "Give a text"),
         (["--question", "?", "--choices", "yes", "--videos", "clips"], "two or more different", "yes,no"),

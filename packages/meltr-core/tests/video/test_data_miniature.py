@@ -209,7 +209,7 @@ def test_nothing_is_written_where_something_is(tmp_path):
 @pytest.mark.parametrize(
     ("dataset", "sizes", "message"),
     [
-        ("msvdd", {}, "no miniature of 'msvdd'"),
+        ("msvdd", {}, "no synthetic sample of 'msvdd'"),
         ("tgif-frame", {"validation": 5}, "no split 'validation'"),
         ("msvd", {"train": 0}, "0 clips for train of msvd are too few"),
         ("kinetics400", {"train": 7}, "7 clips for train of kinetics400 are too few"),

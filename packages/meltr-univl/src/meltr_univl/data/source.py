@@ -116,7 +116,7 @@ def _ways(context: RunContext) -> str:
     if files:
         lines.append("Or put UniVL's prepared files into the data root:")
         lines += [f"  {line}" for line in files.splitlines()]
-    return "\n".join([*lines, "Without any files: --sample."])
+    return "\n".join([*lines, "To run without any files: --sample."])
 
 
 def _miniature(context: RunContext) -> tuple[Corpus, FeatureSource]:
