@@ -60,7 +60,7 @@ def test_questions_with_choices_are_refused(vocabulary, make_context, clips, tmp
     root = write_manifest(tmp_path / "data", clips[:2], [row, row])
     with pytest.raises(UserError, match="come with choices") as caught:
         build_data(make_context("qa", "manifest", data_root=root, vocabulary=vocabulary))
-    assert "Leave `choices` out" in str(caught.value.hint)
+    assert "Remove `choices`" in str(caught.value.hint)
 
 
 def test_long_texts_are_cut_with_a_note(make_context):

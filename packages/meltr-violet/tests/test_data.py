@@ -259,7 +259,7 @@ def test_codes_of_a_file(make_context: Make, sample: Sample, vocabulary: Path, t
     ("made", "message"),
     [
         ({"side": 3}, r"shape \(2, 3, 3\) .* the clips need \(2, 2, 2\)"),
-        ({"sampler": "middles"}, r"frames 'middles'; the clips are made of the frames 'centres'"),
+        ({"sampler": "middles"}, r"frames 'middles', but the clips use the frames 'centres'"),
     ],
 )
 def test_codes_of_other_clips(
@@ -368,7 +368,7 @@ def test_a_cache_of_other_frames_is_remembered_and_needs_codes_of_them(
     fitting = write_codes(tmp_path / "fitting.safetensors", ["a"], sampler="middles")
     assert build_data(make_context(**given, options__codes=str(fitting))).left_out == {}
     other = write_codes(tmp_path / "other.safetensors", ["a"])
-    with pytest.raises(UserError, match="the clips are made of the frames 'middles'"):
+    with pytest.raises(UserError, match="the clips use the frames 'middles'"):
         build_data(make_context(**given, options__codes=str(other)))
 
 
