@@ -58,7 +58,7 @@ def test_a_small_model_from_scratch_takes_the_words_of_the_data_set(make_context
 def test_questions_with_choices_are_refused(vocabulary, make_context, clips, tmp_path):
     row = {"split": "train", "question": "is it there?", "answer": "yes", "choices": ["yes", "no"]}
     root = write_manifest(tmp_path / "data", clips[:2], [row, row])
-    with pytest.raises(UserError, match="come with choices") as caught:
+    with pytest.raises(UserError, match="have choices") as caught:
         build_data(make_context("qa", "manifest", data_root=root, vocabulary=vocabulary))
     assert "Remove `choices`" in str(caught.value.hint)
 

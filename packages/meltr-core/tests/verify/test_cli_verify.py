@@ -81,7 +81,7 @@ def test_draws_that_depend_on_the_losses_asked_for_are_a_warning(tmp_path):
     assert code == 0
     check = content["checks"][2]
     assert (check["name"], check["status"]) == ("primary loss alone", "warn")
-    assert "among the others" in check["found"]
+    assert "with the others" in check["found"]
 
 
 def test_an_operation_without_forward_mode_is_named(tmp_path):

@@ -188,7 +188,7 @@ def test_of_several_seeds_the_first_that_was_started_is_asked(seeds, clips, tmp_
         content = json.loads(result.stdout)
         assert content["run_dir"] == str(copy / asked)
         assert content["rows"] == answers(copy / asked, [clips / "a.png"])
-        assert f"{asked} is asked" in result.stderr
+        assert f"{asked} is used" in result.stderr
         shutil.rmtree(copy / asked)
     result = call("predict", copy, "--image", clips / "a.png")
     assert (result.exit_code, "no seed of" in result.stderr) == (2, True)
