@@ -25,10 +25,10 @@ MINIMUM_TORCH = (2, 11)
 EXTRAS = (
     ("matplotlib", "matplotlib", "plots", "no meltr plot"),
     ("tensorboard", "tensorboard", "tensorboard", "no TensorBoard"),
-    ("av", "av", "video", "videos cannot be read or written (PyAV)"),
-    ("pillow", "PIL", "video", "no images and no frame cache"),
-    ("transformers", "transformers", "text", "texts cannot be read"),
-    ("pycocoevalcap", "pycocoevalcap", "captions", "captions cannot be scored"),
+    ("av", "av", "video", "no videos can be read or written (PyAV)"),
+    ("pillow", "PIL", "video", "no images can be read, and no frame cache"),
+    ("transformers", "transformers", "text", "no texts can be read"),
+    ("pycocoevalcap", "pycocoevalcap", "captions", "no captions can be scored"),
 )
 """Package, its module, the extra that installs it, and what does not work without it."""
 
