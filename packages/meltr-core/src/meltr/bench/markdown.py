@@ -17,22 +17,22 @@ if TYPE_CHECKING:
     from meltr.verify.operations import Operations
 
 LEGEND = (
-    "Relative to multi-task learning, over whole cycles of K training steps with one outer step among them, optimiser "
-    "steps included; all variants interleaved in one process, from the same weights, on the same batches. Time: median "
-    "of the ratios of each turn (first to third quartile). Memory: peak of a cycle above weights and optimiser state. "
-    "FLOPs: matrix products, convolutions and attention of a step. Losses: evaluations of the losses in a cycle, those "
-    "without a graph and with dual numbers (forward mode) told apart. Backwards: backward passes in a cycle, in "
-    "brackets those of second order. Gradient: relative error and cosine of the combiner's gradient against the same "
-    "scheme by double backward throughout, Hessian products included. Cosine of g: to the exact g of {first}."
+    "Relative to multi-task learning, over whole cycles of K training steps that include one outer step, with optimiser "
+    "steps; all variants interleaved in one process, from the same weights, on the same batches. Time: median of the "
+    "ratios of all turns (first to third quartile). Memory: peak of a cycle above weights and optimiser state. FLOPs: "
+    "matrix products, convolutions and attention of a step. Losses: evaluations of the losses in a cycle, with those "
+    "without a graph and with dual numbers (forward mode) listed separately. Backwards: backward passes in a cycle, with "
+    "second-order ones in brackets. Gradient: relative error and cosine of the combiner's gradient against the same "
+    "scheme by double backward throughout, Hessian products included. Cosine of g: with the exact g of {first}."
 )
 
 
 APPROXIMATION_LEGEND = (
     "Time, memory and FLOPs of a training step relative to multi-task learning, as in Table 8. The run is trained with "
-    "exact outer steps; at each, g is also taken in every other way on the same weights, batch and random numbers. For "
-    "every loss: median of g_t / exact g_t, and in brackets in how many outer steps the signs agree. Early -> late: "
-    "over the first and over the last third of the outer steps. Cosine: of the whole g, median. Larger K changes how "
-    "often g is taken, not g."
+    "exact outer steps; at each one, g is also computed in every other way with the same weights, batch and random "
+    "numbers. For every loss: median of g_t / exact g_t, and in brackets the share of outer steps in which the signs "
+    "agree. Early -> late: over the first and the last third of the outer steps. Cosine: of the whole g, median. A "
+    "larger K changes how often g is computed, not g itself."
 )
 
 
