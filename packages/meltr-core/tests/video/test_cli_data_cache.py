@@ -177,5 +177,5 @@ def test_a_plugin_cannot_take_the_name_of_a_command(tmp_path):
     file.write_text(PLUGIN.replace("NAME", "cache"))
     registry = discover([file])
     app = build_app(registry)
-    assert "there is a command `meltr data cache` already" in registry.broken[0].cause
+    assert "there is already a command `meltr data cache`" in registry.broken[0].cause
     assert "--sampler" in call("data", "cache", "--help", app=app).stdout

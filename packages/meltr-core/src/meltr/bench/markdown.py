@@ -17,13 +17,14 @@ if TYPE_CHECKING:
     from meltr.verify.operations import Operations
 
 LEGEND = (
-    "Relative to multi-task learning, over whole cycles of K training steps that include one outer step, with optimiser "
-    "steps; all variants interleaved in one process, from the same weights, on the same batches. Time: median of the "
-    "ratios of all turns (first to third quartile). Memory: peak of a cycle above weights and optimiser state. FLOPs: "
-    "matrix products, convolutions and attention of a step. Losses: evaluations of the losses in a cycle, with those "
-    "without a graph and with dual numbers (forward mode) listed separately. Backwards: backward passes in a cycle, with "
-    "second-order ones in brackets. Gradient: relative error and cosine of the combiner's gradient against the same "
-    "scheme by double backward throughout, Hessian products included. Cosine of g: with the exact g of {first}."
+    "Relative to multi-task learning, over whole cycles of K training steps that include one outer step, with "
+    "optimiser steps; all variants interleaved in one process, from the same weights, on the same batches. Time: "
+    "median of the ratios of all turns (first to third quartile). Memory: peak of a cycle above weights and optimiser "
+    "state. FLOPs: matrix products, convolutions and attention of a step. Losses: evaluations of the losses in a "
+    "cycle, with those without a graph and with dual numbers (forward mode) listed separately. Backwards: backward "
+    "passes in a cycle, with second-order ones in brackets. Gradient: relative error and cosine of the combiner's "
+    "gradient against the same scheme by double backward throughout, Hessian products included. Cosine of g: with the "
+    "exact g of {first}."
 )
 
 
