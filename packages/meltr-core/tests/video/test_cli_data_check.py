@@ -74,7 +74,7 @@ def test_videos_without_annotations_are_counted(meltr, tmp_path):
     (tmp_path / "train_qa.json").unlink()
     result = meltr("data", "check", "--dataset", "msvd", "--data-root", tmp_path)
     assert result.exit_code == 1
-    assert any(line.startswith("4 there;") for line in lines_of(result))
+    assert any(line.startswith("4 exist;") for line in lines_of(result))
 
 
 def test_a_malformed_file(meltr, tmp_path):

@@ -364,7 +364,7 @@ def remove_header(folder: Path) -> None:
         (damage_index, "shard-00000.json or its shard is damaged"),
         (cut_shard, "shard-00000.bin has .* bytes, not"),
         (damage_pictures, "shard-00000.bin is damaged at byte 0"),
-        (remove_header, "is no frame cache: cache.json: No such file"),
+        (remove_header, "is not a frame cache: cache.json: No such file"),
     ],
 )
 def test_a_damaged_cache_says_so(media, tmp_path, damage, message):
