@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -21,8 +22,11 @@ from meltr.plugins import discover
 from meltr.settings import resolve
 from meltr.specs import RunSpec
 from meltr_allinone.adapter import AllInOneAdapter
+from meltr_allinone.model.all_in_one import AllInOne
 from meltr_allinone.model.building import heads_of, model_config, scoring_of
 from meltr_allinone.options import AllInOneOptions
+from meltr_allinone.weights.official import official_state
+from places import shared
 
 Make = Callable[..., RunContext]
 TINY = {"options__size": "tiny", "options__eval_batch_size": 3, "train__log_every": 1}
@@ -102,9 +106,28 @@ def test_scoring_follows_the_losses() -> None:
     assert heads_of(options, "qa", ("answer", "vtm")) == ("itm", "answer")
 
 
-def test_sizes_of_the_published_models_and_of_a_small_one() -> None:
-    base = model_config(AllInOneOptions(), {"vocabulary": 30522})
-    assert (base.width, base.depth, base.vocabulary, base.frames, base.text_length) == (768, 12, 30522, 3, 40)
+def published_shapes() -> dict[str, tuple[int, ...]]:
+    """Return key -> shape of the published checkpoint, from the table of the reference."""
+    table = shared("reference", "allinone.md").read_text(encoding="utf-8").split("### 9.2 Keys and shapes", 1)[1]
+    shapes = {}
+    for keys, cells in re.findall(r"^\| `([^`]*)`[^|]* \| (\(.*\)) \|$", table, re.M):
+        names = [re.sub(r"\{[^{]*\}$", name, keys) for name in ("weight", "bias")] if keys[-1] == "}" else [keys]
+        sizes = [tuple(map(int, re.findall(r"\d+", shape))) for shape in re.findall(r"\(.*?\)", cells)]
+        for name, size in zip(names, sizes * len(names), strict=False):
+            blocks = range(12) if ".blocks." in name else range(1)
+            shapes |= {re.sub(r"\{.*?\}", str(number), name): size for number in blocks}
+    return shapes
+
+
+def test_the_published_model_has_the_keys_and_shapes_of_its_checkpoint() -> None:
+    with torch.device("meta"):
+        model = AllInOne(model_config(AllInOneOptions(), {"vocabulary": 30522}), heads=("mlm", "itm"))
+    expected = published_shapes()
+    assert len(expected) == 167 + 1, "as many as the reference says, and a buffer"
+    assert {key: tuple(value.shape) for key, value in official_state(model.state_dict()).items()} == expected
+
+
+def test_sizes_of_a_small_model() -> None:
     tiny = model_config(AllInOneOptions(size="tiny", image_size=64, frames=5), {"vocabulary": 77})
     assert (tiny.vocabulary, tiny.frames, tiny.image_size) == (77, 5, 64)
     with pytest.raises(UserError, match="40,000 tokens, the published model 30,522"):

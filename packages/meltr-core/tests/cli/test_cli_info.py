@@ -13,7 +13,6 @@ import tomllib
 from pathlib import Path
 
 import pytest
-import typer
 import yaml
 
 from command_line import call, command_line
@@ -342,7 +341,3 @@ def test_a_reader_that_leaves_early_is_no_error(tmp_path):
     done = subprocess.run(["sh", "-c", command], cwd=tmp_path, capture_output=True, text=True, timeout=60)
     assert done.stdout.startswith("  setting")
     assert done.stderr == ""
-
-
-def test_the_app_is_an_ordinary_typer(toy):
-    assert isinstance(build_app(), typer.Typer)

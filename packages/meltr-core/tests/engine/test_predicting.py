@@ -11,7 +11,6 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-import meltr
 from asking_backbone import point
 from meltr.context import PredictRequest
 from meltr.engine.predicting import load_run
@@ -217,8 +216,3 @@ def test_random_numbers_of_a_prediction_are_the_same_every_time(trained, tmp_pat
     trained_run = load_run(trained, registry=strange(tmp_path, result=f"meltr.Prediction(({{'drawn': {draws}}},))"))
     first, second = (trained_run.predict(PredictRequest(pictures)) for _ in range(2))
     assert first == second
-
-
-def test_the_public_names_are_those_of_the_contract():
-    assert meltr.PredictRequest is PredictRequest
-    assert meltr.PredictRequest().top == 5

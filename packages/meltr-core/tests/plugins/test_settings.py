@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from meltr.errors import PluginError, UserError
-from meltr.plugins import Registry, discover
+from meltr.plugins import Registry, discover, load_object
 from meltr.settings import difference, dump_yaml, load_spec, resolve
 
 TOY = """
@@ -94,7 +94,7 @@ def test_defaults_are_complete(registry):
     assert spec.losses == ("main", "side")
     assert spec.options == {"model": "small", "depth": 2, "lr": 0.5, "tags": [], "note": "", "limit": 7}
     assert spec.combiner == "meltr"
-    assert spec.combiner_options["width"] == 512
+    assert spec.combiner_options == load_object(registry.combiner("meltr").options)().model_dump()
     assert spec.preset is None
 
 
