@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from meltr.seeding import derive, seed_everything
+from meltr.seeding import derive, seed_again
 
 
 class LoaderBatches:
@@ -104,7 +104,7 @@ class _SeededItems(Dataset[Any]):
         self._dataset, self._seed, self._epoch = dataset, seed, epoch
 
     def __getitem__(self, index: int) -> Any:
-        seed_everything(derive(self._seed, "item", self._epoch, index))
+        seed_again(derive(self._seed, "item", self._epoch, index))
         return self._dataset[index]
 
     def __len__(self) -> int:

@@ -31,7 +31,7 @@ from meltr.observers.jsonl import MetricsWriter
 from meltr.optim.building import autocast_dtype, inner_lr, inner_optimizer, lr_factor, outer_optimizer, set_lr
 from meltr.parallel.ranks import Ranks
 from meltr.parallel.sharing import Sharing
-from meltr.seeding import derive, seed_everything
+from meltr.seeding import derive, seed_again
 
 NEGATIVE_PATIENCE = 5
 """Number of consecutive log lines with a negative task weight of the primary loss before the run warns."""
@@ -178,7 +178,7 @@ class Trainer:
     def _train_step(self, epoch: int, index: int, batch: Any) -> None:
         spec, context, outer = self.context.spec, self.context, self.outer_batches
         others = () if self.ranks.is_first else ("rank", self.ranks.rank)
-        seed_everything(derive(spec.seed, "step", self.step, *others), context.generator)
+        seed_again(derive(spec.seed, "step", self.step, *others), context.generator)
         if self.step == 0:
             self._check_parts(batch)
         self._set_lrs()
