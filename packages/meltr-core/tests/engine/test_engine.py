@@ -131,7 +131,7 @@ def test_kill_in_the_middle_of_an_epoch_and_resume(tmp_path):
     """kill -9 from outside, through the command line."""
     options = [
         "run", "--plugin", str(TOY), "--backbone", "toy", "--task", "classification", "--dataset", "rings",
-        "--device", "cpu", "--epochs", "10", "--batch-size", "16", "--output-dir", str(tmp_path), "--quiet",
+        "--device", "cpu", "--epochs", "6", "--batch-size", "16", "--output-dir", str(tmp_path), "--quiet",
         "--set", "width=16", "--set", "heads=2", "--set", "checkpoint_every=5",
     ]  # fmt: skip
     assert call(*options, "--name", "whole").exit_code == 0
