@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from command_line import call, command_line
+from command_line import assert_stopped, call, command_line
 from meltr.cli import doctor
 from meltr.cli.app import build_app
 from meltr.errors import MeltrError, PluginError, UserError
@@ -98,9 +98,7 @@ def test_list_of_one_section_as_json(meltr, toy):
 
 
 def test_list_refuses_an_unknown_section(meltr):
-    result = meltr("list", "backbone")
-    assert result.exit_code == 2
-    assert "Did you mean 'backbones'?" in result.stderr
+    assert_stopped(meltr("list", "backbone"), "Did you mean 'backbones'?")
 
 
 def test_broken_plugins_are_listed_with_their_cause(broken):

@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from command_line import call
+from command_line import assert_stopped, call
 from measure_cases import CHOICE, SMALL, TOY, spoilt
 from meltr.specs import BilevelSpec
 
@@ -133,13 +133,9 @@ def test_low_precision_is_held_to_less():
     ],
 )
 def test_wrong_input_is_explained(words, message):
-    result = verify(*words)
-    assert result.exit_code == 2
-    assert message in result.stderr
+    assert_stopped(verify(*words), message)
 
 
 def test_several_processes_are_refused(monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
-    result = verify(*CHOICE)
-    assert result.exit_code == 2
-    assert "Start it without torchrun." in result.stderr
+    assert_stopped(verify(*CHOICE), "Start it without torchrun.")

@@ -7,7 +7,7 @@ import json
 import pytest
 
 from annotation_files import write_msrvtt, write_msvd
-from command_line import command_line
+from command_line import assert_stopped, command_line
 
 PLUGIN = """
 from meltr import BackboneInfo, BackboneTask, DatasetInfo, hookimpl
@@ -124,18 +124,10 @@ def test_a_manifest(meltr, tmp_path):
 
 
 def test_wrong_words(meltr, tmp_path):
-    result = meltr("data", "check", "--dataset", "msdv", "--data-root", tmp_path)
-    assert result.exit_code == 2
-    assert "Did you mean 'msvd'?" in result.stderr
-    result = meltr("data", "check", "--dataset", "msvd", "--data-root", tmp_path / "nowhere")
-    assert result.exit_code == 2
-    assert "does not exist" in result.stderr
-    result = meltr("data", "check", "--dataset", "msvd")
-    assert result.exit_code == 2
-    assert "--data-root was not given" in result.stderr
-    result = meltr("data", "check", "--dataset", "shapes", "--data-root", tmp_path)
-    assert result.exit_code == 2
-    assert "shapes.npz" in result.stderr
+    assert_stopped(meltr("data", "check", "--dataset", "msdv", "--data-root", tmp_path), "Did you mean 'msvd'?")
+    assert_stopped(meltr("data", "check", "--dataset", "msvd", "--data-root", tmp_path / "nowhere"), "does not exist")
+    assert_stopped(meltr("data", "check", "--dataset", "msvd"), "--data-root was not given")
+    assert_stopped(meltr("data", "check", "--dataset", "shapes", "--data-root", tmp_path), "shapes.npz")
 
 
 def test_allow_missing_is_a_setting_and_an_option(meltr):
