@@ -23,7 +23,7 @@ from meltr_violet.losses.tasks import Batch, draw_batch_masks, task_losses
 from meltr_violet.model.config import TINY
 from meltr_violet.options import VioletOptions
 from meltr_violet.plugin import register_backbones
-from places import shared
+from places import reference_table
 
 Make = Callable[..., RunContext]
 (INFO,) = register_backbones()
@@ -51,17 +51,9 @@ def test_every_preset_resolves(preset: str) -> None:
     assert spec.preset == preset
 
 
-def table(page: str, title: str) -> dict[str, list[str]]:
-    """Return the first table below a title of a page of the reference: the first cell of a row -> the others."""
-    text = shared("reference", page).read_text(encoding="utf-8").split(f"{title}\n", 1)[1].split("|---", 1)
-    lines = f"{text[0]}|---{text[1].partition(chr(10) * 2)[0]}".splitlines()
-    cells = [[cell.strip() for cell in line.split("|")[1:-1]] for line in lines if line.startswith("| ")]
-    return {first: others for first, *others in cells}
-
-
 @pytest.mark.parametrize("dataset", ["msrvtt-7k", "msrvtt-9k", "msvd", "tgif-frame", "tgif-action", "tgif-transition"])
 def test_released_argument_files(dataset: str) -> None:
-    rows = table("violet.md", "## 7. Hyper-parameters (argument files of the MELTR code)")
+    rows = reference_table("violet.md", "## 7. Hyper-parameters (argument files of the MELTR code)")
     task, title = ("retrieval", "MSRVTT 7k, 9k") if dataset.startswith("msrvtt") else ("qa", f"{dataset}-qa")
     titles = [name.lower() for name in rows.pop("")]
     column = titles.index(next(name for name in (title.lower(), dataset) if name in titles))
@@ -80,7 +72,7 @@ def test_released_argument_files(dataset: str) -> None:
 
 @pytest.mark.parametrize(("task", "dataset"), ALL)
 def test_the_papers_settings(task: str, dataset: str) -> None:
-    rows = table("violet.md", "## 13. Paper versus released code")
+    rows = reference_table("violet.md", "## 13. Paper versus released code")
     spec = spec_of(task, dataset)
     told = rows["optimiser"][0]
     rates = [float(number) for number in re.findall(r"= ([\d.e-]+)", told)]
