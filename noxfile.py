@@ -24,6 +24,10 @@ EXTRAS = "captions,plots,tensorboard,text,torchjd,video"
 SOLVERS = ("cvxpy", "ecos; python_version < '3.13'")
 """What CAGrad and NashMTL need besides; ecos has no wheels for newer Pythons. The tests of both are skipped without."""
 
+PARALLEL = ("-n", "2", "--dist", "worksteal")
+"""Two processes, each with half of the tests; the first to end takes over tests of the other. So few modules are cut in
+two, whose fixtures both processes would have to make."""
+
 
 def install_all(session: nox.Session, *extra: str, compiled: bool = False) -> None:
     """Install all packages; `compiled`: with bytecode, else every process of a test compiles what it imports."""
@@ -52,14 +56,14 @@ def types(session: nox.Session) -> None:
 def tests(session: nox.Session) -> None:
     """The tests, but for slow ones and those that need a GPU."""
     install_all(session, "pytest", "pytest-xdist", "hypothesis", "scipy", *SOLVERS, compiled=True)
-    session.run("pytest", "-n", "2", "-m", "not slow and not gpu", *session.posargs, env={"OMP_NUM_THREADS": "1"})
+    session.run("pytest", *PARALLEL, "-m", "not slow and not gpu", *session.posargs, env={"OMP_NUM_THREADS": "1"})
 
 
 @nox.session
 def coverage(session: nox.Session) -> None:
     """The same tests with their coverage, printed by room. Measuring slows them down, so it is a session of its own."""
     install_all(session, "pytest", "pytest-xdist", "pytest-cov", "hypothesis", "scipy", *SOLVERS, compiled=True)
-    options = ("-n", "2", "-m", "not slow and not gpu", "--cov", "--cov-report=")
+    options = (*PARALLEL, "-m", "not slow and not gpu", "--cov", "--cov-report=")
     session.run("pytest", *options, *session.posargs, env={"OMP_NUM_THREADS": "1"})
     session.run("python", f"{CORE}/tests/helpers/coverage_rooms.py")
 
@@ -89,7 +93,7 @@ def minimums(session: nox.Session) -> None:
     packages = [part for package in ADAPTERS for part in ("-e", package)]
     session.install("--resolution", "lowest-direct", "-e", f"{CORE}[{EXTRAS}]", *packages)
     session.install("pytest", "pytest-xdist", "hypothesis", "scipy")
-    session.run("pytest", "-n", "2", "-m", "not slow and not gpu", *session.posargs, env={"OMP_NUM_THREADS": "1"})
+    session.run("pytest", *PARALLEL, "-m", "not slow and not gpu", *session.posargs, env={"OMP_NUM_THREADS": "1"})
 
 
 def has_gpu(session: nox.Session) -> bool:

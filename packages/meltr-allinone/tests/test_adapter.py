@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -21,8 +22,11 @@ from meltr.plugins import discover
 from meltr.settings import resolve
 from meltr.specs import RunSpec
 from meltr_allinone.adapter import AllInOneAdapter
+from meltr_allinone.model.all_in_one import AllInOne
 from meltr_allinone.model.building import heads_of, model_config, scoring_of
 from meltr_allinone.options import AllInOneOptions
+from meltr_allinone.weights.official import official_state
+from places import reference_table, shared
 
 Make = Callable[..., RunContext]
 TINY = {"options__size": "tiny", "options__eval_batch_size": 3, "train__log_every": 1}
@@ -102,9 +106,28 @@ def test_scoring_follows_the_losses() -> None:
     assert heads_of(options, "qa", ("answer", "vtm")) == ("itm", "answer")
 
 
-def test_sizes_of_the_published_models_and_of_a_small_one() -> None:
-    base = model_config(AllInOneOptions(), {"vocabulary": 30522})
-    assert (base.width, base.depth, base.vocabulary, base.frames, base.text_length) == (768, 12, 30522, 3, 40)
+def published_shapes() -> dict[str, tuple[int, ...]]:
+    """Return key -> shape of the published checkpoint, from the table of the reference."""
+    table = shared("reference", "allinone.md").read_text(encoding="utf-8").split("### 9.2 Keys and shapes", 1)[1]
+    shapes = {}
+    for keys, cells in re.findall(r"^\| `([^`]*)`[^|]* \| (\(.*\)) \|$", table, re.M):
+        names = [re.sub(r"\{[^{]*\}$", name, keys) for name in ("weight", "bias")] if keys[-1] == "}" else [keys]
+        sizes = [tuple(map(int, re.findall(r"\d+", shape))) for shape in re.findall(r"\(.*?\)", cells)]
+        for name, size in zip(names, sizes * len(names), strict=False):
+            blocks = range(12) if ".blocks." in name else range(1)
+            shapes |= {re.sub(r"\{.*?\}", str(number), name): size for number in blocks}
+    return shapes
+
+
+def test_the_published_model_has_the_keys_and_shapes_of_its_checkpoint() -> None:
+    with torch.device("meta"):
+        model = AllInOne(model_config(AllInOneOptions(), {"vocabulary": 30522}), heads=("mlm", "itm"))
+    expected = published_shapes()
+    assert len(expected) == 167 + 1, "as many as the reference says, and a buffer"
+    assert {key: tuple(value.shape) for key, value in official_state(model.state_dict()).items()} == expected
+
+
+def test_sizes_of_a_small_model() -> None:
     tiny = model_config(AllInOneOptions(size="tiny", image_size=64, frames=5), {"vocabulary": 77})
     assert (tiny.vocabulary, tiny.frames, tiny.image_size) == (77, 5, 64)
     with pytest.raises(UserError, match="40,000 tokens, the published model 30,522"):
@@ -166,16 +189,35 @@ def test_answers_are_scored_and_written(make_spec: Callable[..., RunSpec], tmp_p
 
 
 def test_released_fidelity_trains_on_what_the_release_does() -> None:
+    told = reference_table("allinone.md", "### 5.1 Named configuration `msrvtt_retrieval_MELTR`, resolved [run]")
     choice = {"backbone": "allinone", "task": "retrieval", "dataset": "msrvtt-7k"}
     spec = resolve(discover(), **choice, flags={"fidelity": "released", "data_root": "."})
-    assert spec.losses == ("mlm", "contrastive")
-    assert (spec.bilevel.every, spec.bilevel.gamma, spec.bilevel.outer_batch) == (5, 0.1, "replay")
-    assert (spec.bilevel.outer_clip_norm, spec.bilevel.replay_eviction, spec.bilevel.phase) == (1.0, "random", 0)
-    assert (spec.options["sampling"], spec.options["retrieval_views"]) == ("released", 3)
-    assert spec.combiner_options["width"] == 128
-    default = resolve(discover(), **choice, flags={"data_root": "."})
-    assert default.losses == ("vtm", "mlm")
-    assert (default.bilevel.every, default.train.lr, default.train.epochs) == (3, 3e-5, 40)
+    names = {"ind_itc": "contrastive"}
+    order = re.search(r"\[(.*)\]", told["order of active tasks"][0])[1]  # type: ignore[index]
+    assert spec.losses == tuple(names.get(name, name) for name in order.split(", "))
+    rates = told["learning rate / weight decay / optimiser"][0].split(" / ")
+    assert [spec.train.lr, spec.train.weight_decay] == [float(number) for number in rates[:2]]
+    assert str(spec.train.epochs) == told["max_epoch / max_steps"][0].split(" / ")[0]
+    assert f"`retrieval_views` {spec.options['retrieval_views']}" in told["evaluation"][0]
+    outer = spec.bilevel
+    found = {"`auxgrad_every` (K)": outer.every, "`gamma`": outer.gamma}
+    found["`max_grad_norm` (hypergradient only)"] = outer.outer_clip_norm
+    assert found == {name: float(told[name][0]) for name in found}
+    rates = re.findall(r"[\de-]+", told["`meltr_lr`, `meltr_decay`"][0])[:2]
+    assert [outer.outer_lr, outer.outer_weight_decay] == [float(number) for number in rates]
+
+
+def test_the_default_is_the_papers() -> None:
+    told = reference_table("allinone.md", "## 11. Paper vs released code")
+    choice = {"backbone": "allinone", "task": "retrieval", "dataset": "msrvtt-7k"}
+    spec = resolve(discover(), **choice, flags={"data_root": "."})
+    assert spec.losses == ("vtm", "mlm")
+    assert str(spec.bilevel.every) == told["K"][0]
+    assert str(spec.train.epochs) == told["epochs (retrieval)"][0]
+    assert spec.bilevel.outer_lr == float(told["MELTR β"][0])
+    (inner,) = (cells[0] for name, cells in told.items() if name.startswith("backbone optimiser"))
+    _, rate, schedule = inner.split(", ")
+    assert (spec.train.lr, f"{spec.train.schedule} decay") == (float(rate), schedule)
 
 
 # Resume

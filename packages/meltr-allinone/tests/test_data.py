@@ -58,20 +58,20 @@ def test_a_small_model_from_scratch_takes_the_words_of_the_data_set(make_context
 def test_questions_with_choices_are_refused(vocabulary, make_context, clips, tmp_path):
     row = {"split": "train", "question": "is it there?", "answer": "yes", "choices": ["yes", "no"]}
     root = write_manifest(tmp_path / "data", clips[:2], [row, row])
-    with pytest.raises(UserError, match="come with choices") as caught:
+    with pytest.raises(UserError, match="have choices") as caught:
         build_data(make_context("qa", "manifest", data_root=root, vocabulary=vocabulary))
-    assert "Leave `choices` out" in str(caught.value.hint)
+    assert "Remove `choices`" in str(caught.value.hint)
 
 
 def test_long_texts_are_cut_with_a_note(make_context):
     context = make_context(text_length=6)
     rows = epoch(build_data(context))
-    assert any("have more than 4 words and are cut" in note and "text_length" in note for note in context.notes)
+    assert any("have more than 4 words and are truncated" in note and "text_length" in note for note in context.notes)
     assert rows["ids"].shape[1] == 6
     assert set(rows["ids"][:, 0].tolist()) == {101}
     context = make_context(text_length=40)
     build_data(context)
-    assert not any("are cut" in note for note in context.notes)
+    assert not any("are truncated" in note for note in context.notes)
 
 
 def test_the_real_clips(make_context, tmp_path):

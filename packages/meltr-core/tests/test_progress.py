@@ -21,8 +21,8 @@ def test_a_counter_writes_a_line_every_few_seconds():
             counter(done, 2000, failed)
     assert stream.getvalue().splitlines() == [
         "videos 1,000/2,000 (50%)",
-        "videos 1,050/2,000 (52%)  1 failed  10.0 a second  ETA 1:35",
-        "videos 2,000/2,000 (100%)  1 failed  166.7 a second  ETA 0:00",
+        "videos 1,050/2,000 (52%)  1 failed  10.0 per second  ETA 1:35",
+        "videos 2,000/2,000 (100%)  1 failed  166.7 per second  ETA 0:00",
     ]
 
 

@@ -304,7 +304,7 @@ def test_what_a_run_cannot_do(trained: Any, sample: Any, tmp_path: Path) -> None
     with pytest.raises(UserError, match="finds videos by a text: it needs --search"):
         adapter.predict(model, PredictRequest(media=videos), data, context)
     unknown = dataclasses.replace(data, meta={**data.meta, "features": {**data.meta["features"], "extractor": None}})
-    with pytest.raises(UserError, match="do not say how they were made"):
+    with pytest.raises(UserError, match="do not name their extractor"):
         adapter.predict(model, PredictRequest(media=videos, search="x"), unknown, context)
     narrow = tmp_path / "narrow.npy"
     np.save(narrow, np.zeros((3, 5), dtype=np.float32))

@@ -262,7 +262,7 @@ def test_long_texts_are_told(make: Make, tmp_path: Path) -> None:
     write_npy(root / "features", COUNTS)
     context = make("retrieval", "manifest", root, caption_length=4)
     build_data(context)
-    assert "1 of 7 texts have more than 8 words and are cut (--set text_length)" in context.notes
+    assert "1 of 7 texts have more than 8 words and are truncated (--set text_length)" in context.notes
     assert any(note.startswith("2 of 7 captions have more than 3 words") for note in context.notes)
 
 

@@ -121,8 +121,7 @@ def test_codes_of_prepared_frames(tmp_path, encoder, model):
     write_prepared(root)
     words = ["data", "codes", "--dataset", "msvd", "--data-root", root, "--out", out, "--encoder", encoder]
     result = call(*words)
-    assert result.exit_code == 2
-    assert "1 of 3 videos that the annotations name are not in" in result.stderr
+    command_line.assert_stopped(result, "1 of 3 videos that the annotations name are not in")
     assert not out.exists()
     result = call(*words, "--allow-missing")
     assert result.exit_code == 0, result.output
@@ -134,10 +133,11 @@ def test_codes_of_prepared_frames(tmp_path, encoder, model):
     assert file.shape == (5, 7, 7)
     for key, expected in compute(model, dict.fromkeys("ab", frames)):
         np.testing.assert_array_equal(file.codes(key), expected)
-    result = call(*words, "--allow-missing", "--frames", 4)
-    assert result.exit_code == 2
-    assert "img_msvd.pkl holds 5 frames per video, but --frames is 4" in result.stderr
-    assert "--frames 5" in result.stderr
+    command_line.assert_stopped(
+        call(*words, "--allow-missing", "--frames", 4),
+        "img_msvd.pkl holds 5 frames per video, but --frames is 4",
+        "--frames 5",
+    )
 
 
 def test_a_broken_file_is_named_and_left_out(root, tmp_path, encoder):
@@ -158,7 +158,7 @@ def test_a_broken_file_is_named_and_left_out(root, tmp_path, encoder):
         (["--sampler", "random"], "sampler 'random' cannot make codes"),
         (["--sampler", "centers"], "Did you mean 'centres'?"),
         (["--task", "retrieve"], "no annotations for task 'retrieve'"),
-        (["--sample"], "--sample makes its own data, but --data-root was given too"),
+        (["--sample"], "--sample generates its own data, but --data-root was given too"),
         (["--frames", 0], "greater than or equal to 1"),
         (["--device", "tpu9"], "Unknown device 'tpu9'"),
         (["--encoder", "absent.pkl"], "there is no file absent.pkl"),
@@ -167,29 +167,23 @@ def test_a_broken_file_is_named_and_left_out(root, tmp_path, encoder):
 def test_mistakes_are_answered_before_anything_is_written(root, tmp_path, encoder, options, message):
     out = tmp_path / "codes.safetensors"
     result = codes(root, out, encoder, *options)
-    assert result.exit_code == 2
-    assert message in result.stderr
+    command_line.assert_stopped(result, message)
     assert not out.exists()
 
 
 def test_without_an_encoder_it_says_where_to_get_it(root, tmp_path):
     words = ["data", "codes", "--dataset", "manifest", "--data-root", root, "--out", tmp_path / "codes.safetensors"]
-    result = call(*words)
-    assert result.exit_code == 2
-    assert "--encoder was not given" in result.stderr
-    assert commands.ENCODER in result.stderr
-    result = call(*words, "--encoder", root / "0.png")
-    assert result.exit_code == 2
-    assert "0.png" in result.stderr
+    command_line.assert_stopped(call(*words), "--encoder was not given", commands.ENCODER)
+    command_line.assert_stopped(call(*words, "--encoder", root / "0.png"), "0.png")
 
 
 def test_codes_of_another_kind_are_not_mixed_in(root, tmp_path, encoder):
     out = tmp_path / "codes.safetensors"
     assert codes(root, out, encoder, "--size", 64).exit_code == 0
     result = codes(root, out, encoder, "--size", 96)
-    assert result.exit_code == 2
-    assert "but 5 frames per video (centres), 96 pixels" in result.stderr
-    assert "holds codes of 5 frames per video (centres), 64 pixels" in result.stderr
+    command_line.assert_stopped(
+        result, "but 5 frames per video (centres), 96 pixels", "holds codes of 5 frames per video (centres), 64 pixels"
+    )
 
 
 @pytest.mark.slow

@@ -259,7 +259,7 @@ def test_codes_of_a_file(make_context: Make, sample: Sample, vocabulary: Path, t
     ("made", "message"),
     [
         ({"side": 3}, r"shape \(2, 3, 3\) .* the clips need \(2, 2, 2\)"),
-        ({"sampler": "middles"}, r"frames 'middles'; the clips are made of the frames 'centres'"),
+        ({"sampler": "middles"}, r"frames 'middles', but the clips use the frames 'centres'"),
     ],
 )
 def test_codes_of_other_clips(
@@ -354,7 +354,7 @@ def test_a_frame_cache_in_place_of_the_videos(
     decoded = everything(build_data(make_context(**given)))
     cached = everything(build_data(make_context(**given, options__frame_cache=tmp_path / "cache")))
     assert all(torch.equal(decoded[name], cached[name]) for name in decoded)
-    with pytest.raises(UserError, match="4 frames were asked for"):
+    with pytest.raises(UserError, match="4 frames were requested"):
         build_data(make_context(**given, options__frame_cache=tmp_path / "cache", options__frames=4))
 
 
@@ -368,7 +368,7 @@ def test_a_cache_of_other_frames_is_remembered_and_needs_codes_of_them(
     fitting = write_codes(tmp_path / "fitting.safetensors", ["a"], sampler="middles")
     assert build_data(make_context(**given, options__codes=str(fitting))).left_out == {}
     other = write_codes(tmp_path / "other.safetensors", ["a"])
-    with pytest.raises(UserError, match="the clips are made of the frames 'middles'"):
+    with pytest.raises(UserError, match="the clips use the frames 'middles'"):
         build_data(make_context(**given, options__codes=str(other)))
 
 
@@ -461,12 +461,12 @@ def test_an_answer_outside_the_vocabulary_has_no_number(
 def test_long_questions_are_cut_with_a_note(make_context: Make) -> None:
     context = make_context(options__text_length=6)
     rows = everything(build_data(context))
-    (note,) = [note for note in context.notes if "are cut" in note]
+    (note,) = [note for note in context.notes if "are truncated" in note]
     assert "have more than 4 words" in note
     assert "text_length" in note
     assert rows["ids"].shape[1] == 6
     assert set(rows["ids"][:, 0].tolist()) == {101}
-    assert not [note for note in make_context(options__text_length=40).notes if "are cut" in note]
+    assert not [note for note in make_context(options__text_length=40).notes if "are truncated" in note]
 
 
 def test_a_split_without_examples_is_refused(

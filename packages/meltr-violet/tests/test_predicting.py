@@ -199,7 +199,7 @@ def test_what_a_run_cannot_use_is_refused_with_the_right_command(
 def test_a_long_question_is_cut_and_a_broken_file_named(trained: MakeRun, videos: list[Path], tmp_path: Path) -> None:
     run = trained("answers")
     prediction = run.predict(PredictRequest(tuple(videos[:1]), "what " * 30 + "?"))
-    assert prediction.what == "most probable answers (the text is cut to 24 tokens)"
+    assert prediction.what == "most probable answers (the text is truncated to 24 tokens)"
     (tmp_path / "cut.mp4").write_bytes(videos[3].read_bytes()[:700])
     with pytest.raises(UserError, match=r"cut\.mp4"):
         run.predict(PredictRequest((videos[0], tmp_path / "cut.mp4"), "what is it?"))

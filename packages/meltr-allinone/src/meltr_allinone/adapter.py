@@ -1,4 +1,4 @@
-"""All-in-one as a video backbone: model, losses, weights and scores, for the hooks of `meltr.video.VideoAdapter`."""
+"""All-in-one as a video backbone: model, losses, weights and scores for the hooks of `meltr.video.VideoAdapter`."""
 
 from __future__ import annotations
 
@@ -41,11 +41,11 @@ class AllInOneAdapter(VideoAdapter[AllInOne]):
         return open_source(context)
 
     def open_files(self, corpus: Corpus, meta: Mapping[str, Any], context: RunContext) -> Source:
-        """Return files, sampled as in evaluation."""
+        """Return files of the user, sampled as in evaluation."""
         return Source(corpus, clips_of_files(corpus.media, context.options))
 
     def encoder(self, source: Source, tokenizer: Tokenizer, labels: Labels, context: RunContext) -> AllInOneEncoder:
-        """Return how an item becomes tensors."""
+        """Return the encoder, which turns items into tensors."""
         options: AllInOneOptions = context.options
         wanted = Wanted(
             options.image_size,
@@ -58,16 +58,16 @@ class AllInOneAdapter(VideoAdapter[AllInOne]):
         return AllInOneEncoder(tokenizer, labels, clips=source.media, wanted=wanted)
 
     def make_model(self, meta: Mapping[str, Any], context: RunContext) -> AllInOne:
-        """Return the model with the heads that task, losses and scoring need."""
+        """Return the model with the heads that the task, its losses and its scoring need."""
         return build_model(context.options, meta, task=context.spec.task, losses=context.spec.losses)
 
     def load_weights(self, model: AllInOne, options: AllInOneOptions) -> Sequence[LoadReport]:
-        """Load an official checkpoint, or that of a run."""
+        """Load an official checkpoint, or one of a run."""
         return [] if options.weights is None else [load_pretrained(model, options.weights)]
 
     @hookimpl
     def parameter_groups(self, model: AllInOne, context: RunContext) -> Sequence[Mapping[str, Any]]:
-        """Spare biases and norms weight decay; the answer head learns ``options.answer_lr_scale`` times as fast."""
+        """Exclude biases and norms from weight decay; scale the learning rate of the answer head."""
         scales = {"vqa_classifier": context.options.answer_lr_scale}
         return decay_groups(model, spared=NO_DECAY, lr_scales=scales)
 
@@ -77,7 +77,7 @@ class AllInOneAdapter(VideoAdapter[AllInOne]):
         return model.blocks()
 
     def losses(self, model: AllInOne, batch: Mapping[str, Tensor], context: RunContext) -> dict[str, Tensor]:
-        """Return the losses named in ``context.losses``; all that is drawn comes from ``context.generator``."""
+        """Return the losses named in ``context.losses``; all random numbers come from ``context.generator``."""
         options: AllInOneOptions = context.options
         ready = as_batch(batch, options.normalisation)
         drawn = draw(
@@ -93,7 +93,7 @@ class AllInOneAdapter(VideoAdapter[AllInOne]):
         return task_losses(model, ready, drawn, wanted=context.losses, settings=settings)
 
     def answer_logits(self, model: AllInOne, batch: Mapping[str, Tensor], context: RunContext) -> Tensor:
-        """Return the logits of the answers, (B, A); the order of patches depends on the number of an example."""
+        """Return the logits of the answers, (B, A); the order of patches depends on the example's number."""
         video = normalised(batch["video"], context.options.normalisation)
         size, frames = video.shape[:2]
         orders = seeded_orders(model, size, frames, seed=_order_seed(context), start=int(batch["number"][0]))
@@ -113,10 +113,10 @@ class AllInOneAdapter(VideoAdapter[AllInOne]):
         return how.scores(model, texts["ids"], (normalised(each["video"], options.normalisation) for each in videos))
 
     def views(self, context: RunContext) -> int:
-        """Return how many random clips of a video are scored."""
+        """Return the number of random clips per video whose scores are averaged."""
         return int(context.options.retrieval_views)
 
 
 def _order_seed(context: RunContext) -> int | None:
-    """Return what the order of patches in joint passes is drawn from; None: raster order."""
+    """Return the seed for the order of patches in joint passes; None: raster order."""
     return context.spec.seed if context.options.patch_order == "random" else None

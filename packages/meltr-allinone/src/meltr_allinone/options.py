@@ -13,41 +13,42 @@ class AllInOneOptions(FrameOptions):
     """Settings of the All-in-one backbone.
 
     Args:
-        size: ``base`` (All-in-one-B and -B+), ``small`` and ``ti`` as published; ``tiny`` for miniatures and first
-            tries.
+        size: ``base`` (All-in-one-B and -B+), ``small`` and ``ti`` as published; ``tiny`` for synthetic samples and
+            first tries.
         weights: Start from this checkpoint: ``all-in-one-plus-224.ckpt`` or another official one, or
             ``backbone.safetensors`` of a run.
-        frames: T, frames of a clip (3 as published).
+        frames: T, frames per clip (3 as published).
         image_size: Side of a frame in pixels, a multiple of 16 (224 as published).
-        text_length: L, tokens of a text, [CLS] and [SEP] included; longer ones are cut (40 as published).
+        text_length: L, tokens per text, [CLS] and [SEP] included; longer ones are truncated (40 as published).
         patch_order: Order of the patches of each frame in joint passes: ``random`` as published, which decides what
             token rolling exchanges, or ``raster``.
-        sampling: Frames of a training clip: one of each of T segments, ``random`` (``released``: never the last of a
-            segment, as in the public code) or ``uniform``, the middle.
-        eval_sampling: The same in evaluation; the released code takes random frames there too.
-        retrieval_views: Random clips of a video that a dual-encoder evaluation averages (3 as released).
-        stored_frames: Draw training clips from so many even frames, which are decoded once and kept in memory; None:
-            from all frames of a video, which is decoded at every visit (or read from a frame cache).
-        augmentation: Of training clips: ``crop`` (one random place a clip, all that the released code does), ``none``,
-            or ``strong`` (that of the co-training: RandAugment, sizes, mirror images; not where texts tell left from
-            right).
+        sampling: Frame of each of T segments in a training clip: ``random`` (``released``: never the last of a segment,
+            as in the public code) or ``uniform``, the middle.
+        eval_sampling: The same in evaluation; the released code samples randomly there too.
+        retrieval_views: Number of random clips per video that dual-encoder evaluation averages over (3 as released).
+        stored_frames: Sample training clips from this many evenly spaced frames, which are decoded once and kept in
+            memory;
+            None: from all frames of a video, which is decoded at every visit (or read from a frame cache).
+        augmentation: Augmentation of training clips: ``crop`` (one random crop per clip, as in the released code),
+            ``none``, or ``strong`` (as in the co-training: RandAugment, sizes, mirror images; unsuitable for texts that
+            distinguish left and right).
         normalisation: Mean and deviation of colours: ``imagenet`` (released fine-tuning), ``kinetics`` (co-training of
             the B+ checkpoint), ``inception`` (timm's weights).
-        whole_words: Masked language modelling hides whole words, as in pre-training.
-        false_texts: Wrong captions that the rank loss compares with, of the data set (15 as released); 0: those of the
+        whole_words: Masked language modelling masks whole words, as in pre-training.
+        false_texts: Number of wrong captions from the data set for the rank loss (15 as released); 0: those of the
             batch.
-        false_videos: Wrong videos of matching: of the ``batch``, or of the ``dataset`` as released, which decodes twice
-            as many.
-        false_items: Whose they are: of ``others``, or of ``any``, by chance the right one, as released.
-        hard_negatives: With ``false_videos=batch``, draw wrong videos that resemble the text to the dual encoder (which
-            learns only by the loss ``contrastive``).
-        temperature: Similarities are divided by it in the contrastive loss.
+        false_videos: Wrong videos for matching: from the ``batch``, or from the ``dataset`` as released, which decodes
+            twice as many.
+        false_items: Wrong items are of ``others``, or of ``any`` video, by chance the right one, as released.
+        hard_negatives: With ``false_videos=batch``, choose wrong videos that the dual encoder finds similar to the text
+            (it is trained only by the loss ``contrastive``).
+        temperature: The contrastive loss divides similarities by this number.
         answer_lr_scale: Learning rate of the answer head, relative to the others' (10 in All-in-one's own settings).
-        scoring: How retrieval scores a text and a video: ``dual`` (two embeddings); ``joint`` (a joint pass for every
-            pair); ``rerank``, where a joint pass orders the best of the dual encoder anew; ``auto``: ``dual`` if the
-            loss ``contrastive`` is on, else ``joint``.
-        rerank: How many of the best are ordered anew.
-        memory_mb: Frames are kept in memory up to this many MiB (with ``workers=0``), half of it for evaluation.
+        scoring: How retrieval scores a text and a video: ``dual`` (two embeddings); ``joint`` (one joint pass per
+            pair); ``rerank`` (joint passes re-rank the dual encoder's best); ``auto``: ``dual`` if the loss
+            ``contrastive`` is in use, else ``joint``.
+        rerank: Number of best candidates to re-rank.
+        memory_mb: Keep frames in memory up to this many MiB (with ``workers=0``), half of it for evaluation.
     """
 
     size: Literal["base", "small", "ti", "tiny"] = "base"

@@ -74,7 +74,7 @@ _TINY: dict[str, Any] = {
 
 TINY = PresetInfo(
     name="tiny",
-    summary="A small model from scratch for questions, for miniatures and first tries: under two minutes on two cores.",
+    summary="A small model from scratch for questions, for synthetic samples: under two minutes on two cores.",
     settings={**_TINY, "train.epochs": 4},
 )
 

@@ -8,7 +8,7 @@ from meltr.specs import CombinerInfo, EstimatorInfo, SchemeInfo, TaskInfo
 
 @hookimpl
 def register_tasks() -> list[TaskInfo]:
-    """Tasks that several backbones share."""
+    """The task that several backbones share."""
     return [
         TaskInfo(
             name="classification", summary="One label for an image.", metrics=("top1", "top5"), higher_is_better=True
@@ -29,14 +29,14 @@ def register_combiners() -> list[CombinerInfo]:
         ),
         CombinerInfo(
             name="linear",
-            summary="One learned weight a loss (Table 10).",
+            summary="One learned weight per loss (Table 10).",
             factory="meltr.combiners.linear:from_options",
             options="meltr.combiners.options:LinearOptions",
             learned=True,
         ),
         CombinerInfo(
             name="fixed",
-            summary="Weights that you give: --set weights=1,0.5,0.5 (Table 7).",
+            summary="Given weights: --set weights=1,0.5,0.5 (Table 7).",
             factory="meltr.combiners.fixed:from_options",
             options="meltr.combiners.options:FixedOptions",
         ),
@@ -92,7 +92,7 @@ def register_schemes() -> list[SchemeInfo]:
         ),
         SchemeInfo(
             name="none",
-            summary="q = 0: the combiner stays as it is (multi-task learning).",
+            summary="q = 0: the combiner is not trained (multi-task learning).",
             factory=f"{home}:NoDirection",
         ),
     ]
@@ -108,25 +108,23 @@ def register_estimators() -> list[EstimatorInfo]:
         ),
         EstimatorInfo(
             name="one_sided",
-            summary="One-sided differences of the losses, checked: one forward.",
+            summary="One-sided differences of the losses, checked: one forward pass.",
             factory=f"{home}:OneSidedDifference",
             options=f"{options}:OneSidedDifferenceOptions",
         ),
         EstimatorInfo(
-            name="forward", summary="Forward mode, exact: about two forwards.", factory=f"{home}:ForwardMode"
+            name="forward", summary="Forward mode, exact: about two forward passes.", factory=f"{home}:ForwardMode"
         ),
         EstimatorInfo(
             name="difference",
-            summary="Central differences of the losses: two forwards.",
+            summary="Central differences of the losses: two forward passes.",
             factory=f"{home}:CentralDifference",
             options=f"{options}:CentralDifferenceOptions",
         ),
-        EstimatorInfo(
-            name="per_task", summary="One backward per task, exact: T + 1 backwards.", factory=f"{home}:PerTask"
-        ),
+        EstimatorInfo(name="per_task", summary="One backward pass per task, exact.", factory=f"{home}:PerTask"),
         EstimatorInfo(
             name="double_backward",
-            summary="Double backward, exact: the released code's way, and the most memory.",
+            summary="Double backward, exact, as in the released code; needs the most memory.",
             factory=f"{home}:DoubleBackward",
         ),
     ]
@@ -137,7 +135,7 @@ def _rivals() -> list[CombinerInfo]:
     return [
         CombinerInfo(
             name="uncertainty",
-            summary="Uncertainty weighting: a trained variance a loss (Kendall et al., CVPR 2018).",
+            summary="Uncertainty weighting: one trained variance per loss (Kendall et al., CVPR 2018).",
             factory="meltr.combiners.uncertainty:from_options",
             options="meltr.combiners.options:UncertaintyOptions",
             settings={"bilevel.outer_lr": 1e-3},
@@ -157,7 +155,7 @@ def _rivals() -> list[CombinerInfo]:
         ),
         CombinerInfo(
             name="famo",
-            summary="FAMO: all losses fall at one rate (Liu et al., NeurIPS 2023).",
+            summary="FAMO: all losses fall at the same rate (Liu et al., NeurIPS 2023).",
             factory="meltr.combiners.famo:from_options",
             options="meltr.combiners.options:FamoOptions",
             settings={"bilevel.outer_lr": 0.025, "bilevel.outer_weight_decay": 1e-3},

@@ -11,7 +11,7 @@ def resolve_device(name: str) -> torch.device:
     """Return the device for ``auto``, ``cpu``, ``cuda``, ``cuda:1``, ``mps``.
 
     Raises:
-        UserError: If it is not there.
+        UserError: If there is no such device.
     """
     if name == "auto":
         if torch.cuda.is_available():
@@ -22,7 +22,7 @@ def resolve_device(name: str) -> torch.device:
     except RuntimeError as error:
         raise UserError(f"Unknown device {name!r}.", "Valid choices: auto, cpu, cuda, cuda:0, mps.") from error
     if device.type == "cuda" and not torch.cuda.is_available():
-        raise UserError("No CUDA device was found.", "Use --device cpu, or see what is wrong with: meltr doctor")
+        raise UserError("No CUDA device was found.", "Use --device cpu, or find the cause with: meltr doctor")
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise UserError(f"There is no {name}.", f"CUDA devices here: {torch.cuda.device_count()}.")
     if device.type == "mps" and not torch.backends.mps.is_available():

@@ -1,4 +1,4 @@
-"""What a reader needs to repeat a run: versions, platform, device, command."""
+"""The environment of a run, for repeating it: versions, platform, device, command."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def environment() -> dict[str, Any]:
 
 
 def versions() -> dict[str, str]:
-    """Return the versions of those of `PACKAGES` that are installed."""
+    """Return the versions of the installed packages among `PACKAGES`."""
     found = {}
     for name in PACKAGES:
         try:

@@ -1,4 +1,4 @@
-"""Errors that a user meets: each says what is wrong, what was found, and what to do next."""
+"""Errors for users: each says what is wrong, what was found, and what to do next."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Iterable
 
 
 class MeltrError(Exception):
-    """Something went wrong that has a defined answer; shown without a traceback.
+    """A known kind of failure, shown without a traceback.
 
     Args:
         message: What is wrong and the value that was found.
@@ -33,7 +33,7 @@ class UserError(MeltrError):
 
 
 class PluginError(MeltrError):
-    """A plugin broke its contract: names plugin, hook and value."""
+    """A plugin broke its contract; the message names the plugin, the hook and the value."""
 
 
 class NonFiniteError(MeltrError):
@@ -59,7 +59,7 @@ class StoppedRun(BaseException):
 
 
 def closest(word: str, choices: Iterable[str]) -> str | None:
-    """Return the choice that a misspelt `word` probably means, None if none is close."""
+    """Return the choice that a misspelt `word` probably means; None if none is close."""
     return next(iter(difflib.get_close_matches(word, sorted(choices), n=1, cutoff=0.5)), None)
 
 
@@ -68,7 +68,7 @@ def did_you_mean(word: str, choices: Iterable[str]) -> str:
 
     Args:
         word: What the user wrote.
-        choices: What would have been right.
+        choices: The valid words.
     """
     known = sorted(choices)
     close = closest(word, known)

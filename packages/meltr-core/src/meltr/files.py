@@ -1,7 +1,7 @@
-"""JSON and text files written whole, and JSON's answer to numbers that are not finite.
+"""Atomic writing of JSON and text files, and JSON encoding of numbers that are not finite.
 
 JSON has no NaN and no infinity. They are written as the strings ``"NaN"``, ``"Infinity"`` and ``"-Infinity"``, which
-every JSON reader accepts and ``float()`` turns back; `decode` does so for a whole value.
+every JSON reader accepts and ``float()`` converts back; `decode` does so for a whole value.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ def encode(value: Any) -> Any:
     """Return `value` with every NaN and infinity replaced by its string, so that it is valid JSON.
 
     Args:
-        value: Dicts, sequences, strings, numbers, booleans and None, nested as you like. Other number-like objects
+        value: Nested dicts, sequences, strings, numbers, booleans and None. Other number-like objects
             (numpy scalars, 0-dim tensors) become floats.
     """
     if isinstance(value, Mapping):
@@ -51,9 +51,9 @@ def decode(value: Any) -> Any:
 
 
 def write_bytes(path: Path, content: bytes) -> None:
-    """Write a file beside and rename it: readers see the old one or the new one. Makes the folder.
+    """Create the folder and write a file under a temporary name, then rename it: readers see the old or the new one.
 
-    Several processes may write the same file at once: the last one wins.
+    If several processes write the same file at once, the last one wins.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     beside = path.with_name(f".{path.name}.{os.getpid()}.partial")
@@ -65,12 +65,12 @@ def write_bytes(path: Path, content: bytes) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a text file whole, in UTF-8; see `write_bytes`."""
+    """Write a text file in UTF-8; see `write_bytes`."""
     write_bytes(path, text.encode())
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
-    """Write a JSON object whole."""
+    """Write a JSON object; see `write_bytes`."""
     write_text(path, json.dumps(encode(content), indent=2, ensure_ascii=False) + "\n")
 
 
@@ -78,7 +78,7 @@ def read_object(path: Path) -> dict[str, Any] | None:
     """Read a JSON object that `write_json` wrote; None if there is no such file.
 
     Raises:
-        UserError: If the file is not valid JSON, or holds something else than an object.
+        UserError: If the file is not valid JSON, or holds anything but an object.
     """
     try:
         value = decode(json.loads(path.read_text(encoding="utf-8")))
@@ -92,5 +92,5 @@ def read_object(path: Path) -> dict[str, Any] | None:
 
 
 def write_lines(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
-    """Write JSON lines whole."""
+    """Write JSON lines; see `write_bytes`."""
     write_text(path, "".join(json.dumps(encode(row), ensure_ascii=False) + "\n" for row in rows))

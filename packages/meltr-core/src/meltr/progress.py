@@ -1,4 +1,4 @@
-"""How far a long count has come: a bar on a terminal, plain lines in a log or a pipe."""
+"""Progress of a long count: a bar on a terminal, plain lines in a log or a pipe."""
 
 from __future__ import annotations
 
@@ -26,15 +26,15 @@ def duration(seconds: float) -> str:
 
 
 class ProgressCounter:
-    """Shows a count on standard error, from its first number on, while it is used as a context manager.
+    """Shows a count on standard error, from its first value on; used as a context manager.
 
     Args:
         noun: What is counted, in the plural.
         quiet: Show nothing.
-        lines: Write plain lines where there is no terminal; False: show nothing there.
-        stream: Where to write; None: standard error.
+        lines: Without a terminal, write plain lines; False: show nothing there.
+        stream: Stream to write to; None: standard error.
         interval: Seconds between two plain lines.
-        clock: Returns the time in seconds.
+        clock: Returns the current time in seconds.
     """
 
     def __init__(
@@ -62,7 +62,7 @@ class ProgressCounter:
             self._live.stop()
 
     def __call__(self, done: int, total: int, failed: int = 0) -> None:
-        """Show that `done` of `total` are done, `failed` of them without success."""
+        """Show that `done` of `total` are done, `failed` of which failed."""
         if self._quiet:
             return
         console = self._console or self._start()
@@ -94,5 +94,5 @@ class ProgressCounter:
             parts.append(f"{failed:,} failed")
         if done > before and now > start:
             rate = (done - before) / (now - start)
-            parts += [f"{rate:,.1f} a second", f"ETA {duration((total - done) / rate)}"]
+            parts += [f"{rate:,.1f} per second", f"ETA {duration((total - done) / rate)}"]
         return "  ".join(parts)

@@ -17,8 +17,23 @@ def derive(seed: int, *purpose: str | int) -> int:
 
 def seed_everything(seed: int, generator: torch.Generator | None = None) -> None:
     """Seed Python, NumPy, torch on all devices, and `generator`."""
+    torch.manual_seed(seed)
+    seed_again(seed, generator)
+
+
+def seed_again(seed: int, generator: torch.Generator | None = None) -> None:
+    """Seed what `seed_everything` seeds, for every step and every example: on the CPU and on the device in use.
+
+    `torch.manual_seed` also notes the seed, with a stack trace, for each kind of device that nobody has used yet. That
+    takes longer than most examples.
+    """
     random.seed(seed)
     np.random.seed(seed % 2**32)
-    torch.manual_seed(seed)
+    torch.default_generator.manual_seed(seed)
+    accelerator = torch.accelerator.current_accelerator()
+    if accelerator is not None:
+        module = torch.get_device_module(accelerator)
+        if not hasattr(module, "is_initialized") or module.is_initialized():
+            getattr(module, "manual_seed_all", module.manual_seed)(seed)
     if generator is not None:
         generator.manual_seed(seed)

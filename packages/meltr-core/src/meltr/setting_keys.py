@@ -1,4 +1,4 @@
-"""The settings that exist for one run: their full paths, and what a user may have meant. Imports no torch."""
+"""The settings that exist for a run: their full paths, and guesses for misspelt ones. Imports no torch."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ OPTION_SECTIONS = ("options", "combiner_options", "scheme_options", "estimator_o
 
 
 class Parts(NamedTuple):
-    """What a run is made of besides its backbone, each with settings of its own.
+    """The parts of a run besides its backbone, each with its own settings.
 
     Args:
         combiner: Its settings are ``combiner_options.*``.
@@ -45,10 +45,10 @@ class Parts(NamedTuple):
     def named(
         cls, registry: Registry, *, combiner: str | None = None, scheme: str | None = None, estimator: str | None = None
     ) -> Parts:
-        """Return the parts of these names, the default ones for None.
+        """Return the parts with these names; None means the default one.
 
         Raises:
-            UserError: If one is unknown.
+            UserError: If a name is unknown.
         """
         return cls(
             registry.combiner(combiner or DEFAULTS["combiner"]),
@@ -62,17 +62,17 @@ DEFAULTS: Mapping[str, str] = {
     "scheme": BilevelSpec.model_fields["scheme"].default,
     "estimator": BilevelSpec.model_fields["estimator"].default,
 }
-"""The parts of a run that names none."""
+"""The parts of a run by default."""
 
 
 class Keys:
     """The settings that exist for one backbone and the other parts of a run.
 
     Args:
-        registry: What is installed.
-        backbone: Whose ``options.*`` exist; None: nobody's.
-        parts: Whose ``combiner_options.*``, ``scheme_options.*`` and ``estimator_options.*`` exist; None: the default
-            parts'.
+        registry: The plugins found.
+        backbone: The backbone whose ``options.*`` exist; None: none.
+        parts: The parts whose ``combiner_options.*``, ``scheme_options.*`` and ``estimator_options.*`` exist; None: the
+            default parts.
     """
 
     def __init__(self, registry: Registry, backbone: BackboneInfo | None, parts: Parts | None = None) -> None:
@@ -96,7 +96,7 @@ class Keys:
             return key
         paths = [path for path in self.fields if path.rpartition(".")[2] == key]
         if len(paths) > 1:
-            raise UserError(f"setting {key!r} ({origin}) is ambiguous", f"Write one of: {', '.join(paths)}.")
+            raise UserError(f"setting {key!r} ({origin}) is ambiguous", f"Use one of: {', '.join(paths)}.")
         if not paths:
             raise UserError(f"unknown setting {key!r} ({origin})", self._guess(key))
         return paths[0]

@@ -1,4 +1,4 @@
-"""From defaults, preset, file, flags and ``--set`` to a complete, checked `RunSpec`. Imports no torch."""
+"""Merges defaults, preset, file, flags and ``--set`` into a complete, checked `RunSpec`. Imports no torch."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ FIDELITY: dict[str, dict[str, Any]] = {
     "paper": {},
     "released": {"bilevel.outer_batch": "replay", "combiner_options.start": "random"},
 }
-"""What ``fidelity`` changes in the defaults and presets; a backbone adds its own (`BackboneInfo.released`)."""
+"""Changes to defaults and presets by ``fidelity``; a backbone adds its own (`BackboneInfo.released`)."""
 
 _SELECTION = ("backbone", "task", "dataset", "preset", "combiner", "fidelity")
 
@@ -38,8 +38,8 @@ class _Value(NamedTuple):
 class _Layer(NamedTuple):
     """Settings of one source.
 
-    Those in the sections `loose` may be meant for a backbone, combiner, scheme or estimator that is not in use; they
-    are then ignored. All others must fit.
+    Settings in the sections `loose` may belong to a backbone, combiner, scheme or estimator that is not in use; they
+    are then ignored. All others must be valid.
     """
 
     values: dict[str, _Value]
@@ -65,18 +65,18 @@ def resolve(
     """Merge defaults < preset < fidelity < combiner < config file < flags < ``--set`` and check the result.
 
     Args:
-        registry: What is installed.
-        backbone: As after ``--backbone``; may come from `config` instead, like `task`, `dataset` and `preset`.
-        task: As after ``--task``.
-        dataset: As after ``--dataset``.
+        registry: The plugins found.
+        backbone: Name of the backbone; like `task`, `dataset` and `preset`, it may come from `config` instead.
+        task: Name of the task.
+        dataset: Name of the data set.
         preset: Name of a preset, ``"none"``, or None for the backbone's default for this task and data set.
-        config: YAML file, nested or dotted (a run.yaml will do), or its content.
+        config: YAML file, nested or dotted (such as a run.yaml), or its content.
         flags: Setting -> value; None values are skipped.
         sets: ``"setting=value"`` strings.
         plugins: Files given with ``--plugin``.
 
     Raises:
-        UserError: If a setting is unknown, ambiguous, of the wrong type or impossible with the others.
+        UserError: If a setting is unknown, ambiguous, of the wrong type or in conflict with others.
         PluginError: If an options model cannot be loaded.
     """
     chosen = {"backbone": backbone, "task": task, "dataset": dataset, "preset": preset}
@@ -115,7 +115,7 @@ def load_spec(path: Path) -> RunSpec:
     """Read a run.yaml.
 
     Raises:
-        UserError: If it is missing, not YAML, or not the description of a run.
+        UserError: If it is missing, not YAML, or does not describe a run.
     """
     content = read_yaml(path)
     try:
@@ -126,7 +126,7 @@ def load_spec(path: Path) -> RunSpec:
 
 
 def dump_yaml(spec: RunSpec) -> str:
-    """Return `spec` as YAML that `load_spec` reads back."""
+    """Return `spec` as YAML that `load_spec` can read."""
     return str(yaml.safe_dump(spec.model_dump(mode="json"), sort_keys=False, allow_unicode=True, width=100))
 
 
@@ -137,9 +137,9 @@ def difference(a: RunSpec, b: RunSpec) -> list[str]:
 
 
 def _pick(key: str, layers: Sequence[_Layer]) -> str | None:
-    """Return the value of a selection key, or of the same key of the outer loop, in the strongest layer that has one.
+    """Return the value of a selection key, or of the same key of the outer loop, in the last layer that sets it.
 
-    Within a layer the later one counts, as it does when layers are merged.
+    Within a layer the last value counts, as in the merge of layers.
     """
     for layer in reversed(layers):
         for name, item in reversed(layer.values.items()):
@@ -149,23 +149,23 @@ def _pick(key: str, layers: Sequence[_Layer]) -> str | None:
 
 
 def _select(registry: Registry, layers: Sequence[_Layer]) -> tuple[BackboneInfo, str, str]:
-    """Return backbone, task and data set of the run, checked to go together."""
+    """Return backbone, task and data set of the run, checked to be compatible."""
     chosen = {}
     for kind in ("backbone", "task", "dataset"):
         value = _pick(kind, layers)
         if value is None:
             names = ", ".join(sorted(getattr(registry, f"{kind}s"))) or "none is installed"
-            raise UserError(f"--{kind} is missing", f"Valid choices: {names}. `meltr list` shows what goes together.")
+            raise UserError(f"--{kind} is missing", f"Valid choices: {names}. `meltr list` shows the combinations.")
         chosen[kind] = getattr(registry, kind)(value)
     info, task, dataset = chosen["backbone"], chosen["task"].name, chosen["dataset"].name
     tasks = {entry.task: entry for entry in info.tasks}
     if task not in tasks:
         able = [each.name for each in registry.backbones.values() if any(entry.task == task for entry in each.tasks)]
-        hint = f"It can do: {', '.join(tasks)}. Backbones that can do {task!r}: {', '.join(able) or 'none'}."
-        raise UserError(f"backbone {info.name!r} cannot do task {task!r}", hint)
+        hint = f"Its tasks: {', '.join(tasks)}. Backbones for {task!r}: {', '.join(able) or 'none'}."
+        raise UserError(f"backbone {info.name!r} does not support task {task!r}", hint)
     if dataset not in tasks[task].datasets:
-        hint = f"It can use: {', '.join(tasks[task].datasets)}."
-        raise UserError(f"backbone {info.name!r} cannot use data set {dataset!r} for task {task!r}", hint)
+        hint = f"Valid choices: {', '.join(tasks[task].datasets)}."
+        raise UserError(f"backbone {info.name!r} does not support data set {dataset!r} for task {task!r}", hint)
     return info, task, dataset
 
 
@@ -173,7 +173,7 @@ _TRUE = ("True", "true", "yes", "on", "1")
 
 
 def _default_preset(info: BackboneInfo, task: str, dataset: str, *, sample: bool, released: bool) -> str | None:
-    """Return the name of the preset used when none is asked for."""
+    """Return the name of the preset used if none is given."""
     chosen = [info.sample_presets] * sample + [info.released_presets] * released + [info.default_presets]
     for names in chosen:
         for key in (f"{task}/{dataset}", dataset, task):
@@ -196,7 +196,7 @@ def _find_preset(info: BackboneInfo, name: str | None) -> PresetInfo | None:
 
 
 def _without_foreign_options(layers: Sequence[_Layer], backbone: str, parts: Parts) -> Iterable[_Layer]:
-    """Drop what a preset or file says about a backbone, combiner, scheme or estimator that is not the one in use."""
+    """Drop settings of a preset or file for a backbone, combiner, scheme or estimator that is not in use."""
     current = dict(DEFAULTS)
     for layer in layers:
         foreign = set()
@@ -215,7 +215,7 @@ def _identity(info: BackboneInfo, recipe: PresetInfo | None, combiner: CombinerI
 
 
 def _validated(registry: Registry, keys: Keys, merged: Mapping[str, _Value], *, task: str) -> RunSpec:
-    """Build the RunSpec from full paths; one UserError for everything that pydantic finds."""
+    """Build the RunSpec from full paths; all findings of pydantic become one UserError."""
     nested: dict[str, Any] = {section: {} for section in (*SECTIONS, *OPTION_SECTIONS)}
     for path, item in merged.items():
         section, _, name = path.rpartition(".")
@@ -273,16 +273,16 @@ def _choose_losses(info: BackboneInfo, task: str, wanted: Sequence[str] | None, 
     first = primary or entry.losses[0]
     if wanted and first not in wanted:
         others = ",".join([first, *wanted])
-        raise UserError(f"the primary loss {first!r} cannot be switched off", f"Write --set losses={others}.")
+        raise UserError(f"the primary loss {first!r} cannot be removed", f"Use --set losses={others}.")
     return list(dict.fromkeys([first, *(wanted or entry.default_losses or entry.losses)]))
 
 
 def _check_combiner(spec: RunSpec, combiner: CombinerInfo) -> None:
-    """Refuse a combiner that cannot work with the losses in use."""
+    """Reject a combiner that does not support the losses in use."""
     losses = ", ".join(spec.losses)
     if combiner.learned and len(spec.losses) < 2:
         message = f"combiner {combiner.name!r} learns how to combine losses, but there is only one: {losses}"
-        raise UserError(message, "Use --combiner primary, or switch on more losses with --set losses=...")
+        raise UserError(message, "Use --combiner primary, or add losses with --set losses=...")
     weights = spec.combiner_options.get("weights") if combiner.name == "fixed" else None
     if weights is not None and len(weights) != len(spec.losses):
         message = f"combiner 'fixed' got {len(weights)} weights for {len(spec.losses)} losses"
@@ -297,7 +297,7 @@ def _split_set(text: str) -> tuple[str, _Value]:
 
 
 def _flatten(content: Mapping[Any, Any]) -> dict[str, Any]:
-    """Turn nested sections into dotted settings; a mapping that is itself a value stays one."""
+    """Turn nested sections into dotted settings; a mapping that is itself a value is kept."""
     flat: dict[str, Any] = {}
     for key, value in content.items():
         if key in (*SECTIONS, *OPTION_SECTIONS) and isinstance(value, Mapping):
@@ -318,7 +318,7 @@ def _read_config(config: Path | Mapping[str, Any] | None) -> dict[str, _Value]:
 
 
 def read_yaml(path: Path) -> dict[Any, Any]:
-    """Return the mapping in a YAML file; UserError if it cannot be read or holds something else."""
+    """Return the mapping in a YAML file; UserError if it cannot be read or holds anything else."""
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -333,7 +333,7 @@ def read_yaml(path: Path) -> dict[Any, Any]:
 
 
 def _parse(value: Any, info: FieldInfo, path: str, origin: str) -> Any:
-    """Turn what the user typed into what the field can read; anything but a string is left alone."""
+    """Convert what the user typed to what the field accepts; anything but a string is kept."""
     kinds = alternatives(info.annotation)
     listing = any(get_origin(kind) in (tuple, list, set, frozenset) for kind in kinds)
     if isinstance(value, str):
@@ -351,7 +351,7 @@ def _parse(value: Any, info: FieldInfo, path: str, origin: str) -> Any:
 
 
 def _reads_yaml(kinds: Sequence[Any]) -> bool:
-    """Tell whether a typed value is parsed as YAML; text and paths are taken as they are."""
+    """Tell whether a typed value is parsed as YAML; text and paths are not parsed."""
     return not all(kind in (str, Path, type(None)) or get_origin(kind) is Literal for kind in kinds)
 
 
@@ -364,12 +364,12 @@ def _from_yaml(text: str, path: str, origin: str) -> Any:
 
 
 def _number(text: str) -> Any:
-    """Return 3e-5, which YAML takes for text, as a number."""
+    """Return values such as 3e-5, which YAML reads as text, as numbers."""
     return float(text) if re.fullmatch(r"[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?", text) else text
 
 
 def show(value: Any) -> str:
-    """Return a value as a user writes it."""
+    """Return a value as a user would write it."""
     if isinstance(value, (tuple, list)):
         return "[" + ", ".join(show(each) for each in value) + "]"
     return "none" if value is None else str(value).lower() if isinstance(value, bool) else str(value)

@@ -1,4 +1,4 @@
-"""What a process holds of a tensor that may be sharded over several."""
+"""This process' part of a tensor that may be sharded over several processes."""
 
 from __future__ import annotations
 
@@ -6,6 +6,6 @@ from torch import Tensor
 
 
 def local(tensor: Tensor) -> Tensor:
-    """Return what this process holds of a tensor: the shard of a DTensor, otherwise the tensor."""
+    """Return this process' part of a tensor: the shard of a DTensor, otherwise the tensor itself."""
     part: Tensor = tensor.to_local() if hasattr(tensor, "to_local") else tensor
     return part

@@ -26,7 +26,7 @@ class TaskInfo(Info):
     """A task, independent of any backbone.
 
     Args:
-        name: What the user writes after ``--task``.
+        name: The name used with ``--task``.
         summary: One line for ``meltr list``.
         metrics: Names of the metrics that `evaluate` must return, primary first.
         higher_is_better: Direction of the primary metric, which selects the best checkpoint.
@@ -42,7 +42,7 @@ class DatasetInfo(Info):
     """A data set.
 
     Args:
-        name: What the user writes after ``--dataset``.
+        name: The name used with ``--dataset``.
         summary: One line for ``meltr list``.
         tasks: Names of the tasks that it has annotations for.
         embedded: True if it needs no ``--data-root`` (it is part of a library, or generated on the fly).
@@ -62,7 +62,7 @@ class PresetInfo(Info):
     """A named set of settings: a recipe.
 
     Args:
-        name: What the user writes after ``--preset``.
+        name: The name used with ``--preset``.
         summary: Source, cost and expected result in one line.
         settings: Dotted setting -> value, e.g. ``{"train.lr": 0.1, "options.depth": 4}``.
     """
@@ -101,10 +101,10 @@ class BenchmarkInfo(Info):
     """A case for ``meltr bench``: a run of a backbone whose cost is measured. It must need no external data.
 
     Args:
-        name: What the user writes after ``--case``.
+        name: The name used with ``--case``.
         summary: One line: model, sizes, and what makes the case interesting.
         task: A task of the backbone.
-        dataset: An embedded data set, or one with a miniature (then set ``sample``).
+        dataset: An embedded data set, or one with a synthetic sample (then set ``sample``).
         settings: Dotted setting -> value; no preset is used unless ``preset`` is among them.
         default: True if ``meltr bench`` runs it when no case is named: at most a few minutes on two CPU cores.
     """
@@ -121,7 +121,7 @@ class BackboneInfo(Info):
     """A backbone plugin.
 
     Args:
-        name: What the user writes after ``--backbone``.
+        name: The name used with ``--backbone``.
         summary: One line for ``meltr list``.
         adapter: ``"module:Class"`` with the run hooks, imported only when a run needs it.
         tasks: The tasks it supports.
@@ -172,10 +172,10 @@ class BackboneInfo(Info):
 
 
 class MadeInfo(Info):
-    """What core makes by calling a factory with settings as keywords.
+    """Description of something that core creates by calling a factory with settings as keyword arguments.
 
     Args:
-        name: What the user writes.
+        name: The name that users write.
         summary: One line for ``meltr list``.
         factory: ``"module:callable"``, imported only when a run needs it.
         options: ``"module:Model"``, a pydantic model (extra="forbid", importing no torch) of its settings, or None.
@@ -191,7 +191,7 @@ class CombinerInfo(MadeInfo):
     """A combiner: a rule that combines the task losses into the loss that training minimises.
 
     Args:
-        name: What the user writes after ``--combiner``.
+        name: The name used with ``--combiner``.
         summary: One line for ``meltr list``.
         factory: ``"module:callable"``, called as ``factory(losses, **options)`` with the loss names, primary first; it
             returns a `meltr.combiners.Combiner`.
@@ -375,7 +375,7 @@ class RunSpec(Info):
         scheme_options: The scheme's own settings, complete.
         estimator_options: The estimator's own settings, complete.
         plugins: Files given with ``--plugin``.
-        sample: Use the data set's miniature instead of the real files.
+        sample: Use a small synthetic sample instead of the real files.
     """
 
     backbone: str

@@ -1,7 +1,7 @@
-"""Everything that meltr uses of torch which torch does not promise to keep. No other module names a private name.
+"""All uses of torch's private names. No other module names one.
 
-`NAMES` lists them; a test says which one a new torch has lost. Each stands behind a function here, so that there is one
-place to mend.
+`NAMES` lists them; a test reports which one a new version of torch has lost. Each is wrapped by a function here, so
+that there is one place to repair.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ NAMES = {
     "torch._C._current_graph_task_id": "counting backward passes",
     "torch._functorch.config.donated_buffer": "differentiating the graph of a compiled model twice",
     "torch.nn.Module._compiled_call_impl": "recognising a module after Module.compile()",
-    "torch.nn.Module._buffers": "putting back buffers that a module replaced",
+    "torch.nn.Module._buffers": "restoring buffers that a module replaced",
     "torch.Tensor._backward_hooks": "keeping hooks on gradients for the inner step",
     "torch.Tensor._post_accumulate_grad_hooks": "keeping hooks on gradients for the inner step",
     "torch.nn.Module._apply": "moving the tensors of TorchJD's aggregators with the combiner",
@@ -45,7 +45,7 @@ NAMES = {
 Tensors = list[Tensor] | tuple[Tensor, ...]
 
 DispatchMode = TorchDispatchMode
-"""Base of a context that sees every operation below autograd, in ``__torch_dispatch__``."""
+"""Base class of a context that intercepts every operation below autograd in ``__torch_dispatch__``."""
 
 CHECKPOINT_INDEX_TYPES = {
     **dict.fromkeys(
@@ -63,11 +63,11 @@ CHECKPOINT_INDEX_TYPES = {
     "_StorageInfo": "torch.distributed.checkpoint.filesystem",
     "_get_layout": "torch.serialization",
 }
-"""What the pickled index of a sharded checkpoint may name: name -> module."""
+"""Names that the pickled index of a sharded checkpoint may contain: name -> module."""
 
 
 def tree_leaves(value: Any) -> list[Any]:
-    """Return what lies in nested lists, tuples and dicts, and in registered classes, in order."""
+    """Return the leaves of nested lists, tuples, dicts and registered classes, in order."""
     return pytree.tree_leaves(value)
 
 
@@ -77,14 +77,14 @@ def map_tensors(function: Callable[[Tensor], Tensor], value: Any) -> Any:
 
 
 def operation_of(overload: Any) -> Any:
-    """Return the operation that an overload, as ``__torch_dispatch__`` sees it, belongs to; None if it is none."""
+    """Return the operation of an overload passed to ``__torch_dispatch__``; None if it has none."""
     return getattr(overload, "overloadpacket", None)
 
 
 def preserved_versions(tensors: Sequence[Tensor]) -> AbstractContextManager[Any]:
-    """Return a context after which autograd takes `tensors` for unchanged; the caller puts their values back.
+    """Return a context after which autograd treats `tensors` as unchanged; the caller restores their values.
 
-    Without it a graph that holds them could not be differentiated any more, although every bit is as before.
+    Without it a graph that holds them could no longer be differentiated, although every bit is the same as before.
     """
     if not tensors:
         return nullcontext()
@@ -92,34 +92,34 @@ def preserved_versions(tensors: Sequence[Tensor]) -> AbstractContextManager[Any]
 
 
 def version(tensor: Tensor) -> int:
-    """Return how often a tensor was changed in place."""
+    """Return the number of in-place changes to a tensor."""
     return tensor._version
 
 
 def saved_tensors_are_hooked() -> bool:
-    """Tell whether what autograd saves now goes through hooks, as activation checkpointing installs them."""
+    """Tell whether saved tensors currently pass through hooks, as activation checkpointing installs them."""
     top: Callable[[bool], Any] = torch._C._autograd._top_saved_tensors_default_hooks
     return top(False) is not None
 
 
 def buffers_of(module: nn.Module) -> dict[str, Tensor | None]:
-    """Return the buffers of one module by name, without its children: the dictionary that the module itself uses."""
+    """Return the buffers of one module by name, without its children's: the dictionary that the module itself uses."""
     return module._buffers
 
 
 def gradient_hooks(leaf: Tensor) -> list[dict[int, Any]]:
-    """Return the hooks on the gradient of a leaf: the dictionaries that autograd itself uses; those that exist."""
+    """Return the existing hooks on the gradient of a leaf: the dictionaries that autograd itself uses."""
     found = (leaf._backward_hooks, getattr(leaf, "_post_accumulate_grad_hooks", None))
     return [hooks for hooks in found if hooks]
 
 
 def backward_number() -> int:
-    """Return autograd's number of the backward pass under way; -1 outside of one."""
+    """Return autograd's number of the current backward pass; -1 outside of one."""
     return int(torch._C._current_graph_task_id())
 
 
 def keep_buffers_of_compiled_graphs() -> None:
-    """Let compiled models keep what a backward needs, so that a second backward through the graph is possible."""
+    """Make compiled models keep what a backward pass needs, so that their graph can be differentiated twice."""
     from torch._functorch import config
 
     config.donated_buffer = False
@@ -127,13 +127,13 @@ def keep_buffers_of_compiled_graphs() -> None:
 
 def is_compiled(module: nn.Module) -> bool:
     """Tell whether a module was compiled, by ``Module.compile()`` or ``torch.compile``."""
-    compiler = sys.modules.get("torch._dynamo.eval_frame")  # not imported: it takes seconds, and torch.compile does it
+    compiler = sys.modules.get("torch._dynamo.eval_frame")  # not imported here: it takes seconds
     wrapped = compiler is not None and isinstance(module, compiler.OptimizedModule)
     return wrapped or getattr(module, "_compiled_call_impl", None) is not None
 
 
 def add_each(tensors: Tensors, others: Tensors | float) -> None:
-    """Add to every tensor, in place: its partner, or one number."""
+    """Add to every tensor, in place, its partner or one number."""
     if isinstance(others, float):
         torch._foreach_add_(tensors, others)
     else:

@@ -1,3 +1,3 @@
-"""The version of meltr-core; the adapters have the same one."""
+"""The version of meltr-core; the adapters have the same version."""
 
 __version__ = "0.1.0"

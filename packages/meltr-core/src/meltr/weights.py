@@ -99,10 +99,10 @@ class LoadReport:
         return not self.missing and not self.reshaped
 
     def about(self, part: Sequence[str]) -> LoadReport:
-        """Return the report for a file that is for one part of the model only.
+        """Return the report for a file that holds only one part of the model.
 
         Args:
-            part: Beginnings of our names; names outside it do not count as missing.
+            part: Prefixes of the model's names; names outside the part do not count as missing.
         """
         return replace(self, missing=tuple(name for name in self.missing if name.startswith(tuple(part))))
 
@@ -144,13 +144,13 @@ def looks_like(state: Mapping[str, Tensor], known: Sequence[tuple[Sequence[str],
 
 @dataclass(frozen=True)
 class FileKind:
-    """A kind of file of weights, with what to say of a file that is not one.
+    """A kind of file of weights, with the text of errors about other files.
 
     Args:
-        name: With its article: ``a checkpoint of X``.
-        hint: Which files to give.
-        size_hint: What to do with a file of another size.
-        known: Other models, as for `looks_like`.
+        name: The kind, with its article: ``a checkpoint of X``.
+        hint: Which files to use.
+        size_hint: What to do if the model in the file has another size.
+        known: Other models (see `looks_like`).
     """
 
     name: str
@@ -159,19 +159,19 @@ class FileKind:
     known: Sequence[tuple[Sequence[str], str]] = ()
 
     def refusal(self, path: Path | str, state: Mapping[str, Tensor], why: str) -> UserError:
-        """Return the error for a file that is something else."""
+        """Return the error for a file of another kind."""
         return UserError(f"{path} is not {self.name}: {why}. It looks like {looks_like(state, self.known)}.", self.hint)
 
     def check_shapes(self, report: LoadReport, part: Sequence[str] = ("",), *, size: str = "") -> None:
-        """Check that no tensor of a part of the model has another shape in the file.
+        """Check that the tensors of a part of the model have the same shapes in the file.
 
         Args:
-            report: What `compare` found.
-            part: Beginnings of our names; default: the whole model.
-            size: The size of the file in words, if it is known.
+            report: The report from `compare`.
+            part: Prefixes of the model's names; default: the whole model.
+            size: The size of the model in the file, in words, if it is known.
 
         Raises:
-            UserError: Naming the first tensor and both shapes.
+            UserError: With the first such tensor and both shapes.
         """
         wrong = {name: shapes for name, shapes in report.reshaped.items() if name.startswith(tuple(part))}
         if wrong:
@@ -194,14 +194,14 @@ class FileKind:
         """Check that the file has every tensor of a part of the model.
 
         Args:
-            report: What `compare` found.
+            report: The report from `compare`.
             state: Content of the file.
-            part: Beginnings of our names; default: the whole model.
-            called: What the part is called in the message.
+            part: Prefixes of the model's names; default: the whole model.
+            called: Name of the part in the message.
             spared: Names that may be missing.
 
         Raises:
-            UserError: Naming the first tensor, and what the file looks like.
+            UserError: With the first missing tensor, and what the file looks like.
         """
         missing = [name for name in report.missing if name.startswith(tuple(part)) and name not in spared]
         if missing:
@@ -212,12 +212,12 @@ class FileKind:
         """Check that a part of the model is loaded completely.
 
         Args:
-            report: What `compare` found.
+            report: The report from `compare`.
             state: Content of the file.
-            part: Beginnings of our names.
+            part: Prefixes of the model's names.
 
         Raises:
-            UserError: Naming the first tensor that is not.
+            UserError: With the first tensor that is not loaded.
         """
         lacking = [name for name in (*report.missing, *report.reshaped) if name.startswith(tuple(part))]
         if lacking:

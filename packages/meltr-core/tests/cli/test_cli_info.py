@@ -13,10 +13,9 @@ import tomllib
 from pathlib import Path
 
 import pytest
-import typer
 import yaml
 
-from command_line import call, command_line
+from command_line import assert_stopped, call, command_line
 from meltr.cli import doctor
 from meltr.cli.app import build_app
 from meltr.errors import MeltrError, PluginError, UserError
@@ -99,9 +98,7 @@ def test_list_of_one_section_as_json(meltr, toy):
 
 
 def test_list_refuses_an_unknown_section(meltr):
-    result = meltr("list", "backbone")
-    assert result.exit_code == 2
-    assert "Did you mean 'backbones'?" in result.stderr
+    assert_stopped(meltr("list", "backbone"), "Did you mean 'backbones'?")
 
 
 def test_broken_plugins_are_listed_with_their_cause(broken):
@@ -342,7 +339,3 @@ def test_a_reader_that_leaves_early_is_no_error(tmp_path):
     done = subprocess.run(["sh", "-c", command], cwd=tmp_path, capture_output=True, text=True, timeout=60)
     assert done.stdout.startswith("  setting")
     assert done.stderr == ""
-
-
-def test_the_app_is_an_ordinary_typer(toy):
-    assert isinstance(build_app(), typer.Typer)

@@ -13,8 +13,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from meltr.cli.app import main
 from meltr.parallel.sharded import read_full
 from places import TOY
+from ranks_helper import run_ranks
 
 MORTAL = f'''
 """The toy without its random numbers, BatchNorm made harmless; process 1 dies once at its 14th step if DIE is set."""
@@ -58,25 +60,34 @@ class Mortal(toy.Toy):
 '''
 
 
+WORDS = (
+    *("--plugin", "mortal.py", "--backbone", "mortal", "--task", "classification", "--dataset", "rings"),
+    *("--epochs", "3", "--batch-size", "32", "--lr", "0.05", "--device", "cpu", "--set", "log_every=1"),
+    *("--set", "checkpoint_every=5", "--set", "keep_checkpoints=9", "--set", "optimizer=sgd"),
+    # Not the loss transformer: the bias of its keys has a gradient of zero but for rounding, and Adam makes full
+    # steps of rounding. test_parallel.py compares loss transformers, with SGD.
+    *("--set", "estimator=per_task", "--combiner", "linear"),
+)
+
+
+@pytest.fixture(autouse=True)
+def plugin(tmp_path):
+    path = tmp_path / "mortal.py"
+    path.write_text(MORTAL)
+    return path
+
+
 @pytest.fixture
 def meltr_run(tmp_path):
     """Run ``meltr run`` in `tmp_path` over some processes."""
-    plugin = tmp_path / "mortal.py"
-    plugin.write_text(MORTAL)
 
     def start(*options: str, processes: int, torchrun: tuple[str, ...] = (), die: bool = False, resume: bool = False):
         prefix = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
         command = (
             [*prefix, *torchrun, "-m", "meltr", "run"] if processes > 1 else [sys.executable, "-m", "meltr", "run"]
         )
-        choice = ["--plugin", str(plugin), "--backbone", "mortal", "--task", "classification", "--dataset", "rings"]
-        settings = ["--epochs", "3", "--batch-size", "32", "--lr", "0.05", "--device", "cpu", "--set", "log_every=1"]
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "DIE": "1" if die else ""}
-        settings += ["--set", "checkpoint_every=5", "--set", "keep_checkpoints=9", "--set", "optimizer=sgd"]
-        # Not the loss transformer: the bias of its keys has a gradient of zero but for rounding, and Adam makes full
-        # steps of rounding. test_parallel.py compares loss transformers, with SGD.
-        settings += ["--set", "estimator=per_task", "--combiner", "linear"]
-        command += [] if resume else [*choice, *settings]
+        command += [] if resume else WORDS
         return subprocess.run(
             [*command, *options], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=240
         )
@@ -152,8 +163,15 @@ def test_a_run_of_one_process_goes_on_in_two_shards(meltr_run, tmp_path, referen
     close(weights(folder, shards=True), reference)
 
 
-def test_the_same_batch_in_all_processes_is_refused(meltr_run, tmp_path):
-    text = (tmp_path / "mortal.py").read_text()
+def type_words(_, folder, *words):
+    """What torchrun starts in every process, but in a fork."""
+    os.chdir(folder)
+    sys.argv = ["meltr", "run", *words]
+    main()
+
+
+def test_the_same_batch_in_all_processes_is_refused(plugin, tmp_path):
+    text = plugin.read_text()
     deaf = text.replace(
         "    build_data = toy.Toy.build_data\n",
         """
@@ -163,17 +181,23 @@ def test_the_same_batch_in_all_processes_is_refused(meltr_run, tmp_path):
         return toy.Toy().build_data(dataclasses.replace(context, rank=0, world_size=1))
 """,
     )
-    (tmp_path / "mortal.py").write_text(deaf)
-    done = meltr_run("--name", "deaf", processes=2)
-    assert done.returncode != 0
-    assert "gave all 2 processes the same training batch" in done.stderr
+    assert deaf != text
+    plugin.write_text(deaf)
+    for done in run_ranks(type_words, words=[tmp_path, *WORDS, "--name", "deaf"], check=False, join=False):
+        assert done.code != 0
+        assert "returned the same training batch in all 2 processes" in done.errors
 
 
-def test_mistakes_are_told_once_before_anything_is_written(meltr_run, tmp_path):
-    done = meltr_run("--name", "x", "--batch-size", "33", processes=2)
-    assert done.returncode != 0
-    assert "batch_size=33 cannot be cut into 2 processes x 1 pieces" in done.stderr
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("--name", "x", "--batch-size", "33"), "batch_size=33 cannot be split into 2 processes x 1 micro-batches"),
+        (("--set", "lr=fast"), "train.lr"),
+    ],
+)
+def test_mistakes_are_told_before_anything_is_written(tmp_path, words, message):
+    for done in run_ranks(type_words, words=[tmp_path, *WORDS, *words], check=False, join=False):
+        assert done.code == 2
+        assert message in done.errors
+        assert "Traceback" not in done.errors
     assert not (tmp_path / "runs").exists()
-    done = meltr_run("--set", "lr=fast", processes=2)
-    assert "train.lr" in done.stderr
-    assert "meltr/cli" not in done.stderr  # no traceback but torchrun's own

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from command_line import call, command_line
+from command_line import assert_stopped, call, command_line
 from meltr import UserError
 from meltr.settings import dump_yaml
 
@@ -114,9 +114,7 @@ def test_a_taken_default_name_gets_a_number_and_a_taken_name_is_refused(meltr, e
     ]
     assert meltr("run", *CHOICE, "--name", "mine").exit_code == 0
     result = meltr("run", *CHOICE, "--name", "mine")
-    assert result.exit_code == 2
-    assert "there is already a run in runs/mine" in result.stderr
-    assert "meltr run --resume runs/mine" in result.stderr
+    assert_stopped(result, "there is already a run in runs/mine", "meltr run --resume runs/mine")
     assert len(engine.calls) == 4
     assert meltr("run", *CHOICE, "--name", "a/b").exit_code == 2
 
@@ -129,8 +127,7 @@ def test_overwrite_deletes_a_run_but_nothing_else(meltr, engine):
     Path("runs/photos").mkdir()
     Path("runs/photos/cat.jpg").write_text("cat")
     result = meltr("run", *CHOICE, "--name", "photos", "--overwrite")
-    assert result.exit_code == 2
-    assert "is not a run folder" in result.stderr
+    assert_stopped(result, "is not a run folder")
     assert Path("runs/photos/cat.jpg").exists()
 
 
@@ -189,9 +186,7 @@ def test_several_seeds_are_summed_up(meltr, engine):
 
 @pytest.mark.parametrize("seeds", ["a", "1,,2", "1,1", "-1", "0.5"])
 def test_seeds_must_be_different_numbers(meltr, seeds):
-    result = meltr("run", *CHOICE, f"--seed={seeds}")
-    assert result.exit_code == 2
-    assert "--seed 0,1,2" in result.stderr
+    assert_stopped(meltr("run", *CHOICE, f"--seed={seeds}"), "--seed 0,1,2")
 
 
 def interrupted(meltr, engine, *words: str):
@@ -260,16 +255,15 @@ def test_resuming_several_seeds_does_the_unfinished_ones(meltr, engine):
 
 def test_resume_of_something_else_suggests_a_run(meltr):
     meltr("run", *CHOICE, "--name", "mine")
-    result = meltr("run", "--resume", "runs/mime")
-    assert result.exit_code == 2
-    assert "runs/mime is not a run folder: it does not exist" in result.stderr
-    assert "Did you mean 'mine'?" in result.stderr
+    assert_stopped(
+        meltr("run", "--resume", "runs/mime"),
+        "runs/mime is not a run folder: it does not exist",
+        "Did you mean 'mine'?",
+    )
 
 
 def test_what_is_missing_or_wrong_is_said_without_a_traceback(meltr, engine):
-    result = meltr("run", "--task", "sort")
-    assert result.exit_code == 2
-    assert "error: --backbone is missing\n  Valid choices: toy." in result.stderr
+    assert_stopped(meltr("run", "--task", "sort"), "error: --backbone is missing\n  Valid choices: toy.")
     result = meltr("run", *CHOICE, "--set", "epoch=3")
     assert "Did you mean 'train.epochs'" in result.stderr
     assert "Traceback" not in result.stderr
@@ -289,9 +283,11 @@ def test_a_plugin_file_is_remembered_by_its_full_path(meltr, engine, tmp_path):
 def test_several_processes_need_what_torchrun_sets(meltr, engine, monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
     result = meltr("run", *CHOICE)
-    assert result.exit_code == 2
-    assert "WORLD_SIZE is 2, but RANK, LOCAL_RANK, MASTER_ADDR, MASTER_PORT is not set" in result.stderr
-    assert "torchrun --nproc-per-node" in result.stderr
+    assert_stopped(
+        result,
+        "WORLD_SIZE is 2, but RANK, LOCAL_RANK, MASTER_ADDR, MASTER_PORT is not set",
+        "torchrun --nproc-per-node",
+    )
     assert not engine.calls
     assert not Path("runs").exists()
 
@@ -319,6 +315,4 @@ def test_evaluate_takes_all_seeds_together(meltr, engine):
 def test_evaluate_refuses_what_is_no_run(meltr):
     assert "runs is not a run folder: it does not exist" in meltr("evaluate", "runs").stderr
     meltr("run", *CHOICE, "--name", "mine")
-    result = meltr("evaluate", "runs/mine", "--split", "tets")
-    assert result.exit_code == 2
-    assert "Did you mean 'test'?" in result.stderr
+    assert_stopped(meltr("evaluate", "runs/mine", "--split", "tets"), "Did you mean 'test'?")

@@ -35,11 +35,15 @@ def test_equals_the_formula_written_out(embedding):
     torch.testing.assert_close(m(losses), expected, atol=1e-6, rtol=1e-5)
 
 
-def test_default_sizes_are_the_papers():
-    m = LossTransformer(4)
-    assert m.fc1.weight.shape == (1, 512)
-    assert m.encoder.self_attn.num_heads == 8
-    assert m.encoder.linear1.out_features == 512
+@pytest.mark.parametrize(
+    ("losses", "sizes", "numbers"),
+    [
+        (8, {"width": 256, "feedforward": 512, "scale_hidden": 128}, 562_688),  # with UniVL
+        (2, {"width": 128, "feedforward": 128, "scale_hidden": 128}, 116_736),  # with All-in-one
+    ],
+)
+def test_it_has_as_many_parameters_as_the_released_ones(losses, sizes, numbers):
+    assert sum(parameter.numel() for parameter in LossTransformer(losses, **sizes).parameters()) == numbers
 
 
 def test_sensitivities_equal_differences():

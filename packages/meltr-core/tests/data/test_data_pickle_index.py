@@ -37,7 +37,7 @@ def looked_up(value: Any, raw: bytes, like: Any) -> Any:
 def test_the_spans_are_the_long_texts(tmp_path_factory, content, protocol, shortest, big) -> None:
     if big:
         content = {**content, "big": ["x" * 70_000, b"y" * 70_000, "x" * 70_000]}  # outside of the pickle's frames
-    file = tmp_path_factory.mktemp("index") / "file"
+    file = tmp_path_factory.getbasetemp() / "index"
     file.write_bytes(pickle.dumps(content, protocol=protocol))
     found = index_pickle(file, shortest=shortest)
     assert looked_up(found, file.read_bytes(), content) == content == load_pickle(file)

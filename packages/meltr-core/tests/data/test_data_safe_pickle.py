@@ -27,7 +27,7 @@ PLAIN = st.recursive(
 @settings(max_examples=60, deadline=None)
 @given(content=PLAIN, protocol=st.integers(0, pickle.HIGHEST_PROTOCOL))
 def test_plain_values_come_back(tmp_path_factory: pytest.TempPathFactory, content: Any, protocol: int) -> None:
-    file = tmp_path_factory.mktemp("plain") / "file"
+    file = tmp_path_factory.getbasetemp() / "plain"
     file.write_bytes(pickle.dumps(content, protocol=protocol))
     assert load_pickle(file) == content == pickle.loads(file.read_bytes())
 
@@ -127,7 +127,7 @@ def test_any_damage_is_a_user_error_or_plain(tmp_path_factory: pytest.TempPathFa
     whole = bytearray(pickle.dumps({"data": np.arange(6), "labels": [1, 2]}, protocol=2))
     for _ in range(data.draw(st.integers(1, 4))):
         whole[data.draw(st.integers(0, len(whole) - 1))] = data.draw(st.integers(0, 255))
-    file = tmp_path_factory.mktemp("damaged") / "file"
+    file = tmp_path_factory.getbasetemp() / "damaged"
     file.write_bytes(bytes(whole))
     with contextlib.suppress(UserError):
         load_pickle(file)

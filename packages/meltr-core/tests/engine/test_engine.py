@@ -131,7 +131,7 @@ def test_kill_in_the_middle_of_an_epoch_and_resume(tmp_path):
     """kill -9 from outside, through the command line."""
     options = [
         "run", "--plugin", str(TOY), "--backbone", "toy", "--task", "classification", "--dataset", "rings",
-        "--device", "cpu", "--epochs", "10", "--batch-size", "16", "--output-dir", str(tmp_path), "--quiet",
+        "--device", "cpu", "--epochs", "6", "--batch-size", "16", "--output-dir", str(tmp_path), "--quiet",
         "--set", "width=16", "--set", "heads=2", "--set", "checkpoint_every=5",
     ]  # fmt: skip
     assert call(*options, "--name", "whole").exit_code == 0
@@ -218,7 +218,7 @@ def test_losses_in_another_order_are_sorted(tmp_path):
     plugin = variant(tmp_path, "for name in context.losses}", "for name in reversed(context.losses)}")
     run(tmp_path, "sorted", plugin=plugin)
     run(tmp_path, "plain")
-    assert weights(tmp_path / "sorted").keys() == weights(tmp_path / "plain").keys()
+    assert_same(weights(tmp_path / "sorted"), weights(tmp_path / "plain"))
 
 
 def test_loss_that_turns_nan_is_named_with_step_and_what_was_saved(tmp_path):
@@ -227,7 +227,7 @@ def test_loss_that_turns_nan_is_named_with_step_and_what_was_saved(tmp_path):
     )
     with pytest.raises(meltr.NonFiniteLossError, match=r"'norm' = nan at step \d+") as caught:
         run(tmp_path, plugin=plugin, **{"train.epochs": 50, "train.checkpoint_every": 1})
-    assert "Saved so far" in str(caught.value)
+    assert "Last checkpoint" in str(caught.value)
     assert "losses=" in str(caught.value)
     if "step-" in str(caught.value):
         assert all(torch.isfinite(w).all() for w in weights(tmp_path / "run").values())
@@ -423,5 +423,5 @@ def test_parameter_groups_are_checked(tmp_path):
         "    @meltr.hookimpl\n    def build_model(self):",
     )
     (tmp_path / "twice.py").write_text(text)
-    with pytest.raises(meltr.PluginError, match="'toy', hook parameter_groups: a parameter stands in two groups"):
+    with pytest.raises(meltr.PluginError, match="'toy', hook parameter_groups: a parameter is in two groups"):
         run(tmp_path, plugin=tmp_path / "twice.py")

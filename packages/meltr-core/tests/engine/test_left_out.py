@@ -66,7 +66,7 @@ def test_without_the_primary_loss_there_is_no_run(tmp_path):
 
 @pytest.mark.parametrize("combiner", ["meltr", "linear"])
 def test_a_combiner_of_several_refuses_to_be_left_with_one(tmp_path, combiner):
-    with pytest.raises(UserError, match=f"Only the primary loss 'ce' is left, and '{combiner}'") as caught:
+    with pytest.raises(UserError, match=f"Only the primary loss 'ce' is left, but '{combiner}'") as caught:
         run_toy(lacking(tmp_path, denoise=WHY, norm="no size"), tmp_path / "run", combiner=combiner)
     assert WHY in caught.value.message
     assert "no size" in caught.value.message
@@ -82,7 +82,7 @@ def test_the_primary_loss_alone_is_enough_for_the_others(tmp_path, combiner):
 
 def test_settings_for_all_losses_do_not_fit_the_rest(tmp_path):
     plugin = lacking(tmp_path, denoise=WHY)
-    with pytest.raises(UserError, match="'fixed' cannot be built for the losses left, ce, norm") as caught:
+    with pytest.raises(UserError, match="'fixed' cannot be built for the remaining losses, ce, norm") as caught:
         run_toy(plugin, None, combiner="fixed", **{"combiner_options.weights": [1, 0.5, 0.25]})
     assert WHY in caught.value.message
     assert "--set losses=ce,norm" in caught.value.hint

@@ -11,7 +11,6 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-import meltr
 from asking_backbone import point
 from meltr.context import PredictRequest
 from meltr.engine.predicting import load_run
@@ -147,7 +146,7 @@ def test_a_run_of_an_earlier_version_is_known_by_its_results(run, asking, pictur
     (run / "data.json").unlink()
     assert load_run(run, registry=asking).predict(PredictRequest(pictures)) == expected
     (run / "results.json").unlink()
-    with pytest.raises(UserError, match="does not say what data") as error:
+    with pytest.raises(UserError, match="does not describe the data") as error:
         load_run(run, registry=asking)
     assert f"meltr run --resume {run}" in str(error.value)
 
@@ -161,7 +160,7 @@ def test_broken_facts_are_named(run, asking, text, message):
 
 def test_a_backbone_that_cannot_be_asked(tmp_path):
     run = train(tmp_path / "silent", TOY, "toy")
-    with pytest.raises(UserError, match="'toy' cannot be asked") as error:
+    with pytest.raises(UserError, match="'toy' cannot predict") as error:
         load_run(run, registry=discover([TOY]))
     assert f"meltr evaluate {run}" in str(error.value)
 
@@ -217,8 +216,3 @@ def test_random_numbers_of_a_prediction_are_the_same_every_time(trained, tmp_pat
     trained_run = load_run(trained, registry=strange(tmp_path, result=f"meltr.Prediction(({{'drawn': {draws}}},))"))
     first, second = (trained_run.predict(PredictRequest(pictures)) for _ in range(2))
     assert first == second
-
-
-def test_the_public_names_are_those_of_the_contract():
-    assert meltr.PredictRequest is PredictRequest
-    assert meltr.PredictRequest().top == 5

@@ -74,10 +74,10 @@ def test_a_whole_run_tells_it_everywhere(tmp_path):
 @pytest.mark.parametrize(
     ("skipped", "message"),
     [
-        ('{"top1": "no Java", "top5": "no Java"}', r"returned \['top1'\] and says that they were skipped"),
+        ('{"top1": "no Java", "top5": "no Java"}', r"returned \['top1'\], but also lists them as skipped"),
         ('{"other": "no Java"}', r"returned no \['top5'\]"),
-        ('{"top5": 0.0}', "skipped metrics must come with a reason, got {'top5': 0.0}"),
-        ('{"top5": ""}', "skipped metrics must come with a reason, got {'top5': ''}"),
+        ('{"top5": 0.0}', "must give a reason for each skipped metric, got {'top5': 0.0}"),
+        ('{"top5": ""}', "must give a reason for each skipped metric, got {'top5': ''}"),
     ],
 )
 def test_an_adapter_that_contradicts_itself_is_told(tmp_path, skipped, message):

@@ -124,7 +124,7 @@ def test_activation_checkpointing_changes_nothing(run, tmp_path, combiner):
 @pytest.mark.parametrize(
     ("settings", "message", "hint"),
     [
-        ({"train.accumulate": 5}, "batch_size=32 cannot be cut into 1 processes x 5 pieces", "multiple of 5"),
+        ({"train.accumulate": 5}, "batch_size=32 cannot be split into 1 processes x 5 micro-batches", "multiple of 5"),
         (
             {"train.compile": True, "bilevel.scheme": "aid-fp", "scheme_options.hessian": "double_backward"},
             "double_backward",

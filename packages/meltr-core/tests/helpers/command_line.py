@@ -28,3 +28,17 @@ def command_line(*plugins: Path) -> Call:
     """Return a `call` of one command line with the plugins in files, for several calls."""
     app = build_app(discover(plugins))
     return lambda *words: call(*words, app=app)
+
+
+def assert_stopped(result: Result, *messages: str) -> None:
+    """Check that a command stopped because its input is wrong, and that the user can tell why.
+
+    Args:
+        result: What `call` returned: its exit code is 2, and it shows no traceback.
+        messages: What has to be on standard error.
+    """
+    assert result.exit_code == 2, result.output
+    assert "error" in result.stderr.lower(), result.output
+    for message in messages:
+        assert message in result.stderr
+    assert "Traceback" not in result.stderr

@@ -13,7 +13,7 @@ from meltr.parallel.gather import gather
 from meltr.parallel.ranks import Ranks
 from meltr.parallel.sharing import Sharing
 
-STEPS, BATCH = 20, 8
+STEPS, BATCH = 8, 8
 
 CASES = {
     "mean": {},
@@ -79,7 +79,7 @@ def batch_of(number: int, *, rank: int, size: int) -> dict[str, torch.Tensor]:
 
 
 def train(ranks: Ranks, parallel: str, case: str) -> dict[str, torch.Tensor]:
-    """Return w and phi after 20 steps, every weight whole, and the products of the last outer step."""
+    """Return w and phi after all steps, every weight whole, and the products of the last outer step."""
     settings = dict(CASES[case])
     count, contrastive = settings.pop("losses", 3), settings.pop("contrastive", False)
     accumulate, held_out = settings.pop("accumulate", 1), settings.pop("held_out", False)

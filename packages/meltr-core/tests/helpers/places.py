@@ -8,6 +8,7 @@ Two environment variables choose other folders:
 
 from __future__ import annotations
 
+import itertools
 import os
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,17 @@ def shared(*parts: str) -> Path:
     if not path.exists():
         pytest.skip(f"{path} does not exist (set MELTR_SHARED)")
     return path
+
+
+def reference_table(page: str, title: str) -> dict[str, list[str]]:
+    """Return the first table below a title of a page of the reference: the first cell of a row -> the other cells.
+
+    The test is skipped if the page is not there.
+    """
+    text = shared("reference", page).read_text(encoding="utf-8")
+    below = itertools.dropwhile(lambda line: not line.startswith("|"), text.partition(f"{title}\n")[2].splitlines())
+    rows = [line.split("|")[1:-1] for line in itertools.takewhile(lambda line: line.startswith("|"), below)]
+    return {first.strip(): [cell.strip() for cell in others] for first, *others in rows}
 
 
 def published_vocabulary() -> Path:

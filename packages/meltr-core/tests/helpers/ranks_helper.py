@@ -1,25 +1,31 @@
 """Runs a function of a test file in several processes that share a run, as torchrun would start them.
 
-The store lives in the process of the test, at a port that the system chooses. A child is started as
-
-    python ranks_helper.py FILE FUNCTION RESULT [WORDS ...]
+The store lives in the process of the test, at a port that the system chooses. The processes are forks of one that has
+imported torch and meltr and done nothing else: so a start takes a fraction of a second.
 """
 
 from __future__ import annotations
 
 import importlib.util
+import multiprocessing
 import os
-import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch.distributed import TCPStore
+
+_FORKS = multiprocessing.get_context("forkserver")
+_FORKS.set_forkserver_preload(
+    ["torch._dynamo", "torch.distributed.fsdp", "meltr.parallel.sharded", "meltr.bilevel.bilevel"]
+)
 
 
 @dataclass(frozen=True)
@@ -44,6 +50,7 @@ def run_ranks(
     check: bool = True,
     shared: TCPStore | None = None,
     attempt: int = 0,
+    join: bool = True,
     delay: float = 0.0,
     timeout: float = 300.0,
     rank_timeout: float | None = None,
@@ -57,6 +64,7 @@ def run_ranks(
         check: Fail if a process does not end with 0.
         shared: The store; None: a new one.
         attempt: How often torchrun has restarted the processes.
+        join: False: the function itself joins the processes, and gets None for `ranks`.
         delay: Seconds between the start of two processes.
         timeout: Seconds until they are killed and the test fails.
         rank_timeout: Seconds that a process waits for the others; None: as long as torch does.
@@ -64,7 +72,7 @@ def run_ranks(
     shared = shared or store()
     file = str(Path(sys.modules[function.__module__].__file__).resolve())
     with tempfile.TemporaryDirectory(prefix="ranks-") as folder:
-        children = []
+        children: list[BaseProcess] = []
         for rank in range(size):
             environment = os.environ | {
                 "RANK": str(rank),
@@ -78,43 +86,48 @@ def run_ranks(
                 "OMP_NUM_THREADS": "1",
                 "RANK_TIMEOUT": "" if rank_timeout is None else str(rank_timeout),
             }
-            command = [sys.executable, __file__, file, function.__name__, f"{folder}/{rank}.pt"]
-            command += map(str, words)
-            with Path(folder, f"{rank}.err").open("w") as errors:
-                children.append(subprocess.Popen(command, env=environment, stdout=errors, stderr=errors))
+            call = (environment, join, file, function.__name__, f"{folder}/{rank}", [str(word) for word in words])
+            children.append(_FORKS.Process(target=_in_a_process, args=call))
+            children[-1].start()
             time.sleep(delay)
         try:
             ended = _wait(children, Path(folder), timeout)
         finally:
             for child in children:
                 child.kill()
-                child.wait()
+                child.join()
     for rank, each in enumerate(ended):
         assert not check or each.code == 0, f"process {rank} ended with {each.code}:\n{each.errors[-3000:]}"
     return ended
 
 
-def _wait(children: list[subprocess.Popen[bytes]], folder: Path, timeout: float) -> list[Ended]:
+def _wait(children: list[BaseProcess], folder: Path, timeout: float) -> list[Ended]:
     end = time.monotonic() + timeout
     found = []
     for rank, child in enumerate(children):
-        try:
-            code = child.wait(max(0.1, end - time.monotonic()))
-        except subprocess.TimeoutExpired:
+        child.join(max(0.1, end - time.monotonic()))
+        if child.exitcode is None:
             errors = "\n".join((folder / f"{r}.err").read_text()[-1500:] for r in range(len(children)))
-            raise AssertionError(f"process {rank} still runs after {timeout:g} s:\n{errors}") from None
+            raise AssertionError(f"process {rank} still runs after {timeout:g} s:\n{errors}")
         result = folder / f"{rank}.pt"
         value = torch.load(result, weights_only=True) if result.exists() else None
-        found.append(Ended(code, (folder / f"{rank}.err").read_text(), value))
+        found.append(Ended(child.exitcode, (folder / f"{rank}.err").read_text(), value))
     return found
 
 
-def main() -> int:
+def _in_a_process(
+    environment: Mapping[str, str], join: bool, file: str, name: str, result: str, words: Sequence[str]
+) -> None:
+    """Call a function with the ranks that `environment` tells; write what it returns beside what it prints."""
     from meltr.errors import MeltrError
     from meltr.parallel.ranks import joined
 
+    with Path(f"{result}.err").open("w") as errors:
+        os.dup2(errors.fileno(), 1)
+        os.dup2(errors.fileno(), 2)
+    os.environ.clear()
+    os.environ.update(environment)
     torch.set_num_threads(1)
-    file, name, result, *words = sys.argv[1:]
     spec = importlib.util.spec_from_file_location("ranks_test", file)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
@@ -124,10 +137,5 @@ def main() -> int:
             value = getattr(module, name)(ranks, *words)
     except MeltrError as error:
         print(f"{type(error).__name__}: {error}", file=sys.stderr)
-        return error.exit_code
-    torch.save(value, result)
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+        sys.exit(error.exit_code)
+    torch.save(value, f"{result}.pt")

@@ -27,7 +27,7 @@ TWO = [*(f"ddp:{case}" for case in DDP), *(f"fsdp:{case}" for case in FSDP)]
 
 @pytest.fixture(scope="module")
 def trained():
-    """What one process and two found, each after 20 steps with an outer step every second one."""
+    """What one process and two found, each after eight steps with an outer step every second one."""
     torch.set_num_threads(1)
     one = train_all(Ranks.single(torch.device("cpu")), *(f"one:{case}" for case in DDP))
     return one, [ended.result for ended in run_ranks(train_all, words=TWO, timeout=600)]
@@ -37,9 +37,9 @@ def trained():
 def test_two_processes_end_with_the_weights_of_one(trained, name):
     one, (first, second) = trained
     expected = one[f"one:{name.partition(':')[2]}"]
-    for part in ("w", "phi"):
+    for part, tolerance in {"w": 1e-5, "phi": 1e-5, "products": 1e-3}.items():
         gap = (first[name][part] - expected[part]).norm() / expected[part].norm()
-        assert gap <= 1e-5, (part, float(gap))
+        assert gap <= tolerance, (part, float(gap))
     assert torch.equal(first[name]["phi"], second[name]["phi"])
     assert torch.equal(first[name]["w"], second[name]["w"])
 

@@ -189,7 +189,7 @@ def test_a_restart_does_not_find_the_addresses_of_the_dead():
     """Torchrun's store outlives the processes: the first one would connect to where the second one was."""
     shared = store()
     run_ranks(die, check=False, shared=shared)
-    for each in run_ranks(meet, shared=shared, attempt=1, delay=3.0):
+    for each in run_ranks(meet, shared=shared, attempt=1, delay=1.0):
         assert float(each.result) == 2.0
 
 

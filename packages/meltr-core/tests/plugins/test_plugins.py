@@ -279,7 +279,7 @@ def test_a_broken_file_is_an_error_at_once(file, kind):
 def test_a_missing_file_and_a_file_that_is_no_python(file, tmp_path):
     with pytest.raises(UserError, match=r"absent\.py: there is no such file"):
         discover([tmp_path / "absent.py"])
-    with pytest.raises(PluginError, match=r"ends in \.py"):
+    with pytest.raises(PluginError, match=r"must end in \.py"):
         discover([file("x", "notes.txt")])
 
 

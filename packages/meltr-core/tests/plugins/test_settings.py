@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from meltr.errors import PluginError, UserError
-from meltr.plugins import Registry, discover
+from meltr.plugins import Registry, discover, load_object
 from meltr.settings import difference, dump_yaml, load_spec, resolve
 
 TOY = """
@@ -94,7 +94,7 @@ def test_defaults_are_complete(registry):
     assert spec.losses == ("main", "side")
     assert spec.options == {"model": "small", "depth": 2, "lr": 0.5, "tags": [], "note": "", "limit": 7}
     assert spec.combiner == "meltr"
-    assert spec.combiner_options["width"] == 512
+    assert spec.combiner_options == load_object(registry.combiner("meltr").options)().model_dump()
     assert spec.preset is None
 
 
@@ -244,7 +244,7 @@ def test_losses_can_be_chosen(registry):
     assert "no loss 'sid'" in error.message
     assert "Did you mean 'side'" in error.hint
     error = refused(registry, sets=["losses=side,extra"])
-    assert error.message == "the primary loss 'main' cannot be switched off"
+    assert error.message == "the primary loss 'main' cannot be removed"
     assert "losses=main,side,extra" in error.hint
 
 
@@ -252,16 +252,16 @@ def test_another_primary_loss_comes_first(registry: Registry) -> None:
     assert resolve(registry, **CHOICE, sets=["primary=side"]).losses == ("side", "main")
     assert resolve(registry, **CHOICE, sets=["primary=extra"]).losses == ("extra", "main", "side")
     assert resolve(registry, **CHOICE, sets=["primary=extra", "losses=main,extra"]).losses == ("extra", "main")
-    assert "'side' cannot be switched off" in refused(registry, sets=["primary=side", "losses=main,extra"]).message
+    assert "'side' cannot be removed" in refused(registry, sets=["primary=side", "losses=main,extra"]).message
     assert "no loss 'sid'" in refused(registry, sets=["primary=sid"]).message
 
 
 def test_impossible_combinations(registry):
     error = refused(registry, task="sing")
-    assert error.message == "backbone 'toy' cannot do task 'sing'"
+    assert error.message == "backbone 'toy' does not support task 'sing'"
     assert "sort, count" in error.hint
     error = refused(registry, task="count", dataset="letters")
-    assert "cannot use data set 'letters' for task 'count'" in error.message
+    assert "does not support data set 'letters' for task 'count'" in error.message
     assert "shapes" in error.hint
     error = refused(registry, task="count")
     assert "there is only one: main" in error.message

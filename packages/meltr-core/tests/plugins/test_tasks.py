@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from meltr import builtin
+from meltr.engine.hooks import better
 from meltr.metrics.classification import topk_accuracy
 from meltr.video import plugin
 from meltr.video.tasks.captions import corpus_scores
@@ -19,28 +20,38 @@ TASKS = {task.name: task for module in (builtin, plugin) for task in module.regi
 GUIDE = ROOT / "docs" / "plugins.md"
 
 
-def caption_metrics():
+def caption_metrics(said):
     pytest.importorskip("pycocoevalcap")
-    found = corpus_scores({"a": "a man"}, {"a": ["a man"]}, meteor=False)
-    return [*found.metrics, *found.skipped]
+    right = {"a": ["a man sings a song"], "b": ["two dogs run over grass"]}
+    found = corpus_scores(dict(zip(right, said, strict=True)), right, meteor=False)
+    return found.metrics | dict.fromkeys(found.skipped, 0.0)
 
 
-@pytest.mark.parametrize(
-    ("task", "metrics"),
-    [
-        ("classification", lambda: topk_accuracy(np.eye(6), range(6))),
-        ("action", lambda: topk_accuracy(np.eye(6), range(6))),
-        ("retrieval", lambda: retrieval_metrics(np.eye(6))),
-        ("captioning", caption_metrics),
-        ("sentiment", lambda: sentiment_metrics([1.0, -1.0], [1.0, 2.0])),
-    ],
-)
-def test_core_computes_every_metric_that_its_tasks_declare(task, metrics):
-    assert set(TASKS[task].metrics) <= set(metrics())
+PREDICTED = {
+    "classification": (lambda scores: topk_accuracy(scores, range(6)), np.eye(6), 1 - np.eye(6)),
+    "action": (lambda scores: topk_accuracy(scores, range(6)), np.eye(6), 1 - np.eye(6)),
+    "retrieval": (retrieval_metrics, np.eye(6), 1 - np.eye(6)),
+    "captioning": (
+        caption_metrics,
+        ("a man sings a song", "two dogs run over grass"),
+        ("two dogs run over grass", "a man sings a song"),
+    ),
+    "sentiment": (lambda scores: sentiment_metrics(scores, [1.0, 2.0]), [1.0, 2.0], [-1.0, 0.0]),
+}
+"""Task -> its metrics, what a perfect model predicts and what a bad one predicts."""
 
 
-def test_the_error_of_sentiment_is_to_be_small():
-    assert {name for name, task in TASKS.items() if not task.higher_is_better} == {"sentiment"}
+@pytest.mark.parametrize("task", PREDICTED)
+def test_core_computes_every_metric_that_its_tasks_declare(task):
+    metrics, perfect, _ = PREDICTED[task]
+    assert set(TASKS[task].metrics) <= set(metrics(perfect))
+
+
+@pytest.mark.parametrize("task", PREDICTED)
+def test_the_metric_that_chooses_checkpoints_prefers_the_perfect_model(task):
+    metrics, perfect, bad = PREDICTED[task]
+    deciding = TASKS[task].metrics[0]
+    assert better(metrics(perfect)[deciding], metrics(bad)[deciding], TASKS[task].higher_is_better)
 
 
 def test_the_plugin_guide_lists_them_with_their_metrics_in_order():

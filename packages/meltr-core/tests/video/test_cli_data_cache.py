@@ -7,7 +7,7 @@ import json
 import numpy as np
 import pytest
 
-from command_line import call, command_line
+from command_line import assert_stopped, call, command_line
 from meltr.cli.app import build_app
 from meltr.plugins import discover
 from meltr.video import miniature
@@ -104,8 +104,7 @@ def test_missing_files_are_an_error_unless_allowed(root, tmp_path, options):
     (root / "c.mp4").unlink()
     out = tmp_path / "cache"
     result = cache(root, out, *options)
-    assert result.exit_code == 2
-    assert "c.mp4" in result.stderr
+    assert_stopped(result, "c.mp4")
     assert not out.exists()
     allowed = cache(root, out, *options, "--allow-missing")
     assert (allowed.exit_code, list(numbers_in(out))) == (0, ["a.mp4", "b.mp4", "d.png"])
@@ -124,21 +123,18 @@ def test_annotations_for_no_task_say_what_each_lacks(root, tmp_path):
     [
         (["--sampler", "random"], "sampler 'random' cannot fill a cache"),
         (["--task", "retrieve"], "no annotations for task 'retrieve'"),
-        (["--sample"], "--sample makes its own data, but --data-root was given too"),
+        (["--sample"], "--sample generates its own data, but --data-root was given too"),
         (["--frames", 0], "greater than or equal to 1"),
     ],
 )
 def test_mistakes_are_answered_before_anything_is_decoded(root, tmp_path, options, message):
     result = cache(root, tmp_path / "cache", *options)
-    assert result.exit_code == 2
-    assert message in result.stderr
+    assert_stopped(result, message)
     assert not (tmp_path / "cache").exists()
 
 
 def test_an_unknown_data_set_is_answered_with_the_known_ones(tmp_path):
-    result = call("data", "cache", "--dataset", "msdv", "--out", tmp_path / "cache")
-    assert result.exit_code == 2
-    assert "Did you mean 'msvd'?" in result.stderr
+    assert_stopped(call("data", "cache", "--dataset", "msdv", "--out", tmp_path / "cache"), "Did you mean 'msvd'?")
 
 
 def test_the_miniature_is_cached_in_processes(tmp_path, monkeypatch):
@@ -177,5 +173,5 @@ def test_a_plugin_cannot_take_the_name_of_a_command(tmp_path):
     file.write_text(PLUGIN.replace("NAME", "cache"))
     registry = discover([file])
     app = build_app(registry)
-    assert "there is a command `meltr data cache` already" in registry.broken[0].cause
+    assert "there is already a command `meltr data cache`" in registry.broken[0].cause
     assert "--sampler" in call("data", "cache", "--help", app=app).stdout

@@ -7,7 +7,7 @@ import json
 import pytest
 
 from annotation_files import write_msrvtt, write_msvd
-from command_line import command_line
+from command_line import assert_stopped, command_line
 
 PLUGIN = """
 from meltr import BackboneInfo, BackboneTask, DatasetInfo, hookimpl
@@ -43,7 +43,7 @@ def test_a_complete_data_set(meltr, tmp_path):
     assert "all 4 that the annotations name" in lines
     assert "train 4 4 30,933 differs from the published number" in lines
     assert any("1 of 2 in test" in line for line in lines)
-    assert lines[-1] == "Everything is there."
+    assert lines[-1] == "All files exist."
 
 
 def test_an_empty_folder(meltr, tmp_path):
@@ -74,7 +74,7 @@ def test_videos_without_annotations_are_counted(meltr, tmp_path):
     (tmp_path / "train_qa.json").unlink()
     result = meltr("data", "check", "--dataset", "msvd", "--data-root", tmp_path)
     assert result.exit_code == 1
-    assert any(line.startswith("4 there;") for line in lines_of(result))
+    assert any(line.startswith("4 exist;") for line in lines_of(result))
 
 
 def test_a_malformed_file(meltr, tmp_path):
@@ -124,18 +124,10 @@ def test_a_manifest(meltr, tmp_path):
 
 
 def test_wrong_words(meltr, tmp_path):
-    result = meltr("data", "check", "--dataset", "msdv", "--data-root", tmp_path)
-    assert result.exit_code == 2
-    assert "Did you mean 'msvd'?" in result.stderr
-    result = meltr("data", "check", "--dataset", "msvd", "--data-root", tmp_path / "nowhere")
-    assert result.exit_code == 2
-    assert "does not exist" in result.stderr
-    result = meltr("data", "check", "--dataset", "msvd")
-    assert result.exit_code == 2
-    assert "--data-root was not given" in result.stderr
-    result = meltr("data", "check", "--dataset", "shapes", "--data-root", tmp_path)
-    assert result.exit_code == 2
-    assert "shapes.npz" in result.stderr
+    assert_stopped(meltr("data", "check", "--dataset", "msdv", "--data-root", tmp_path), "Did you mean 'msvd'?")
+    assert_stopped(meltr("data", "check", "--dataset", "msvd", "--data-root", tmp_path / "nowhere"), "does not exist")
+    assert_stopped(meltr("data", "check", "--dataset", "msvd"), "--data-root was not given")
+    assert_stopped(meltr("data", "check", "--dataset", "shapes", "--data-root", tmp_path), "shapes.npz")
 
 
 def test_allow_missing_is_a_setting_and_an_option(meltr):

@@ -140,7 +140,7 @@ def watched(monkeypatch) -> Terminal:
 def test_a_miniature_is_written_once_with_progress_on_a_terminal(monkeypatch, tmp_path):
     stderr = watched(monkeypatch)
     first = open_corpus(run_spec(sample=True))
-    assert "clips of the miniature of msvd 7/7 (100%)" in stderr.getvalue()
+    assert "clips of the synthetic sample of msvd 7/7 (100%)" in stderr.getvalue()
     assert {name: len(videos(items)) for name, items in first.splits.items()} == miniature.SIZES
     assert all(path.is_relative_to(tmp_path / "cache") for path in first.media.values())
     shown = stderr.getvalue()

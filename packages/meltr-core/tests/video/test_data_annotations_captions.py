@@ -322,5 +322,5 @@ def test_what_is_said_of_a_step_does_not_tell_its_colour_or_movement(tmp_path: P
 
 def test_a_sample_of_a_folder_is_refused(tmp_path: Path) -> None:
     spec = RunSpec(backbone="b", task="sentiment", dataset="cmu-mosi", losses=("x",), sample=True, data_root=tmp_path)
-    with pytest.raises(UserError, match="--sample makes a miniature of cmu-mosi, and --data-root"):
+    with pytest.raises(UserError, match="--sample uses a synthetic sample of cmu-mosi, but --data-root"):
         open_corpus(spec)

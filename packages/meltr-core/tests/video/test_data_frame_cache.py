@@ -151,7 +151,7 @@ def test_a_decoder_that_crashes_costs_one_video(media, tmp_path, monkeypatch):
     bomb.write_bytes(media["video03"].read_bytes())
     some = {key: media[key] for key in list(media)[:4]}
     report = fill_cache({"video01x": bomb, **some}, tmp_path / "cache", RAW, workers=1)
-    assert report.failed == {"video01x": f"{bomb} crashes the decoder, or needs more memory than there is"}
+    assert report.failed == {"video01x": f"{bomb} crashes the decoder or exhausts the memory"}
     assert set(some) == {key for key in media if key in CachedFrames(tmp_path / "cache")}
 
 
@@ -284,11 +284,11 @@ def test_fewer_frames_than_are_stored_can_be_taken(sixteen):
 @pytest.mark.parametrize(
     ("ask", "message"),
     [
-        ({"count": 17}, "holds 16 frames per video .* 17 frames were asked for"),
-        ({"count": 0}, "0 frames were asked for"),
-        ({"sampler": "centres"}, "the frames of 'centres' were asked for"),
-        ({"sampler": "random"}, "the frames of 'random' were asked for"),
-        ({"size": 41}, "short side 40.* at least 41 pixels were asked for"),
+        ({"count": 17}, "holds 16 frames per video .* 17 frames were requested"),
+        ({"count": 0}, "0 frames were requested"),
+        ({"sampler": "centres"}, "the frames of 'centres' were requested"),
+        ({"sampler": "random"}, "the frames of 'random' were requested"),
+        ({"size": 41}, "short side 40.* at least 41 pixels were requested"),
         ({"count": 4, "sampler": "centre"}, "no frame sampler 'centre'"),
         ({"media": {"video10": Path("a.mp4"), "b": Path("b.mp4")}}, "lacks 1 of 2 videos: b"),
     ],
@@ -364,7 +364,7 @@ def remove_header(folder: Path) -> None:
         (damage_index, "shard-00000.json or its shard is damaged"),
         (cut_shard, "shard-00000.bin has .* bytes, not"),
         (damage_pictures, "shard-00000.bin is damaged at byte 0"),
-        (remove_header, "is no frame cache: cache.json: No such file"),
+        (remove_header, "is not a frame cache: cache.json: No such file"),
     ],
 )
 def test_a_damaged_cache_says_so(media, tmp_path, damage, message):
@@ -389,6 +389,6 @@ def test_examples_of_files_that_failed_are_left_out_with_a_note(media, tmp_path,
     assert {item.media for item in rest.splits["train"]} == set(media)
     assert rest.notes[0] == "first"
     assert "2 files could not be decoded (video05a, video99;" in rest.notes[1]
-    assert "5 examples are left out" in rest.notes[1]
+    assert "5 examples are skipped" in rest.notes[1]
     whole = Corpus(dataset="some", task="qa", splits={}, media=media)
     assert without_failed(whole, CachedFrames(tmp_path / "cache")) is whole

@@ -148,7 +148,7 @@ def test_a_search_and_a_class_of_files(make_spec: Make, cache: Path, tmp_path: P
     with pytest.raises(UserError, match="it needs --search"):
         run.predict(PredictRequest(files))
     long = run.predict(PredictRequest(files, search="ball " * 30))
-    assert long.what == "best of 5 files (the text is cut to 16 tokens)"
+    assert long.what == "best of 5 files (the text is truncated to 16 tokens)"
     execute(make_spec("action", "kinetics400"), run_dir=tmp_path / "named", registry=discover([PLUGIN]))
     named = load_run(tmp_path / "named", registry=discover([PLUGIN])).predict(PredictRequest(files[:2], top=1))
     assert [row["video"] for row in named.rows] == list(files[:2])

@@ -44,7 +44,7 @@ def test_outside_names_video_only_as_a_plugin() -> None:
         for file in SOURCE.rglob("*.py")
         if not file.is_relative_to(SOURCE / "video") and '"meltr.video' in file.read_text(encoding="utf-8")
     ]
-    assert named == ["plugins.py"]
+    assert named == ["plugins/discovery.py"]
 
 
 def test_listing_loads_no_torch() -> None:

@@ -1,4 +1,4 @@
-"""UniVL as a video backbone: its model, losses, weights and scores, for the hooks of `meltr.video.VideoAdapter`."""
+"""UniVL as a video backbone: its model, losses, weights and scores for the hooks of `meltr.video.VideoAdapter`."""
 
 from __future__ import annotations
 
@@ -41,16 +41,16 @@ class UnivlAdapter(VideoAdapter[Univl]):
     published_weights = "univl.pretrained.bin"
 
     def open_source(self, context: RunContext) -> Source:
-        """Return the data set with features in place of videos."""
+        """Return the data set with features instead of videos."""
         return open_source(context)
 
     def open_files(self, corpus: Corpus, meta: Mapping[str, Any], context: RunContext) -> Source:
-        """Return files whose features are made on the spot, or are theirs already (``.npy``)."""
+        """Return files of the user, with features that are computed on demand or read from ``.npy`` files."""
         features = AskedFeatures(meta, context.options.extractor_weights, context.device)
         return Source(corpus, features, meta={"features": meta["features"]})
 
     def encoder(self, source: Source, tokenizer: Tokenizer, labels: Labels, context: RunContext) -> UnivlEncoder:
-        """Return how an item becomes tensors."""
+        """Return the encoder, which turns items into tensors."""
         options: UnivlOptions = context.options
         return UnivlEncoder(
             Wording(tokenizer, caption_length=options.caption_length),
@@ -62,12 +62,12 @@ class UnivlAdapter(VideoAdapter[Univl]):
         )
 
     def extra_words(self, corpus: Corpus, options: UnivlOptions) -> Sequence[str]:
-        """Return what is said in the videos, and what stands for it."""
+        """Return the transcripts, and the text that replaces a missing one."""
         said = {item.transcript or "" for items in corpus.splits.values() for item in items}
         return sorted(said | {options.no_text})
 
     def notes_on_texts(self, corpus: Corpus, encoder: Encoder, context: RunContext) -> list[str]:
-        """Return notes on texts and captions that are cut; captioning from transcripts needs some."""
+        """Return notes on truncated texts and captions; check that captioning with transcripts has some."""
         encoder, task = cast(UnivlEncoder, encoder), context.spec.task
         items = [item for items in corpus.splits.values() for item in items]
         silent = all((item.transcript or "").lower() in NO_TRANSCRIPT for item in items)
@@ -82,7 +82,7 @@ class UnivlAdapter(VideoAdapter[Univl]):
         return notes + notes_on_cut(captions, encoder.wording.caption_length - 1, what="caption")
 
     def make_model(self, meta: Mapping[str, Any], context: RunContext) -> Univl:
-        """Return the model with the parts that task and losses need."""
+        """Return the model with the parts that the task and its losses need."""
         options, spec = context.options, context.spec
         return Univl(model_config(options, meta), parts=parts_of(options, spec.task, spec.losses))
 
@@ -94,7 +94,7 @@ class UnivlAdapter(VideoAdapter[Univl]):
 
     @hookimpl
     def parameter_groups(self, model: Univl, context: RunContext) -> Sequence[Mapping[str, Any]]:
-        """Spare biases and norms weight decay; the text encoder learns ``options.text_lr_scale`` times as fast."""
+        """Exclude biases and norms from weight decay; scale the text encoder's learning rate."""
         return decay_groups(model, spared=NO_DECAY, lr_scales={"bert.": context.options.text_lr_scale})
 
     @hookimpl
@@ -103,7 +103,7 @@ class UnivlAdapter(VideoAdapter[Univl]):
         return model.blocks()
 
     def losses(self, model: Univl, batch: Mapping[str, Tensor], context: RunContext) -> dict[str, Tensor]:
-        """Return the losses named in ``context.losses``; what is hidden comes from ``context.generator``."""
+        """Return the losses named in ``context.losses``; masks come from ``context.generator``."""
         options, ready = context.options, Batch(**batch)
         masks = draw_masks(
             ready.text,
@@ -149,7 +149,7 @@ class UnivlAdapter(VideoAdapter[Univl]):
         return sentiments(model, batch)
 
     def details(self, context: RunContext) -> Mapping[str, Any]:
-        """Return how retrieval scores, or how captions are made and scored."""
+        """Return how retrieval is scored, or how captions are generated and scored."""
         options: UnivlOptions = context.options
         of_task: dict[str, dict[str, Any]] = {
             "retrieval": {"scoring": options.scoring},

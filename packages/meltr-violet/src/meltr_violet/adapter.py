@@ -1,4 +1,4 @@
-"""VIOLET as a video backbone: its model, losses, weights and scores, for the hooks of `meltr.video.VideoAdapter`."""
+"""VIOLET as a video backbone: its model, losses, weights and scores for the hooks of `meltr.video.VideoAdapter`."""
 
 from __future__ import annotations
 
@@ -36,18 +36,18 @@ class VioletAdapter(VideoAdapter[Violet]):
         return open_source(context)
 
     def encoder(self, source: Source, tokenizer: Tokenizer, labels: Labels, context: RunContext) -> VioletEncoder:
-        """Return how an item becomes tensors; training examples have codes for the loss ``mvm``."""
+        """Return the encoder, which turns items into tensors; training examples have codes for the loss ``mvm``."""
         codes = source.codes if isinstance(source, VioletSource) and "mvm" in context.losses else None
         return VioletEncoder(
             tokenizer, labels, frames=source.media, codes=codes, choice_text=context.options.choice_text
         )
 
     def extra_words(self, corpus: Corpus, options: VioletOptions) -> Sequence[str]:
-        """Return the words of the prompt of multiple choice."""
+        """Return the words of the multiple-choice prompt."""
         return PROMPT_WORDS
 
     def make_model(self, meta: Mapping[str, Any], context: RunContext) -> Violet:
-        """Return the model with the heads that task and losses need."""
+        """Return the model with the heads that the task and its losses need."""
         spec, options = context.spec, context.options
         return Violet(
             model_config(options, meta),
@@ -57,7 +57,7 @@ class VioletAdapter(VideoAdapter[Violet]):
         )
 
     def load_weights(self, model: Violet, options: VioletOptions) -> Sequence[LoadReport]:
-        """Load a VIOLET checkpoint, or else Video Swin and BERT as far as they are given."""
+        """Load a VIOLET checkpoint, or else Video Swin and BERT if they are given."""
         if options.weights is not None:
             return [load_checkpoint(model, options.weights, fc=options.fc)]
         given = ((load_video_swin, options.video_swin), (load_bert, options.bert))
@@ -69,7 +69,7 @@ class VioletAdapter(VideoAdapter[Violet]):
         return model.blocks()
 
     def losses(self, model: Violet, batch: Mapping[str, Tensor], context: RunContext) -> dict[str, Tensor]:
-        """Return the losses named in ``context.losses``; what is masked comes from ``context.generator``."""
+        """Return the losses named in ``context.losses``; masks come from ``context.generator``."""
         settings, ready = picked(LossSettings, context.options), as_batch(batch)
         masks = draw_batch_masks(ready, model.config.cell, settings=settings, generator=context.generator)
         return task_losses(model, ready, masks, wanted=context.losses, settings=settings)

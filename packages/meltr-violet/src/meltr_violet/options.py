@@ -14,23 +14,23 @@ class VioletOptions(FrameOptions):
     """Settings of the VIOLET backbone.
 
     Args:
-        size: ``base`` is the published model (198 million parameters); ``tiny`` for miniatures and first tries.
+        size: ``base`` is the published model (198 million parameters); ``tiny`` for synthetic samples and first tries.
         weights: Start from this checkpoint: ``ckpt_violet_pretrain.pt``, or ``backbone.safetensors`` of a run.
         video_swin: Without `weights`: start the video branch from ``ckpt_video-swin.pt``.
         bert: Without `weights`: start text and transformer from bert-base-uncased (``model.safetensors``).
-        fc: Which head takes the checkpoint's matching head: ``vtm``; ``choice`` (as the original VIOLET does for
+        fc: Head that receives the checkpoint's matching head: ``vtm``; ``choice`` (as the original VIOLET does for
             multiple choice), ``answer``, or ``none`` (MELTR's code for question answering, which drops it).
-        frames: T, frames of a clip, at most 6.
+        frames: T, frames per clip, at most 6.
         image_size: Side of a frame in pixels, a multiple of 32 (at most 448).
-        clip: What matching and answering see while training: the ``clean`` clip, or the ``masked`` one as in MELTR's
+        clip: Clip for matching and answering in training: the ``clean`` one, or the ``masked`` one as in MELTR's
             released code.
-        choice_text: How a question and a choice are put together: ``prompt`` (all choices, then the answer), ``plain``
-            (the original VIOLET), ``released`` (MELTR's code, with words glued together).
+        choice_text: How a question and a choice are combined: ``prompt`` (all choices, then the answer), ``plain`` (the
+            original VIOLET), ``released`` (MELTR's code, with words joined by mistake).
         released_choice: Matching and masked text of multiple choice with the defects of MELTR's released code.
-        temperature: Matching scores are divided by it in the loss (0.05 as published).
-        codes: Visual codes for the loss mvm: ``auto`` (prepared ones, or colours in a miniature), ``none``, ``colour``
-            (the mean colour of each cell: a stand-in without any weights), or a file that ``meltr data codes`` wrote.
-        prepared: Use VIOLET's prepared files (``img_*.pkl``, ``txt_*.json``, ...) where the data root has them.
+        temperature: The matching loss divides scores by this number (0.05 as published).
+        codes: Visual codes for the loss mvm: ``auto`` (prepared ones, or colours in a synthetic sample), ``none``,
+            ``colour`` (the mean colour of each cell: a substitute without weights), or a file of ``meltr data codes``.
+        prepared: Use VIOLET's prepared files (``img_*.pkl``, ``txt_*.json``, ...) if the data root has them.
         answer_dropout: Dropout of the head for open-ended answers and actions.
     """
 

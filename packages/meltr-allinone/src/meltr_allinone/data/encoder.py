@@ -1,7 +1,8 @@
-"""Items as tensors: a clip, the ids of a text, the right answer, and wrong clips and texts where losses want them.
+"""Turns items into tensors: a clip, token ids, the right answer, and wrong clips and texts that losses need.
 
-What training draws (frames, the place of the crop, one of the captions, wrong items) comes from the global generators,
-which `meltr.data.loader.LoaderBatches` seeds for every item: an example depends on seed, epoch and index alone.
+Random choices in training (frames, the place of the crop, one of the captions, wrong items) come from the global
+generators, which `meltr.data.loader.LoaderBatches` seeds for every item. So an example depends only on seed, epoch and
+index.
 """
 
 from __future__ import annotations
@@ -25,15 +26,16 @@ from meltr_allinone.data.transforms import centre_crop, channels_first
 
 @dataclass(frozen=True)
 class Wanted:
-    """What training examples hold.
+    """Content of training examples.
 
     Args:
         size: Side of a frame.
-        augmentation: What is done to the frames.
-        whole_words: Tell where tokens go on with the word before.
-        false_video: Give every example a wrong clip of the data set.
-        false_texts: Wrong texts of the data set for every example.
-        any_item: A wrong item may by chance be the right one, as in the released code; else it is of another video.
+        augmentation: Augmentation of the frames.
+        whole_words: Include where tokens continue the previous word.
+        false_video: Include a wrong clip of the data set in every example.
+        false_texts: Number of wrong texts of the data set in every example.
+        any_item: A wrong item may by chance be the right one, as in the released code; otherwise it is of another
+            video.
     """
 
     size: int
@@ -48,10 +50,10 @@ class AllInOneEncoder(Encoder):
     """Turns items into the columns ``video``, ``ids`` and ``answer``.
 
     Args:
-        tokenizer: Texts to token ids, all of the length L.
+        tokenizer: Turns texts into token ids, all of length L.
         labels: The right answers as numbers.
         clips: Squares (T, R, R, 3) by the key of a video, R at least ``wanted.size``.
-        wanted: What training examples hold.
+        wanted: Content of training examples.
     """
 
     tokenizer: Tokenizer
@@ -61,7 +63,7 @@ class AllInOneEncoder(Encoder):
         self.wanted, self._clips = wanted, clips
 
     def video(self, item: Item, seed: int | None = None) -> dict[str, Tensor]:
-        """Return ``video`` (T, 3, S, S), bytes: augmented in training, else the centre of frames drawn from `seed`."""
+        """Return ``video`` (T, 3, S, S), bytes: augmented in training, else the centre of frames chosen by `seed`."""
         if seed is None:
             frames = channels_first(self._clips.train.frames(item.media))
             return {"video": augment(frames, self.wanted.size, self.wanted.augmentation)}
@@ -79,11 +81,11 @@ class AllInOneEncoder(Encoder):
         return item.question or "" if self.labels.task == "qa" else random.choice(item.captions)
 
     def training_set(self, items: Sequence[Item]) -> Dataset[dict[str, Tensor]]:
-        """Return an example for each item, with wrong ones beside it where losses want them."""
+        """Return one training example per item, with wrong items if losses need them."""
         return WithWrong(self, items)
 
     def continues(self, ids: Tensor) -> Tensor:
-        """Return where a token goes on with the word before it; shape of `ids`, boolean."""
+        """Return where a token continues the previous word; same shape as `ids`, boolean."""
         return self._continuations[ids]
 
     @cached_property
@@ -95,7 +97,7 @@ class AllInOneEncoder(Encoder):
 
 
 class WithWrong(Dataset[dict[str, Tensor]]):
-    """Training examples: a question each, or for retrieval a video each, with one of its captions at every visit.
+    """Training examples: one per question, or for retrieval one per video with a random caption at every visit.
 
     Args:
         encoder: Turns items into tensors.
@@ -110,11 +112,11 @@ class WithWrong(Dataset[dict[str, Tensor]]):
         return len(self.items)
 
     def __getitem__(self, index: int) -> dict[str, Tensor]:
-        """Draw an example.
+        """Return a random training example.
 
         Returns:
-            ``video`` (T, 3, S, S), bytes, and ``ids`` (L,); ``answer`` () for a question; as wanted ``continues`` (L,),
-            ``false_video`` (T, 3, S, S) and ``false_ids`` (F, L).
+            ``video`` (T, 3, S, S), bytes, and ``ids`` (L,); ``answer`` () for a question; if requested ``continues``
+            (L,), ``false_video`` (T, 3, S, S) and ``false_ids`` (F, L).
         """
         item, encoder, wanted = self.items[index], self._encoder, self._encoder.wanted
         example = encoder.video(item) | encoder.text(item, encoder.choose(item)) | encoder.answer(item)
@@ -128,7 +130,7 @@ class WithWrong(Dataset[dict[str, Tensor]]):
         return example
 
     def _another(self, item: Item) -> Item:
-        """Draw an item: one of another video, each video as likely, unless there is none or any will do."""
+        """Return a random item of another video, all videos equally likely; any item if there is no other video."""
         names = self._media
         number = random.randrange(len(names))
         if not self._encoder.wanted.any_item and len(names) > 1:

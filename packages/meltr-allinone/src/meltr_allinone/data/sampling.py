@@ -1,4 +1,4 @@
-"""Choose the frames of a video that All-in-one sees: one of each of T equal segments (Wang et al., arXiv 2203.07303).
+"""Selection of the frames of a video: one from each of T equal segments (Wang et al., arXiv 2203.07303).
 
 `uniform` takes the middle of a segment, `random` any of its frames. `released` is random as in the public repositories,
 which never draw the last frame of a segment. Those repositories fail on a segment of one frame, and return fewer than T

@@ -57,7 +57,7 @@ def open_source(context: RunContext) -> Source:
 
 
 def clips_of_files(media: Mapping[str, Path], options: AllInOneOptions) -> Clips:
-    """Return the clips of files that a user names, sampled as in evaluation.
+    """Return the clips of files of the user, sampled as in evaluation.
 
     Args:
         media: Key -> file.
@@ -71,13 +71,13 @@ def clips_of_files(media: Mapping[str, Path], options: AllInOneOptions) -> Clips
 def _check_open_ended(corpus: Corpus) -> None:
     if any(item.choices for item in corpus.splits["train"]):
         raise UserError(
-            f"The questions of {corpus.dataset} come with choices; All-in-one answers from a vocabulary of answers.",
-            "Leave `choices` out of the manifest: then the training answers are the vocabulary.",
+            f"The questions of {corpus.dataset} have choices, but All-in-one answers from a vocabulary of answers.",
+            "Remove `choices` from the manifest: the training answers then form the vocabulary.",
         )
 
 
 def _frames(corpus: Corpus, options: AllInOneOptions, sampling: Sampling, *, most_bytes: int) -> FrameSource:
-    """Return the clips of one way of sampling; what does not change from visit to visit is kept in memory."""
+    """Return the clips of one way of sampling; what is the same at every visit is kept in memory."""
     change = functools.partial(resized_squares, size=options.image_size)
     if sampling == "uniform":
         return Remembered(_read(corpus, options, options.frames, sampling), change, most_bytes=most_bytes)

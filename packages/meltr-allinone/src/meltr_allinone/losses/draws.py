@@ -74,13 +74,13 @@ def draw(
 def mask_texts(
     ids: Tensor, *, vocabulary: int, generator: torch.Generator | None, continues: Tensor | None = None
 ) -> MaskedTexts:
-    """Hide tokens of texts by BERT's rule. A text without words, such as [CLS] [SEP], loses none.
+    """Mask tokens of texts by BERT's rule. A text without words, such as [CLS] [SEP], keeps all tokens.
 
     Args:
         ids: (B, L), padded.
-        vocabulary: V, where random tokens come from.
+        vocabulary: V, the number of tokens to draw random ones from.
         generator: Source of randomness; None: torch's global one.
-        continues: True where a token goes on with the word before (``##ing``), (B, L): whole words are chosen. None:
+        continues: True where a token continues the previous word (``##ing``), (B, L): whole words are chosen. None:
             tokens are chosen one by one.
     """
     if continues is None:

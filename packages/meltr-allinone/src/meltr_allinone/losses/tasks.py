@@ -28,7 +28,7 @@ LOSSES = ("answer", "vtm", "mlm", "wpa", "contrastive", "rank")
 """Losses that `task_losses` computes."""
 
 TEMPERATURE = 0.05
-"""The contrastive loss divides similarities by it."""
+"""Default temperature, by which the contrastive loss divides similarities."""
 
 ALIGNMENT = 0.1
 """Weight of word-patch alignment."""

@@ -19,7 +19,7 @@ def model_config(options: AllInOneOptions, meta: Mapping[str, Any]) -> ModelConf
 
     Args:
         options: The backbone's settings.
-        meta: Facts of the data: ``vocabulary``, the number of tokens.
+        meta: Facts about the data: ``vocabulary``, the number of tokens.
 
     Raises:
         UserError: If the vocabulary is larger than the published model's.
@@ -38,7 +38,7 @@ def model_config(options: AllInOneOptions, meta: Mapping[str, Any]) -> ModelConf
 
 
 def scoring_of(options: AllInOneOptions, losses: Sequence[str]) -> Scoring:
-    """Return how retrieval scores: as the options say, or by what the losses train."""
+    """Return the scoring of retrieval: as the options say, or according to the losses in use."""
     if options.scoring != "auto":
         return options.scoring
     return "dual" if "contrastive" in losses else "joint"
@@ -62,18 +62,17 @@ def build_model(options: AllInOneOptions, meta: Mapping[str, Any], *, task: str,
 
     Args:
         options: The backbone's settings.
-        meta: Facts of the data: ``vocabulary``, and ``answers`` for question answering.
+        meta: Facts about the data: ``vocabulary``, and ``answers`` for question answering.
         task: The task.
         losses: The losses in use.
 
     Raises:
-        UserError: If hard negatives are wanted without the loss that trains what chooses them.
+        UserError: If hard negatives are requested without the loss that trains their selection.
     """
     if options.hard_negatives and "contrastive" not in losses:
         raise UserError(
-            "hard_negatives=true lets the dual encoder choose wrong videos, and without the loss contrastive it learns "
-            "nothing.",
-            "Add it: --set losses=vtm,mlm,contrastive, or drop hard_negatives.",
+            "hard_negatives=true selects wrong videos with the dual encoder, but only the loss contrastive trains it.",
+            "Add the loss: --set losses=vtm,mlm,contrastive, or turn hard_negatives off.",
         )
     heads = heads_of(options, task, losses)
     return AllInOne(model_config(options, meta), heads=heads, answers=len(meta.get("answers", ())))

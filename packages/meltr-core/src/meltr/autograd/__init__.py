@@ -1,1 +1,1 @@
-"""What lies next to torch: graphs and their leaves, vectors in parameter space, buffers, generators."""
+"""Helpers for torch.autograd: graphs and their leaves, vectors in parameter space, buffers, generators."""

@@ -1,4 +1,4 @@
-"""Buffers of a model while its losses are evaluated aside: extra evaluations work on copies and leave no trace."""
+"""Buffers of a model during extra evaluations of its losses, which work on copies and leave no trace."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ _Held = list[tuple[nn.Module, dict[str, Tensor | None]]]
 
 
 class BufferState:
-    """The buffers of a model at one moment: which tensors they are, and their values.
+    """The buffers of a model at one moment: the tensors themselves, and their values.
 
-    A module may change its buffers in place (BatchNorm), assign them anew (``self.count = self.count + 1``), make them
-    in the first forward (lazy layers, ``register_buffer`` in ``forward``), or hold several views of one memory.
+    A module may change its buffers in place (BatchNorm), assign new ones (``self.count = self.count + 1``), create them
+    in the first forward pass (lazy layers, ``register_buffer`` in ``forward``), or hold several views of one memory.
 
     Args:
-        model: Whose buffers; submodules included.
-        keep: Keep the values of now; False if `aside` is entered before they can move.
+        model: The model; its submodules are included.
+        keep: Copy the current values; False if `aside` is entered before they can change.
     """
 
     def __init__(self, model: nn.Module, *, keep: bool = True) -> None:
@@ -33,7 +33,7 @@ class BufferState:
 
     @contextmanager
     def filled_in(self) -> Iterator[None]:
-        """Within this context, what a lazy layer makes of its buffers is noted right before its first forward."""
+        """Within this context, note the buffers of each lazy layer just before its first forward pass fills them in."""
         with ExitStack() as stack:
             for module, buffers in self._held:
                 lazy = [buffer for buffer in buffers.values() if buffer is not None and is_lazy(buffer)]
@@ -43,10 +43,10 @@ class BufferState:
 
     @contextmanager
     def aside(self) -> Iterator[None]:
-        """Within this context the model has copies of these buffers; afterwards it has those of before, unmoved.
+        """Within this context the model works on copies of these buffers; afterwards it has the originals, unchanged.
 
-        The model stays in training mode: switching to eval would evaluate another function. A graph that is made inside
-        holds the copies, and one that was made before holds the tensors of before: both can be differentiated later.
+        The model stays in training mode, because eval mode would compute a different function. A graph built inside the
+        context holds the copies, and one built before holds the originals: both can be differentiated later.
         """
         before = _held(self._model)
         lazy = [buffer for buffer in _tensors(before) if is_lazy(buffer)]
@@ -79,7 +79,7 @@ class BufferState:
 
 
 def preserved_buffers(model: nn.Module) -> AbstractContextManager[None]:
-    """Return a context that leaves the buffers of `model` bit-identical: extra forwards must not move them."""
+    """Return a context that leaves the buffers of `model` bit-identical, whatever forward passes run inside."""
     return BufferState(model, keep=False).aside()
 
 
@@ -92,7 +92,7 @@ def _tensors(held: _Held) -> list[Tensor]:
 
 
 def _place(held: _Held) -> None:
-    """Let every module have these buffers and no others."""
+    """Give every module exactly these buffers."""
     for module, buffers in held:
         own = buffers_of(module)
         if list(own) != list(buffers) or any(own[name] is not buffer for name, buffer in buffers.items()):
@@ -101,9 +101,9 @@ def _place(held: _Held) -> None:
 
 
 def _copies(buffers: Sequence[Tensor]) -> dict[int, Tensor]:
-    """Return copies by the id of what they are copies of; buffers that share memory have copies that share memory.
+    """Return copies, by the id of the original; copies share memory where the originals do.
 
-    Left out are buffers that lazy layers have not filled in, and those that require gradients: they stay leaves.
+    Buffers that a lazy layer has not filled in yet, and those that require gradients, are not copied: they stay leaves.
     """
     wanted = {id(buffer): buffer for buffer in buffers if not is_lazy(buffer) and not buffer.requires_grad}
     memories: dict[int, list[int]] = {}
@@ -122,6 +122,6 @@ def _copies(buffers: Sequence[Tensor]) -> dict[int, Tensor]:
 
 
 def _view(memory: torch.UntypedStorage, like: Tensor) -> Tensor:
-    """Return the tensor that lies in `memory` as `like` lies in its own."""
+    """Return a tensor in `memory` with the offset, shape and strides that `like` has in its own memory."""
     empty = torch.empty(0, dtype=like.dtype, device=like.device)
     return empty.set_(memory, like.storage_offset(), like.size(), like.stride())

@@ -1,4 +1,4 @@
-"""What the autograd graphs of several losses have in common."""
+"""What the autograd graphs of several losses share."""
 
 from __future__ import annotations
 
@@ -9,9 +9,10 @@ from torch import Tensor
 
 
 def shared_backwards(losses: Sequence[Tensor]) -> float:
-    """Return what one backward per loss costs together, in units of one backward through all of them.
+    """Return the cost of one backward pass per loss, in units of one backward pass through all losses.
 
-    Between 1 (no two losses share a part of the graph) and the number of losses (they share all of it), by the number
+    Between 1 (the losses share no part of the graph) and the number of losses (they share all of it), measured in
+    operations.
     of operations.
 
     Args:
@@ -23,17 +24,17 @@ def shared_backwards(losses: Sequence[Tensor]) -> float:
 
 
 def needed_later(losses: Sequence[Tensor]) -> list[bool]:
-    """Tell for each loss whether a later one shares a part of its graph, which its backward must then not free.
+    """Tell for each loss whether a later one shares a part of its graph, so that its backward pass must not free it.
 
     Args:
-        losses: The losses with their graphs, 0-dim each, in the order of their backwards.
+        losses: The losses with their graphs, 0-dim each, in the order of their backward passes.
     """
     reached = [_operations(loss) for loss in losses]
     return [not nodes.isdisjoint(set().union(*reached[place + 1 :])) for place, nodes in enumerate(reached)]
 
 
 def nodes_of(*losses: Tensor) -> dict[Any, None]:
-    """Return the nodes of the graphs of losses, those of leaves included, in the order in which they are found."""
+    """Return the nodes of the graphs of losses, including those of leaves, in the order in which they are found."""
     found: dict[Any, None] = {}
     waiting = [loss.grad_fn for loss in losses]
     while waiting:

@@ -1,4 +1,4 @@
-"""The leaves that losses reach: found from the graph, differentiated by without hooks, and given their gradient."""
+"""The leaves that losses reach: find them, differentiate without calling their hooks, and add to their gradients."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from meltr.torch_private import gradient_hooks
 
 
 def reached_leaves(losses: Iterable[Tensor]) -> list[Tensor]:
-    """Return all leaves whose ``.grad`` a backward of these losses would fill: weights of any module, in any place.
+    """Return all leaves whose ``.grad`` a backward pass of these losses would fill, in any module or none.
 
     Args:
         losses: The losses with their graphs, 0-dim each.
@@ -31,9 +31,9 @@ def reached_leaves(losses: Iterable[Tensor]) -> list[Tensor]:
 
 
 def sees_every_pass(hook: Callable[..., Any]) -> Callable[..., Any]:
-    """Mark a gradient hook of a leaf: it is called in every backward pass of an outer step, not once a step.
+    """Mark a gradient hook of a leaf as one to call in every backward pass of an outer step, not once per step.
 
-    Such a hook counts what is computed. It is not called when a finished gradient is added to ``.grad``.
+    Such a hook counts computations. It is not called when a finished gradient is added to ``.grad``.
     """
     hook.sees_every_pass = True  # type: ignore[attr-defined]
     return hook
@@ -41,14 +41,14 @@ def sees_every_pass(hook: Callable[..., Any]) -> Callable[..., Any]:
 
 @contextmanager
 def hooks_withheld(leaves: Iterable[Tensor], *, marked: bool = False) -> Iterator[None]:
-    """Within this context, hooks on the gradients of leaves are not called.
+    """Within this context, gradient hooks of leaves are not called.
 
-    An outer step differentiates the losses several times; hooks (clipping, logging, an optimiser that steps in the
-    backward) belong to the inner gradient alone.
+    An outer step differentiates the losses several times, but hooks (clipping, logging, an optimiser that steps in the
+    backward pass) are meant for the inner gradient alone.
 
     Args:
-        leaves: Whose hooks.
-        marked: Withhold the hooks marked by `sees_every_pass`; False: all others.
+        leaves: The leaves.
+        marked: Withhold the hooks marked by `sees_every_pass`; False: withhold all others.
     """
     withheld: list[tuple[dict[int, Any], dict[int, Any]]] = []
     for leaf in leaves:
@@ -66,14 +66,14 @@ def hooks_withheld(leaves: Iterable[Tensor], *, marked: bool = False) -> Iterato
 
 
 def deliver(leaves: Sequence[Tensor], gradient: Iterable[Tensor | None]) -> None:
-    """Add a finished gradient to ``.grad`` as a backward does: through every leaf's own node, once.
+    """Add a finished gradient to ``.grad`` as a backward pass does: through every leaf's own graph node, once.
 
-    So hooks on the gradient, hooks after its accumulation, and DistributedDataParallel's see what they would see in the
-    backward of the weighted sum.
+    So gradient hooks, post-accumulation hooks and DistributedDataParallel's hooks see what they would see in a backward
+    pass of the weighted sum.
 
     Args:
         leaves: Leaves that require gradients.
-        gradient: One entry a leaf; None adds nothing.
+        gradient: One entry per leaf; None adds nothing.
     """
     pairs = [(leaf, part) for leaf, part in zip(leaves, gradient, strict=True) if part is not None]
     if not pairs:
@@ -87,7 +87,7 @@ def deliver(leaves: Sequence[Tensor], gradient: Iterable[Tensor | None]) -> None
 
 
 class _Finished(torch.autograd.Function):
-    """The end of a graph whose backward gives every leaf a gradient that is there already."""
+    """The end of a graph whose backward pass returns gradients that are already computed."""
 
     @staticmethod
     def forward(ctx: Any, parts: list[Tensor], *leaves: Tensor) -> Tensor:
@@ -98,5 +98,5 @@ class _Finished(torch.autograd.Function):
     def backward(ctx: Any, *_: Tensor) -> tuple[Tensor | None, ...]:
         parts: list[Tensor] = ctx.parts
         own = (None, *parts)
-        parts.clear()  # so that autograd may take the tensors as they are
+        parts.clear()  # so that autograd can reuse the tensors instead of copying them
         return own

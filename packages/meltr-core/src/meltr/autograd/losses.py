@@ -1,4 +1,4 @@
-"""What a loss function may return."""
+"""The types that a loss function may return."""
 
 from __future__ import annotations
 
@@ -7,19 +7,19 @@ from collections.abc import Callable, Mapping, Sequence
 from torch import Tensor
 
 Losses = Tensor | Mapping[str, Tensor] | Sequence[Tensor]
-"""What a loss function may return: a mapping or a sequence of scalars, or a vector, primary first."""
+"""What a loss function may return: a mapping or a sequence of scalars, or a vector; primary loss first."""
 
 
 Compute = Callable[[], Losses]
-"""A loss function: evaluates the losses of one batch with the model as it is."""
+"""A loss function: evaluates the losses of one batch with the current model."""
 
 
 def as_parts(losses: Losses) -> tuple[Tensor, ...]:
     """Return the losses as 0-dim tensors, primary first.
 
     Raises:
-        TypeError: If it is nothing of `Losses`.
-        ValueError: If there is no loss, or one is not a scalar.
+        TypeError: If `losses` is not one of the types in `Losses`.
+        ValueError: If there are no losses, or one is not a scalar.
     """
     if isinstance(losses, Tensor):
         parts = tuple(losses.reshape(1) if losses.dim() == 0 else losses)

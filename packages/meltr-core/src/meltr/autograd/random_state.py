@@ -1,4 +1,4 @@
-"""The random number generators that a loss may draw from, to evaluate the same losses twice."""
+"""The random number generators that a loss may use, so that the same losses can be evaluated twice."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ import torch
 
 
 class RandomState:
-    """A snapshot of every random number generator that a loss may draw from.
+    """A snapshot of every random number generator that a loss may use.
 
-    Python's, NumPy's (if it was imported), torch's CPU generator, the generators of the accelerators in use, and those
-    handed in.
+    It covers Python's generator, NumPy's (if it is imported), torch's CPU generator, those of the accelerators in use,
+    and the given ones.
 
     Args:
-        devices: Devices whose generators belong to the snapshot; the CPU's always does.
-        generators: Further generators (masks, negatives).
+        devices: Devices whose generators belong to the snapshot, in addition to the CPU.
+        generators: Other generators (for masks or negatives).
     """
 
     def __init__(self, devices: Iterable[torch.device] = (), generators: Sequence[torch.Generator] = ()) -> None:
@@ -30,7 +30,7 @@ class RandomState:
         self._generators = [(g, g.get_state()) for g in generators]
 
     def restore(self) -> None:
-        """Put every generator back to where it was."""
+        """Restore the state of every generator."""
         random.setstate(self._python)
         if self._numpy is not None:
             sys.modules["numpy"].random.set_state(self._numpy)

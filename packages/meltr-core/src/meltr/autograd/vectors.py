@@ -1,4 +1,4 @@
-"""Vectors in parameter space: one tensor a parameter, None where it is zero."""
+"""Vectors in parameter space: one tensor per parameter, None where it is zero."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from meltr.shards import local
 from meltr.torch_private import add_each, copy_each, preserved_versions, scale_each, subtract_each
 
 Direction = Sequence[Tensor | None]
-"""A vector in parameter space: one tensor a parameter, None where it is zero."""
+"""A vector in parameter space: one tensor per parameter, None where it is zero."""
 
 
 def add(one: Direction, other: Direction, *, alpha: float = 1.0) -> list[Tensor | None]:
@@ -33,12 +33,12 @@ def scale(direction: Direction, factor: float | Tensor) -> list[Tensor | None]:
 
 
 class Combination(Sequence[Tensor | None]):
-    """The direction sum_t weights[t] * rows[t], of which each part is computed when it is asked for.
+    """The direction sum_t weights[t] * rows[t], each part of which is computed on access.
 
     Args:
         weights: Shape (n,).
         rows: n directions.
-        count: How many entries of the rows belong to it; None: all.
+        count: Number of entries of each row that belong to the direction; None: all.
     """
 
     def __init__(self, weights: Tensor, rows: Sequence[list[Tensor | None]], count: int | None = None) -> None:
@@ -54,7 +54,7 @@ class Combination(Sequence[Tensor | None]):
     @overload
     def __getitem__(self, place: slice) -> list[Tensor | None]: ...
     def __getitem__(self, place: int | slice) -> Tensor | list[Tensor | None] | None:
-        """Return what belongs to one parameter, dense; None where it is None in all rows."""
+        """Return the part for one parameter, dense; None where all rows have None."""
         if isinstance(place, slice):
             return [self[each] for each in range(*place.indices(len(self)))]
         if not -len(self) <= place < len(self):
@@ -62,7 +62,7 @@ class Combination(Sequence[Tensor | None]):
         return dense(self._part(place % len(self)))
 
     def _part(self, place: int) -> Tensor | None:
-        """Return what belongs to one parameter; sparse where all rows are."""
+        """Return the part for one parameter; sparse if all rows are."""
         total: Tensor | None = None
         for weight, row in zip(self.weights, self.rows, strict=True):
             part = row[place]
@@ -77,9 +77,9 @@ class Combination(Sequence[Tensor | None]):
         return total
 
     def products(self) -> Tensor:
-        """Return the inner products of every row with the combination, shape (n,), float64.
+        """Return the inner product of every row with the combination, shape (n,), float64.
 
-        By the Gram matrix of the rows: the combination is not made for it.
+        It uses the Gram matrix of the rows, so the combination itself is not computed.
         """
         size, rows = len(self.rows), [row[: len(self)] for row in self.rows]
         gram = [[dot(rows[i], rows[j]) for j in range(i + 1)] for i in range(size)]
@@ -88,7 +88,7 @@ class Combination(Sequence[Tensor | None]):
         )
 
     def spend(self) -> Iterator[Tensor | None]:
-        """Yield the parts, sparse where all rows are, and drop those of the rows as they are used."""
+        """Yield the parts, sparse where all rows are; the rows' parts are freed as they are used."""
         for place in range(len(self)):
             part = self._part(place)
             for row in self.rows:
@@ -97,12 +97,12 @@ class Combination(Sequence[Tensor | None]):
 
 
 def dense(part: Tensor | None) -> Tensor | None:
-    """Return a part of a direction as a dense tensor: gradients of ``nn.Embedding(sparse=True)`` are sparse."""
+    """Return a part of a direction as a dense tensor; gradients of ``nn.Embedding(sparse=True)`` are sparse."""
     return None if part is None else _dense(part)
 
 
 def dot(one: Direction, other: Direction) -> Tensor:
-    """Return the inner product of two directions in float64, shape (); of what this process holds of them."""
+    """Return the inner product of two directions, of what this process holds of them, in float64, shape ()."""
     pairs = [
         (_dense(local(a)), _dense(local(b))) for a, b in zip(one, other, strict=True) if a is not None and b is not None
     ]
@@ -117,22 +117,22 @@ def _dense(part: Tensor) -> Tensor:
 
 
 def products(rows: Iterable[Direction], direction: Direction) -> Tensor:
-    """Return the inner products of directions with one, float64, shape (n,); one of `rows` is alive at a time."""
+    """Return the inner product of each row with a direction, float64, shape (n,); only one row is alive at a time."""
     found = []
     for row in rows:
         found.append(dot(row, direction))
-        del row  # before the next one is made
+        del row  # before the next one is computed
     return torch.stack(found)
 
 
 _CHUNK = 2**15
-"""Numbers whose products may be summed in float32: few enough not to lose a digit."""
+"""Largest number of products that may be summed in float32 without losing a digit."""
 
 
 def _dot(a: Tensor, b: Tensor) -> Tensor:
     if a.device.type != "cpu" or a.dtype != b.dtype or a.dtype not in (torch.float32, torch.float64):
         return torch.sum(a * b, dtype=torch.float64)
-    # On the CPU a sum of another type than its terms is by far slower than the products.
+    # On the CPU, a sum in another data type is much slower than the products themselves.
     chunks = zip(a.split(_CHUNK), b.split(_CHUNK), strict=True)
     return torch.stack([torch.dot(one, other) for one, other in chunks]).sum(dtype=torch.float64)
 
@@ -145,22 +145,22 @@ def displaced(
     *,
     overwrite: bool = False,
 ) -> Iterator[Callable[[float], None]]:
-    """Move the weights along a direction, in place; afterwards they are back bit by bit, also when something fails.
+    """Displace the weights along a direction, in place; afterwards they are restored bitwise, even after an error.
 
-    Yields a function of e, not 0, that puts the weights at w + e * direction. Nobody sees the move but who evaluates
-    inside: autograd's version counters stay, so that a graph made before can still be differentiated.
+    Yields a function that sets the weights to w + e * direction, for e other than 0. Autograd's version counters do not
+    change, so that a graph built before can still be differentiated.
 
-    The displaced weights and w change places with the direction: while the weights are away, its memory holds w, and
-    w + e' * direction is found from w + e * direction by extending the way from w. Of several e the largest first: the
-    rounding of w + e * direction is then the smallest in proportion.
+    The weights and the direction swap memory: while the weights are displaced, the direction's memory holds w, and
+    w + e' * direction is computed by rescaling the displacement from w. For several e, use the largest first: the
+    relative rounding error of w + e * direction is then smallest.
 
-    Extra memory: a copy of the direction; nothing with `overwrite`.
+    Extra memory: a copy of the direction; none with `overwrite`.
 
     Args:
         parameters: The weights w.
-        direction: One entry a parameter.
-        moved: Called after every move (to throw away gathered copies of sharded weights).
-        overwrite: Leave anything in the memory of `direction`, instead of copying it.
+        direction: One entry per parameter.
+        moved: Called after every change of the weights (to discard gathered copies of sharded weights).
+        overwrite: The contents of `direction` may be overwritten; False: work on a copy.
     """
     pairs = [(local(p).detach(), local(q)) for p, q in zip(parameters, direction, strict=True) if q is not None]
     weights = [p for p, _ in pairs]
@@ -171,7 +171,7 @@ def displaced(
     def move(e: float) -> None:
         nonlocal at
         if e == 0:
-            raise ValueError("a displacement of 0 forgets the direction")
+            raise ValueError("a displacement of 0 would lose the direction")
         if at == 0:
             at = e
             for weight, q in zip(weights, other, strict=True):
@@ -198,7 +198,7 @@ def displaced(
 
 
 def _writable(pairs: Sequence[tuple[Tensor, Tensor]]) -> list[Tensor]:
-    """Return each q as a tensor like its p; a copy only where its memory is not its own (gradients may be expanded)."""
+    """Return each q as a tensor like its p; copied only if its layout differs or its memory is shared (expanded)."""
     owners: set[int] = set()
     own = []
     for p, q in pairs:

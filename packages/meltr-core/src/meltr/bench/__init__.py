@@ -1,1 +1,1 @@
-"""Measures what training costs: behind ``meltr bench``."""
+"""Measurements of the cost of training, for ``meltr bench``."""

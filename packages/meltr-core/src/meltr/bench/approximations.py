@@ -1,4 +1,4 @@
-"""How good cheaper outer steps are: their g beside the exact one along a short training run, and their price."""
+"""Quality and cost of cheaper outer steps: their g against the exact one during a short training run."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ from meltr.verify.variants import EXACT, REFERENCE, Variant
 
 @dataclass(frozen=True)
 class Stage:
-    """How g agrees with the exact one in one part of the training.
+    """Agreement of g with the exact one in one part of training.
 
     Args:
         ratios: Median of g_t / exact g_t, by loss.
-        signs: Part of the outer steps in which g_t has the sign of the exact one, by loss.
-        cosine: Median cosine of g.
+        signs: Fraction of outer steps in which g_t has the sign of the exact one, by loss.
+        cosine: Median cosine of g with the exact one.
     """
 
     ratios: dict[str, float]
@@ -39,12 +39,12 @@ class Approximation:
     """One cheaper outer step.
 
     Args:
-        price: What it costs, relative to multi-task learning.
-        early: Over the first third of the outer steps; None if its g is the exact one (only taken less often) or it
-            cannot run.
-        late: Over the last third.
-        whole: Over all outer steps.
-        remark: What the engine says about it, or why it cannot run.
+        price: Its cost relative to multi-task learning.
+        early: Agreement over the first third of the outer steps; None if its g is the exact one (only taken less often)
+            or it cannot run.
+        late: Agreement over the last third.
+        whole: Agreement over all outer steps.
+        remark: A message of the engine, or why it cannot run.
     """
 
     price: Price
@@ -59,10 +59,10 @@ class Approximations:
     """All approximations of one case.
 
     Args:
-        table: The case and the prices.
+        table: The case and the costs.
         steps: Training steps taken with exact outer steps.
-        outer_steps: Outer steps compared.
-        rows: One entry a variant, the exact one first.
+        outer_steps: Number of outer steps compared.
+        rows: One entry per variant, the exact one first.
     """
 
     table: Table8
@@ -71,14 +71,14 @@ class Approximations:
     rows: Sequence[Approximation]
 
     def as_dict(self) -> dict[str, Any]:
-        """Return all of it for JSON."""
+        """Return everything as JSON-able values."""
         content = dataclasses.asdict(self)
         del content["table"]["rows"]
         return content
 
 
 def compare(
-    problem: FixedRun,
+    run: FixedRun,
     variants: Mapping[str, Variant],
     *,
     title: str,
@@ -86,46 +86,46 @@ def compare(
     turns: int,
     log: Callable[[str], None] = lambda line: None,
 ) -> Approximations:
-    """Train with exact outer steps; at each, take every approximation's g on the same weights, batch and draws.
+    """Train with exact outer steps; at each, compute g by every approximation on the same weights, batch and draws.
 
     Args:
-        problem: The run.
-        variants: What is compared; reference and exact one among them.
-        title: Of the case.
+        run: The run.
+        variants: The variants to compare, including the reference and the exact one.
+        title: Title of the case.
         steps: Training steps, on the run's own batches; the learning rate stays constant.
-        turns: How often each variant is timed.
-        log: Called with what is done next.
+        turns: Number of times that each variant is timed.
+        log: Called with one line of text about the next part.
 
     Raises:
-        UserError: If outer steps are taken on batches of their own, which an approximation would not share.
+        UserError: If outer steps have batches of their own, which approximations would not share.
     """
-    if problem.spec.bilevel.outer_batch == "replay":
+    if run.spec.bilevel.outer_batch == "replay":
         raise UserError(
             "approximations are compared on the current batch, but outer_batch is replay",
-            "Leave --set outer_batch=replay out.",
+            "Remove --set outer_batch=replay.",
         )
-    table = measure(problem, variants, title=title, turns=turns, log=log)
-    problem.restore()
+    table = measure(run, variants, title=title, turns=turns, log=log)
+    run.restore()
     log(f"{steps} training steps with exact outer steps")
-    truth, found, remarks = _train(problem, variants, steps)
-    rows = [_row(problem, row, found.get(row.name), truth, remarks.get(row.name, "")) for row in table.rows]
+    truth, found, remarks = _train(run, variants, steps)
+    rows = [_row(run, row, found.get(row.name), truth, remarks.get(row.name, "")) for row in table.rows]
     return Approximations(table, steps, len(truth), rows)
 
 
 def _train(
-    problem: FixedRun, variants: Mapping[str, Variant], steps: int
+    run: FixedRun, variants: Mapping[str, Variant], steps: int
 ) -> tuple[list[Tensor], dict[str, list[Tensor]], dict[str, str]]:
-    """Train with exact outer steps; return g of each, g of every approximation there, and what is worth saying."""
-    data = dataclasses.replace(problem.built.data, validation=None, test=None)
-    exact = problem.stepper({**variants[EXACT].settings, "bilevel.estimator": "per_task"}, data=data)
+    """Train with exact outer steps; return the exact g, each approximation's g, and remarks."""
+    data = dataclasses.replace(run.built.data, validation=None, test=None)
+    exact = run.stepper({**variants[EXACT].settings, "bilevel.estimator": "per_task"}, data=data)
     exact.at_outer_step()
-    probes, remarks = _probes(problem, variants, exact)
+    probes, remarks = _probes(run, variants, exact)
     truth: list[Tensor] = []
     found: dict[str, list[Tensor]] = {name: [] for name in probes}
     for _ in range(max(1, steps // exact.every)):
         for name, probe in list(probes.items()):
             try:
-                seen, said = _peek(problem, probe, exact)
+                seen, said = _peek(run, probe, exact)
             except Exception as error:
                 remarks[name] = cause(error)
                 del probes[name], found[name]
@@ -138,33 +138,33 @@ def _train(
 
 
 def _row(
-    problem: FixedRun, price: Price, found: Sequence[Tensor] | None, truth: Sequence[Tensor], remark: str
+    run: FixedRun, price: Price, found: Sequence[Tensor] | None, truth: Sequence[Tensor], remark: str
 ) -> Approximation:
     if not found:
         return Approximation(price, remark=remark)
-    early, late, whole = _stages(problem.spec.losses, found, truth)
+    early, late, whole = _stages(run.spec.losses, found, truth)
     return Approximation(price, early, late, whole, remark)
 
 
 def _probes(
-    problem: FixedRun, variants: Mapping[str, Variant], exact: Stepper
+    run: FixedRun, variants: Mapping[str, Variant], exact: Stepper
 ) -> tuple[dict[str, Stepper], dict[str, str]]:
-    """Return a stepper for each approximation that changes g, all with the exact one's combiner, and what failed."""
+    """Return a stepper for each approximation that changes g, all with the exact one's combiner, and the failures."""
     probes: dict[str, Stepper] = {}
     causes: dict[str, str] = {}
     for name, variant in variants.items():
         if name in (REFERENCE, EXACT) or set(variant.settings) == {"bilevel.every"}:
             continue
         try:
-            probes[name] = problem.stepper(variant.settings, combiner=exact.combiner, data=exact.trainer.data)
+            probes[name] = run.stepper(variant.settings, combiner=exact.combiner, data=exact.trainer.data)
         except Exception as error:
             causes[name] = cause(error)
     return probes, causes
 
 
-def _peek(problem: FixedRun, probe: Stepper, exact: Stepper) -> tuple[Tensor, str]:
-    """Return g by an approximation where the exact training is about to take an outer step; nothing is changed."""
-    before = Snapshot([*problem.state(), *exact.combiner.state_dict(keep_vars=True).values()])
+def _peek(run: FixedRun, probe: Stepper, exact: Stepper) -> tuple[Tensor, str]:
+    """Return g by an approximation at the next outer step of the exact training; nothing is changed."""
+    before = Snapshot([*run.state(), *exact.combiner.state_dict(keep_vars=True).values()])
     probe.trainer.state.step = exact.trainer.step
     probe.trainer.bilevel.count_from(exact.trainer.bilevel.steps, exact.trainer.bilevel.outer_steps)
     try:
@@ -175,7 +175,7 @@ def _peek(problem: FixedRun, probe: Stepper, exact: Stepper) -> tuple[Tensor, st
 
 
 def _stages(losses: Sequence[str], found: Sequence[Tensor], exact: Sequence[Tensor]) -> tuple[Stage, Stage, Stage]:
-    """Return the agreement over the first and the last third of the outer steps, at least one each, and over all."""
+    """Return the agreement over the first third of the outer steps, the last third (at least one each), and all."""
     third = max(1, len(exact) // 3)
     parts = (slice(third), slice(-third, None), slice(None))
     early, late, whole = (_stage(losses, found[part], exact[part]) for part in parts)

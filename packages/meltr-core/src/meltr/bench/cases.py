@@ -1,4 +1,4 @@
-"""The cases of ``meltr bench``: those that plugins register and core's own. Imports no torch."""
+"""The cases of ``meltr bench``: core's own and those of plugins. Imports no torch."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from meltr.settings import resolve
 from meltr.specs import BenchmarkInfo, RunSpec
 
 SYNTHETIC = Path(synthetic.__file__)
-"""The plugin file with core's own cases; no run sees it unless it is asked for."""
+"""The plugin file with core's own cases; other commands load it only on request."""
 
 
 @dataclass(frozen=True)
@@ -33,11 +33,11 @@ class Case:
 
     @property
     def name(self) -> str:
-        """What the user writes after ``--case``."""
+        """The name used with ``--case``."""
         return self.info.name if self.unique else f"{self.backbone}/{self.info.name}"
 
     def selection(self) -> dict[str, Any]:
-        """Return what the case sets, as the content of a config file."""
+        """Return the settings of the case, as the content of a config file."""
         chosen = {"backbone": self.backbone, "task": self.info.task, "dataset": self.info.dataset, "preset": "none"}
         return {**chosen, **self.info.settings}
 
@@ -48,7 +48,7 @@ def registry_with_cases(files: Sequence[Path] = ()) -> Registry:
 
 
 def all_cases(registry: Registry) -> dict[str, Case]:
-    """Return the cases of all backbones by name, core's own first; a name that two have gets its backbone before it."""
+    """Return the cases of all backbones by name, core's own first; a name used twice is prefixed by its backbone."""
     first = sorted(registry.backbones.values(), key=lambda info: (info.name != synthetic.NAME, info.name))
     found = [(info, case) for info in first for case in info.benchmarks]
     names = [case.name for _, case in found]
@@ -57,10 +57,10 @@ def all_cases(registry: Registry) -> dict[str, Case]:
 
 
 def resolve_case(registry: Registry, case: Case, *, flags: Mapping[str, Any], sets: Sequence[str] = ()) -> RunSpec:
-    """Return the run of a case with what the user wants otherwise.
+    """Return the run of a case with the user's settings.
 
     Args:
-        registry: What is installed.
+        registry: The plugins found.
         case: The case.
         flags: Setting -> value.
         sets: ``"setting=value"`` strings.
@@ -72,16 +72,16 @@ def resolve_case(registry: Registry, case: Case, *, flags: Mapping[str, Any], se
         return resolve(registry, config=case.selection(), flags=flags, sets=sets)
     except UserError as error:
         if error.hint and case.backbone == synthetic.NAME:
-            # This backbone is known to no other command unless its file is named.
+            # Other commands know this backbone only if its file is named.
             error.hint = error.hint.replace("config schema", f"config schema --plugin {SYNTHETIC}")
         raise
 
 
 def pick(registry: Registry, names: Sequence[str]) -> list[Case]:
-    """Return the cases called `names`; the default ones if there is no name.
+    """Return the cases called `names`; the default ones if `names` is empty.
 
     Raises:
-        UserError: If there is no such case.
+        UserError: If there is no case of that name.
     """
     cases = all_cases(registry)
     if not names:

@@ -1,4 +1,4 @@
-"""Tables of a benchmark as Markdown, and putting them into a page between two marks. Imports no torch."""
+"""Benchmark tables as Markdown, and their insertion into a page between two marks. Imports no torch."""
 
 from __future__ import annotations
 
@@ -17,34 +17,35 @@ if TYPE_CHECKING:
     from meltr.verify.operations import Operations
 
 LEGEND = (
-    "Relative to multi-task learning, over whole cycles of K training steps with one outer step among them, optimiser "
-    "steps included; all variants interleaved in one process, from the same weights, on the same batches. Time: median "
-    "of the ratios of each turn (first to third quartile). Memory: peak of a cycle above weights and optimiser state. "
-    "FLOPs: matrix products, convolutions and attention of a step. Losses: evaluations of the losses in a cycle, those "
-    "without a graph and with dual numbers (forward mode) told apart. Backwards: backward passes in a cycle, in "
-    "brackets those of second order. Gradient: relative error and cosine of the combiner's gradient against the same "
-    "scheme by double backward throughout, Hessian products included. Cosine of g: to the exact g of {first}."
+    "Relative to multi-task learning, over whole cycles of K training steps that include one outer step, with "
+    "optimiser steps; all variants interleaved in one process, from the same weights, on the same batches. Time: "
+    "median of the ratios of all turns (first to third quartile). Memory: peak of a cycle above weights and optimiser "
+    "state. FLOPs: matrix products, convolutions and attention of a step. Losses: evaluations of the losses in a "
+    "cycle, with those without a graph and with dual numbers (forward mode) listed separately. Backwards: backward "
+    "passes in a cycle, with second-order ones in brackets. Gradient: relative error and cosine of the combiner's "
+    "gradient against the same scheme by double backward throughout, Hessian products included. Cosine of g: with the "
+    "exact g of {first}."
 )
 
 
 APPROXIMATION_LEGEND = (
     "Time, memory and FLOPs of a training step relative to multi-task learning, as in Table 8. The run is trained with "
-    "exact outer steps; at each, g is also taken in every other way on the same weights, batch and random numbers. For "
-    "every loss: median of g_t / exact g_t, and in brackets in how many outer steps the signs agree. Early -> late: "
-    "over the first and over the last third of the outer steps. Cosine: of the whole g, median. Larger K changes how "
-    "often g is taken, not g."
+    "exact outer steps; at each one, g is also computed in every other way with the same weights, batch and random "
+    "numbers. For every loss: median of g_t / exact g_t, and in brackets the share of outer steps in which the signs "
+    "agree. Early -> late: over the first and the last third of the outer steps. Cosine: of the whole g, median. A "
+    "larger K changes how often g is computed, not g itself."
 )
 
 
 def table(result: Table8) -> list[str]:
-    """Return the lines of a table: a heading, what was run, and a row a variant."""
+    """Return the lines of a table: a heading, a description of the run, and one row per variant."""
     header = ["variant", "g by", "time", "memory", "FLOPs", "losses", "backwards", "gradient", "cosine", "cosine of g"]
     rows = _rows([header, ["---", "---", *["---:"] * (len(header) - 2)], *map(_cells, result.rows)])
     return [_head(result), "", *rows, "", *_foot(result)]
 
 
 def approximation_table(result: Approximations) -> list[str]:
-    """Return the lines of a table of approximations: a heading, what was run, and a row a variant."""
+    """Return the lines of a table of approximations: a heading, a description of the run, and one row per variant."""
     losses = result.table.run["losses"]
     header = ["variant", "time", "memory", "FLOPs", "cosine of g", *losses]
     lines = [header, ["---", *["---:"] * (len(header) - 1)]]
@@ -82,7 +83,7 @@ def _head(result: Table8) -> str:
 
 
 def _foot(result: Table8) -> list[str]:
-    """Return what 1 stands for, and why variants are missing."""
+    """Return what 1.00x stands for, and why variants are missing."""
     base = result.rows[0]
     plain = f"1.00x is {base.milliseconds:.1f} ms a step" if base.milliseconds else "no times"
     memory = f" and {base.mib:.1f} MiB" if base.mib else ""
@@ -115,13 +116,13 @@ def _cells(row: Price) -> list[str]:
 
 
 def _counts(done: Operations) -> str:
-    """Return evaluations with a graph, and what comes on top."""
+    """Return the numbers of evaluations as text: with a graph, without one, and with dual numbers."""
     without = f" + {done.without_graph} without" if done.without_graph else ""
     return f"{done.with_graph}{without}" + (f" + {done.forward_mode} dual" if done.forward_mode else "")
 
 
 def header(where: Mapping[str, Any]) -> list[str]:
-    """Return the lines above the tables: how to repeat them and where they were measured."""
+    """Return the lines above the tables: how to repeat them, and where they were measured."""
     versions = ", ".join(f"{name} {version}" for name, version in where["versions"].items())
     threads = f"{where['threads']} thread{'s' if where['threads'] != 1 else ''}"
     return [
@@ -131,7 +132,7 @@ def header(where: Mapping[str, Any]) -> list[str]:
 
 
 def page(results: Sequence[Table8 | Approximations], where: Mapping[str, Any], *, legend: str) -> str:
-    """Return all tables of a benchmark with what is above and below them."""
+    """Return all tables of a benchmark, with the lines above and below them."""
     from meltr.bench.approximations import Approximations
 
     lines = header(where)
@@ -141,18 +142,17 @@ def page(results: Sequence[Table8 | Approximations], where: Mapping[str, Any], *
 
 
 def update(target: str, content: str, *, what: str = "bench") -> Path:
-    """Put `content` into a page, between ``<!-- meltr bench: begin -->`` and ``<!-- meltr bench: end -->``.
+    """Insert `content` into a page, between ``<!-- meltr bench: begin -->`` and ``<!-- meltr bench: end -->``.
 
-    What stands between the marks is replaced; a page without them gets them at its end, and one that is not there is
-    made.
+    Text between the marks is replaced. A page without marks gets them at its end, and a missing page is created.
 
     Args:
-        target: Path of the page, and if wanted ``#name`` for one of several blocks, whose marks carry that name.
-        content: What goes there.
+        target: Path of the page, with ``#name`` for one of several blocks, whose marks carry that name.
+        content: The text to insert.
         what: The word in the marks.
 
     Raises:
-        UserError: If only one of the marks is there, or the file cannot be read.
+        UserError: If only one of the marks is present, or the file cannot be read.
     """
     name, _, label = target.partition("#")
     path = Path(name)
@@ -162,7 +162,7 @@ def update(target: str, content: str, *, what: str = "bench") -> Path:
     except (OSError, UnicodeDecodeError) as reason:
         raise UserError(f"{path} cannot be read: {reason}", "Give a Markdown file with --markdown.") from reason
     if text.count(begin) != text.count(end) or text.count(begin) > 1 or text.find(end) < text.find(begin):
-        hint = f"Put {begin} and {end} there once each, or neither."
+        hint = f"Put {begin} and {end} there exactly once, or remove both."
         raise UserError(f"{path} has {text.count(begin)} begin marks and {text.count(end)} end marks", hint)
     block = f"{begin}\n\n{content.strip()}\n\n{end}"
     if begin in text:

@@ -1,4 +1,4 @@
-"""A benchmark as bars, time and memory relative to multi-task learning; approximations with the signs of their g."""
+"""Benchmarks as bar charts: time and memory relative to multi-task learning, and the signs of approximate g."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ if TYPE_CHECKING:
     from meltr.bench.approximations import Approximation, Approximations
     from meltr.bench.table8 import Price, Table8
 
-_BAR = 0.28  # inches a bar
+_BAR = 0.28  # inches per bar
 
 
 def draw(results: Sequence[Table8], path: Path, *, caption: str = "") -> Path:
-    """Draw time and memory of every variant, a row of panels a case.
+    """Draw time and memory of every variant, with one row of panels per case.
 
     Args:
         results: The cases.
-        path: File; its ending is the format.
-        caption: What the colours mean.
+        path: File to write; its suffix selects the format.
+        caption: Explanation of the colours.
 
     Raises:
         UserError: If matplotlib is missing or the format is unknown.
@@ -41,7 +41,7 @@ def draw(results: Sequence[Table8], path: Path, *, caption: str = "") -> Path:
         for result, rows, (time, memory) in zip(results, shown, grid, strict=True):
             _bars(time, rows, [row.time for row in rows], spans=[row.time_quartiles for row in rows])
             _bars(memory, rows, [row.memory for row in rows])
-            time.set_title(f"{result.title}: time a step")
+            time.set_title(f"{result.title}: time per step")
             memory.set_title("peak memory")
             memory.set_yticklabels([])
         figure.supxlabel(f"relative to multi-task learning ({REFERENCE}){caption}", fontsize="medium")
@@ -50,11 +50,11 @@ def draw(results: Sequence[Table8], path: Path, *, caption: str = "") -> Path:
 
 
 def draw_approximations(results: Sequence[Approximations], path: Path) -> Path:
-    """Draw what every approximation costs, and beside it how often its g_t has the exact sign, a row of panels a case.
+    """Draw cost of each approximation, and how often its g_t has the exact sign, with one row of panels per case.
 
     Args:
         results: The cases.
-        path: File; its ending is the format.
+        path: File to write; its suffix selects the format.
 
     Raises:
         UserError: If matplotlib is missing or the format is unknown.
@@ -71,7 +71,7 @@ def draw_approximations(results: Sequence[Approximations], path: Path) -> Path:
         for result, rows, (time, signs) in zip(results, shown, grid, strict=True):
             prices = [row.price for row in rows]
             _bars(time, prices, [row.time for row in prices], spans=[row.time_quartiles for row in prices])
-            time.set_title(f"{result.table.title}: time a step")
+            time.set_title(f"{result.table.title}: time per step")
             time.set_ylim(len(rows) - 0.5, -0.5)
             time.set_xlabel(f"relative to multi-task learning ({REFERENCE})")
             _signs(signs, rows, result.table.run["losses"])
@@ -81,7 +81,7 @@ def draw_approximations(results: Sequence[Approximations], path: Path) -> Path:
 
 
 def _signs(axis: Axes, rows: Sequence[Approximation], losses: Sequence[str]) -> None:
-    """Draw for every loss in how many of the outer steps an approximation has the exact sign; a little apart."""
+    """Draw, for each loss, the percentage of outer steps in which an approximation has the exact sign."""
     for number, (loss, colour) in enumerate(zip(losses, style.PALETTE * len(losses), strict=False)):
         known = [(place, row.whole.signs[loss]) for place, row in enumerate(rows) if row.whole is not None]
         shift = 0.5 * ((number + 0.5) / len(losses) - 0.5)
@@ -102,7 +102,7 @@ def _bars(
     *,
     spans: Sequence[tuple[float, float] | None] | None = None,
 ) -> None:
-    """Draw one bar a variant, the first at the top, with its number, and the quartiles if there are any."""
+    """Draw one bar per variant, the first at the top, with its value, and the quartiles if there are any."""
     places = range(len(rows))
     axis.barh(places, [value or 0.0 for value in values], height=0.7, color=[_colour(row) for row in rows])
     for place, value, span in zip(places, values, spans or [None] * len(rows), strict=True):
@@ -122,7 +122,7 @@ def _bars(
 
 
 def _colour(row: Price) -> str:
-    """Return the colour of the reference, of schemes, or of the ways to compute one of them."""
+    """Return the colour: of the reference, of schemes, or of estimators for one scheme."""
     if row.name == REFERENCE:
         return "#999999"
     return style.PALETTE[0] if row.settings.get("bilevel.scheme") == row.name else style.PALETTE[1]

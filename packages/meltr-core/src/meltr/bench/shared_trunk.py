@@ -1,4 +1,4 @@
-"""A plain transformer encoder whose losses come from one forward pass, on random tokens that never change."""
+"""A plain transformer encoder whose losses come from one forward pass, on fixed random tokens."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from meltr.data.loader import LoaderBatches
 from meltr.hookspecs import hookimpl
 
 MASKED = 0.25
-"""Part of the tokens that are hidden and to be told."""
+"""Fraction of the tokens that are hidden and have to be predicted."""
 
 TEMPERATURE = 0.1
 
@@ -27,7 +27,7 @@ class Tokens(Dataset[dict[str, Tensor]]):
         generator = torch.Generator().manual_seed(seed)
         shape = (options.examples, options.tokens)
         hidden = torch.rand(shape, generator=generator) < MASKED
-        hidden[:, 0] = True  # so that no batch is without
+        hidden[:, 0] = True  # so that every batch has hidden tokens
         self._columns = {
             "tokens": torch.randint(options.vocabulary, shape, generator=generator),
             "hidden": hidden,
@@ -45,7 +45,7 @@ class Tokens(Dataset[dict[str, Tensor]]):
 
 
 class Layer(nn.Module):
-    """A pre-norm encoder layer on fused attention."""
+    """A pre-norm encoder layer with fused attention."""
 
     def __init__(self, width: int, heads: int, dropout: float) -> None:
         super().__init__()
@@ -67,12 +67,12 @@ class Layer(nn.Module):
 
 
 class Trunk(nn.Module):
-    """Embedding, encoder layers, and a head a loss."""
+    """Embedding, encoder layers, and one head per loss."""
 
     def __init__(self, options: TrunkOptions) -> None:
         super().__init__()
         width = options.width
-        self.embed = nn.Embedding(options.vocabulary + 1, width)  # the last one stands for a hidden token
+        self.embed = nn.Embedding(options.vocabulary + 1, width)  # the last entry represents a hidden token
         self.first = nn.Parameter(0.02 * torch.randn(1, 1, width))
         self.position = nn.Parameter(0.02 * torch.randn(1, options.tokens + 1, width))
         self.layers = nn.Sequential(
@@ -94,7 +94,7 @@ class SharedTrunk:
 
     @hookimpl
     def build_data(self, context: RunContext) -> Data:
-        """Make the data set."""
+        """Create the data set."""
         spec, data = context.spec, Tokens(context.options, seed=0)
         train = LoaderBatches(data, spec.train.batch_size, seed=spec.seed)
         held_out = train if spec.bilevel.outer_batch == "held_out" else None
@@ -123,12 +123,12 @@ class SharedTrunk:
 
     @hookimpl
     def evaluate(self) -> Evaluation:
-        """Return nothing of interest: there is nothing to learn."""
+        """Return an empty evaluation, because random data cannot be learned."""
         return Evaluation({"loss": 0.0}, 0)
 
 
 def _contrast(head: nn.Module, rest: Tensor) -> Tensor:
-    """Return how badly the two halves of each example find each other in the batch (InfoNCE)."""
+    """Return the InfoNCE loss between the two halves of each example."""
     half = rest.shape[1] // 2
     one, other = (F.normalize(head(part.mean(1)), dim=1) for part in (rest[:, :half], rest[:, half:]))
     return F.cross_entropy(one @ other.T / TEMPERATURE, torch.arange(len(one), device=rest.device))

@@ -1,6 +1,6 @@
-"""A plugin for ``meltr bench`` alone: losses that all come from one forward pass, without any backbone package.
+"""A plugin for ``meltr bench`` alone: losses from one forward pass, without a backbone package.
 
-Such losses are the hard case of Table 8: nothing is saved by one backward per task. Imports no torch.
+Such losses are the hard case of Table 8, where one backward pass per task saves nothing. Imports no torch.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ class TrunkOptions(Info):
     """Sizes of the shared trunk.
 
     Args:
-        width: Of the transformer encoder.
-        depth: Layers.
+        width: Width of the transformer encoder.
+        depth: Number of layers.
         heads: Attention heads; must divide `width`.
-        tokens: Tokens of an example, besides the class token.
-        vocabulary: Kinds of tokens.
-        classes: Kinds of examples.
+        tokens: Tokens per example, besides the class token.
+        vocabulary: Number of different tokens.
+        classes: Number of classes of examples.
         features: Numbers to restore at every token.
-        examples: Examples in the made-up data set.
+        examples: Number of examples in the data set.
         dropout: Dropout probability.
     """
 
@@ -66,7 +66,7 @@ CASES = (
     ),
     case(
         "transformer-base",
-        "Transformer encoder of base size (12 layers, width 768, 64 tokens), batch 8; four losses from one forward.",
+        "Transformer encoder of base size (12 layers, width 768, 64 tokens), batch 8; four losses, one forward pass.",
         batch=8,
     ),
 )
@@ -74,7 +74,7 @@ CASES = (
 
 @hookimpl
 def register_tasks() -> list[TaskInfo]:
-    """A task that only has a loss."""
+    """A task that only has losses."""
     return [TaskInfo(name=TASK, summary="Made-up labels.", metrics=("loss",), higher_is_better=False)]
 
 

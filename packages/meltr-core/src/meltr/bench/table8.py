@@ -1,4 +1,4 @@
-"""Table 8 of the paper: what a training step costs with each scheme, relative to multi-task learning, in one run."""
+"""Table 8 of the paper: the cost of a training step with each scheme, relative to multi-task learning."""
 
 from __future__ import annotations
 
@@ -25,24 +25,24 @@ from meltr.verify.variants import ORACLE, REFERENCE, Variant, exact_hessian
 
 @dataclass(frozen=True)
 class Price:
-    """What one variant costs and how good its hypergradient is.
+    """Cost of one variant and accuracy of its hypergradient.
 
     Args:
-        name: Of the variant.
-        summary: What it is.
-        settings: In which settings it differs from the run.
+        name: Name of the variant.
+        summary: Its description.
+        settings: The settings that differ from the run's.
         cause: Why it cannot run here; the other fields are then None.
-        estimator: The way g is computed; None without an outer step.
+        estimator: The estimator that computed g; None without an outer step.
         milliseconds: Median time of a training step, over whole cycles.
-        time: The same relative to multi-task learning: median of the ratios of each turn.
+        time: The same relative to multi-task learning: median of the ratios of all turns.
         time_quartiles: First and third quartile of those ratios.
         mib: Peak memory of a cycle above weights and optimiser state.
         memory: The same relative to multi-task learning.
         flops: Operations of a training step relative to multi-task learning.
-        operations: What a cycle of K steps computes.
-        gradient: How the combiner's gradient agrees with that of the same scheme by the oracle; if that is double
-            backward, Hessian products included.
-        direction: How g agrees with the exact g of the default scheme.
+        operations: Work of a cycle of K steps.
+        gradient: Agreement of the combiner's gradient with that of the same scheme by the oracle; if that is double
+            backward, Hessian-vector products included.
+        direction: Agreement of g with the exact g of the default scheme.
     """
 
     name: str
@@ -63,16 +63,16 @@ class Price:
 
 @dataclass(frozen=True)
 class Table8:
-    """The prices of all variants on one case.
+    """The costs of all variants on one case.
 
     Args:
-        title: Of the case.
+        title: Title of the case.
         run: What was measured: backbone, losses, sizes, device.
         every: K.
-        turns: How often each variant was timed.
+        turns: Number of times that each variant was timed.
         held_mib: Memory of weights, buffers and the optimiser's state.
-        oracle: The estimator taken for exact.
-        rows: One price a variant, multi-task learning first.
+        oracle: The estimator that is taken as exact.
+        rows: One entry per variant, multi-task learning first.
     """
 
     title: str
@@ -84,12 +84,12 @@ class Table8:
     rows: Sequence[Price]
 
     def as_dict(self) -> dict[str, Any]:
-        """Return all of it for JSON."""
+        """Return everything as JSON-able values."""
         return dataclasses.asdict(self)
 
 
 def measure(
-    problem: FixedRun,
+    run: FixedRun,
     variants: Mapping[str, Variant],
     *,
     title: str,
@@ -98,24 +98,25 @@ def measure(
 ) -> Table8:
     """Measure all variants of one run.
 
-    Every variant takes cycles of K training steps with one outer step among them, as a run does, always from the same
-    weights and with the same batches and random numbers; interleaved, so that a noisy machine disturbs all alike.
+    Every variant takes cycles of K training steps that include one outer step, as in a run, always from the same
+    weights and with the same batches and random numbers. Variants are interleaved, so that noise of the machine affects
+    all alike.
 
     Args:
-        problem: The run.
-        variants: What is compared; the reference among them.
-        title: Of the case.
-        turns: How often each is timed.
-        log: Called with what is done next.
+        run: The run.
+        variants: The variants to compare, including the reference.
+        title: Title of the case.
+        turns: Number of times that each one is timed.
+        log: Called with one line of text about the next part.
     """
-    steppers: dict[str, Stepper] = {REFERENCE: problem.reference}
+    steppers: dict[str, Stepper] = {REFERENCE: run.reference}
     rows = {name: Price(name, each.summary, each.settings) for name, each in variants.items()}
-    exact = _Exact(problem)
+    exact = _Exact(run)
     for name, variant in variants.items():
         log(name)
         try:
             if name != REFERENCE:
-                rows[name], steppers[name] = _examined(problem, variant, rows[name], exact)
+                rows[name], steppers[name] = _examined(run, variant, rows[name], exact)
             rows[name] = dataclasses.replace(rows[name], operations=steppers[name].count())
         except Exception as error:
             rows[name] = dataclasses.replace(rows[name], cause=cause(error))
@@ -125,25 +126,25 @@ def measure(
         {name: stepper.cycle for name, stepper in steppers.items()},
         reference=REFERENCE,
         turns=turns,
-        device=problem.device,
-        warm_up=0,  # all have taken cycles already
+        device=run.device,
+        warm_up=0,  # all variants have already taken cycles
         before=lambda name: steppers[name].at_outer_step(),
         units={name: stepper.every for name, stepper in steppers.items()},
     )
     log(f"memory of {len(steppers)} variants")
-    for name, stepper in steppers.items():  # last: after the profiler, the C library's allocator is not as it was
+    for name, stepper in steppers.items():  # last, because the profiler changes the C library's allocator
         rows[name] = dataclasses.replace(rows[name], mib=stepper.peak(stepper.every))
     base = rows[REFERENCE]
     priced = [
-        _priced(row, base, timed[name], steppers[name].every, problem.reference.every) if name in timed else row
+        _priced(row, base, timed[name], steppers[name].every, run.reference.every) if name in timed else row
         for name, row in rows.items()
     ]
-    return Table8(title, problem.describe(), problem.reference.every, turns, problem.held_mib(), exact.name, priced)
+    return Table8(title, run.describe(), run.reference.every, turns, run.held_mib(), exact.name, priced)
 
 
-def _examined(problem: FixedRun, variant: Variant, row: Price, exact: _Exact) -> tuple[Price, Stepper]:
-    """Return the row of a variant with how good its hypergradient is, and its stepper."""
-    stepper = problem.stepper(variant.settings)
+def _examined(run: FixedRun, variant: Variant, row: Price, exact: _Exact) -> tuple[Price, Stepper]:
+    """Return the row of a variant with the accuracy of its hypergradient, and its stepper."""
+    stepper = run.stepper(variant.settings)
     found = stepper.find()
     row = dataclasses.replace(row, estimator=None if found.estimator == "auto" else found.estimator)
     if variant.comparable:
@@ -168,33 +169,33 @@ def _compared(products: Tensor, exact: Found | None) -> Agreement | None:
 class _Exact:
     """Hypergradients by the oracle in float32, each computed once."""
 
-    def __init__(self, problem: FixedRun) -> None:
-        self._problem = problem
-        self._oracle = choose_oracle(problem)
+    def __init__(self, run: FixedRun) -> None:
+        self._run = run
+        self._oracle = choose_oracle(run)
         self._known: dict[str, Found | None] = {}
 
     @property
     def name(self) -> str:
-        """The estimator taken for exact."""
+        """The estimator that is taken as exact."""
         return self._oracle.name
 
     def of(self, settings: Mapping[str, Any]) -> Found | None:
-        """Return what a variant's scheme finds exactly; None if that cannot run."""
+        """Return the exact result of a variant's scheme; None if it cannot run."""
         exact = {**settings, "train.precision": "fp32", "bilevel.estimator": self.name}
         if self.name == ORACLE:
-            scheme = settings.get("bilevel.scheme", self._problem.spec.bilevel.scheme)
-            exact |= exact_hessian(self._problem.registry, scheme)
+            scheme = settings.get("bilevel.scheme", self._run.spec.bilevel.scheme)
+            exact |= exact_hessian(self._run.registry, scheme)
         key = str(sorted(exact.items()))
         if key not in self._known:
             try:
-                self._known[key] = self._problem.stepper(exact).find()
+                self._known[key] = self._run.stepper(exact).find()
             except Exception:
                 self._known[key] = None
         return self._known[key]
 
 
 def _priced(row: Price, base: Price, timing: Timing, every: int, base_every: int) -> Price:
-    """Return a row with its time, and everything relative to multi-task learning."""
+    """Return a row with its time, and with all values relative to multi-task learning."""
     flops = None
     if row.operations is not None and base.operations is not None and row.operations.flops and base.operations.flops:
         flops = (row.operations.flops / every) / (base.operations.flops / base_every)
@@ -209,7 +210,7 @@ def _priced(row: Price, base: Price, timing: Timing, every: int, base_every: int
 
 
 def circumstances(device: str) -> dict[str, Any]:
-    """Return where and when something was measured: versions, device, threads, command, date."""
+    """Return where and when the measurement was made: versions, device, threads, command, date."""
     found = environment()
     gpu = torch.cuda.get_device_name(device) if device.startswith("cuda") else None
     return {

@@ -1,4 +1,4 @@
-"""Algorithm 1 of the paper in loss space: the class that a plain training loop needs.
+"""Algorithm 1 of the paper in loss space, for a plain training loop.
 
 Example::
 
@@ -39,36 +39,36 @@ from meltr.torch_private import keep_buffers_of_compiled_graphs
 
 
 class Bilevel:
-    """Descend the unified loss, and every K steps train the combiner so that doing so lowers the primary loss.
+    """Trains the model on the combined loss m(l), and after every K steps trains the combiner m.
 
-    After K inner steps Algorithm 1 evaluates the losses at the new w; the next inner step starts from the same w. So
-    one forward serves both: v comes from its graph, g needs one or two forwards without a graph (or one backward per
-    task), the combiner steps, and the inner gradient is taken with the new combiner.
+    After K inner steps Algorithm 1 evaluates the losses at the new w, and the next inner step starts from the same w.
+    So both share one forward pass. v comes from its graph. g needs one or two forward passes without a graph, or one
+    backward pass per task. Then the combiner steps, and the inner gradient is taken with the updated combiner.
 
     Args:
-        model: The backbone; its parameters that require gradients are w, unless `parameters` are given. Modules whose
-            buffers the losses move (a head with BatchNorm) belong into it. It may be wrapped in
+        model: The backbone. Its parameters that require gradients are w, unless `parameters` are given. It must contain
+            the modules whose buffers the losses change (such as a head with BatchNorm). It may be wrapped in
             DistributedDataParallel: losses, g and phi's gradient are then averaged over the processes.
         combiner: Maps the vector of losses to a scalar, e.g. `meltr.LossTransformer`.
-        outer_optimizer: Optimiser of the combiner's parameters; None: the combiner stays as it is.
-        scheme: Which direction q; None: `AIDFPLite()`.
-        estimator: How g = J q is computed; None: `Auto()`. One that keeps a state serves one training loop.
-        every: K, inner steps between two outer steps.
+        outer_optimizer: Optimiser of the combiner's parameters; None: the combiner is not trained.
+        scheme: The rule for the direction q; None: `AIDFPLite()`.
+        estimator: The way to compute g = J q; None: `Auto()`. An estimator with state serves one training loop only.
+        every: K, the number of inner steps between two outer steps.
         gamma: Weight of the regulariser |m(l) - sum(l)| in the primary objective (eq. 6).
-        scope: Which parameters an outer step sees; None: all.
-        direct_term: Add the regulariser's own derivative by phi.
+        scope: The parameters that an outer step considers; None: all.
+        direct_term: Add the direct derivative of the regulariser with respect to phi.
         outer_clip_norm: Clip phi's gradient to this norm.
-        retain_graph: Keep the graph of an outer step's forward for the inner gradient that follows; False: evaluate
-            again, which costs a forward per outer step, and no memory beyond that of an ordinary step.
-        parameters: The parameters w, if not those of `model`.
-        inner_optimizer: The optimiser of w, for schemes that look at its step (`ITD`, `SAMA`).
-        setup: Precision, generators and processes; None: float32, the global generators, processes as `model` tells.
-        seed: Of the run: several processes draw the combiner's random numbers from it.
-        log: Called with a line when a choice is made.
+        retain_graph: Keep the graph of the outer step's forward pass for the inner gradient that follows. False:
+            evaluate again, which costs one forward pass per outer step and no more memory than an ordinary step.
+        parameters: The parameters w, if they are not those of `model`.
+        inner_optimizer: The optimiser of w, for schemes that use its step (`ITD`, `SAMA`).
+        setup: Precision, generators and processes; None: float32, the global generators, processes found from `model`.
+        seed: Seed of the run; several processes derive the combiner's random numbers from it.
+        log: Called with one line of text when a choice is made.
 
     Raises:
         ValueError: If a number is out of range, or w is empty.
-        UserError: If scheme or estimator is something else, or the combiner cannot work with sharded weights.
+        UserError: If `scheme` or `estimator` has the wrong type, or the combiner does not support sharded weights.
     """
 
     def __init__(
@@ -106,7 +106,7 @@ class Bilevel:
         draws = CombinerDraws(self._setup, seed)
         update = None
         if outer_optimizer is not None:
-            # An outer step keeps the graph for the inner gradient; a compiled model must not give its buffers away.
+            # An outer step keeps the graph for the inner gradient, so a compiled model must not free its saved buffers.
             keep_buffers_of_compiled_graphs()
             update = CombinerUpdate(combiner, outer_optimizer, sharing, outer_clip_norm)
         self._own = OwnRule(combiner, update, self._seen, log) if isinstance(combiner, SelfTrained) else None
@@ -117,7 +117,7 @@ class Bilevel:
         self._inner = self._inner_step(draws)
 
     def _inner_step(self, draws: CombinerDraws) -> InnerStep:
-        """Choose the way to the inner gradient."""
+        """Choose how the inner gradient is computed."""
         if isinstance(self.combiner, GradientCombiner):
             if not self._setup.sharing.whole_weights:
                 raise UserError(
@@ -131,7 +131,7 @@ class Bilevel:
 
     @property
     def parameters(self) -> list[Tensor]:
-        """The parameters w that require gradients now."""
+        """The parameters w that currently require gradients."""
         return self._weights.now()
 
     @property
@@ -153,23 +153,23 @@ class Bilevel:
         others: Callable[[int], Compute] | None = None,
         outer: bool | None = None,
     ) -> StepResult:
-        """Add the inner gradient grad_w m(l) to ``.grad``; every K-th time train the combiner first.
+        """Add the inner gradient grad_w m(l) to ``.grad``; after every K inner steps train the combiner first.
 
-        With and without an outer step, a call leaves what ``loss.backward()`` of the weighted sum sum_t a_t l_t leaves:
-        the same ``.grad`` on every leaf that the losses reach, hooks on these gradients called once, and buffers moved
+        With or without an outer step, the result is that of ``loss.backward()`` on the weighted sum sum_t a_t l_t: the
+        same ``.grad`` on every leaf that the losses reach, each gradient hook called once, and each buffer updated
         once.
 
         Args:
-            compute: Returns the task losses of the current batch, primary first; called again for the outer step with
-                the same random numbers. Several functions are micro-batches (gradient accumulation): the losses are
-                averaged over them before the combiner sees them.
-            primary: Returns the primary loss on a held-out batch, for the outer step; None: the current batch serves.
-            outer_part: Returns all losses on a part of the batch; the outer step then sees that part alone.
-            others: Number i -> the loss function on independent batch i, for schemes that draw fresh ones.
-            outer: Whether to take an outer step now; None: every K-th call.
+            compute: Returns the task losses of the current batch, primary first. For the outer step it is called again
+                with the same random numbers. A sequence of functions means micro-batches (gradient accumulation): the
+                losses are averaged over them before the combiner sees them.
+            primary: Returns the primary loss on a held-out batch, for the outer step; None: use the current batch.
+            outer_part: Returns all losses on a part of the batch; the outer step then uses only that part.
+            others: Maps i to the loss function on independent batch i, for schemes that need independent batches.
+            outer: Whether to take an outer step now; None: after every K inner steps.
 
         Raises:
-            ValueError: If `compute` returns something else than scalars, or there are no micro-batches.
+            ValueError: If `compute` does not return scalars, or there are no micro-batches.
         """
         self.after_step()
         due = self.outer_step_due if outer is None else outer and self._outer is not None
@@ -188,12 +188,12 @@ class Bilevel:
     def outer_step(
         self, primary: Compute, auxiliary: Compute, *, others: Callable[[int], Compute] | None = None
     ) -> OuterResult:
-        """Take an outer step on two batches of their own, as the released code does with its replay buffer.
+        """Take an outer step on two separate batches, as the released code does with its replay buffer.
 
         Args:
-            primary: Returns the losses (or the primary alone) of the first batch; the first one counts.
+            primary: Returns the losses of the first batch, or only its primary loss; the first entry is used.
             auxiliary: Returns all losses of the second batch.
-            others: Number i -> the loss function on independent batch i, for schemes that draw fresh ones.
+            others: Maps i to the loss function on independent batch i, for schemes that need independent batches.
 
         Raises:
             ValueError: If the combiner is not trained by outer steps.
@@ -204,30 +204,30 @@ class Bilevel:
         return self._outer.take(self._aside(auxiliary), held_out, self._independent(others), step=self.steps)[0]
 
     def after_step(self) -> None:
-        """Let a combiner with a rule of its own see the weights after the optimiser's step (FAMO).
+        """Show the updated weights to a self-trained combiner that needs them (FAMO).
 
-        Call it after ``optimizer.step()``; otherwise the next `backward` does.
+        Call it after ``optimizer.step()``; otherwise the next `backward` does it.
         """
         if self._own is not None:
             self._own.after_step()
 
     def count_from(self, steps: int, outer_steps: int) -> None:
-        """Count as if so many inner and outer steps had been taken, for measurements of a step in the middle of a run.
+        """Set the step counters, to measure a step in the middle of a run.
 
         Args:
-            steps: Inner steps.
-            outer_steps: Outer steps.
+            steps: Inner steps taken.
+            outer_steps: Outer steps taken.
         """
         self.steps = steps
         if self._outer is not None:
             self._outer.count_from(outer_steps)
 
     def state_dict(self) -> dict[str, Any]:
-        """Return counters and the state of the estimator; weights and optimisers are the caller's."""
+        """Return the counters and the estimator's state; the caller saves weights and optimisers."""
         return {"steps": self.steps, "outer_steps": self.outer_steps, "estimator": self.estimator.state_dict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue where `state_dict` was taken."""
+        """Continue from the state that `state_dict` returned."""
         self.count_from(int(state["steps"]), int(state["outer_steps"]))
         self.estimator.load_state_dict(state["estimator"])
 
@@ -248,14 +248,14 @@ class Bilevel:
         return LossFunction(compute, self._setup, reduced=reduced, math_attention=math, replayable=replayable)
 
     def _aside(self, compute: Compute) -> BatchValues:
-        """Evaluate a batch that only an outer step sees."""
+        """Evaluate a batch that only the outer step uses."""
         return self._function(compute, outer=True).run(graph=True, keep_buffers=True)
 
     def _independent(self, others: Callable[[int], Compute] | None) -> Callable[[int], LossValues] | None:
         return None if others is None else lambda number: self._aside(others(number))
 
     def _prepare(self, losses: Tensor) -> None:
-        """Let the combiner see the first losses of the run, once."""
+        """Show the combiner the first losses of the run, once."""
         if self.steps == 0 and not self._prepared and isinstance(self.combiner, Combiner):
             self.combiner.prepare(losses)
         self._prepared = True
@@ -263,9 +263,9 @@ class Bilevel:
     def _outer_step_on_part(
         self, part: Compute, primary: Compute | None, others: Callable[[int], Compute] | None
     ) -> OuterResult:
-        """Take an outer step on a part of the batch: before the batch, so that their graphs are not alive together.
+        """Take an outer step on a part of the batch, before the whole batch, so that only one graph is alive at a time.
 
-        The batch draws the random numbers that it would draw without.
+        The whole batch draws the same random numbers as without the outer step.
         """
         assert self._outer is not None
         before = self._setup.random_state()
@@ -278,7 +278,7 @@ class Bilevel:
 
 
 def _checked(scheme: object, estimator: object) -> tuple[Scheme, Estimator]:
-    """Return scheme and estimator; UserError if one is something else, such as the name of one."""
+    """Return scheme and estimator; UserError if one has the wrong type, such as its name as text."""
     if not isinstance(scheme, Scheme):
         raise UserError(
             f"scheme must be a meltr.Scheme, got {scheme!r}.", "For example: Bilevel(..., scheme=meltr.AIDFP(terms=3))."

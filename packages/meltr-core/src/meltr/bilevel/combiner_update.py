@@ -1,4 +1,4 @@
-"""How the combiner's parameters phi take a step of their optimiser."""
+"""One step of the outer optimiser on the combiner's parameters phi."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from meltr.parallel.sharing import Sharing
 
 
 class CombinerUpdate:
-    """Hands phi's gradient to the outer optimiser.
+    """Passes phi's gradient to the outer optimiser.
 
     Args:
         combiner: m; its trainable parameters are phi.
-        optimizer: Of phi.
-        sharing: How numbers are averaged over processes.
-        clip_norm: Clip phi's gradient to this norm; None: do not.
+        optimizer: The outer optimiser.
+        sharing: How values are averaged over processes.
+        clip_norm: Clip phi's gradient to this norm; None: no clipping.
     """
 
     def __init__(
@@ -30,10 +30,10 @@ class CombinerUpdate:
         return self._sharing.mean_small(gradients)
 
     def step(self, gradients: Sequence[Tensor | None]) -> None:
-        """Clip phi's gradient and let the optimiser step.
+        """Clip phi's gradient and take a step of the optimiser.
 
         Args:
-            gradients: One per trainable parameter, in their order; None leaves one alone.
+            gradients: One per trainable parameter, in their order; None leaves that parameter unchanged.
         """
         trainable = [parameter for parameter in self._combiner.parameters() if parameter.requires_grad]
         for parameter, gradient in zip(trainable, gradients, strict=True):

@@ -1,4 +1,4 @@
-"""The random numbers that a combiner draws (its dropout)."""
+"""The combiner's random numbers (its dropout)."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from meltr.seeding import derive
 
 
 class CombinerDraws:
-    """Lets the combiners of all processes draw the same random numbers, so that they stay the same function.
+    """Makes the combiners of all processes draw the same random numbers, so that all compute the same function.
 
     Args:
         setup: Generators and processes.
-        seed: Of the run.
+        seed: Seed of the run.
     """
 
     def __init__(self, setup: ModelSetup, seed: int) -> None:
@@ -24,9 +24,9 @@ class CombinerDraws:
 
     @contextmanager
     def of_step(self, step: int) -> Iterator[None]:
-        """Within this context several processes draw alike; afterwards no generator of theirs has moved.
+        """Within this context all of several processes draw the same numbers; afterwards their generators are restored.
 
-        One process draws from its generators as they are.
+        A single process draws from its generators directly.
 
         Args:
             step: Inner steps taken so far.

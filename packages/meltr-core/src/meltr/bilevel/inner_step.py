@@ -1,8 +1,7 @@
-"""The inner step: three ways to the inner gradient. All leave what the backward of the weighted sum leaves.
+"""The inner step: three ways to compute the inner gradient, with the same effect.
 
-Whatever an outer step did before, a call leaves in ``.grad`` of every leaf that the losses reach what
-``sum(a[t] * losses[t]).backward()`` would leave there, and calls the hooks on these gradients once, with the whole
-gradient.
+With or without an outer step before it, a call adds to ``.grad`` of every leaf that the losses reach what
+``sum(a[t] * losses[t]).backward()`` would add, and calls each gradient hook once, with the whole gradient.
 """
 
 from __future__ import annotations
@@ -25,15 +24,15 @@ class InnerStep(abc.ABC):
     """Adds the inner gradient J^T a to ``.grad``."""
 
     averaged_by_backward = True
-    """True if the losses of the batch should prepare the backward to average over processes."""
+    """True if the forward pass must prepare the backward pass to average over processes."""
 
     @abc.abstractmethod
     def take(self, losses: LossValues, rows: Rows | None, step: int) -> tuple[Tensor, Tensor]:
         """Add the inner gradient to ``.grad``; return m(l), shape (), and a, shape (T+1,).
 
         Args:
-            losses: l, with their graph or the means to make it again.
-            rows: The rows of J, if the outer step before has kept them; they are spent.
+            losses: l, with their graph or the functions to rebuild it.
+            rows: The rows of J, if the preceding outer step kept them; they are consumed.
             step: Inner steps taken so far.
 
         Raises:
@@ -42,19 +41,19 @@ class InnerStep(abc.ABC):
 
 
 class ByBackward(InnerStep):
-    """One backward of the losses, weighted by a = dm/dl.
+    """One backward pass of the losses, weighted by a = dm/dl.
 
     Args:
         combiner: m.
-        draws: Its random numbers.
-        rule: By which the combiner is trained at every step; None: there is none.
+        draws: The combiner's random numbers.
+        rule: The training rule of a self-trained combiner; None: the combiner has no such rule.
     """
 
     def __init__(self, combiner: nn.Module, draws: CombinerDraws, rule: OwnRule | None = None) -> None:
         self._combiner, self._draws, self._rule = combiner, draws, rule
 
     def take(self, losses: LossValues, rows: Rows | None, step: int) -> tuple[Tensor, Tensor]:
-        """Take the backward; free the graph."""
+        """Take the backward pass; it frees the graph."""
         combined, a = self._task_weights(losses, step)
         with self._watched(losses):
             losses.backward(a)
@@ -69,10 +68,10 @@ class ByBackward(InnerStep):
 
 
 class ByKeptRows(ByBackward):
-    """The rows of J that an outer step has kept, weighted by a: no backward of its own; without rows, `ByBackward`."""
+    """Weights the rows of J that an outer step kept, without a backward pass; without rows, acts as `ByBackward`."""
 
     def take(self, losses: LossValues, rows: Rows | None, step: int) -> tuple[Tensor, Tensor]:
-        """Spend the rows, or take the backward."""
+        """Consume the rows, or take the backward pass."""
         if rows is None:
             return super().take(losses, rows, step)
         combined, a = self._task_weights(losses, step)
@@ -81,15 +80,15 @@ class ByKeptRows(ByBackward):
 
 
 class ByRule(InnerStep):
-    """A rule that makes the inner gradient from the gradients of all tasks (`GradientCombiner`).
+    """Lets the combiner compute the inner gradient from the gradients of all tasks (`GradientCombiner`).
 
-    The rule sees the rows of J by w. Other leaves that the losses reach get the gradient of the weighted sum, with the
-    weights that the rule's gradient amounts to.
+    The combiner sees the rows of J with respect to w. Other leaves that the losses reach get the gradient of the
+    weighted sum, with the task weights that correspond to the combiner's gradient.
 
     Args:
-        combiner: The rule.
+        combiner: The combiner.
         weights: The parameters w.
-        draws: The rule's random numbers.
+        draws: The combiner's random numbers.
     """
 
     averaged_by_backward = False
@@ -98,13 +97,13 @@ class ByRule(InnerStep):
         self._combiner, self._weights, self._draws = combiner, weights, draws
 
     def take(self, losses: LossValues, rows: Rows | None, step: int) -> tuple[Tensor, Tensor]:
-        """Take one backward per task and ask the rule.
+        """Take one backward pass per task and call the combiner.
 
         Raises:
             UserError: If a gradient is sparse.
         """
         w, sharing = self._weights.now(), losses.setup.sharing
-        with losses.setup.preserved_buffers():  # a backward through checkpointed regions moves them
+        with losses.setup.preserved_buffers():  # a backward pass through checkpointed regions updates them
             rows = losses.rows(w, retain=False, everywhere=True)
         if rows.has_sparse():
             raise UserError(

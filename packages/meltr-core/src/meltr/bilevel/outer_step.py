@@ -1,4 +1,4 @@
-"""The outer step: train the combiner so that descending its loss lowers the primary loss."""
+"""The outer step: trains the combiner so that an inner step on its loss lowers the primary loss."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ from meltr.hypergradients.schemes import Scheme
 
 @dataclass(frozen=True)
 class OuterRule:
-    """How an outer step finds its gradient.
+    """How an outer step computes the hypergradient.
 
     Args:
         scheme: Chooses the direction q.
         estimator: Computes g = J q.
         gamma: Weight of the regulariser in the primary objective (eq. 6).
-        direct_term: Add the regulariser's own derivative by phi.
-        inner_optimizer: The optimiser of w, for schemes that look at its step; None if unknown.
+        direct_term: Add the direct derivative of the regulariser with respect to phi.
+        inner_optimizer: The optimiser of w, for schemes that use its step; None if unknown.
     """
 
     scheme: Scheme
@@ -42,15 +42,15 @@ class OuterRule:
 
 
 class OuterStep:
-    """Finds phi's gradient and lets the outer optimiser step.
+    """Computes phi's gradient and takes a step of the outer optimiser.
 
     Args:
         combiner: m, with the parameters phi.
-        rule: How its gradient is found.
-        update: How phi takes a step.
-        weights: The parameters that an outer step sees.
+        rule: How the hypergradient is computed.
+        update: Passes the gradient to the outer optimiser.
+        weights: The parameters that an outer step considers.
         draws: The combiner's random numbers.
-        log: Called with a line when a choice is made, or a step is skipped.
+        log: Called with one line of text when a choice is made or a step is skipped.
 
     Attributes:
         taken: Outer steps taken so far.
@@ -71,7 +71,7 @@ class OuterStep:
         self.taken = 0
 
     def count_from(self, taken: int) -> None:
-        """Count as if so many outer steps had been taken."""
+        """Set the number of outer steps taken."""
         self.taken = taken
 
     def take(
@@ -82,16 +82,16 @@ class OuterStep:
         *,
         step: int,
     ) -> tuple[OuterResult, Rows | None]:
-        """Train the combiner once; return what was found, and the rows of J where an inner step can use them.
+        """Train the combiner once; return the result, and the rows of J if the inner step can use them.
 
         Args:
             auxiliary: All losses; their graph is kept unless the rows are.
-            primary: The primary loss on another batch; None: the first of `auxiliary`.
-            others: Number i -> the losses on independent batch i; None if there are none.
+            primary: The primary loss on another batch; None: the first loss of `auxiliary`.
+            others: Maps i to the losses on independent batch i; None if there are none.
             step: Inner steps taken so far.
         """
         problem = self._problem(auxiliary, primary, others, step)
-        with auxiliary.setup.preserved_buffers():  # a backward through checkpointed regions moves them
+        with auxiliary.setup.preserved_buffers():  # a backward pass through checkpointed regions updates them
             products = self._products(problem, self._rule.scheme.direction(problem))
         direct_at = problem.primary_losses if self._rule.direct_term else None
         with problem.one_draw():
@@ -122,7 +122,7 @@ class OuterStep:
             gamma=rule.gamma,
             primary=primary,
             keep_rows=rule.estimator.keeps_rows(auxiliary),
-            # An inner gradient beyond the scope, and second derivatives, need the graph after the rows were taken.
+            # The inner gradient outside the scope, and second derivatives, need the graph after the rows are computed.
             retain_graph=not self._weights.all or rule.scheme.needs_second_derivative,
             rows_for_inner_step=self._weights.all,
             inner_optimizer=rule.inner_optimizer,

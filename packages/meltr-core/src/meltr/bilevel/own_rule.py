@@ -1,4 +1,4 @@
-"""Combiners that are trained by a rule of their own at every inner step (`meltr.combiners.base.SelfTrained`)."""
+"""Combiners that follow their own training rule at every inner step (`meltr.combiners.base.SelfTrained`)."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from meltr.hypergradients.loss_values import LossValues
 
 
 class OwnStep:
-    """One inner step as the rule sees it (`meltr.combiners.base.Step`).
+    """One inner step as the combiner's rule sees it (`meltr.combiners.base.Step`).
 
     Args:
         losses: The losses of the step, with their graph.
-        parameters: What gradient norms are taken by.
-        after: The weights have moved: the graph is not kept, and there are no gradient norms.
+        parameters: The parameters that gradient norms are taken over.
+        after: True if the weights have been updated: there is no graph, and there are no gradient norms.
     """
 
     def __init__(self, losses: LossValues, parameters: Sequence[Tensor], *, after: bool = False) -> None:
@@ -33,13 +33,13 @@ class OwnStep:
         return self._values
 
     def gradient_norms(self) -> Tensor:
-        """Return the norm of every task's gradient, shape (T+1,): one backward per task; before the step only.
+        """Return the norm of each task's gradient, shape (T+1,), by one backward pass per task; only before the step.
 
         Raises:
             RuntimeError: After the step.
         """
         if self._graph is None:
-            raise RuntimeError("gradient norms are known before the optimiser's step only")
+            raise RuntimeError("gradient norms are available only before the optimiser's step")
         losses, sharing = self._graph, self._graph.setup.sharing
         norms = []
         with losses.setup.preserved_buffers():
@@ -49,19 +49,19 @@ class OwnStep:
         return torch.stack(norms)
 
     def losses_again(self) -> Tensor:
-        """Return the losses of the same batch at the weights of now, shape (T+1,): one forward without a graph."""
+        """Return the losses of the same batch at the current weights, shape (T+1,), by a graph-free forward pass."""
         again = (function.run(graph=False, replay=True, keep_buffers=True) for function in self._functions)
         return torch.stack([each.values for each in again]).mean(0)
 
 
 class OwnRule:
-    """Lets the rule look at every inner step, and gives what it wants to the outer optimiser.
+    """Calls the combiner's rule at every inner step and passes the gradients it returns to the outer optimiser.
 
     Args:
-        combiner: With the rule.
-        update: Of the combiner's parameters; None: the rule changes them itself.
-        weights: What the rule may see of w.
-        log: Called with a line when a step of the rule is skipped.
+        combiner: The combiner with the rule.
+        update: Takes the step of the combiner's parameters; None: the rule changes them itself.
+        weights: The parameters w.
+        log: Called with one line of text when a step of the rule is skipped.
     """
 
     def __init__(
@@ -77,10 +77,10 @@ class OwnRule:
 
     @contextmanager
     def watching(self, losses: LossValues) -> Iterator[None]:
-        """Within this context the inner gradient is taken: the rule looks before, and its step comes after.
+        """Within this context the inner gradient is taken: calls the rule before, and takes the combiner's step after.
 
         Args:
-            losses: Of the inner step.
+            losses: Losses of the inner step.
         """
         step = OwnStep(losses, self._weights.of(losses), after=self._combiner.sees_moved_weights)
         gradients = None
@@ -93,7 +93,7 @@ class OwnRule:
             self._apply(gradients)
 
     def after_step(self) -> None:
-        """Let a rule that wants to see the weights after the optimiser's step see them, once (FAMO)."""
+        """Call a rule that needs the weights after the optimiser's step, once per step (FAMO)."""
         waiting, self._waiting = self._waiting, None
         if waiting is not None:
             self._apply(self._combiner.own_gradients(waiting))
@@ -102,7 +102,7 @@ class OwnRule:
         if self._update is not None and any(gradient is not None for gradient in gradients):
             averaged = self._update.averaged(gradients)
             if not all(bool(gradient.isfinite().all()) for gradient in averaged if gradient is not None):
-                self._log("the combiner stays as it is for a step: its own gradient is not finite")
+                self._log("combiner step skipped: the gradient of the combiner's own rule is not finite")
                 return
             self._update.step(averaged)
         self._combiner.after_update()

@@ -1,4 +1,4 @@
-"""What one step of the bilevel loop found."""
+"""Results of one step of the bilevel loop."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class OuterResult:
-    """What an outer step found; tensors stay on their device.
+    """Result of an outer step; tensors stay on their device.
 
     Args:
-        products: g = J q, the gradient alignment, shape (T+1,): g_t > 0 says that a larger weight of task t lowers the
-            primary objective now.
+        products: The gradient alignment g = J q, shape (T+1,). g_t > 0: a larger weight of task t lowers the primary
+            objective now.
         gradient_norm: Norm of phi's gradient before clipping, shape ().
         applied: False if the step was skipped because the hypergradient was not finite.
     """
@@ -25,14 +25,14 @@ class OuterResult:
 
 @dataclass(frozen=True)
 class StepResult:
-    """What one call of `Bilevel.backward` found; tensors stay on their device.
+    """Result of one call of `Bilevel.backward`; tensors stay on their device.
 
     Args:
-        losses: l, shape (T+1,), detached; the mean over micro-batches and processes.
+        losses: l, shape (T+1,), detached: the mean over micro-batches and processes.
         combined: m(l), shape (), detached.
-        sensitivities: The task weights a = dm/dl, shape (T+1,), with which the inner gradient is the sum of task
-            gradients.
-        outer: The outer step taken before this inner gradient, if there was one.
+        sensitivities: The task weights a = dm/dl, shape (T+1,); the inner gradient is the sum of the task gradients
+            with these weights.
+        outer: The outer step taken before this inner gradient; None if there was none.
     """
 
     losses: Tensor

@@ -1,4 +1,4 @@
-"""Which parameters are w, and which of them an outer step sees."""
+"""Which parameters are w, and which of them an outer step considers."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from meltr.hypergradients.scope import Scope
 
 
 class Weights:
-    """The parameters w: at every step those that require gradients then, so that layers can be frozen and unfrozen.
+    """The parameters w: at every step those that then require gradients, so that layers can be frozen and unfrozen.
 
     Args:
         model: The backbone.
-        given: The parameters, if not those of the model.
-        fixed: Look for the model's parameters once (those of a sharded model change while it is gathered).
+        given: The parameters, if they are not those of the model.
+        fixed: Look up the model's parameters once (those of a sharded model change while it is gathered).
 
     Raises:
         ValueError: If none requires a gradient.
@@ -30,19 +30,19 @@ class Weights:
             raise ValueError("the model has no trainable parameters")
 
     def now(self) -> list[Tensor]:
-        """Return the parameters that require gradients now."""
+        """Return the parameters that currently require gradients."""
         listed = self._model.parameters() if self._listed is None else self._listed
         return [parameter for parameter in listed if parameter.requires_grad]
 
 
 class OuterWeights:
-    """The parameters that outer steps see: all, or those in scope, which the first outer step's graph tells.
+    """The parameters that outer steps consider: all, or those in scope, found from the graph of the first outer step.
 
     Args:
-        scope: Which.
+        scope: The scope.
         model: The backbone.
         weights: Its parameters w.
-        log: Called with a line when the scope is found.
+        log: Called with one line of text when the parameters in scope are found.
     """
 
     def __init__(self, scope: Scope, model: nn.Module, weights: Weights, log: Callable[[str], None]) -> None:
@@ -51,24 +51,24 @@ class OuterWeights:
 
     @property
     def all(self) -> bool:
-        """True if outer steps see all parameters."""
+        """True if outer steps consider all parameters."""
         return self._scope.is_full
 
     @property
     def known(self) -> bool:
-        """False until a scope that is not the full one is found."""
+        """False until the parameters in scope have been found; always True for the full scope."""
         return self.all or self._reduced is not None
 
     @property
     def reduced(self) -> ReducedModel | None:
-        """What outer steps evaluate again; None if that is everything, or not known yet."""
+        """The part of the model that outer steps evaluate again; None if that is all of it, or not known yet."""
         return self._reduced
 
     def of(self, losses: LossValues) -> list[Tensor]:
-        """Return the parameters that require gradients now.
+        """Return the parameters in scope that currently require gradients.
 
         Args:
-            losses: Of the outer step: their graph tells the scope, once.
+            losses: Losses of the outer step; the scope is found from their graph, once.
 
         Raises:
             UserError: If nothing is in scope.

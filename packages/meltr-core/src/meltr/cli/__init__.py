@@ -1,1 +1,1 @@
-"""The command line; one command a file, each with ``register(app)``."""
+"""The command line; one command per file, each with ``register(app)``."""

@@ -1,4 +1,4 @@
-"""What one ``meltr run`` does: one run or several seeds, new or resumed."""
+"""The work of one ``meltr run``: one run or several seeds, new or resumed."""
 
 from __future__ import annotations
 
@@ -41,11 +41,11 @@ class Job:
     """A run, or one run for each of several seeds.
 
     Args:
-        registry: The plugins.
-        spec: The run; for several seeds, the first.
+        registry: The plugins found.
+        spec: The run; for several seeds, the first one.
         folder: Its folder, or the parent of the seeds' folders; None: write nothing.
-        seeds: The seeds of a job with a folder a seed; None: a single run.
-        resume: Continue what is in the folder.
+        seeds: The seeds, each with its own folder; None: a single run.
+        resume: Continue the run in the folder.
     """
 
     registry: Registry
@@ -66,18 +66,18 @@ class Job:
 def new_job(
     ctx: typer.Context, selection: Selection, *, output_dir: Path, name: str | None, overwrite: bool, keep: bool
 ) -> Job:
-    """Resolve a new run and choose its folder; nothing is written.
+    """Resolve the settings of a new run and choose its folder; writes nothing.
 
     Args:
         ctx: The command's context.
-        selection: What the user asked for.
-        output_dir: Folder above the run's.
-        name: Name of the run's folder; None: made from what is run.
+        selection: The user's options.
+        output_dir: The parent folder.
+        name: Name of the run's folder; None: made from the settings.
         overwrite: An existing run of that name will be deleted.
-        keep: False if nothing is to be written, or this process does not write.
+        keep: False if nothing will be written, or not by this process.
 
     Raises:
-        UserError: If settings or name are not valid.
+        UserError: If settings or the name are not valid.
     """
     registry = registry_for(ctx, selection.plugin_files())
     spec = selection.resolve(registry)
@@ -94,7 +94,7 @@ def new_job(
 
 
 def agreed(job: Job, ranks: Ranks | None) -> Job:
-    """Return the job as the first process has it: folder, seeds, and whether to go on with what is there."""
+    """Return rank 0's job in every process: folder, seeds, and whether to resume."""
     if ranks is None:
         return job
     folder, seeds, resume = ranks.broadcast_object((job.folder, job.seeds, job.resume))
@@ -105,7 +105,7 @@ def resumed_job(ctx: typer.Context, folder: Path, selection: Selection) -> Job:
     """Read the job in `folder`.
 
     Raises:
-        UserError: If there is none, or `selection` changes what it computes.
+        UserError: If there is no job, or `selection` changes its results.
     """
     several = SeedsFolder(folder)
     parent, seeds = several.read(), several.seeds
@@ -115,15 +115,15 @@ def resumed_job(ctx: typer.Context, folder: Path, selection: Selection) -> Job:
     spec = _with_changes(registry, selection, stored, content)
     asked = selection.seeds()
     if asked and asked != (seeds or [stored.seed]):
-        raise UserError(f"{folder} was run with seed {seeds or stored.seed}, not {asked}", "Leave --seed out.")
+        raise UserError(f"{folder} was run with seed {seeds or stored.seed}, not {asked}", "Remove --seed.")
     return Job(registry, spec, folder, seeds, resume=True)
 
 
 def _with_changes(registry: Registry, selection: Selection, stored: RunSpec, content: Mapping[str, Any]) -> RunSpec:
-    """Return `stored` with what may change; UserError if `selection` changes more."""
+    """Return `stored` with the allowed changes; UserError if `selection` changes more than that."""
     flags = {key: value for key, value in selection.flags().items() if value is not None and key != "seed"}
     if selection.config is not None:
-        raise UserError("--config cannot be given with --resume", "A resumed run has the settings in its run.yaml.")
+        raise UserError("--config cannot be used with --resume", "A resumed run has the settings in its run.yaml.")
     if not (flags or selection.sets or selection.plugin):
         return stored
     spec = resolve(registry, config=content, flags=flags, sets=selection.sets, plugins=selection.plugin)
@@ -131,7 +131,7 @@ def _with_changes(registry: Registry, selection: Selection, stored: RunSpec, con
         spec = spec.model_copy(update={"preset": stored.preset})
     changed = [key for key in difference(stored, spec) if key not in MAY_CHANGE]
     if changed:
-        hint = "Leave them out, or start a new run (without --resume) with its run.yaml as --config."
+        hint = "Remove these options, or start a new run (without --resume) with its run.yaml as --config."
         raise UserError(f"a resumed run cannot change its settings; you changed: {', '.join(changed)}", hint)
     return spec
 
@@ -187,7 +187,7 @@ def performed(job: Job, claim: Claim | None, how: Manner, ranks: Ranks | None) -
 def perform(job: Job, how: Manner, ranks: Ranks | None = None) -> dict[str, Any]:
     """Do what is left of `job` and return its results: those of the run, or of all seeds together.
 
-    Where matplotlib is installed, the plots of ``meltr plot`` are drawn as well.
+    If matplotlib is installed, the plots of ``meltr plot`` are drawn as well.
     """
     results = []
     if job.seeds is not None and job.folder is not None and not job.resume and is_first():
@@ -232,7 +232,7 @@ class _QuietWarnings:
 
 
 def _draw(folder: Path | None, *, quiet: bool) -> None:
-    """Draw the plots of a run, if it was kept and matplotlib is there."""
+    """Draw the plots of a run, if its folder is kept and matplotlib is installed."""
     if folder is None or not is_first() or importlib.util.find_spec("matplotlib") is None:
         return
     from meltr.report.plots import draw
@@ -280,13 +280,13 @@ def _seed_locked(folder: Path | None) -> Iterator[None]:
 
 
 def skipped_everywhere(runs: Sequence[Mapping[str, Any]], split: str) -> dict[str, str]:
-    """Return the metrics that none of several runs has for a split, with the first run's reason."""
+    """Return the metrics that all of several runs skipped for a split, with the first run's reason."""
     every = [(run.get(split) or {}).get("skipped") or {} for run in runs]
     return {name: reason for name, reason in every[0].items() if all(name in each for each in every)}
 
 
 def summary(results: Mapping[str, Any], folder: Path | None) -> str:
-    """Return the results as text: a line for one run, a table of mean and spread for several seeds."""
+    """Return the results as text: one line for one run, a table with mean and deviation for several seeds."""
     where = f"{folder}: " if folder is not None else ""
     metric = results["metric"]
     if "runs" in results:

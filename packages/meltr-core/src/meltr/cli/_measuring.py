@@ -1,4 +1,4 @@
-"""What ``meltr verify`` and ``meltr bench`` have in common."""
+"""Helpers shared by ``meltr verify`` and ``meltr bench``."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ def learned_spec(registry: Registry, spec: RunSpec) -> RunSpec:
     """Return `spec` if its combiner is trained by a hypergradient.
 
     Raises:
-        UserError: If it is not: then there is nothing to measure.
+        UserError: If it is not, so that there is nothing to measure.
     """
     if not registry.combiner(spec.combiner).learned:
         able = [info.name for info in registry.combiners.values() if info.learned]
@@ -23,16 +23,16 @@ def learned_spec(registry: Registry, spec: RunSpec) -> RunSpec:
 
 
 def quiet_profiler() -> None:
-    """Keep the profiler, which measures memory on the CPU, from writing remarks of its own; call before torch comes."""
+    """Silence the profiler, which measures memory on the CPU; call this before torch is imported."""
     os.environ.setdefault("KINETO_LOG_LEVEL", "99")
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
 
 
 def one_process() -> None:
-    """Refuse to measure several processes.
+    """Check that there is only one process.
 
     Raises:
-        UserError: If torchrun started more than one.
+        UserError: If torchrun started several processes.
     """
     workers = int(os.environ.get("WORLD_SIZE", "1"))
     if workers > 1:

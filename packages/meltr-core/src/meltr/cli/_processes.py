@@ -1,4 +1,4 @@
-"""The processes of a command that torchrun started: who speaks, and what all must agree on."""
+"""The processes of a command that torchrun started."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ def several() -> bool:
 
 
 def is_first() -> bool:
-    """Tell whether this is the process that writes files and speaks."""
+    """Tell whether this is rank 0, the process that writes files and prints."""
     return int(os.environ.get("RANK", "0")) == 0
 
 
 def restarted() -> bool:
-    """Tell whether torchrun started the processes again after one of them died."""
+    """Tell whether torchrun restarted the processes after one of them died."""
     return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
 
 

@@ -1,4 +1,4 @@
-"""Describes every setting from the models that define it: path, type, default, meaning."""
+"""Describes every setting, from the models that define it: path, type, default, meaning."""
 
 from __future__ import annotations
 
@@ -34,11 +34,11 @@ def describe_settings(
     """Return every setting with its type, default and meaning.
 
     Args:
-        registry: What is installed.
-        backbone: Include the settings (``options.*``) of this one.
-        combiner: Include the settings (``combiner_options.*``) of this one, ``meltr`` if not given.
-        scheme: Include the settings (``scheme_options.*``) of this one, the default one if not given.
-        estimator: Include the settings (``estimator_options.*``) of this one, the default one if not given.
+        registry: The plugins found.
+        backbone: Include the settings of this backbone (``options.*``).
+        combiner: Include the settings of this combiner (``combiner_options.*``); None: ``meltr``.
+        scheme: Include the settings of this scheme (``scheme_options.*``); None: the default one.
+        estimator: Include the settings of this estimator (``estimator_options.*``); None: the default one.
     """
     info = registry.backbone(backbone) if backbone else None
     keys = Keys(registry, info, Parts.named(registry, combiner=combiner, scheme=scheme, estimator=estimator))
@@ -52,7 +52,7 @@ def describe_settings(
 
 
 def _help(model: type[BaseModel], path: str) -> str:
-    """Return what the docstring of `model`, or else of the class it inherits the setting from, says about a setting."""
+    """Return the description of a setting from the docstring of `model`, or of the class that it is inherited from."""
     name = path.rpartition(".")[2]
     entry = rf"^ +{re.escape(name)}: (.*?)(?=^ +\w+: |^ *$|\Z)"
     for kind in model.__mro__:
@@ -63,7 +63,7 @@ def _help(model: type[BaseModel], path: str) -> str:
 
 
 def _type_name(info: FieldInfo) -> str:
-    """Return a field's type as a user reads it, with its limits."""
+    """Return a field's type in words, with its limits."""
     names = []
     for kind in alternatives(info.annotation):
         arguments = [each for each in get_args(kind) if each is not Ellipsis]

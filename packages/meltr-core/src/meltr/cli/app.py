@@ -1,4 +1,4 @@
-"""The ``meltr`` command: puts the commands together and turns errors into one clear message.
+"""The ``meltr`` command: assembles the commands and shows errors as one clear message.
 
 Exit codes: 0 done; 1 a run or a plugin failed; 2 the input is wrong; 124 the time of --max-time is up; 129, 130, 138,
 143 a signal (SIGHUP, Ctrl-C, SIGUSR1, SIGTERM); 141 nobody reads the output.
@@ -34,20 +34,20 @@ _FULL = {errno.ENOSPC, errno.EDQUOT}
 
 @dataclass
 class State:
-    """What the commands find in ``context.obj``.
+    """Content of ``context.obj`` for all commands.
 
     Args:
-        registry: The installed plugins.
+        registry: The plugins found.
     """
 
     registry: Registry
 
 
 class MeltrGroup(TyperGroup):
-    """The command group: takes ``--debug`` anywhere, and shows errors without a traceback."""
+    """The command group: accepts ``--debug`` anywhere, and shows errors without a traceback."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        """Take ``--debug`` out, wherever it stands before ``--``."""
+        """Remove ``--debug``, wherever it is before ``--``."""
         end = args.index("--") if "--" in args else len(args)
         ctx.meta[_DEBUG] = "--debug" in args[:end]
         kept = [word for word in args[:end] if word != "--debug"] + args[end:]
@@ -64,10 +64,10 @@ class MeltrGroup(TyperGroup):
 
 
 def build_app(registry: Registry | None = None) -> typer.Typer:
-    """Return the command line with the commands of core and of the plugins.
+    """Return the command line with the commands of core and of plugins.
 
     Args:
-        registry: The plugins; None: look for the installed ones.
+        registry: The plugins; None: find the installed ones.
     """
     known = discover() if registry is None else registry
     app = typer.Typer(
@@ -97,8 +97,8 @@ def build_app(registry: Registry | None = None) -> typer.Typer:
 
 def main() -> None:
     """Run the command line: the ``meltr`` script."""
-    # Threads that spin while they wait slow a run down when another process wants a core too; threads that never spin
-    # slow a small model down when none does, for they must be woken for every operation.
+    # Waiting threads that spin slow a run down when another process needs the core. Threads that never spin slow a
+    # small model down, because they must be woken for every operation. So they spin briefly.
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
         os.environ.setdefault("GOMP_SPINCOUNT", "2000")
@@ -119,7 +119,7 @@ def _leave(code: int) -> None:
 
 @contextlib.contextmanager
 def _clear_errors(*, debug: bool, leave: Any = _leave) -> Iterator[None]:
-    """Show errors that have a defined answer as a message; anything else is a bug and keeps its traceback."""
+    """Show known errors as a message; anything else is a bug and keeps its traceback."""
     try:
         yield
     except KeyboardInterrupt:
@@ -145,12 +145,12 @@ def _clear_errors(*, debug: bool, leave: Any = _leave) -> Iterator[None]:
 
 
 def _answer(error: Exception) -> tuple[str, str | None, int] | None:
-    """Return message, hint and exit code for an error that is not a bug; None for a bug."""
+    """Return message, hint and exit code of a known error; None for a bug."""
     if isinstance(error, MeltrError):
         return error.message, error.hint, error.exit_code
     if isinstance(error, OSError) and error.errno in _FULL:
         where = f" while writing {error.filename}" if error.filename else ""
-        return f"the disk is full{where}", "Free some space, or write elsewhere with --output-dir.", 1
+        return f"the disk is full{where}", "Free some space, or choose another folder with --output-dir.", 1
     if isinstance(error, OSError) and error.errno in _DENIED:
         hint = "Check the permissions, or choose another folder with --output-dir or --data-root."
         return f"no permission: {error.filename or error}", hint, 2

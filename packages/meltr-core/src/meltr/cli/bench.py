@@ -1,4 +1,4 @@
-"""``meltr bench``: what a training step costs with every scheme and estimator, Table 8 of the paper."""
+"""``meltr bench``: the cost of a training step with every scheme and estimator (Table 8 of the paper)."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ _OUTPUT = "Output"
 CaseNames = Annotated[
     list[str] | None,
     typer.Option(
-        "--case", metavar="NAME", help="A case that core or a backbone brings; may be repeated.", rich_help_panel=_WHAT
+        "--case", metavar="NAME", help="A case of core or of a backbone; may be repeated.", rich_help_panel=_WHAT
     ),
 ]
 List = Annotated[bool, typer.Option("--list", help="List the cases and the variants.", rich_help_panel=_WHAT)]
@@ -43,12 +43,12 @@ Approximate = Annotated[
     bool,
     typer.Option(
         "--approximations",
-        help="Measure cheaper outer steps instead: their price, and their g along a short training run.",
+        help="Measure cheaper outer steps instead: their cost, and their g during a short training run.",
         rich_help_panel=_WHAT,
     ),
 ]
 Steps = Annotated[int, typer.Option(min=1, help="Training steps of --approximations.", rich_help_panel=_WHAT)]
-Turns = Annotated[int, typer.Option("--repeat", min=1, help="How often each variant is timed.", rich_help_panel=_WHAT)]
+Turns = Annotated[int, typer.Option("--repeat", min=1, help="Timings per variant.", rich_help_panel=_WHAT)]
 Precision = Annotated[str | None, typer.Option(help="Short for --set train.precision=...", rich_help_panel="Settings")]
 Compile = Annotated[
     bool, typer.Option("--compile", help="Short for --set train.compile=true.", rich_help_panel="Settings")
@@ -65,7 +65,7 @@ Markdown = Annotated[
     str | None,
     typer.Option(
         metavar="FILE[#NAME]",
-        help="Put the tables into this page, between <!-- meltr bench: begin --> and its end.",
+        help="Insert the tables into this page, between <!-- meltr bench: begin --> and its end.",
         rich_help_panel=_OUTPUT,
     ),
 ]
@@ -104,10 +104,10 @@ def bench(
     plot: Plot = None,
     markdown: Markdown = None,
 ) -> None:
-    """Measure what training costs, in units of multi-task learning.
+    """Measure the cost of training relative to multi-task learning.
 
-    Without --case and --backbone, the small cases of what is installed. Every variant takes whole cycles of K training
-    steps with one outer step among them.
+    Without --case and --backbone, the small cases of the installed plugins run. Every variant takes whole cycles of K
+    training steps that include one outer step.
     """
     from meltr.bench.cases import registry_with_cases
 
@@ -136,7 +136,7 @@ def _list(registry: Registry) -> None:
     from meltr.verify.variants import all_approximations, all_variants
 
     cases = all_cases(registry)
-    typer.echo("cases (* runs when no case is named):")
+    typer.echo("cases (* runs if no case is named):")
     typer.echo(table([[f"{'*' if c.info.default else ' '} {name}", c.info.summary] for name, c in cases.items()]))
     some = resolve_case(registry, next(iter(cases.values())), flags={})
     for title, known in (
@@ -148,10 +148,10 @@ def _list(registry: Registry) -> None:
 
 
 def _specs(registry: Registry, selection: Selection, cases: Sequence[str], flags: dict[str, Any]) -> dict[str, RunSpec]:
-    """Return what is measured by title.
+    """Return the runs to measure, by title.
 
     Raises:
-        UserError: If there is no such case, or cases and a run are both given.
+        UserError: If there is no such case, or both cases and a run are given.
     """
     from meltr.bench.cases import pick, resolve_case
 
@@ -159,7 +159,7 @@ def _specs(registry: Registry, selection: Selection, cases: Sequence[str], flags
     own = {"backbone", "task", "dataset"} & given.keys() or selection.config is not None
     if own:
         if cases:
-            raise UserError("--case and a run of your own exclude each other", "Leave --backbone or --case out.")
+            raise UserError("--case and a run of your own cannot be combined", "Remove --backbone or --case.")
         spec = resolve(
             registry, config=selection.config, flags=given, sets=selection.sets, plugins=selection.plugin_files()
         )
@@ -171,10 +171,10 @@ def _specs(registry: Registry, selection: Selection, cases: Sequence[str], flags
 
 
 def _choose(spec: RunSpec, registry: Registry, names: str | None, *, approximations: bool) -> dict[str, Variant]:
-    """Return the variants to be measured.
+    """Return the variants to measure.
 
     Raises:
-        UserError: If there is no variant of a name.
+        UserError: If a name is unknown.
     """
     from meltr.verify import variants
 
@@ -184,7 +184,7 @@ def _choose(spec: RunSpec, registry: Registry, names: str | None, *, approximati
 def _measured(
     registry: Registry, title: str, spec: RunSpec, *, variants: dict[str, Variant], turns: int, steps: int | None
 ) -> Table8 | Approximations:
-    """Measure one case; what a plugin prints goes to standard error."""
+    """Measure one case; output of plugins goes to standard error."""
     from meltr.bench.approximations import compare
     from meltr.bench.table8 import measure
     from meltr.verify.fixed_run import FixedRun
@@ -194,17 +194,17 @@ def _measured(
 
     with contextlib.redirect_stdout(sys.stderr):
         remark(f"{title}: {len(variants)} variants")
-        problem = FixedRun(spec, registry)
+        run = FixedRun(spec, registry)
         if steps is None:
-            return measure(problem, variants, title=title, turns=turns, log=log)
-        return compare(problem, variants, title=title, steps=steps, turns=turns, log=log)
+            return measure(run, variants, title=title, turns=turns, log=log)
+        return compare(run, variants, title=title, steps=steps, turns=turns, log=log)
 
 
 def _check_plot(plot: Path | None) -> None:
-    """Check before measuring that the plot, if one is wanted, can be drawn.
+    """Check, before measuring, that a requested plot can be drawn.
 
     Raises:
-        UserError: If matplotlib is missing or the format unknown.
+        UserError: If matplotlib is missing or the format is unknown.
     """
     if plot is None:
         return
@@ -217,7 +217,7 @@ def _check_plot(plot: Path | None) -> None:
 def _write(
     results: Sequence[Table8 | Approximations], *, json_to: str | None, plot: Path | None, markdown: str | None
 ) -> None:
-    """Print the tables and write the files that were asked for."""
+    """Print the tables and write the requested files."""
     from meltr.bench.approximations import Approximations
     from meltr.bench.markdown import APPROXIMATION_LEGEND, LEGEND, page, update
     from meltr.bench.table8 import circumstances

@@ -1,4 +1,4 @@
-"""``meltr compare``: a table over runs, with paired tests over their common seeds."""
+"""``meltr compare``: a table of runs, with paired tests over their common seeds."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def compare(
         typer.Argument(metavar="RUN...", help="Folders of runs, or of several seeds; the first is the reference."),
     ],
     metric: Annotated[
-        str | None, typer.Option(metavar="NAME", help="What to compare.  [default: the task's primary metric]")
+        str | None, typer.Option(metavar="NAME", help="Metric to compare.  [default: the task's primary metric]")
     ] = None,
     split: Annotated[
         str | None, typer.Option(metavar="test|validation", help="[default: test if every run has it]")
@@ -35,7 +35,7 @@ def compare(
     Runs of one configuration with different seeds become one row.
     """
     if markdown and as_json:
-        raise UserError("--markdown and --json exclude each other", "Give one of them.")
+        raise UserError("--markdown and --json cannot be combined", "Use one of them.")
     from meltr.files import encode
     from meltr.report.compare import compare as compare_runs
     from meltr.report.tables import legend, to_markdown, to_rich

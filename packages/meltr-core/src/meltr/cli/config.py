@@ -1,4 +1,4 @@
-"""``meltr config``: the settings of a run, and all that there are."""
+"""``meltr config``: the settings of a run, and the list of all settings."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def show(
     device: opt.Device = None,
     as_json: opt.AsJson = False,
 ) -> None:
-    """Show the complete settings of a run, as its run.yaml would hold them."""
+    """Show the complete settings of a run, as in its run.yaml."""
     selection = Selection.of(locals())
     spec = selection.resolve(registry_for(ctx, selection.plugin_files()))
     if as_json:
@@ -57,9 +57,13 @@ def schema(
     ctx: typer.Context,
     *,
     backbone: Annotated[str | None, typer.Option(help="Include the settings of this backbone.")] = None,
-    combiner: Annotated[str | None, typer.Option(help="Include the settings of this one; default: meltr.")] = None,
-    scheme: Annotated[str | None, typer.Option(help="Include the settings of this one; default: aid-fp-lite.")] = None,
-    estimator: Annotated[str | None, typer.Option(help="Include the settings of this one; default: auto.")] = None,
+    combiner: Annotated[str | None, typer.Option(help="Include the settings of this combiner; default: meltr.")] = None,
+    scheme: Annotated[
+        str | None, typer.Option(help="Include the settings of this scheme; default: aid-fp-lite.")
+    ] = None,
+    estimator: Annotated[
+        str | None, typer.Option(help="Include the settings of this estimator; default: auto.")
+    ] = None,
     plugin: Annotated[list[Path] | None, typer.Option(help="Python file with a plugin; may be repeated.")] = None,
     as_json: opt.AsJson = False,
 ) -> None:

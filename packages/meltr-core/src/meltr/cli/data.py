@@ -1,4 +1,4 @@
-"""``meltr data``: the group of commands about data; plugins add the commands with `add_command`."""
+"""``meltr data``: the group of commands for data sets; plugins add commands with `add_command`."""
 
 from __future__ import annotations
 
@@ -18,24 +18,24 @@ def register(app: typer.Typer) -> None:
 
 
 def add_command(app: typer.Typer, name: str, command: Callable[..., Any]) -> None:
-    """Add a command to the group, which is made if needed; plugins call it in their hook ``register_commands``.
+    """Add a command to the group; plugins call it in their hook ``register_commands``.
 
     Args:
-        app: What the hook was given.
-        name: What the user writes after ``meltr data``.
+        app: The app that the hook received.
+        name: Name of the command after ``meltr data``.
         command: The function.
 
     Raises:
-        PluginError: If there is a command of that name.
+        PluginError: If there is already a command of that name.
     """
     group = _group(app)
     if name in [each.name for each in group.registered_commands]:
-        raise PluginError(f"there is a command `meltr {NAME} {name}` already")
+        raise PluginError(f"there is already a command `meltr {NAME} {name}`")
     group.command(name)(command)
 
 
 def _group(app: typer.Typer) -> typer.Typer:
-    """Return the group of `app`; it is added if it is not there."""
+    """Return the group of `app`, which is added if missing."""
     for each in app.registered_groups:
         if each.name == NAME and each.typer_instance is not None:
             return each.typer_instance

@@ -1,4 +1,4 @@
-"""``meltr doctor``: is everything there that a run needs?"""
+"""``meltr doctor``: checks whether everything that a run needs is installed."""
 
 from __future__ import annotations
 
@@ -25,27 +25,27 @@ MINIMUM_TORCH = (2, 11)
 EXTRAS = (
     ("matplotlib", "matplotlib", "plots", "no meltr plot"),
     ("tensorboard", "tensorboard", "tensorboard", "no TensorBoard"),
-    ("av", "av", "video", "no video is read or written (PyAV)"),
-    ("pillow", "PIL", "video", "no image is read, no frame cache"),
-    ("transformers", "transformers", "text", "no text is read"),
-    ("pycocoevalcap", "pycocoevalcap", "captions", "no captions are scored"),
+    ("av", "av", "video", "no videos can be read or written (PyAV)"),
+    ("pillow", "PIL", "video", "no images can be read, and no frame cache"),
+    ("transformers", "transformers", "text", "no texts can be read"),
+    ("pycocoevalcap", "pycocoevalcap", "captions", "no captions can be scored"),
 )
-"""Package, its module, the extra that brings it, and what does not work without it."""
+"""Package, its module, the extra that installs it, and what does not work without it."""
 
 DISTRIBUTION = "meltr-core"
-"""The package that this command belongs to."""
+"""The package of this command."""
 
 _GIB = 2**30
 
 
 class Check(NamedTuple):
-    """One thing that was looked at.
+    """The result of one check.
 
     Args:
-        name: What.
+        name: What was checked.
         status: OK, WARN (something optional is missing) or FAIL (runs will not work).
-        found: What was found.
-        fix: What to do about it; empty if all is well.
+        found: The finding.
+        fix: What to do about it; empty if nothing is wrong.
     """
 
     name: str
@@ -62,8 +62,8 @@ def register(app: typer.Typer) -> None:
 def doctor(
     ctx: typer.Context,
     *,
-    data_root: Annotated[Path | None, typer.Option(help="Folder of a data set, to be checked too.")] = None,
-    output_dir: Annotated[Path, typer.Option(help="Folder above the folders of runs.")] = Path("runs"),
+    data_root: Annotated[Path | None, typer.Option(help="Folder of a data set to check as well.")] = None,
+    output_dir: Annotated[Path, typer.Option(help="Parent folder of runs.")] = Path("runs"),
     plugin: Annotated[list[Path] | None, typer.Option(help="Python file with a plugin; may be repeated.")] = None,
     as_json: AsJson = False,
 ) -> None:
@@ -92,7 +92,7 @@ def doctor(
 
 
 def _namesakes() -> Iterator[Check]:
-    """Look for other packages that bring a module or a command ``meltr``: there is an unrelated one of that name."""
+    """Look for other packages with a module or a command ``meltr``; there is an unrelated one of that name."""
     metadata = importlib.metadata
     found = {_normal(name) for name in metadata.packages_distributions().get("meltr", ())}
     scripts = [each for each in metadata.entry_points(group="console_scripts") if each.name == "meltr"]
@@ -102,7 +102,7 @@ def _namesakes() -> Iterator[Check]:
         yield Check(
             "namesake",
             FAIL,
-            f"{name} {metadata.version(name)}, another project, brings a module or a command meltr too",
+            f"{name} {metadata.version(name)}, another project, also installs a module or a command meltr",
             f"pip uninstall {name}, then: pip install --force-reinstall --no-deps {DISTRIBUTION}",
         )
 
@@ -136,7 +136,7 @@ def _torch() -> Iterator[Check]:
     yield Check("mps", OK, "yes (--device mps)" if mps else "no")
     backends = [name for name in ("nccl", "gloo") if getattr(distributed, f"is_{name}_available", lambda: False)()]
     several = torch.cuda.device_count() > 1 and "nccl" not in backends
-    fix = "Install a torch that was built with NCCL to train on several GPUs." if several else ""
+    fix = "To train on several GPUs, install a torch that was built with NCCL." if several else ""
     yield Check("distributed", WARN if several else OK, ", ".join(backends) or "none", fix)
 
 
@@ -145,7 +145,7 @@ def _plugins(registry: Registry) -> Iterator[Check]:
     if names:
         yield Check("backbones", OK, ", ".join(names))
     else:
-        yield Check("backbones", WARN, "none", "Install an adapter package, or name a file with --plugin FILE.")
+        yield Check("backbones", WARN, "none", "Install an adapter package, or load a file with --plugin FILE.")
     for plugin in registry.broken:
         fix = f"Update or uninstall it: {plugin.source}"
         yield Check(f"plugin {plugin.name}", FAIL, f"{plugin.source} is broken: {plugin.cause}", fix)
@@ -170,7 +170,7 @@ def _disk(output_dir: Path) -> Iterator[Check]:
     there = next(path for path in (output_dir.absolute(), *output_dir.absolute().parents) if path.exists())
     free = shutil.disk_usage(there).free / _GIB
     status = FAIL if free < 0.5 else WARN if free < 5 else OK
-    fix = "" if status == OK else "Free some space, or write elsewhere with --output-dir."
+    fix = "" if status == OK else "Free some space, or choose another folder with --output-dir."
     yield Check("disk", status, f"{free:.1f} GiB free for {output_dir}", fix)
     try:
         with tempfile.TemporaryFile(dir=there):

@@ -1,4 +1,4 @@
-"""``meltr evaluate``: evaluate a checkpoint of a run again."""
+"""``meltr evaluate``: evaluates a checkpoint of a finished run."""
 
 from __future__ import annotations
 

@@ -15,9 +15,9 @@ from meltr.plugins import Registry
 SECTIONS = ("backbones", "tasks", "datasets", "combiners", "schemes", "estimators", "presets")
 
 _EMPTY = {
-    "backbones": "none: install an adapter package, or name a file with --plugin FILE",
-    "datasets": "none: they come with the backbones",
-    "presets": "none: they come with the backbones",
+    "backbones": "none: install an adapter package, or load a file with --plugin FILE",
+    "datasets": "none: backbone packages provide them",
+    "presets": "none: backbone packages provide them",
 }
 
 
@@ -37,7 +37,7 @@ def list_command(
 ) -> None:
     """List what is installed: backbones, tasks, data sets, combiners, ..., and broken plugins with their cause."""
     if section is not None and section not in SECTIONS:
-        raise UserError(f"there is no list of {section!r}", did_you_mean(section, SECTIONS))
+        raise UserError(f"there is no section {section!r}", did_you_mean(section, SECTIONS))
     registry = registry_for(ctx, plugin or ())
     content = {name: describe(registry, name) for name in ([section] if section else SECTIONS)}
     broken = [{"name": each.name, "source": each.source, "cause": each.cause} for each in registry.broken]

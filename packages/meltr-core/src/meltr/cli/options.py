@@ -1,4 +1,4 @@
-"""The options that choose a run, shared by ``meltr run`` and ``meltr config show``."""
+"""The options that select a run, shared by ``meltr run`` and ``meltr config show``."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _DATA = "Data and device"
 
 
 def _names(kind: str) -> Callable[[str], list[str]]:
-    """Return the shell completion for the names of a kind of thing."""
+    """Return the shell completion for the names of one kind."""
 
     def complete(incomplete: str) -> list[str]:
         return [name for name in sorted(getattr(discover(), kind)) if name.startswith(incomplete)]
@@ -37,7 +37,7 @@ Dataset = Annotated[str | None, typer.Option(help="Data set.", autocompletion=_n
 Combiner = Annotated[
     str | None,
     typer.Option(
-        help="How the losses become one; default: meltr.", autocompletion=_names("combiners"), rich_help_panel=_RUN
+        help="How the losses are combined; default: meltr.", autocompletion=_names("combiners"), rich_help_panel=_RUN
     ),
 ]
 Preset = Annotated[
@@ -51,7 +51,7 @@ Plugin = Annotated[
     list[Path] | None, typer.Option(help="Python file with a plugin; may be repeated.", rich_help_panel=_RUN)
 ]
 Config = Annotated[
-    Path | None, typer.Option(help="YAML file with settings; a run.yaml will do.", rich_help_panel=_SETTINGS)
+    Path | None, typer.Option(help="YAML file with settings, such as a run.yaml.", rich_help_panel=_SETTINGS)
 ]
 Set = Annotated[
     list[str] | None,
@@ -68,24 +68,22 @@ Fidelity = Annotated[
 ]
 Seed = Annotated[str | None, typer.Option(help="Seed, or several: 0,1,2.", rich_help_panel=_SETTINGS)]
 Epochs = Annotated[int | None, typer.Option(help="Passes over the training split.", rich_help_panel=_SETTINGS)]
-BatchSize = Annotated[int | None, typer.Option(help="Examples a step.", rich_help_panel=_SETTINGS)]
+BatchSize = Annotated[int | None, typer.Option(help="Examples per step.", rich_help_panel=_SETTINGS)]
 Lr = Annotated[float | None, typer.Option(help="Peak learning rate of the backbone.", rich_help_panel=_SETTINGS)]
 DataRoot = Annotated[Path | None, typer.Option(help="Folder of the data set.", rich_help_panel=_DATA)]
-Download = Annotated[bool, typer.Option("--download", help="Fetch missing data files.", rich_help_panel=_DATA)]
+Download = Annotated[bool, typer.Option("--download", help="Download missing data files.", rich_help_panel=_DATA)]
 AllowMissing = Annotated[
     bool,
-    typer.Option(
-        "--allow-missing", help="Leave out examples whose video or image is not there.", rich_help_panel=_DATA
-    ),
+    typer.Option("--allow-missing", help="Skip examples whose video or image is missing.", rich_help_panel=_DATA),
 ]
-Sample = Annotated[bool, typer.Option("--sample", help="Use the data set's miniature instead.", rich_help_panel=_DATA)]
+Sample = Annotated[bool, typer.Option("--sample", help="Use a small synthetic sample instead.", rich_help_panel=_DATA)]
 Device = Annotated[str | None, typer.Option(help="auto, cpu, cuda, cuda:0, mps.", rich_help_panel=_DATA)]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON and nothing else.")]
 
 
 @dataclass(frozen=True)
 class Selection:
-    """What the user asked for, unchecked; None or empty where an option was not given."""
+    """The user's options, unchecked; None or empty if an option was not given."""
 
     backbone: str | None = None
     task: str | None = None
@@ -108,12 +106,12 @@ class Selection:
 
     @classmethod
     def of(cls, options: Mapping[str, Any]) -> Selection:
-        """Take what belongs here out of a command's options; a list that was not given becomes empty."""
+        """Take the relevant options from a command's; a list that was not given becomes empty."""
         given = {field.name: options[field.name] for field in fields(cls)}
         return cls(**{**given, "plugin": given["plugin"] or (), "sets": given["sets"] or ()})
 
     def seeds(self) -> list[int] | None:
-        """Return the seeds, or None if ``--seed`` was not given; UserError if they are no numbers."""
+        """Return the seeds, or None if ``--seed`` was not given; UserError if they are not numbers."""
         if self.seed is None:
             return None
         words = [word.strip() for word in self.seed.split(",")]
@@ -125,7 +123,7 @@ class Selection:
         return seeds
 
     def flags(self) -> dict[str, Any]:
-        """Return the settings that have an option of their own; None where it was not given."""
+        """Return the settings that have their own option; None if it was not given."""
         seeds = self.seeds()
         return {
             "backbone": self.backbone,
@@ -146,13 +144,13 @@ class Selection:
         }
 
     def plugin_files(self) -> list[Path]:
-        """Return the files given with ``--plugin``, or else those that the config file names."""
+        """Return the files given with ``--plugin``, or else those in the config file."""
         if self.plugin or self.config is None:
             return list(self.plugin)
         return [Path(each) for each in read_yaml(self.config).get("plugins") or ()]
 
     def resolve(self, registry: Registry) -> RunSpec:
-        """Return the checked description of the run; UserError."""
+        """Return the checked description of the run; UserError if it is not valid."""
         files = self.plugin_files()
         return resolve(registry, config=self.config, flags=self.flags(), sets=self.sets, plugins=files)
 

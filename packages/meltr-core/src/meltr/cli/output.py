@@ -17,12 +17,12 @@ def print_json(content: Any) -> None:
 
 
 def remark(text: str) -> None:
-    """Print a remark on standard error."""
+    """Print a remark to standard error."""
     typer.echo(text, err=True)
 
 
 def table(rows: Sequence[Sequence[str]], *, indent: str = "  ") -> str:
-    """Return `rows` in aligned columns; the last one is not padded."""
+    """Return `rows` in aligned columns; the last column is not padded."""
     if not rows:
         return ""
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]

@@ -1,4 +1,4 @@
-"""``meltr plot``: draw the losses, sensitivities, gradient products and metrics of a run."""
+"""``meltr plot``: draws losses, task weights, gradient alignments and metrics of a run."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def register(app: typer.Typer) -> None:
 def plot(
     run: Annotated[Path, typer.Argument(metavar="RUN", help="Folder of a run, or of several seeds of one.")],
     output: Annotated[
-        Path | None, typer.Option("--output", "-o", metavar="DIR", help="Where to write.  [default: RUN/plots]")
+        Path | None, typer.Option("--output", "-o", metavar="DIR", help="Folder to write to.  [default: RUN/plots]")
     ] = None,
     formats: Annotated[
         list[str] | None,
@@ -25,9 +25,9 @@ def plot(
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the paths as JSON.")] = False,
 ) -> None:
-    """Draw a run, finished or not: losses, sensitivities, gradient products and metrics.
+    """Draw a run, finished or not: losses, task weights, gradient alignments and metrics.
 
-    Of several seeds the mean is drawn, with a band of one standard deviation.
+    For several seeds, draw the mean with a band of one standard deviation.
     """
     from meltr.report.plots import draw
     from meltr.report.runs import load_group

@@ -1,4 +1,4 @@
-"""``meltr run``: train, choose the best checkpoint, test it."""
+"""``meltr run``: trains, chooses the best checkpoint and tests it."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ from meltr.settings import dump_yaml
 
 _OUTPUT = "Output"
 
-OutputDir = Annotated[Path, typer.Option(help="Folder above the run's folder.", rich_help_panel=_OUTPUT)]
+OutputDir = Annotated[Path, typer.Option(help="Parent folder of the run's folder.", rich_help_panel=_OUTPUT)]
 Name = Annotated[
-    str | None, typer.Option(help="Name of the run's folder; default: made from what is run.", rich_help_panel=_OUTPUT)
+    str | None, typer.Option(help="Name of the run's folder; default: made from the settings.", rich_help_panel=_OUTPUT)
 ]
 Overwrite = Annotated[
     bool,
@@ -59,18 +59,18 @@ MaxTime = Annotated[
     ),
 ]
 DryRun = Annotated[
-    bool, typer.Option("--dry-run", help="Show the settings and the folder; do nothing.", rich_help_panel=_OUTPUT)
+    bool, typer.Option("--dry-run", help="Show the settings and the folder, and stop.", rich_help_panel=_OUTPUT)
 ]
 FastDevRun = Annotated[
     bool,
     typer.Option(
         "--fast-dev-run",
-        help="A few steps of everything, to see that it works; keeps nothing.",
+        help="Run a few steps of everything to see that it works; keep nothing.",
         rich_help_panel=_OUTPUT,
     ),
 ]
 TensorBoard = Annotated[
-    bool, typer.Option("--tensorboard", help="Write TensorBoard events too (an extra).", rich_help_panel=_OUTPUT)
+    bool, typer.Option("--tensorboard", help="Also write TensorBoard events (an extra).", rich_help_panel=_OUTPUT)
 ]
 Quiet = Annotated[bool, typer.Option("--quiet", help="Show no progress.", rich_help_panel=_OUTPUT)]
 
@@ -156,14 +156,14 @@ def _job(
 ) -> Job:
     if resume is not None:
         if name is not None or overwrite or fast_dev_run:
-            raise UserError("--name, --overwrite and --fast-dev-run make no sense with --resume", "Leave them out.")
+            raise UserError("--name, --overwrite and --fast-dev-run cannot be used with --resume", "Remove them.")
         return resumed_job(ctx, resume, selection)
     keep = not fast_dev_run and is_first()
     return new_job(ctx, selection, output_dir=output_dir, name=name, overwrite=overwrite, keep=keep)
 
 
 def _show(job: Job, *, as_json: bool) -> None:
-    """Print what would be run and where it would be written."""
+    """Print the settings of the run and the folder it would be written to."""
     if as_json:
         where = None if job.folder is None else str(job.folder)
         seeds = job.seeds or [job.spec.seed]

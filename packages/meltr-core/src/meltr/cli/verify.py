@@ -1,4 +1,4 @@
-"""``meltr verify``: are the hypergradients of these losses right, and what does each way cost?"""
+"""``meltr verify``: checks that the hypergradients of a run's losses are right, and measures their cost."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ Tolerance = Annotated[
     float | None,
     typer.Option(
         min=0.0,
-        help="Relative error allowed to every estimator; default: 1e-2 for the difference, 1e-3 for the others, ten "
-        "and fifty times that in low precision.",
+        help="Relative error allowed for every estimator; default: 1e-2 for differences, 1e-3 for the others, ten and "
+        "fifty times that in low precision.",
     ),
 ]
-Turns = Annotated[int, typer.Option("--repeat", min=1, help="How often each kind of step is timed.")]
+Turns = Annotated[int, typer.Option("--repeat", min=1, help="Timings per kind of step.")]
 Float64 = Annotated[bool, typer.Option("--float64/--no-float64", help="Compare the oracle with itself in float64.")]
 
 
@@ -60,9 +60,9 @@ def verify(
     float64: Float64 = True,
     as_json: opt.AsJson = False,
 ) -> None:
-    """Check a backbone's losses on a real batch: every way to the hypergradient against an exact one.
+    """Check a backbone's losses on a real batch: every estimator and scheme against an exact one.
 
-    Exit code 1 if the losses cannot be repeated or a way that works is wrong.
+    Exit code 1 if the losses are not repeatable or a result is wrong.
     """
     selection = Selection.of(locals())
     one_process()
@@ -87,7 +87,7 @@ def verify(
 
 
 def _show(found: Verification) -> None:
-    """Print what was found as tables, and the verdict as the last line."""
+    """Print the findings as tables, and the verdict as the last line."""
     from rich.console import Console
 
     from meltr.verify.show import estimator_table, scheme_table
@@ -122,4 +122,4 @@ def _verdict(found: Verification) -> str:
     if found.problems:
         return f"FAILED: {'; '.join(found.problems)}"
     able = [row for row in found.estimators if row.used is not None and row.name != "auto"]
-    return f"OK: {len(able)} of {len(found.estimators) - 1} ways to the hypergradient work here and agree"
+    return f"OK: {len(able)} of {len(found.estimators) - 1} estimators work here and agree"

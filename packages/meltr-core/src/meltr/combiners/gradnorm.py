@@ -83,7 +83,7 @@ class GradNorm(SelfTrained):
 
     def _start_from(self, losses: Tensor) -> None:
         message = "gradnorm divides every loss by its initial value, which must be > 0"
-        refuse_below_zero(losses, self.names, message, "Remove it (--set losses=...), or give --set initial_losses=...")
+        refuse_below_zero(losses, self.names, message, "Remove it (--set losses=...), or use --set initial_losses=...")
         self.initial.copy_(losses.detach())
 
 

@@ -1,6 +1,6 @@
 r"""The loss transformer of MELTR (Ko et al., CVPR 2023, section 4.1, eqs. 4 and 5).
 
-Equation 6, the regulariser, belongs to the primary objective: `meltr.hypergradients.problem.regulariser_weights`.
+Equation 6, the regulariser, belongs to the primary objective: `meltr.hypergradients.objective.primary_objective`.
 
 Each loss value becomes a token: the sum of a scale embedding (an MLP of the value) and a task embedding (a learned
 vector). One post-norm transformer encoder layer lets the tokens attend to each other. Their mean is projected to a

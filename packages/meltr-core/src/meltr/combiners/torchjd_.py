@@ -44,7 +44,7 @@ class AggregatorCombiner(GradientCombiner):
     Args:
         losses: Names of the losses, primary first, or how many there are.
         aggregator: The aggregator.
-        settings: The settings that it was built from, see `from_options`.
+        settings: The settings that it was built from (see `from_options`).
     """
 
     bargain: Tensor | None
@@ -145,7 +145,7 @@ class ScalarizerCombiner(Combiner):
     Args:
         losses: Names of the losses, primary first, or how many there are.
         scalarizer: The scalarizer.
-        settings: The settings that it was built from, see `from_options`.
+        settings: The settings that it was built from (see `from_options`).
     """
 
     def __init__(

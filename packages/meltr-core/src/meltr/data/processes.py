@@ -17,7 +17,7 @@ A = TypeVar("A")
 R = TypeVar("R")
 
 MOST_WORKERS = 8
-"""Processes that decode videos if nobody says how many."""
+"""Default maximum number of processes that decode videos."""
 
 _AHEAD = 4
 """Items in flight per process."""
@@ -29,7 +29,7 @@ def available_cores() -> int:
 
 
 def worker_count(asked: int | None = None) -> int:
-    """Return how many processes decode videos: `asked`, or one a core and at most `MOST_WORKERS`."""
+    """Return the number of processes that decode videos: `asked`, or one per core up to `MOST_WORKERS`."""
     return min(MOST_WORKERS, available_cores()) if asked is None else asked
 
 

@@ -1,1 +1,1 @@
-"""The life of a run."""
+"""Runs from start to end: training, evaluation, checkpoints and prediction."""

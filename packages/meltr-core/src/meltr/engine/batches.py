@@ -1,4 +1,4 @@
-"""Fetching batches by position: for the held-out stream and for the replay buffer."""
+"""Batches by position, for the held-out stream and for the replay buffer."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def count_examples(batch: Any) -> int:
         if isinstance(leaf, torch.Tensor) and leaf.dim():
             return leaf.shape[0]
     raise PluginError(
-        f"Cannot tell how many examples a batch of type {type(batch).__name__} holds: it has no tensor.",
+        f"Cannot count the examples of a batch of type {type(batch).__name__}: it contains no tensor.",
         "Implement the hook slice_batch, or leave accumulate and outer_fraction at 1.",
     )
 
@@ -46,16 +46,16 @@ def count_examples(batch: Any) -> int:
 def slice_batch(batch: Any, start: int, stop: int) -> Any:
     """Return the examples `start` to `stop` of a batch.
 
-    Tensors whose first dimension is the number of examples are cut, and so are lists with that many entries that hold
-    no tensors (texts, names); dicts, lists and tuples are searched; everything else is left as it is.
+    Tensors whose first dimension is the number of examples are sliced, and so are lists of that length that contain no
+    tensors (texts, names). Dicts, lists and tuples are searched recursively. Everything else is kept as it is.
 
     Args:
         batch: Nested dicts, lists and tuples.
         start: First example.
-        stop: One past the last.
+        stop: One past the last example.
 
     Raises:
-        PluginError: If the number of examples cannot be told.
+        PluginError: If the number of examples cannot be determined.
     """
     return _sliced(batch, slice(start, stop), count_examples(batch))
 
@@ -74,7 +74,7 @@ def _sliced(batch: Any, part: slice, count: int) -> Any:
 
 
 def fingerprint(batch: Any) -> str:
-    """Return a short text that differs between batches of different content."""
+    """Return a short text that differs between batches with different content."""
     seen = hashlib.blake2b(digest_size=8)
     for leaf in tree_leaves(batch):
         content = leaf.detach().cpu().contiguous() if isinstance(leaf, torch.Tensor) else None
@@ -88,11 +88,11 @@ def batch_at(source: BatchSource, epoch: int, index: int) -> Any:
 
 
 class Cursor:
-    """Batch number n of an endless stream over a source, cheap when n grows by one.
+    """Batch n of an endless stream over a source; fast when n increases by one.
 
     Args:
-        source: Where the batches come from.
-        first_epoch: Epoch that the stream starts with: a far one gives batches that are independent of the training's.
+        source: The source of the batches.
+        first_epoch: First epoch of the stream; one far beyond training gives batches independent of training's.
     """
 
     def __init__(self, source: BatchSource, first_epoch: int = 0) -> None:
@@ -117,14 +117,14 @@ class _Entry:
 
 
 class ReplayBuffer:
-    """The last few training batches, as the released code keeps them.
+    """The last few training batches, as in the released code.
 
-    A checkpoint stores positions only: batches are a pure function of them.
+    A checkpoint stores only positions, because a batch depends on its position alone.
 
     Args:
-        size: How many batches stay.
-        eviction: ``fifo`` drops the oldest; ``random`` drops entry i (0 = oldest) of the older ones with probability
-            proportional to i + 1, so that old batches stay longer, and never the newest.
+        size: Number of batches to keep.
+        eviction: ``fifo`` drops the oldest batch. ``random`` drops entry i (0 = oldest) with probability proportional
+            to i + 1, so that old batches stay longer; it never drops the newest.
     """
 
     def __init__(self, size: int, eviction: Literal["fifo", "random"]) -> None:
@@ -137,11 +137,11 @@ class ReplayBuffer:
         return len(self._entries)
 
     def clear(self) -> None:
-        """Forget all batches."""
+        """Remove all batches."""
         self._entries.clear()
 
     def append(self, epoch: int, index: int, batch: Any, rng: random.Random) -> None:
-        """Add a batch and drop one if there are more than `size`."""
+        """Add a batch, and drop one if there are more than `size`."""
         self._entries.append(_Entry(epoch, index, batch))
         if len(self._entries) > self.size:
             older = range(len(self._entries) - 1)
@@ -149,7 +149,7 @@ class ReplayBuffer:
             del self._entries[drop]
 
     def draw(self, rng: random.Random, otherwise: Any) -> Any:
-        """Return one of the batches, each as likely; `otherwise` if there is none."""
+        """Return one of the batches, drawn uniformly; `otherwise` if the buffer is empty."""
         return rng.choice(self._entries).batch if self._entries else otherwise
 
     def positions(self) -> list[list[int]]:

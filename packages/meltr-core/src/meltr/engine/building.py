@@ -1,4 +1,4 @@
-"""Builds scheme and estimator of a run from what plugins registered, and refuses settings that they cannot serve."""
+"""Builds the scheme and the estimator of a run, and rejects settings that they do not support."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ def scheme_of(registry: Registry, spec: RunSpec) -> Scheme:
     """Return the scheme of a run.
 
     Raises:
-        UserError: If it is unknown, or a setting is out of range.
-        PluginError: If its factory returns something else.
+        UserError: If the scheme is unknown, or a setting is out of range.
+        PluginError: If its factory returns another type.
     """
     return _built(registry.scheme(spec.bilevel.scheme), spec.scheme_options, Scheme)  # type: ignore[type-abstract]
 
@@ -32,8 +32,8 @@ def estimator_of(registry: Registry, spec: RunSpec) -> Estimator:
     """Return a new estimator for a run.
 
     Raises:
-        UserError: If it is unknown, or a setting is out of range.
-        PluginError: If its factory returns something else.
+        UserError: If the estimator is unknown, or a setting is out of range.
+        PluginError: If its factory returns another type.
     """
     return _built(registry.estimator(spec.bilevel.estimator), spec.estimator_options, Estimator)  # type: ignore[type-abstract]
 
@@ -58,7 +58,7 @@ def bilevel_settings(spec: RunSpec, blocks: Sequence[nn.Module] | None) -> dict[
 
 
 def check(spec: RunSpec, ranks: Ranks, scheme: Scheme, estimator: Estimator) -> None:
-    """Refuse a scheme or an estimator that cannot work with the other settings.
+    """Reject a scheme or an estimator that does not support the other settings.
 
     Args:
         spec: The run.
@@ -67,19 +67,19 @@ def check(spec: RunSpec, ranks: Ranks, scheme: Scheme, estimator: Estimator) -> 
         estimator: Its estimator.
 
     Raises:
-        UserError: Naming the settings and what to do.
+        UserError: With the settings in conflict and what to do.
     """
     if spec.train.compile and (scheme.needs_second_derivative or estimator.needs_second_derivative):
         raise UserError(
             "double_backward cannot differentiate a compiled model twice.",
-            "Use --set estimator=auto and, with a scheme that has it, --set hessian=difference; or leave compile=true "
-            "out.",
+            "Use --set estimator=auto and, with a scheme that has it, --set hessian=difference; or use "
+            "--set compile=false.",
         )
     if ranks.size > 1 and scheme.needs_second_derivative:
         raise UserError("hessian=double_backward needs one process.", "Use --set hessian=difference.")
     if ranks.size > 1 and spec.train.parallel == "fsdp" and estimator.needs_whole_weights:
         raise UserError(
-            f"estimator={estimator.name} cannot reach sharded weights.",
+            f"estimator={estimator.name} does not support sharded weights.",
             "Use --set estimator=auto (one_sided in float32, else per_task).",
         )
 

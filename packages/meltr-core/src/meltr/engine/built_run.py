@@ -1,4 +1,4 @@
-"""Data, model and combiner of a run, built from its description."""
+"""Builds data, model and combiner of a run from its description."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from meltr.specs import CombinerInfo, RunSpec
 
 @dataclass
 class BuiltRun:
-    """Data, model and combiner of a run, on their device, and its scheme and estimator."""
+    """Data, model and combiner of a run, on their device, with its scheme and estimator."""
 
     hooks: Hooks
     context: RunContext
@@ -55,16 +55,16 @@ def build_run(
     ranks: Ranks | None = None,
     trained: bool = False,
 ) -> BuiltRun:
-    """Build data, model and combiner, each from its own seed, so that runs with other combiners start alike.
+    """Build data, model and combiner, each from its own seed, so that runs with other combiners start identically.
 
     Args:
         spec: The complete description of the run.
-        registry: Plugins found.
+        registry: The plugins found.
         observers: Objects with observer hooks.
-        run_dir: Its folder.
-        ranks: The processes of the run; None: this one.
-        trained: A checkpoint of the run in `run_dir` is loaded afterwards: the model gets the losses that it was
-            trained with, and nothing is logged.
+        run_dir: Folder of the run.
+        ranks: The processes of the run; None: this process alone.
+        trained: A checkpoint of the run in `run_dir` will be loaded: use the losses that the model was trained with,
+            and log nothing.
     """
     ranks = ranks or Ranks.single(resolve_device(spec.device))
     logs = [] if run_dir is None or trained or not ranks.is_first else [LogObserver()]
@@ -80,8 +80,8 @@ def build_run(
     context = without_losses(data.left_out, context)
     if data.left_out and combiner_info.learned and len(context.losses) < 2:
         raise UserError(
-            f"Only the primary loss {context.losses[0]!r} is left, and {spec.combiner!r} combines several "
-            f"({'; '.join(f'{name}: {why}' for name, why in data.left_out.items())}).",
+            f"Only the primary loss {context.losses[0]!r} is left, but {spec.combiner!r} combines several losses. "
+            f"Dropped: {'; '.join(f'{name}: {why}' for name, why in data.left_out.items())}.",
             "Provide what is missing, or train on the primary loss alone: --combiner primary.",
         )
     seed_everything(derive(spec.seed, "model"), generator)
@@ -107,7 +107,7 @@ def build_run(
 
 
 def _left_out_as_trained(data: Data, folder: RunFolder) -> Data:
-    """Return the data with the losses left out that training left out, whatever is there or gone by now."""
+    """Return the data with the losses dropped that training dropped, whatever is available now."""
     return dataclasses.replace(data, left_out=stored_data(folder).left_out) if folder.data.exists() else data
 
 
@@ -120,8 +120,8 @@ def _build_combiner(info: CombinerInfo, context: RunContext, left_out: Mapping[s
             raise
         gone = "; ".join(f"without {name}: {why}" for name, why in left_out.items())
         raise UserError(
-            f"{info.name!r} cannot be built for the losses left, {', '.join(context.losses)} ({gone}): {error}.",
-            f"Write --set losses={','.join(context.losses)}, and give the combiner's settings for these.",
+            f"{info.name!r} cannot be built for the remaining losses, {', '.join(context.losses)} ({gone}): {error}.",
+            f"Use --set losses={','.join(context.losses)}, and adapt the combiner's settings to these losses.",
         ) from error
     if not isinstance(combiner, Combiner):
         raise PluginError(f"{where} returned {type(combiner).__name__}, expected a meltr.Combiner.")
@@ -131,7 +131,7 @@ def _build_combiner(info: CombinerInfo, context: RunContext, left_out: Mapping[s
 
 
 def without_losses(left_out: Mapping[str, str], context: RunContext) -> RunContext:
-    """Return the context without the losses that the data cannot serve.
+    """Return the context without the dropped losses.
 
     Raises:
         UserError: If the primary loss is among them.
@@ -151,7 +151,7 @@ def without_losses(left_out: Mapping[str, str], context: RunContext) -> RunConte
 def open_run(
     spec: RunSpec, registry: Registry, observers: Sequence[object] = (), *, run_dir: Path | None, ranks: Ranks
 ) -> tuple[Hooks, RunContext]:
-    """Load the adapter of a run; return its hooks and what they are told."""
+    """Load the adapter of a run; return its hooks and its context."""
     backbone = registry.backbone(spec.backbone)
     hooks = Hooks(run_manager(registry, backbone, observers), spec.backbone)
     use_tf32(spec.train.tf32)

@@ -1,4 +1,4 @@
-"""Checkpoints of w AND phi: written beside and renamed, so that a killed run never leaves half of one.
+"""Checkpoints of w AND phi: written to a temporary folder and renamed, so that an interruption leaves no partial one.
 
 A checkpoint is a folder ``checkpoints/step-000500``:
 
@@ -8,7 +8,7 @@ A checkpoint is a folder ``checkpoints/step-000500``:
 - ``training.pt``: optimisers and counters, plain values and tensors only;
 - ``manifest.json``: sizes and checksums of these, see `meltr.folders.manifest`.
 
-``checkpoints/last`` and ``checkpoints/best`` are links (small text files where there are no links).
+``checkpoints/last`` and ``checkpoints/best`` are links (small text files on systems without links).
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ class Checkpoints:
 
     Args:
         folder: The run's ``checkpoints`` folder.
-        keep: How many besides ``last`` and ``best`` stay on disk.
+        keep: Number of checkpoints to keep besides ``last`` and ``best``.
     """
 
     def __init__(self, folder: Path, keep: int = 0) -> None:
@@ -68,21 +68,21 @@ class Checkpoints:
         best: bool,
         ranks: Ranks,
     ) -> Path:
-        """Write a checkpoint and point ``last`` (and ``best``) at it; drop those that are no longer needed.
+        """Write a checkpoint and point ``last`` (and ``best``) at it; delete checkpoints that are no longer needed.
 
-        All processes call it; the first one writes, and every one its shards where the weights are sharded.
+        All processes call it. Rank 0 writes; with sharded weights, every process also writes its shards.
 
         Args:
             step: Inner steps taken.
             model: The backbone.
             combiner: The combiner.
             optimizer: The optimiser of the backbone.
-            training: What else resuming needs: plain values and tensors.
-            best: Whether this is the best one so far.
+            training: The other state that resuming needs: plain values and tensors.
+            best: Whether this is the best checkpoint so far.
             ranks: The processes of the run.
 
         Raises:
-            MeltrError: If the disk is full or not writable; the checkpoints before are untouched.
+            MeltrError: If the disk is full or not writable; earlier checkpoints are not changed.
         """
         final = checkpoint_at(self.folder, step)
         partial = final.partial
@@ -108,7 +108,7 @@ class Checkpoints:
             reason = str(error).splitlines()[0]
             raise MeltrError(
                 f"Could not write checkpoint {final.path} ({free:,.0f} MiB were free): {reason}",
-                f"Free some disk space or choose another --output-dir. Safe so far: {self.describe_last()}.",
+                f"Free some disk space or choose another --output-dir. Last checkpoint: {self.describe_last()}.",
             ) from error
         return final.path
 
@@ -172,7 +172,7 @@ class Checkpoints:
         return self.resolve(LAST if name == BEST and not os.path.lexists(self.folder / BEST) else name)
 
     def describe_last(self) -> str:
-        """Return the path of the last complete checkpoint, or that there is none."""
+        """Return the path of the last complete checkpoint, or a text saying that there is none."""
         try:
             return str(self.resolve(LAST))
         except UserError:
@@ -213,7 +213,7 @@ def save_module(path: Path, module: nn.Module, **metadata: str) -> None:
 
 
 def load_tensors(path: Path) -> dict[str, Tensor]:
-    """Read what `save_module` wrote, tied tensors under all their names.
+    """Read a file of `save_module`, with tied tensors under all their names.
 
     Raises:
         UserError: If the file is missing or broken.
@@ -228,10 +228,10 @@ def load_tensors(path: Path) -> dict[str, Tensor]:
 
 
 def load_module(path: Path, module: nn.Module, what: str) -> None:
-    """Load weights into `module`, every key accounted for.
+    """Load weights into `module`; the keys must match exactly.
 
     Raises:
-        UserError: If the file belongs to another model: names missing, unexpected and reshaped keys.
+        UserError: If the file belongs to another model, with the names of missing, unexpected and reshaped keys.
     """
     tensors = load_tensors(path)
     own = module.state_dict()
@@ -255,13 +255,13 @@ def load_backbone(
     optimizer: torch.optim.Optimizer | None = None,
     state: Mapping[str, Any] | None = None,
 ) -> None:
-    """Load the backbone of a checkpoint, whole or in shards, into a model that is whole or in shards.
+    """Load the backbone of a checkpoint; both the checkpoint and the model may be sharded or not.
 
     Args:
         path: Folder of the checkpoint.
         model: The backbone.
-        optimizer: Its optimiser, to be loaded too.
-        state: Content of ``training.pt``, which holds the optimiser of a whole backbone.
+        optimizer: Its optimiser, which is loaded too.
+        state: Content of ``training.pt``, which holds the optimiser of a backbone that is not sharded.
 
     Raises:
         UserError: If the file belongs to another model.

@@ -1,4 +1,4 @@
-"""Calls of the run-tier hooks, every return value checked: errors name plugin, hook and loss."""
+"""Calls of the run-tier hooks, with checks of every return value; errors name the plugin, the hook and the loss."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Hooks:
     """The adapter and the observers of one run.
 
     Args:
-        manager: Plugin manager with exactly one adapter and any observers.
+        manager: Plugin manager with exactly one adapter and any number of observers.
         plugin: Name of the backbone, for messages.
     """
 
@@ -42,7 +42,7 @@ class Hooks:
         if len(data.train) < 1:
             raise self._error("build_data", "train has no batches")
         if context.spec.bilevel.outer_batch == "held_out" and data.held_out is None:
-            raise self._error("build_data", "gave no held_out batches although outer_batch=held_out was asked for")
+            raise self._error("build_data", "returned no held_out batches, but outer_batch=held_out needs them")
         return data
 
     def build_model(self, context: RunContext, data: Data) -> nn.Module:
@@ -73,21 +73,21 @@ class Hooks:
         return list(blocks)
 
     def slice_batch(self, batch: Any, start: int, stop: int) -> Any:
-        """Call the optional `slice_batch`, or cut tensors and lists."""
+        """Call the optional `slice_batch`, or slice tensors and lists."""
         part = self._hook.slice_batch(batch=batch, start=start, stop=stop)
         return slice_batch(batch, start, stop) if part is None else part
 
     def check_parts(self, fingerprints: Sequence[str]) -> None:
-        """Check that processes got different parts of a batch, by the parts' fingerprints."""
+        """Check, by fingerprints, that the processes got different parts of a batch."""
         if len(set(fingerprints)) == 1:
             raise self._error(
                 "build_data",
-                f"gave all {len(fingerprints)} processes the same training batch; each must get its own part "
+                f"returned the same training batch in all {len(fingerprints)} processes; each must get its own part "
                 "(context.rank of context.world_size, see meltr.data.loader.LoaderBatches)",
             )
 
     def losses(self, model: nn.Module, batch: Any, context: RunContext) -> dict[str, Tensor]:
-        """Call `compute_task_losses`; check names, order, shape, type, device and grad."""
+        """Call `compute_task_losses`; check names, order, shape, type, device and gradient."""
         losses = self._hook.compute_task_losses(model=model, batch=batch, context=context)
         hook = "compute_task_losses"
         if not isinstance(losses, Mapping):
@@ -117,7 +117,7 @@ class Hooks:
         return dict(losses)
 
     def evaluate(self, model: nn.Module, data: Any, context: RunContext) -> Evaluation:
-        """Call `evaluate` in eval mode without gradients; check that the task's metrics are there."""
+        """Call `evaluate` in eval mode without gradients; check that all metrics of the task are present."""
         with _inference(model, context):
             result = self._hook.evaluate(model=model, data=data, context=context)
         if not isinstance(result, Evaluation):
@@ -131,19 +131,19 @@ class Hooks:
             raise self._error("evaluate", f"returned no {missing}; the task declares {list(declared)}")
         both = [name for name in result.skipped if name in result.metrics]
         if both:
-            raise self._error("evaluate", f"returned {both} and says that they were skipped")
+            raise self._error("evaluate", f"returned {both}, but also lists them as skipped")
         if declared[0] in result.skipped:
             raise self._error("evaluate", f"skipped {declared[0]!r}, which chooses the best checkpoint")
         vague = {name: reason for name, reason in result.skipped.items() if not isinstance(reason, str) or not reason}
         if vague:
-            raise self._error("evaluate", f"skipped metrics must come with a reason, got {vague}")
+            raise self._error("evaluate", f"must give a reason for each skipped metric, got {vague}")
         bad = {n: v for n, v in result.metrics.items() if not isinstance(v, (int, float)) or isinstance(v, bool)}
         if bad:
             raise self._error("evaluate", f"metrics must be plain numbers, got {bad}")
 
     @property
     def predicts(self) -> bool:
-        """Whether the adapter has the optional `predict`."""
+        """Return whether the adapter has the optional hook `predict`."""
         return bool(self._hook.predict.get_hookimpls())
 
     def predict(self, model: nn.Module, request: PredictRequest, data: Data, context: RunContext) -> Prediction:
@@ -180,7 +180,7 @@ class Hooks:
         self._hook.on_checkpoint(context=context, path=path)
 
     def message(self, context: RunContext, message: str, level: str = "info") -> None:
-        """Tell the observers something worth showing."""
+        """Send a message to the observers."""
         self._hook.on_message(context=context, level=level, message=message)
 
     def run_end(self, context: RunContext, results: Mapping[str, Any]) -> None:
@@ -205,7 +205,7 @@ def _inference(model: nn.Module, context: RunContext) -> Iterator[None]:
 
 
 def better(value: float, best: float | None, higher_is_better: bool) -> bool:
-    """Return whether a metric improved; NaN never does."""
+    """Return whether a metric improved; NaN is never an improvement."""
     if math.isnan(value):
         return False
     return best is None or (value > best if higher_is_better else value < best)

@@ -15,11 +15,11 @@ from meltr.bilevel.results import OuterResult, StepResult
 
 
 class Meter:
-    """Sums on the device, fetched once a log line, so that logging never stalls the accelerator.
+    """Sums on the device, fetched once per log line, so that logging does not stall the accelerator.
 
     Args:
         names: Names of the losses.
-        device: Where the run happens.
+        device: Device of the run.
     """
 
     def __init__(self, names: Sequence[str], device: torch.device) -> None:
@@ -45,7 +45,7 @@ class Meter:
         self._outer.append((step, epoch, outer))
 
     def flush(self) -> tuple[list[float], list[float], float, float, list[tuple[int, float, list[float], float]]]:
-        """Return means and clear: losses, sensitivities, combined, examples a second, and every outer step.
+        """Return and clear the means: losses, task weights, combined loss, examples per second, and every outer step.
 
         An outer step is (step, epoch, g, norm of phi's gradient).
         """
@@ -72,7 +72,7 @@ class Meter:
         self._examples = int(state["examples"])
 
     def leave_out(self, seconds: float) -> None:
-        """Leave out time that an evaluation or a checkpoint took."""
+        """Exclude the time of an evaluation or a checkpoint."""
         self._since += seconds
 
 

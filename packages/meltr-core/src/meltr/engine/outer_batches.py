@@ -1,4 +1,4 @@
-"""Which batches the outer step of a run sees: of its own stream, from the replay buffer, or a part of the current."""
+"""The batches of an outer step: the current batch or a part of it, held-out batches, or a replay buffer."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ from meltr.engine.hooks import Hooks
 from meltr.seeding import derive
 
 FAR = 2**20
-"""First epoch of the stream of independent batches: no training gets there."""
+"""First epoch of the stream of independent batches; training never reaches it."""
 
 Losses = Callable[[Any, RunContext], Compute]
 
 
 class OuterBatches:
-    """Hands the outer step its batches; everything is a function of the seed and of how many steps were taken.
+    """Provides the batches of outer steps, as a function of the seed and the number of steps taken.
 
     Args:
         hooks: The adapter.
-        context: Of the run.
-        data: Its splits.
+        context: Context of the run.
+        data: Data of the run.
         losses: Turns a batch into a loss function.
-        independent: Independent batches that the scheme draws in an outer step.
+        independent: Number of independent batches that the scheme needs per outer step.
     """
 
     def __init__(self, hooks: Hooks, context: RunContext, data: Data, losses: Losses, *, independent: int = 0) -> None:
@@ -40,14 +40,14 @@ class OuterBatches:
 
     @property
     def replayed(self) -> bool:
-        """True if outer steps are taken on batches from the buffer, after an inner step."""
+        """True if outer steps use batches from the buffer and follow an inner step."""
         return self._spec.outer_batch == "replay"
 
     def for_step(self, batch: Any, outer_steps: int) -> dict[str, Any]:
         """Return the arguments of `Bilevel.backward` for an outer step with a batch.
 
         Args:
-            batch: The current one.
+            batch: The current batch.
             outer_steps: Outer steps taken so far.
         """
         found: dict[str, Any] = {"others": self.others(outer_steps)}
@@ -59,7 +59,7 @@ class OuterBatches:
         return found
 
     def others(self, outer_steps: int) -> Callable[[int], Compute]:
-        """Return the loss functions on independent batches for one outer step, by number."""
+        """Return a function from i to the loss function on independent batch i, for one outer step."""
 
         def losses(number: int) -> Compute:
             batch = to_device(self._independent.at(outer_steps * self._count + number), self._context.device)
@@ -68,12 +68,12 @@ class OuterBatches:
         return losses
 
     def replay(self, batch: Any, *, step: int, index: int) -> tuple[Compute, Compute] | None:
-        """Return primary and auxiliary losses on two draws from the buffer, if an outer step is due after this step.
+        """Return the primary and the auxiliary losses on two draws from the buffer, if an outer step follows this step.
 
         Args:
-            batch: The current one, drawn from if the buffer is empty.
+            batch: The current batch, used if the buffer is empty.
             step: Inner steps taken before this one.
-            index: The same within the epoch.
+            index: Inner steps of this epoch taken before this one.
         """
         counted = index if self._spec.phase_restarts else step
         if counted % self._spec.every != self._spec.phase % self._spec.every:
@@ -83,7 +83,7 @@ class OuterBatches:
         return self._losses(self._part(first), self._primary_only()), self._losses(self._part(second), self._context)
 
     def remember(self, epoch: int, index: int, batch: Any, *, step: int) -> None:
-        """Put a batch into the buffer."""
+        """Add a batch to the buffer."""
         rng = random.Random(derive(self._context.spec.seed, "eviction", step))
         if self._spec.outer_batch == "replay":
             self.buffer.append(epoch, index, batch, rng)

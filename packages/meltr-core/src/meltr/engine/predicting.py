@@ -1,4 +1,4 @@
-"""Ask a trained run: its backbone is built from what the run folder holds, without the data set."""
+"""Prediction with a trained run, whose backbone is built from the run folder, without the data set."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class TrainedRun:
-    """A trained backbone that answers; made by `load_run`.
+    """A trained backbone for prediction; created by `load_run`.
 
     Args:
         hooks: Its adapter.
-        context: What the adapter is told.
-        data: The facts of its data set, see `stored_data`.
+        context: The adapter's context.
+        data: Stored facts about its data set (see `stored_data`).
         model: The backbone with the weights of `checkpoint`, on its device.
         checkpoint: Name of the checkpoint.
     """
@@ -44,10 +44,10 @@ class TrainedRun:
     checkpoint: str
 
     def predict(self, request: PredictRequest) -> Prediction:
-        """Answer `request`; the same answer every time.
+        """Return the prediction for `request`; the same request always gives the same prediction.
 
         Raises:
-            UserError: If the run's task has no use for what was given, lacks something, or a file cannot be read.
+            UserError: If the run's task cannot use an input, an input is missing, or a file cannot be read.
         """
         seed_everything(derive(self.context.spec.seed, "predict"), self.context.generator)
         return self.hooks.predict(self.model, request, self.data, self.context)
@@ -60,10 +60,10 @@ def load_run(run_dir: Path, *, registry: Registry, checkpoint: str = "best", dev
         run_dir: Folder of one run (one seed).
         registry: Plugins found.
         checkpoint: ``best``, ``last``, or a name such as ``step-000500``.
-        device: Where to; None: the run's device.
+        device: Device to load to; None: the run's device.
 
     Raises:
-        UserError: If the run, its checkpoint or the facts of its data are missing, or its backbone has no `predict`.
+        UserError: If the run, its checkpoint or the facts about its data are missing, or its backbone has no `predict`.
     """
     folder = RunFolder(run_dir)
     spec = folder.read_spec()
@@ -71,8 +71,8 @@ def load_run(run_dir: Path, *, registry: Registry, checkpoint: str = "best", dev
     hooks, context = open_run(spec, registry, run_dir=run_dir, ranks=ranks)
     if not hooks.predicts:
         raise UserError(
-            f"Backbone {spec.backbone!r} cannot be asked: its adapter lacks the optional hook predict.",
-            f"Its metrics on the data set: meltr evaluate {run_dir}. How the hook is written: docs/plugins.md.",
+            f"Backbone {spec.backbone!r} cannot predict: its adapter lacks the optional hook predict.",
+            f"For metrics on the data set: meltr evaluate {run_dir}. To write the hook, see docs/plugins.md.",
         )
     data = stored_data(folder)
     context = dataclasses.replace(without_losses(data.left_out, context), weights_follow=True)

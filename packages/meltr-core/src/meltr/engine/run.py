@@ -1,4 +1,4 @@
-"""The life of a run: from a complete description to artefacts on disk."""
+"""The life of a run: from a complete description to files on disk."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def execute(
     from_scratch: bool = False,
     stop: StopRequests | None = None,
 ) -> dict[str, Any]:
-    """Train, choose the best checkpoint on the validation split, test it, and write everything down.
+    """Train, choose the best checkpoint on the validation split, test it, and write the results.
 
     Args:
         spec: The complete description of the run.

@@ -1,4 +1,4 @@
-"""The facts of a run's data as they were when it started: what a trained run needs instead of its data set."""
+"""Facts about a run's data, stored when it started: a trained run needs them instead of its data set."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from meltr.folders.run_folder import RunFolder
 
 
 class NoBatches:
-    """Stands for the training batches where there is no data set."""
+    """Stands in for the training batches when there is no data set."""
 
     size = 0
 
@@ -20,19 +20,19 @@ class NoBatches:
         return 0
 
     def batches(self, epoch: int, start: int = 0) -> Iterator[Any]:
-        """Refuse.
+        """Raise an error.
 
         Raises:
             PluginError: Always.
         """
         raise PluginError(
-            "The backbone asked for training batches, but a trained run is used without its data set.",
-            "build_model and predict must do with Data.meta and the run folder.",
+            "The backbone requested training batches, but a trained run is used without its data set.",
+            "build_model and predict must work with Data.meta and the run folder alone.",
         )
 
 
 def stored_data(folder: RunFolder) -> Data:
-    """Return a `Data` without batches and splits, its facts as they were when the run started.
+    """Return a `Data` without batches and splits, with the facts stored when the run started.
 
     Raises:
         UserError: If the run folder does not hold them.
@@ -44,6 +44,6 @@ def stored_data(folder: RunFolder) -> Data:
     if results is not None and "data" in results:
         return Data(train=NoBatches(), validation=None, meta=results["data"])
     raise UserError(
-        f"{folder.path} does not say what data the run was trained on: it has no {folder.data.name}.",
-        f"It was started by an earlier version and did not end. Continue it: meltr run --resume {folder.path}",
+        f"{folder.path} does not describe the data that the run was trained on: it has no {folder.data.name}.",
+        f"An earlier version started the run, and it did not finish. Continue it: meltr run --resume {folder.path}",
     )

@@ -1,4 +1,4 @@
-"""What a trainer counts: the fields of a checkpoint's training state, listed once."""
+"""The training state of a checkpoint, with each field listed once."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ class TrainState:
 
     Args:
         step: Inner steps taken.
-        seconds: Time of training; evaluations and checkpoints do not count.
-        best: The best value of the primary metric on the validation split; None before the first evaluation.
-        best_step: Inner steps taken before it.
-        best_evaluation: What the evaluation found then, as it stands in ``results.json``.
+        seconds: Training time; evaluations and checkpoints do not count.
+        best: Best value of the primary metric on the validation split; None before the first evaluation.
+        best_step: Inner steps taken when it was found.
+        best_evaluation: The evaluation that found it, as in ``results.json``.
         last_outer: The last outer step: g by name of the loss, and the norm of phi's gradient.
         negative: Log lines in a row in which the weight of the primary loss was negative.
         due: Whether the evaluation of this step is still to be done: the run was stopped before its end.
@@ -35,7 +35,7 @@ class TrainState:
     skipped: list[int] = dataclasses.field(default_factory=list)
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the fields by name: plain values."""
+        """Return the fields by name, as plain values."""
         return {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
 
     @classmethod

@@ -35,7 +35,7 @@ from meltr.optim.building import autocast_dtype, inner_lr, inner_optimizer, lr_f
 from meltr.parallel.heartbeat import doing
 from meltr.parallel.ranks import Ranks
 from meltr.parallel.sharing import Sharing
-from meltr.seeding import derive, seed_everything
+from meltr.seeding import derive, seed_again
 
 
 class Trainer:
@@ -43,14 +43,14 @@ class Trainer:
 
     Args:
         hooks: Adapter and observers.
-        context: Of the run.
-        data: Its splits.
+        context: Context of the run.
+        data: Its data.
         model: The backbone, on its device.
-        combiner: On the same device.
+        combiner: The combiner, on the same device.
         scheme: Chooses the direction q of an outer step.
-        estimator: Computes g; one that no other trainer uses.
-        checkpoints: Where to save; None: nowhere.
-        metrics: Where to log; None: nowhere.
+        estimator: Computes g; used by this trainer only.
+        checkpoints: Where to save checkpoints; None: do not save any.
+        metrics: Where to log metrics; None: do not log any.
         ranks: The processes of the run.
         sharing: How they share the model.
         blocks: The backbone's blocks.
@@ -227,10 +227,10 @@ class Trainer:
             raise
 
     def _check_parts(self, batch: Any) -> None:
-        """Check that every process got a part of its own of the first batch.
+        """Check that every process got its own part of the first batch.
 
         Raises:
-            PluginError: If all got the same.
+            PluginError: If all processes got the same part.
         """
         if self.ranks.size > 1:
             prints = self.ranks.gather_objects(fingerprint(batch))
@@ -283,10 +283,10 @@ class Trainer:
         self._save(best=improved)
 
     def evaluate(self, split: Any) -> Evaluation:
-        """Evaluate a split: every process all of it, with the same weights and buffers; the first one's result counts.
+        """Evaluate a split; every process evaluates all of it, with the same weights and buffers, and rank 0's counts.
 
         Args:
-            split: What `build_data` gave for it.
+            split: The split, as returned by `build_data`.
         """
         doing(f"evaluating after step {self.step}")
         if self.ranks.size > 1:
@@ -331,7 +331,7 @@ class Trainer:
 
     @contextlib.contextmanager
     def _aside(self) -> Iterator[None]:
-        """Work that does not count as training time: evaluations and checkpoints."""
+        """A context for work that does not count as training time: evaluations and checkpoints."""
         started = time.perf_counter()
         yield
         elapsed = time.perf_counter() - started
@@ -367,7 +367,7 @@ class Trainer:
             self.hooks.checkpoint(self.context, path)
 
     def _parts(self) -> dict[str, Stateful]:
-        """Return what else has a state to save, by its name in the checkpoint; the backbone's optimiser goes apart."""
+        """Return the other parts with a state to save, by name in the checkpoint; w's optimiser is separate."""
         parts: dict[str, Stateful | None] = {
             "outer_optimizer": self.outer,
             "bilevel": self.bilevel,

@@ -1,4 +1,4 @@
-"""What the settings of a run do to a backbone: SyncBatchNorm, activation checkpointing, compilation, sharing."""
+"""Applies the settings of a run to a backbone: SyncBatchNorm, activation checkpointing, compilation, sharding."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from meltr.specs import RunSpec
 
 
 def wrap(model: nn.Module, spec: RunSpec, ranks: Ranks, blocks: Sequence[nn.Module]) -> tuple[nn.Module, Sharing]:
-    """Apply what the run's settings ask for; return the model and how the processes share it.
+    """Apply the run's settings to the model; return it and how the processes share it.
 
     Args:
         model: The backbone, on its device; changed in place.
@@ -26,7 +26,7 @@ def wrap(model: nn.Module, spec: RunSpec, ranks: Ranks, blocks: Sequence[nn.Modu
         blocks: The backbone's repeated blocks.
 
     Raises:
-        UserError: If settings cannot go together, or there are no blocks where they are needed.
+        UserError: If settings conflict, or there are no blocks although a setting needs them.
     """
     check(spec, ranks)
     train = spec.train
@@ -49,26 +49,26 @@ def wrap(model: nn.Module, spec: RunSpec, ranks: Ranks, blocks: Sequence[nn.Modu
 
 
 def checkpoint_blocks(blocks: Sequence[nn.Module]) -> None:
-    """Let blocks keep only their inputs, and be evaluated again in the backward with the same random numbers."""
+    """Make blocks keep only their inputs, and recompute the rest in the backward pass with the same random numbers."""
     for block in blocks:
         object.__setattr__(block, "forward", functools.partial(checkpoint, block.forward, use_reentrant=False))
 
 
 def check(spec: RunSpec, ranks: Ranks) -> None:
-    """Refuse settings that cannot go together.
+    """Reject settings that conflict.
 
     Raises:
-        UserError: Naming them and what to do.
+        UserError: With the settings in conflict and what to do.
     """
     train = spec.train
     if train.batch_size % (ranks.size * train.accumulate):
-        parts = f"{ranks.size} processes x {train.accumulate} pieces"
+        parts = f"{ranks.size} processes x {train.accumulate} micro-batches"
         raise UserError(
-            f"batch_size={train.batch_size} cannot be cut into {parts}: means over unequal parts are no mean.",
-            f"Give a multiple of {ranks.size * train.accumulate}.",
+            f"batch_size={train.batch_size} cannot be split into {parts} of equal size.",
+            f"Use a multiple of {ranks.size * train.accumulate}.",
         )
     if train.sync_batchnorm and ranks.size > 1 and ranks.device.type == "cpu":
-        raise UserError("sync_batchnorm=true works on GPUs only.", "Leave it out, or use a backbone without BatchNorm.")
+        raise UserError("sync_batchnorm=true works on GPUs only.", "Turn it off, or use a backbone without BatchNorm.")
     if ranks.size > 1 and train.parallel == "fsdp":
         _check_sharded(spec)
 
@@ -76,20 +76,20 @@ def check(spec: RunSpec, ranks: Ranks) -> None:
 def _check_sharded(spec: RunSpec) -> None:
     train, bilevel = spec.train, spec.bilevel
     if train.precision == "fp16":
-        raise UserError("precision=fp16 does not go with parallel=fsdp.", "Use --set precision=bf16.")
+        raise UserError("precision=fp16 cannot be combined with parallel=fsdp.", "Use --set precision=bf16.")
     if bilevel.scope != "full":
-        raise UserError(f"scope={bilevel.scope} does not go with parallel=fsdp.", "Use --set scope=full.")
+        raise UserError(f"scope={bilevel.scope} cannot be combined with parallel=fsdp.", "Use --set scope=full.")
 
 
 def _need_blocks(model: nn.Module, blocks: Sequence[nn.Module], what: str) -> None:
     if not blocks:
         raise UserError(
             f"{what}: {type(model).__name__} has no repeated blocks.",
-            f"Leave {what.partition('=')[0]} out, or name the blocks in the plugin's hook model_blocks.",
+            f"Turn {what.partition('=')[0]} off, or name the blocks in the plugin's hook model_blocks.",
         )
 
 
 def use_tf32(wanted: bool) -> None:
-    """Let float32 matrix products and convolutions use TensorFloat-32, or not."""
+    """Allow or forbid TensorFloat-32 in float32 matrix products and convolutions."""
     torch.set_float32_matmul_precision("high" if wanted else "highest")
     torch.backends.cudnn.allow_tf32 = wanted

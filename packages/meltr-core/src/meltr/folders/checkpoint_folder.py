@@ -1,4 +1,4 @@
-"""The folder of one checkpoint: names of its files."""
+"""The folder of one checkpoint and the names of its files."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 
 LAST, BEST = "last", "best"
-"""Links beside the checkpoints: the newest one, and the best one on the validation split."""
+"""Links beside the checkpoints: to the newest one, and to the best one on the validation split."""
 
 _PREFIX = "step-"
 
@@ -15,7 +15,7 @@ class CheckpointFolder:
     """Paths of a checkpoint, ``checkpoints/step-000500``.
 
     Args:
-        path: The folder itself.
+        path: The folder.
     """
 
     def __init__(self, path: Path) -> None:
@@ -42,7 +42,7 @@ class CheckpointFolder:
 
 
 def checkpoint_at(folder: Path, step: int) -> CheckpointFolder:
-    """Return the checkpoint of an inner step, which need not be there.
+    """Return the checkpoint of an inner step, whether or not it exists.
 
     Args:
         folder: The run's ``checkpoints`` folder.

@@ -1,4 +1,4 @@
-"""Where a new run is written, and what happens to an earlier run there."""
+"""The folder of a new run, and what happens to an earlier run in it."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from meltr.specs import RunSpec
 
 
 def choose_folder(spec: RunSpec, output_dir: Path, name: str | None, *, overwrite: bool) -> Path:
-    """Return the folder of a new run; nothing is written.
+    """Return the folder of a new run; writes nothing.
 
     Args:
         spec: The run.
@@ -23,10 +23,10 @@ def choose_folder(spec: RunSpec, output_dir: Path, name: str | None, *, overwrit
         overwrite: An earlier run there will be replaced.
 
     Raises:
-        UserError: If `name` is taken (and not to be overwritten) or not a plain name.
+        UserError: If `name` is taken and not to be overwritten, or is not a plain name.
     """
     if name is not None and (name in ("", ".", "..") or Path(name).name != name):
-        raise UserError(f"--name {name!r} is not a plain name", "Choose the folder above it with --output-dir.")
+        raise UserError(f"--name {name!r} is not a plain name", "Choose the parent folder with --output-dir.")
     wanted = _wanted(spec, output_dir, name)
     if overwrite or _free(wanted):
         return wanted
@@ -66,12 +66,12 @@ def aside_of(folder: Path) -> Path:
 
 
 def begun_before(spec: RunSpec, output_dir: Path, name: str | None) -> Path | None:
-    """Return the folder in which the same run was begun and not finished, the newest of them; None if there is none.
+    """Return the folder in which the same run was started and not finished; the newest of several, None if none.
 
     Args:
         spec: The run.
-        output_dir: Folder above it.
-        name: Its name, if one was asked for.
+        output_dir: The parent folder.
+        name: Its name, if the user chose one.
     """
     wanted = _wanted(spec, output_dir, name)
     candidates = [wanted] if name is not None else [wanted, *output_dir.glob(f"{wanted.name}-*")]
@@ -88,7 +88,7 @@ def _wanted(spec: RunSpec, output_dir: Path, name: str | None) -> Path:
 
 
 def _described(path: Path) -> RunSpec | None:
-    """Return the description of the run, or of the first of several seeds, in a folder; None if there is none."""
+    """Return the description of the run in a folder, or of the first of several seeds; None if there is none."""
     seeds = SeedsFolder(path).read()
     if seeds is not None:
         return RunSpec.model_validate(seeds["spec"])

@@ -1,4 +1,4 @@
-"""The folder of a run: the names of its files, and the one answer to "is this a run folder?"."""
+"""The folder of a run: the names of its files, and the test for a run folder."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ _SEED = "seed-"
 
 
 class RunFolder:
-    """Paths of a run of one seed, and what they hold.
+    """Paths of a run with one seed, and their content.
 
     Args:
-        path: The folder itself.
+        path: The folder.
     """
 
     def __init__(self, path: Path) -> None:
@@ -52,22 +52,22 @@ class RunFolder:
 
     @property
     def was_started(self) -> bool:
-        """Whether it describes a run: only then can the run be resumed, evaluated or asked."""
+        """Whether the folder describes a run; only then can it be resumed, evaluated or used for prediction."""
         return self.spec.is_file()
 
     @property
     def marks(self) -> tuple[Path, ...]:
-        """The files of which any one tells a run folder, finished or not."""
+        """The files that mark a run folder, finished or not; one of them is enough."""
         return (self.spec, self.metrics, self.results)
 
     @property
     def holds_run(self) -> bool:
-        """Whether there is anything of a run."""
+        """Whether the folder contains any part of a run."""
         return any(mark.is_file() for mark in self.marks)
 
     @property
     def keeps_work(self) -> bool:
-        """Whether a run that was made here, or one of several seeds, is worth keeping: a checkpoint or results."""
+        """Whether the folder, or that of one of several seeds, has results or a checkpoint, which are worth keeping."""
         folders = (self, *seed_folders(self.path))
         return self.results.exists() or any(checkpoints_in(each.checkpoints) for each in folders)
 
@@ -81,7 +81,7 @@ class RunFolder:
             return False
 
     def create(self, spec: RunSpec) -> None:
-        """Make the folder with ``run.yaml`` and ``environment.json``.
+        """Create the folder with ``run.yaml`` and ``environment.json``.
 
         Raises:
             UserError: If it cannot be written.
@@ -93,7 +93,7 @@ class RunFolder:
         except OSError as error:
             raise UserError(
                 f"Cannot write the run folder {self.path}: {error.strerror or error}.",
-                "Choose another place with --output-dir.",
+                "Choose another folder with --output-dir.",
             ) from error
 
     def read_spec(self) -> RunSpec:
@@ -107,7 +107,7 @@ class RunFolder:
         return load_spec(self.spec)
 
     def read_results(self) -> dict[str, Any] | None:
-        """Return the results of a run that ended, None for one that did not.
+        """Return the results of a finished run; None if it did not finish.
 
         Raises:
             UserError: If ``results.json`` is broken.
@@ -117,23 +117,23 @@ class RunFolder:
 
 
 def seed_folder(parent: Path, seed: int) -> RunFolder:
-    """Return the folder of one of several seeds, which need not be there."""
+    """Return the folder of one of several seeds, whether or not it exists."""
     return RunFolder(parent / f"{_SEED}{seed}")
 
 
 def seed_folders(parent: Path) -> list[RunFolder]:
-    """Return the folders of seeds in `parent`, by seed; whether or not they hold anything."""
+    """Return the folders of seeds in `parent`, ordered by seed, even if they are empty."""
     found = [RunFolder(item) for item in parent.glob(f"{_SEED}*") if item.is_dir()]
     return sorted((each for each in found if each.seed is not None), key=lambda each: each.seed or 0)
 
 
 def not_a_run_folder(path: Path, missing: str, *, none_of: bool = False) -> UserError:
-    """Return the error for a path that should be the folder of one run, with the runs nearby.
+    """Return the error for a path that should be a run folder; it lists the runs nearby.
 
     Args:
-        path: What was given.
-        missing: The file that tells a run folder and is not there; several with commas.
-        none_of: Any one of several files would do.
+        path: The given path.
+        missing: The missing file that marks a run folder; several are separated by commas.
+        none_of: True if any one of these files would be enough.
     """
     what = f"{path} is not a run folder"
     if not path.exists():
@@ -151,7 +151,7 @@ _SHOWN = 8
 
 
 def _runs_nearby(path: Path) -> str:
-    """Return a hint with the runs in `path`, else those beside it, else what a run folder is."""
+    """Return a hint with the runs in `path`, else those in its parent folder, else what a run folder is."""
     for place in (path, path.parent):
         found = _runs_in(place)
         if not found:
@@ -164,7 +164,7 @@ def _runs_nearby(path: Path) -> str:
 
 
 def _runs_in(place: Path) -> list[str]:
-    """Return the names of the folders in `place` that hold a run, or several seeds."""
+    """Return the names of the folders in `place` that hold a run or several seeds."""
     if not place.is_dir():
         return []
     folders = [item for item in sorted(place.iterdir()) if item.is_dir()]

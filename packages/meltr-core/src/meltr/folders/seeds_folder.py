@@ -1,4 +1,4 @@
-"""Several seeds of one run: a parent folder with a run folder for each, and what they have in common."""
+"""Several seeds of one run: a parent folder with one run folder per seed, and their common results."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class SeedsFolder:
     """Paths of several seeds.
 
     Args:
-        path: The folder above those of the seeds.
+        path: The parent of the run folders.
     """
 
     def __init__(self, path: Path) -> None:
@@ -27,11 +27,11 @@ class SeedsFolder:
         self.results = path / "results.json"
 
     def write(self, seeds: Sequence[int], spec: RunSpec) -> None:
-        """Write which seeds there are to be, and the description of the first run."""
+        """Write the list of seeds and the description of the first run."""
         write_json(self.description, {"seeds": list(seeds), "spec": spec.model_dump(mode="json")})
 
     def read(self) -> dict[str, Any] | None:
-        """Return ``seeds`` and ``spec`` as `write` got them; None if this is not the parent of seeds.
+        """Return ``seeds`` and ``spec`` as given to `write`; None if this is not a folder of several seeds.
 
         Raises:
             UserError: If the file is broken.
@@ -40,16 +40,16 @@ class SeedsFolder:
 
     @property
     def seeds(self) -> list[int] | None:
-        """The seeds; None if this is not the parent of seeds."""
+        """The seeds; None if this is not a folder of several seeds."""
         content = self.read()
         return None if content is None else [int(seed) for seed in content["seeds"]]
 
 
 def started_runs(path: Path) -> list[RunFolder]:
-    """Return the run in `path`, or those of several seeds that were started.
+    """Return the run in `path`, or the started runs of several seeds.
 
     Raises:
-        UserError: If `path` holds no run that was started.
+        UserError: If `path` holds no started run.
     """
     seeds = SeedsFolder(path).seeds
     if seeds is None:
@@ -64,7 +64,7 @@ def started_runs(path: Path) -> list[RunFolder]:
 
 
 def aggregate(seeds: Sequence[int], runs: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Return mean and spread over seeds, as the parent's ``results.json`` holds them.
+    """Return mean and standard deviation over seeds, as in the parent's ``results.json``.
 
     Args:
         seeds: The seeds.
@@ -81,7 +81,7 @@ def aggregate(seeds: Sequence[int], runs: Sequence[Mapping[str, Any]]) -> dict[s
 
 
 def spread(splits: Sequence[Mapping[str, Any] | None]) -> dict[str, dict[str, float]]:
-    """Return mean, sample standard deviation and number of values of each metric; a single value spreads by 0."""
+    """Return mean, sample standard deviation and number of values of each metric; the deviation of one value is 0."""
     values: dict[str, list[float]] = {}
     for split in splits:
         for name, value in (split or {}).get("metrics", {}).items():

@@ -1,4 +1,4 @@
-"""Products of the Hessian of the unified loss, H = grad_w^2 m(l(w)), with directions in parameter space."""
+"""Products of directions with the Hessian of the combined loss, H = grad_w^2 m(l(w))."""
 
 from __future__ import annotations
 
@@ -14,33 +14,34 @@ from meltr.hypergradients.loss_values import BatchValues, LossValues
 from meltr.hypergradients.problem import OuterProblem
 
 HessianKind = Literal["difference", "double_backward"]
-"""How Hessian-vector products are taken; see `hessian_product`."""
+"""How Hessian-vector products are computed; see `hessian_product`."""
 
 DISPLACEMENT = 1e-4
-"""Length ||e p|| of the displacement of a difference of gradients."""
+"""Length ||e p|| of the displacement in a difference of gradients."""
 
 
 def hessian_product(
     problem: OuterProblem, direction: Direction, *, by: HessianKind, losses: LossValues | None = None
 ) -> Direction:
-    """Return H p, in one of two ways.
+    """Return H p, computed in one of two ways.
 
-    ``difference``: (u(w + e p) - u(w - e p)) / (2 e) with u = J^T a, both factors at the displaced weights: two
-    forwards and two backwards in full float32, the memory of two gradients. Error O(e^2), plus rounding over e. In a
-    network with kinks (ReLU) it sees the jumps that lie between, which a second derivative does not: the two ways then
-    measure different things.
+    ``difference``: (u(w + e p) - u(w - e p)) / (2 e) with u = J^T a, where J and a are both taken at the displaced
+    weights. Cost: two forward and two backward passes in full float32; memory: two gradients. Error: O(e^2), plus
+    rounding error over e. In a network with kinks (ReLU) the difference includes the jumps of the gradient between the
+    two points, which a second derivative does not see, so the two ways then measure different things.
 
-    ``double_backward``: the derivative of <u, p>; exact. One backward that keeps the graph of the first one, once an
-    outer step, and its transpose for every product. Needs attention on the math kernel, one process, one micro-batch.
+    ``double_backward``: the derivative of <u, p>; exact. Cost: one backward pass per outer step that builds a graph,
+    and the transpose of that graph for every product. Needs attention on the math kernel, one process and one
+    micro-batch.
 
     Args:
         problem: The outer problem.
-        direction: p, one entry a parameter.
+        direction: p, one entry per parameter.
         by: ``difference`` or ``double_backward``.
-        losses: Those on an independent batch; None: those of the problem.
+        losses: Losses on an independent batch; None: those of the problem.
 
     Raises:
-        UserError: If double backward, or a difference, is asked for where it cannot be right.
+        UserError: If the chosen way cannot give a correct result here.
     """
     at = problem.auxiliary if losses is None else losses
     if by == "double_backward":
@@ -67,8 +68,8 @@ def _unified_gradient_now(problem: OuterProblem, at: LossValues) -> Direction:
 def _by_double_backward(problem: OuterProblem, direction: Direction, at: LossValues) -> Direction:
     if not isinstance(at, BatchValues) or not at.setup.sharing.one_process:
         raise UserError(
-            "hessian=double_backward needs one process and no gradient accumulation: the mean over "
-            "micro-batches stands inside the combiner, where a second-order graph of one of them does not reach.",
+            "hessian=double_backward needs one process and no gradient accumulation: the combiner sees the mean over "
+            "micro-batches or processes, and a second-order graph covers only one of them.",
             "Use --set hessian=difference.",
         )
     gradients = problem.unified_gradient_with_graph(at)

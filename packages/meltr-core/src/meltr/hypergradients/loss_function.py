@@ -1,4 +1,4 @@
-"""The task losses of a batch as a function of the weights: every evaluation sees the same random numbers."""
+"""The task losses of a batch as a function of the weights: every evaluation draws the same random numbers."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ from meltr.parallel.sharing import Averaging
 
 
 class LossFunction:
-    """The task losses of one batch: evaluated once as any training step does, then again as often as wanted.
+    """The task losses of one batch: evaluated once as in any training step, then again as often as needed.
 
     Args:
         compute: Returns the losses (see `meltr.autograd.losses.Losses`), primary first.
-        setup: Model, precision, generators.
-        reduced: Where the outer step stops: modules below it are not evaluated again.
+        setup: Model, precision and generators.
+        reduced: The part of the model that outer steps consider; modules below it are not evaluated again.
         math_attention: Run attention on the math kernel, the only one with a second derivative.
-        replayable: False if no second evaluation will be asked for: saves copies of buffers and generators.
+        replayable: False if there will be no second evaluation; this saves copies of buffers and generators.
     """
 
     def __init__(
@@ -53,16 +53,16 @@ class LossFunction:
         precise: bool = False,
         averaging: Averaging | None = None,
     ) -> BatchValues:
-        """Evaluate the losses at the weights of now.
+        """Evaluate the losses at the current weights.
 
         Args:
-            graph: Build the graph of autograd.
-            replay: Start from the random numbers of the first evaluation; generators are as before afterwards.
-            keep_buffers: Leave buffers (BatchNorm's running statistics) as they are, and start from those of the first
-                evaluation; False: they move as in any forward. With `replay`, modules below the scope are not evaluated
-                again but give what they gave before.
-            precise: Evaluate in full float32, whatever the precision of the training.
-            averaging: Who averages the inner gradient over processes, if one is taken from this graph; None: none is.
+            graph: Build the autograd graph.
+            replay: Start from the random numbers of the first evaluation, and restore the generators afterwards.
+            keep_buffers: Leave buffers (BatchNorm's running statistics) unchanged, and start from those of the first
+                evaluation. False: they change as in any forward pass. With `replay`, modules below the scope are not
+                evaluated again: their first output is used.
+            precise: Evaluate in full float32, whatever the precision of training.
+            averaging: How an inner gradient taken from this graph is averaged over processes; None: none is taken.
         """
         with ExitStack() as stack:
             stack.enter_context(torch.set_grad_enabled(graph))
@@ -74,7 +74,7 @@ class LossFunction:
             return BatchValues(self, self._call(precise, averaging), averaging=averaging)
 
     def _call(self, precise: bool, averaging: Averaging | None) -> tuple[Tensor, ...]:
-        """Return the losses, 0-dim each, in the precision of the training or in full float32."""
+        """Return the losses, 0-dim each, in the precision of training or in full float32."""
         setup = self.setup
         with ExitStack() as stack:
             if self._math_attention:
@@ -89,7 +89,7 @@ class LossFunction:
 
     @contextmanager
     def _recorded(self, graph: bool) -> Iterator[None]:
-        """Within this context, a first evaluation leaves what further ones need."""
+        """Within this context, a first evaluation records what later ones need."""
         if not self._replayable:
             yield
             return
@@ -118,7 +118,7 @@ class LossFunction:
     @property
     def _begun(self) -> tuple[RandomState, BufferState]:
         if self._start is None:
-            raise RuntimeError("this loss function kept nothing that it could be evaluated again from")
+            raise RuntimeError("this loss function recorded no state that a second evaluation could start from")
         return self._start
 
 

@@ -1,4 +1,4 @@
-"""Losses with their graph: vector-Jacobian products, the rows of the Jacobian, the inner gradient."""
+"""Losses with their graph: vector-Jacobian products, rows of the Jacobian, and the inner gradient."""
 
 from __future__ import annotations
 
@@ -20,19 +20,19 @@ if TYPE_CHECKING:
 
 
 class LossValues:
-    """Losses at some weights that can be differentiated: of a whole batch, or of its micro-batches.
+    """Differentiable losses at some weights, of a whole batch or of its micro-batches.
 
     Attributes:
-        setup: Model, precision, generators.
+        setup: Model, precision and generators.
     """
 
     setup: ModelSetup
     keeps_graph = True
-    """False if micro-batches are evaluated anew for the next gradient: a backward then frees its graph as it goes."""
+    """False if micro-batches are evaluated anew for the next gradient: a backward pass then frees its graph."""
 
     @property
     def values(self) -> Tensor:
-        """The losses l, shape (T+1,), detached, the mean over micro-batches and processes."""
+        """The losses l, shape (T+1,), detached: the mean over micro-batches and processes."""
         raise AssertionError("specification only")
 
     @property
@@ -41,24 +41,24 @@ class LossValues:
         return len(self.values)
 
     def micro_batches(self) -> Iterator[BatchValues]:
-        """Yield the losses whose mean this is, each with its graph; only one need be alive at a time."""
+        """Yield the losses whose mean these are, each with its graph; only one needs to be alive at a time."""
         raise AssertionError("specification only")
 
     def functions(self) -> Sequence[LossFunction]:
-        """Return the loss functions whose mean this is."""
+        """Return the loss functions whose mean these losses are."""
         raise AssertionError("specification only")
 
     def run(self, *, graph: bool, precise: bool = False) -> LossValues:
-        """Evaluate once more at the weights of now; no trace is left in buffers and generators.
+        """Evaluate once more at the current weights; buffers and generators are restored.
 
         Args:
-            graph: Build the graph of autograd.
+            graph: Build the autograd graph.
             precise: Evaluate in full float32.
         """
         raise AssertionError("specification only")
 
     def backward(self, weights: Tensor) -> None:
-        """Add J^T weights to ``.grad`` of every leaf, averaged over processes, times the gradient scaler's factor.
+        """Add J^T weights to ``.grad`` of every leaf: averaged over processes, times the gradient scaler's factor.
 
         Raises:
             ValueError: If no loss depends on a leaf that requires a gradient.
@@ -66,26 +66,26 @@ class LossValues:
         raise AssertionError("specification only")
 
     def move_buffers(self) -> None:
-        """Let buffers move as in an ordinary step, where no `backward` does it."""
+        """Update buffers as an ordinary step does, where no `backward` does it."""
 
     @property
     def averaged_by_backward(self) -> bool:
-        """True if a gradient that goes through the leaves' own nodes is averaged over processes there."""
+        """True if gradients that pass through the leaves' own graph nodes are averaged over processes there."""
         return False
 
     def local_vjp(self, weights: Sequence[Tensor | None], parameters: Sequence[Tensor]) -> Direction:
-        """Return this process' share of J^T weights by one backward a micro-batch; it can be asked for again.
+        """Return this process' share of J^T weights by one backward pass per micro-batch; the graph is kept.
 
-        Hooks on the gradients of `parameters` are not called.
+        Gradient hooks of `parameters` are not called.
 
         Args:
             weights: One 0-dim tensor per loss; None skips the loss.
-            parameters: What to differentiate by; unused ones get None.
+            parameters: Parameters to differentiate with respect to; unused ones get None.
         """
         total: Direction | None = None
         for batch in self.micro_batches():
             own = batch.own_vjp(weights, parameters, retain=self.keeps_graph)
-            del batch  # and its graph, before the next one is made
+            del batch  # and its graph, before the next one is built
             total = own if total is None else add(total, own)
         assert total is not None
         count = len(self.functions())
@@ -97,29 +97,29 @@ class LossValues:
         return self.setup.sharing.mean_direction(share, parameters)
 
     def rows(self, parameters: Sequence[Tensor], *, retain: bool, everywhere: bool) -> Rows:
-        """Return this process' share of the rows of J, the gradients of all losses, by one backward per loss.
+        """Return this process' share of the rows of J, the gradients of all losses, by one backward pass per loss.
 
         Args:
-            parameters: The first leaves to differentiate by; unused ones get None.
-            retain: Keep the graph; otherwise each part of it is freed by the last backward that needs it.
-            everywhere: Differentiate by all other leaves that the losses reach, too.
+            parameters: The first leaves to differentiate with respect to; unused ones get None.
+            retain: Keep the graph; otherwise each part of it is freed by the last backward pass that needs it.
+            everywhere: Also differentiate with respect to all other leaves that the losses reach.
         """
         total: Rows | None = None
         for batch in self.micro_batches():
             own = batch.own_rows(parameters, retain=retain and self.keeps_graph, everywhere=everywhere)
-            del batch  # and its graph, before the next one is made
+            del batch  # and its graph, before the next one is built
             total = own if total is None else total.plus(own)
         assert total is not None
         count = len(self.functions())
         return total if count == 1 else total.scaled(1 / count)
 
     def add_gradient(self, rows: Rows, gradient: Iterable[Tensor | None], *, averaged: bool = False) -> None:
-        """Add a gradient that was made of the rows to ``.grad``, as `backward` does, and let buffers move.
+        """Add a gradient built from the rows to ``.grad``, as `backward` does, and update buffers.
 
         Args:
-            rows: The rows of J by every leaf that the losses reach.
+            rows: The rows of J with respect to every leaf that the losses reach.
             gradient: One entry per leaf of the rows.
-            averaged: False if it is this process' share.
+            averaged: False if it is this process' share only.
         """
         self.move_buffers()
         sharing, by_backward = self.setup.sharing, self.averaged_by_backward and not self.setup.sharing.one_process
@@ -131,16 +131,16 @@ class LossValues:
         )
 
     def _finished(self, leaf: Tensor, part: Tensor | None, rows: Rows, by_backward: bool) -> Tensor | None:
-        """Return what a leaf is given, times the gradient scaler's factor.
+        """Return the entry for one leaf, times the gradient scaler's factor.
 
-        Where the backward averages, the leaves that the graph reaches must all be given something, and no others.
+        Where the backward pass averages over processes, exactly the leaves that the graph reaches must get an entry.
         """
         if by_backward and (id(leaf) in rows.reached) != (part is not None):
             return torch.zeros_like(leaf) if part is None else None
         return part if part is None or self.setup.scaler is None else self.setup.scaler.scale(part)
 
     def only(self, task: int) -> list[Tensor | None]:
-        """Return the weights that keep task number `task` alone."""
+        """Return weights that keep only task number `task`."""
         return [torch.ones(()) if number == task else None for number in range(self.size)]
 
 
@@ -148,9 +148,9 @@ class BatchValues(LossValues):
     """The losses of one batch with their graph.
 
     Args:
-        function: What was evaluated.
+        function: The function that was evaluated.
         parts: Its losses, 0-dim each, primary first.
-        averaging: Who averages the inner gradient over processes; None: none will be taken from this graph.
+        averaging: How an inner gradient taken from this graph is averaged over processes; None: none is taken.
     """
 
     def __init__(self, function: LossFunction, parts: tuple[Tensor, ...], *, averaging: Averaging | None) -> None:
@@ -160,14 +160,14 @@ class BatchValues(LossValues):
 
     @property
     def values(self) -> Tensor:
-        """The losses l, shape (T+1,), detached; at the first use they are averaged over the processes."""
+        """The losses l, shape (T+1,), detached; the first access averages them over the processes."""
         if self._values is None:
             self._values = self.setup.sharing.mean(self.local_values)
         return self._values
 
     @property
     def local_values(self) -> Tensor:
-        """The losses of this process, detached, in float32 at least, shape (T+1,)."""
+        """This process' losses, detached, in float32 at least, shape (T+1,)."""
         return torch.stack([p.detach().float() if p.dtype in LOW_PRECISION else p.detach() for p in self.parts])
 
     @property
@@ -177,11 +177,11 @@ class BatchValues(LossValues):
 
     @property
     def averaged_by_backward(self) -> bool:
-        """True if the forward has prepared the backward to average the inner gradient over processes."""
+        """True if the forward pass has prepared the backward pass to average the inner gradient over processes."""
         return self._averaging == "backward"
 
     def micro_batches(self) -> Iterator[BatchValues]:
-        """Yield these losses: they are one batch."""
+        """Yield these losses, which are one batch."""
         yield self
 
     def functions(self) -> Sequence[LossFunction]:
@@ -189,7 +189,7 @@ class BatchValues(LossValues):
         return [self.function]
 
     def run(self, *, graph: bool, precise: bool = False) -> BatchValues:
-        """Evaluate once more at the weights of now; no trace is left in buffers and generators."""
+        """Evaluate once more at the current weights; buffers and generators are restored."""
         return self.function.run(graph=graph, replay=True, keep_buffers=True, precise=precise)
 
     def backward(self, weights: Tensor) -> None:
@@ -206,7 +206,7 @@ class BatchValues(LossValues):
             self.setup.sharing.backward(live, self.setup.scaled(seeds), self._averaging)
 
     def own_rows(self, parameters: Sequence[Tensor], *, retain: bool, everywhere: bool) -> Rows:
-        """Return this process' share of the rows of J by one backward per loss (see `rows`)."""
+        """Return this process' share of the rows of J by one backward pass per loss (see `rows`)."""
         live, _ = self._live([torch.ones(()) for _ in self.parts])
         reached = reached_leaves(live)
         known = {id(parameter) for parameter in parameters}
@@ -218,7 +218,7 @@ class BatchValues(LossValues):
     def own_vjp(
         self, weights: Sequence[Tensor | None], parameters: Sequence[Tensor], *, retain: bool = True
     ) -> list[Tensor | None]:
-        """Return this process' share of J^T weights by one backward, which frees the graph unless `retain`."""
+        """Return this process' share of J^T weights by one backward pass, which frees the graph unless `retain`."""
         live, seeds = self._live(weights)
         if not live or not parameters:
             return [None] * len(parameters)

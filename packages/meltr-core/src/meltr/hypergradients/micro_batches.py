@@ -1,4 +1,4 @@
-"""The losses of a batch in micro-batches that do not fit into memory together: gradient accumulation."""
+"""Losses of a batch in micro-batches that do not fit into memory together: gradient accumulation."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ from meltr.parallel.sharing import Averaging
 
 
 class MicroBatches(LossValues):
-    """The losses of the batch are the means over its micro-batches.
+    """Losses of a batch as the means over its micro-batches.
 
-    m is not linear, so all micro-batches are first evaluated without a graph, the combiner sees the means, and every
-    micro-batch is evaluated with its graph whenever a gradient is wanted. One graph is alive at a time, and none beside
-    a whole gradient. A whole batch can be evaluated like that too, to save memory: its first graph then serves the
-    first gradient.
+    m is not linear, so all micro-batches are first evaluated without a graph, the combiner sees the mean losses, and
+    each micro-batch is evaluated again with its graph whenever a gradient is needed. Only one graph is alive at a time,
+    and none while a whole gradient is held. To save memory, a whole batch can be treated as a single micro-batch: its
+    first graph then serves the first gradient.
 
     Args:
         functions: The loss function of every micro-batch, each evaluated before.
         values: Their mean over micro-batches and processes, shape (T+1,).
         precise: Evaluate in full float32.
-        ready: The only micro-batch with its graph, for the first gradient.
-        has_buffers: False if no module has a buffer, so that none can move.
+        ready: The single micro-batch with its graph, for the first gradient.
+        has_buffers: False if no module has a buffer that could change.
     """
 
     keeps_graph = False
@@ -45,15 +45,15 @@ class MicroBatches(LossValues):
 
     @classmethod
     def first(cls, functions: Sequence[LossFunction]) -> MicroBatches:
-        """Evaluate micro-batches for the first time, several without a graph; generators move, buffers do not.
+        """Evaluate micro-batches for the first time, several without a graph; buffers stay, generators advance.
 
         Raises:
             ValueError: If there are no micro-batches.
         """
         if not functions:
-            raise ValueError("no loss function: expected one, or one for every micro-batch")
+            raise ValueError("no loss function: expected one, or one per micro-batch")
         setup = functions[0].setup
-        with setup.preserved_buffers():  # one after the other, so that each starts from what the one before left
+        with setup.preserved_buffers():  # evaluated in sequence, so that each starts from the buffers of the one before
             found = [function.run(graph=len(functions) == 1) for function in functions]
             has_buffers = any(True for _ in setup.model.buffers())
         if len(functions) == 1:
@@ -63,7 +63,7 @@ class MicroBatches(LossValues):
 
     @property
     def values(self) -> Tensor:
-        """The losses l, shape (T+1,), detached, the mean over micro-batches and processes."""
+        """The losses l, shape (T+1,), detached: the mean over micro-batches and processes."""
         return self._values
 
     def micro_batches(self) -> Iterator[BatchValues]:
@@ -80,13 +80,13 @@ class MicroBatches(LossValues):
         return self._functions
 
     def run(self, *, graph: bool, precise: bool = False) -> MicroBatches:
-        """Evaluate the same micro-batches at the weights of now; graphs are made one by one, when they are needed."""
+        """Evaluate the same micro-batches at the current weights; each graph is built when it is needed."""
         again = (f.run(graph=False, replay=True, keep_buffers=True, precise=precise) for f in self._functions)
         local = torch.stack([each.local_values for each in again]).mean(0)
         return MicroBatches(self._functions, self.setup.sharing.mean(local), precise=precise)
 
     def backward(self, weights: Tensor) -> None:
-        """Add J^T weights to ``.grad``, micro-batch by micro-batch; buffers move as in ordinary training.
+        """Add J^T weights to ``.grad``, one micro-batch after another; buffers change as in ordinary training.
 
         Raises:
             ValueError: If no loss depends on a leaf that requires a gradient.
@@ -99,7 +99,7 @@ class MicroBatches(LossValues):
             batch.backward(weights / len(self._functions))
 
     def move_buffers(self) -> None:
-        """Let buffers move as in an ordinary step: a forward of every micro-batch, if the model has buffers."""
+        """Update buffers as an ordinary step does: one forward pass per micro-batch, if the model has buffers."""
         if self._has_buffers:
             for function in self._functions:
                 function.run(graph=False, replay=True)

@@ -1,4 +1,4 @@
-"""The primary objective of the outer problem (eq. 6 of the paper), and its derivative by the losses."""
+"""The primary objective of the outer problem (eq. 6 of the paper) and its derivative with respect to the losses."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def primary_objective(primary: Tensor, losses: Tensor, combined: Tensor, gamma: 
 
 
 def regulariser_slope(losses: Tensor, combined: Tensor, task_weights: Tensor, gamma: float) -> Tensor | None:
-    """Return the derivative of L_pri - l_0 by l, gamma sign(m(l) - sum(l)) (a - 1), shape (T+1,); None if gamma is 0.
+    """Return d(L_pri - l_0)/dl = gamma sign(m(l) - sum(l)) (a - 1), shape (T+1,); None if gamma is 0.
 
     Args:
         losses: l, shape (T+1,).

@@ -1,6 +1,6 @@
 """Settings of the built-in schemes and estimators (``scheme_options.*``, ``estimator_options.*``). Imports no torch.
 
-Names and defaults are those of the classes.
+Names and defaults are the same as those of the classes.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ class AIDFPOptions(Info):
     Args:
         terms: Hessian-vector products of the series.
         step: Step size of the series.
-        scaled: Multiply the series by its step size, so that it tends to the inverse Hessian. AuxiLearn's code does
+        scaled: Multiply the series by its step size, so that it converges to the inverse Hessian. AuxiLearn's code does
             not.
-        hessian: How Hessian-vector products are taken: differences of gradients, or double backward.
+        hessian: How Hessian-vector products are computed: ``difference`` of gradients, or ``double_backward``.
     """
 
     terms: int = Field(3, ge=0)
@@ -33,9 +33,9 @@ class AIDCGOptions(Info):
     """Settings of the scheme ``aid-cg``.
 
     Args:
-        terms: Iterations.
+        terms: Number of iterations.
         damping: Added to the Hessian's diagonal.
-        hessian: How Hessian-vector products are taken: differences of gradients, or double backward.
+        hessian: How Hessian-vector products are computed: ``difference`` of gradients, or ``double_backward``.
     """
 
     terms: int = Field(3, ge=0)
@@ -47,9 +47,9 @@ class StocBiOOptions(Info):
     """Settings of the scheme ``stocbio``.
 
     Args:
-        terms: Hessian-vector products of the series, each on an independent batch.
+        terms: Number of Hessian-vector products in the series, each on an independent batch.
         step: Step size of the series.
-        hessian: How Hessian-vector products are taken: differences of gradients, or double backward.
+        hessian: How Hessian-vector products are computed: ``difference`` of gradients, or ``double_backward``.
     """
 
     terms: int = Field(3, ge=0)
@@ -61,7 +61,7 @@ class ITDOptions(Info):
     """Settings of the scheme ``itd``.
 
     Args:
-        step: Step size of the look-ahead; none: the learning rate of each parameter.
+        step: Step size of the look-ahead step; none: the learning rate of each parameter.
     """
 
     step: float | None = Field(None, gt=0)
@@ -71,7 +71,7 @@ class OneSidedDifferenceOptions(Info):
     """Settings of the estimator ``one_sided``.
 
     Args:
-        recheck: Outer steps between two checks against one backward per task.
+        recheck: Outer steps between two checks against one backward pass per task.
     """
 
     recheck: int = Field(100, ge=1)

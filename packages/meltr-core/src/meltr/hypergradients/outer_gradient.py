@@ -1,4 +1,4 @@
-"""The last step that all schemes share: from g to the gradient of the combiner's parameters."""
+"""The last step, shared by all schemes: from g to the gradient of the combiner's parameters."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ def outer_gradient(
 ) -> list[Tensor | None]:
     """Return the gradient of the primary objective with respect to phi, the combiner's parameters.
 
-    By implicit differentiation it is -grad_phi (a(phi) . g) (eqs. 9-11 of the paper), a double backward through the
-    combiner alone. L_pri also depends on phi directly through its regulariser; Algorithm 1 and the released code leave
-    that out.
+    By implicit differentiation it is -grad_phi (a(phi) . g) (eqs. 9-11 of the paper): a double backward pass through
+    the combiner alone. L_pri also depends on phi directly, through its regulariser. Algorithm 1 and the released code
+    ignore this direct term.
 
     Args:
         combiner: m; must be twice differentiable.
-        losses: l, shape (T+1,), constants.
-        products: g = J q, shape (T+1,), constants.
-        gamma: Weight of the regulariser |m(l) - sum(l)| (eq. 6); used by the direct term only.
-        direct_at: Add the direct term, gamma * grad_phi |m(l) - sum(l)|, at these losses: those of the weights at
-            which the scheme takes L_pri. None: leave it out.
+        losses: l, shape (T+1,), treated as constants.
+        products: g = J q, shape (T+1,), treated as constants.
+        gamma: Weight of the regulariser |m(l) - sum(l)| (eq. 6); used only by the direct term.
+        direct_at: Losses at which to add the direct term, gamma * grad_phi |m(l) - sum(l)|: those at the weights where
+            the scheme takes L_pri. None: do not add it.
 
     Returns:
-        One gradient per trainable parameter of `combiner`, in their order; None where it does not matter.
+        One gradient per trainable parameter of `combiner`, in their order; None where m does not depend on it.
     """
     parameters = [parameter for parameter in combiner.parameters() if parameter.requires_grad]
     combined, a = sensitivities(combiner, losses, create_graph=True)

@@ -1,4 +1,4 @@
-"""One outer problem: everything a scheme needs to choose its direction q."""
+"""The outer problem: everything that a scheme needs to choose its direction q."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from meltr.hypergradients.rows import Rows
 from meltr.hypergradients.setup import LOW_PRECISION
 
 ROWS_KEPT = 3
-"""Up to this many losses, all rows of J are kept: they give u, v and g at once, for (T+1) gradients of memory."""
+"""Largest number of losses whose rows of J are kept: they give u, v and g at once, for (T+1) gradients of memory."""
 
 
 def _silent(line: str) -> None:
@@ -32,20 +32,21 @@ class OuterProblem:
     """The outer problem at the current w.
 
     Args:
-        parameters: The parameters that the outer step sees: w, or those in scope.
+        parameters: The parameters that the outer step considers: w, or those in scope.
         auxiliary: The losses l(w) that the combiner sees; J is their Jacobian.
         combiner: m.
         combined: m(l), shape ().
-        sensitivities: a = dm/dl, shape (T+1,).
+        sensitivities: The task weights a = dm/dl, shape (T+1,).
         gamma: Weight of the regulariser of eq. 6.
-        primary: The primary loss on another batch; None if it is the first of `auxiliary` (shared batch).
+        primary: The primary loss on another batch; None: the first loss of `auxiliary` (shared batch).
         keep_rows: Compute the gradient of every task once and keep it (see `ROWS_KEPT`).
-        retain_graph: Keep the graph of `auxiliary` when the rows are kept; otherwise they must do for everything.
-        rows_for_inner_step: Kept rows also make the inner gradient: they are taken by every leaf that the losses reach.
-        inner_optimizer: The optimiser of w, for schemes that look at its step; None if unknown.
-        others: Number i -> the losses on independent batch i, for schemes that draw fresh ones; None if there are none.
-        combiner_state: The generators before the combiner made a: its dropout is one draw an outer step (`one_draw`).
-        log: Called with a line when an estimator has made a choice.
+        retain_graph: Keep the graph of `auxiliary` when the rows are kept; otherwise only the rows can be used.
+        rows_for_inner_step: The inner step uses the kept rows too: take them for every leaf that the losses reach.
+        inner_optimizer: The optimiser of w, for schemes that use its step; None if unknown.
+        others: Maps i to the losses on independent batch i, for schemes that need independent batches; None: there are
+            none.
+        combiner_state: The generators before the combiner computed a, so that dropout is drawn once per outer step.
+        log: Called with one line of text when an estimator has made a choice.
     """
 
     parameters: Sequence[Tensor]
@@ -73,17 +74,17 @@ class OuterProblem:
 
     @property
     def rows(self) -> Rows | None:
-        """The rows of this process' J if they were kept: row t is the gradient of task t."""
+        """The rows of this process' J if they are kept: row t is the gradient of task t."""
         return self._rows
 
     def row(self, task: int) -> Direction:
-        """Return the gradient of task number `task`, this process' share: one backward, the graph stays."""
+        """Return this process' share of the gradient of task number `task`: one backward pass; the graph is kept."""
         if self._rows is not None:
             return self._rows.row(task)
         return self.auxiliary.local_vjp(self.auxiliary.only(task), self.parameters)
 
     def primary_gradient(self) -> Direction:
-        """Return v = grad_w L_pri (see `objective.primary_objective`): one backward, or from kept rows."""
+        """Return v = grad_w L_pri (see `objective.primary_objective`) from kept rows or by one backward pass."""
         if self.keep_rows and self._rows is None:
             self._rows = self.auxiliary.rows(
                 self.parameters, retain=self.retain_graph, everywhere=self.rows_for_inner_step
@@ -98,10 +99,10 @@ class OuterProblem:
 
     @contextmanager
     def one_draw(self) -> Iterator[None]:
-        """Within this context the combiner draws what it drew when it made a; afterwards no generator has moved.
+        """Within this context the combiner draws the same random numbers as for a; afterwards generators are restored.
 
-        Otherwise every use of a combiner with dropout would be another function, and a difference of two of its
-        gradients noise over a small distance.
+        Otherwise a combiner with dropout would be a different function at every use, and the difference of two of its
+        gradients would be noise divided by a small number.
         """
         now = self.auxiliary.setup.random_state()
         if self.combiner_state is not None:
@@ -112,19 +113,19 @@ class OuterProblem:
             now.restore()
 
     def sensitivities_at(self, losses: Tensor) -> tuple[Tensor, Tensor]:
-        """Return m and a at other losses, shape (T+1,), with the same draw (see `one_draw`)."""
+        """Return m and a at other losses, shape (T+1,), with the same random numbers (see `one_draw`)."""
         with self.one_draw():
             return sensitivities(self.combiner, losses)
 
     def unified_gradient(self) -> Direction:
-        """Return u = grad_w L_aux = J^T a: one weighted backward, none if the rows are kept; the graph stays."""
+        """Return u = grad_w L_aux = J^T a from kept rows or by one weighted backward pass; the graph is kept."""
         return self.combine(self.sensitivities)
 
     def unified_gradient_with_graph(self, losses: BatchValues) -> list[Tensor | None]:
-        """Return u with its graph, which further products of this outer step use again.
+        """Return u with its graph, which later products of this outer step use again.
 
         Args:
-            losses: Those of the problem, or on an independent batch.
+            losses: Losses of the problem, or on an independent batch.
         """
         if losses not in self._second_order:
             dtype = losses.values.dtype
@@ -137,9 +138,9 @@ class OuterProblem:
         return self._second_order[losses]
 
     def combine(self, weights: Tensor | None) -> Direction:
-        """Return J^T weights for weights of shape (T+1,), None for the primary loss alone, averaged over processes.
+        """Return J^T weights, averaged over processes, for weights of shape (T+1,); None: the primary loss alone.
 
-        From the kept rows, or by one weighted backward.
+        Computed from the kept rows, or by one weighted backward pass.
         """
         if self._rows is None:
             wanted = self.auxiliary.only(0) if weights is None else list(weights)
@@ -148,9 +149,10 @@ class OuterProblem:
         return self.auxiliary.setup.sharing.mean_direction(total, self.parameters)
 
     def primary_gradient_now(self) -> Direction:
-        """Return grad_w L_pri at the weights of now (see `displaced`): a forward and a backward, on both batches.
+        """Return grad_w L_pri at the current, displaced weights (see `displaced`): a forward and a backward pass.
 
-        The direct term belongs to the same weights: the losses there are kept (see `primary_losses`).
+        If the primary loss has its own batch and gamma is not 0, each batch needs both passes. The losses are kept for
+        the direct term, which is taken at the same weights (see `primary_losses`).
         """
         skipped = self.primary is not None and self.gamma == 0
         auxiliary = None if skipped else self.auxiliary.run(graph=True)
@@ -170,15 +172,15 @@ class OuterProblem:
 
     @property
     def primary_losses(self) -> Tensor:
-        """The losses l where the scheme takes L_pri, shape (T+1,): at w, or at the weights it looked ahead to."""
+        """The losses l where the scheme takes L_pri, shape (T+1,): at w, or at the look-ahead weights."""
         return self.auxiliary.values if self._ahead is None else self._ahead
 
     def require_precision(self, what: str, instead: str) -> None:
-        """Refuse differences of a function of weights that are rounded more coarsely than the distance is long.
+        """Reject differences in weights whose rounding is coarser than the displacement.
 
         Args:
-            what: Who takes the difference.
-            instead: A setting that does without.
+            what: The scheme or estimator that takes the difference.
+            instead: A setting that needs no difference.
 
         Raises:
             UserError: If a parameter is float16 or bfloat16.
@@ -194,7 +196,7 @@ class OuterProblem:
     def displaced(
         self, direction: Direction, *, overwrite: bool = False
     ) -> AbstractContextManager[Callable[[float], None]]:
-        """Return a context in which the weights can be moved along `direction` (see `vectors.displaced`)."""
+        """Return a context in which the weights can be displaced along `direction` (see `vectors.displaced`)."""
         return displaced(self.parameters, direction, self.auxiliary.setup.sharing.moved, overwrite=overwrite)
 
     def dot(self, one: Direction, other: Direction) -> Tensor:
@@ -209,14 +211,14 @@ class OuterProblem:
         """Return the learning rate of every parameter.
 
         Raises:
-            UserError: If the inner optimiser is not known, or does not hold a parameter.
+            UserError: If the inner optimiser is unknown or does not hold one of the parameters.
         """
         rates: dict[int, float] = {}
         if self.inner_optimizer is not None:
             rates = {id(p): float(g["lr"]) for g in self.inner_optimizer.param_groups for p in g["params"]}
         if any(id(parameter) not in rates for parameter in self.parameters):
             raise UserError(
-                "This scheme looks one step of the inner optimiser ahead, and does not know it.",
+                "This scheme takes one look-ahead step of the inner optimiser, which it was not given.",
                 "Pass inner_optimizer=... to Bilevel, or give scheme 'itd' a step size: ITD(step=0.1), --set step=0.1.",
             )
         return [rates[id(parameter)] for parameter in self.parameters]

@@ -1,8 +1,8 @@
-"""An outer step that stops below the heads or the last blocks: its parameters, and modules not evaluated again.
+"""The reduced outer step: the parameters in scope, and the modules below them that are not evaluated again.
 
-With ``scope`` the direction q is zero outside some parameters S near the losses. Then v and g need no backward below
-S (autograd stops there by itself) and no forward below S either: modules below S give the same output for the
-perturbed weights, so what they gave in the first evaluation is handed out again.
+With ``scope`` the direction q is zero outside a set S of parameters near the losses. Then v and g need no backward
+pass below S (autograd stops there by itself), and no forward pass below S either: the output of the modules below S
+does not change when S is perturbed, so their output in the first evaluation is used again.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ from meltr.torch_private import map_tensors, saved_tensors_are_hooked, tree_leav
 
 
 class Ancestry:
-    """Answers on which parameters a tensor depends, by walking its autograd graph; every node is visited once.
+    """Finds the parameters that a tensor depends on, by walking its autograd graph; every node is visited once.
 
     Args:
-        parameters: The parameters asked about.
+        parameters: The parameters to look for.
     """
 
     def __init__(self, parameters: Sequence[Tensor]) -> None:
@@ -64,11 +64,11 @@ class Ancestry:
 
 @dataclass
 class _Kept:
-    """What one call of a module returned: `output` (detached), and where it left the generators.
+    """What one call of a module returned: `output` (detached), and the generator states after the call.
 
     Attributes:
-        versions: Of the tensors in it; a later one tells that the caller has changed it in place.
-        inside: How often the call went through modules of the tape itself.
+        versions: Version counters of the tensors in it; a change shows that the caller modified one in place.
+        inside: How many recorded modules were called inside this call.
     """
 
     output: Any
@@ -109,13 +109,13 @@ class ReducedModel:
 
     @contextmanager
     def recording(self, function: Any, state: Callable[[], RandomState]) -> Iterator[None]:
-        """Within this context, keep what the modules below return.
+        """Within this context, keep what the modules below the scope return.
 
-        A call whose input or output depends on parameters in scope (a module used again after them) is not kept, nor
-        one with anything but tensors and plain values in it, where such a dependence cannot be seen.
+        A call is not kept if its input or output depends on parameters in scope (a module used again after them), or
+        contains anything but tensors and plain values, because such a dependence would not be visible.
 
         Args:
-            function: Whose evaluation it is.
+            function: The loss function that is being evaluated.
             state: Returns a snapshot of the random number generators.
         """
         ancestry = Ancestry(self.parameters)
@@ -145,10 +145,10 @@ class ReducedModel:
 
     @contextmanager
     def skipping(self, function: Any) -> Iterator[None]:
-        """Within this context, modules below return what they returned in the recorded evaluation of `function`.
+        """Within this context, modules below the scope return what they returned when `function` was recorded.
 
-        Not if the caller has changed that in place since, or the call stands in a checkpointed region whose backward
-        will call it for real: then it is evaluated again.
+        They are evaluated again if the caller has modified that output in place since, or if the call is in a
+        checkpointed region, whose backward pass calls the module again.
         """
         tape = self._tapes.get(function)
         if tape is None:
@@ -178,7 +178,7 @@ _PLAIN = (bool, int, float, complex, str, bytes, torch.dtype, torch.device, torc
 
 
 def _is_plain(value: Any) -> bool:
-    """Tell whether a value is made of tensors and plain values only, in lists, tuples, dicts and the like."""
+    """Tell whether a value consists only of tensors and plain values, in lists, tuples, dicts and the like."""
     return all(
         not leaf.is_inference() if isinstance(leaf, Tensor) else leaf is None or isinstance(leaf, _PLAIN)
         for leaf in tree_leaves(value)
@@ -186,7 +186,7 @@ def _is_plain(value: Any) -> bool:
 
 
 def _is_checkpointed() -> bool:
-    """Tell whether what autograd saves now goes through hooks, as activation checkpointing installs them."""
+    """Tell whether saved tensors currently pass through hooks, as activation checkpointing installs them."""
     return torch.is_grad_enabled() and saved_tensors_are_hooked()
 
 
@@ -202,7 +202,7 @@ def _detached(tensor: Tensor) -> Tensor:
 def _replaced_forwards(
     modules: Sequence[nn.Module], wrap: Callable[[nn.Module, Callable[..., Any]], Callable[..., Any]]
 ) -> Iterator[None]:
-    """Replace the ``forward`` of every module within this context."""
+    """Within this context, replace the ``forward`` of every module."""
     before = [vars(module).get("forward") for module in modules]
     for module in modules:
         object.__setattr__(module, "forward", wrap(module, module.forward))

@@ -1,4 +1,4 @@
-"""The rows of the Jacobian, kept: the gradient of every loss by every leaf."""
+"""The kept rows of the Jacobian: the gradient of every loss with respect to every leaf."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ class Rows:
     """This process' share of the rows of J: row t is the gradient of task t.
 
     Args:
-        leaves: What the losses were differentiated by: the parameters w first, then other leaves that they reach.
+        leaves: What the losses were differentiated with respect to: the parameters w first, then other leaves they
+            reach.
         count: How many of `leaves` are parameters w.
         rows: One row per loss, one entry per leaf; None where a loss does not depend on it.
         reached: The ids of the leaves that the graph reaches.
@@ -26,15 +27,15 @@ class Rows:
         self._rows = rows
 
     def row(self, task: int) -> Direction:
-        """Return the gradient of a task by the parameters w."""
+        """Return the gradient of a task with respect to the parameters w."""
         return self._rows[task][: self.count]
 
     def all(self) -> list[list[Tensor | None]]:
-        """Return the rows by the parameters w."""
+        """Return the rows with respect to the parameters w."""
         return [row[: self.count] for row in self._rows]
 
     def combination(self, weights: Tensor) -> Combination:
-        """Return sum_t weights[t] * row t by the parameters w, for weights of shape (T+1,)."""
+        """Return sum_t weights[t] * row t with respect to the parameters w, for weights of shape (T+1,)."""
         return Combination(weights, self._rows, self.count)
 
     def made(self, direction: Direction) -> bool:
@@ -42,11 +43,11 @@ class Rows:
         return isinstance(direction, Combination) and direction.rows is self._rows
 
     def spend(self, weights: Tensor) -> Iterator[Tensor | None]:
-        """Yield sum_t weights[t] * row t by every leaf, and drop what is used: nobody needs the rows any more."""
+        """Yield sum_t weights[t] * row t for every leaf; parts of the rows are freed as they are used."""
         return Combination(weights, self._rows, len(self.leaves)).spend()
 
     def rest(self, weights: Tensor) -> list[Tensor | None]:
-        """Return sum_t weights[t] * row t by the leaves that are not among the parameters w."""
+        """Return sum_t weights[t] * row t for the leaves that are not among the parameters w."""
         return Combination(weights, self._rows, len(self.leaves))[self.count :]
 
     def plus(self, other: Rows) -> Rows:

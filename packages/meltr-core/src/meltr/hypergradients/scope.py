@@ -1,4 +1,4 @@
-"""Which parameters an outer step sees: all, or those near the losses."""
+"""Which parameters an outer step considers: all, or those near the losses."""
 
 from __future__ import annotations
 
@@ -18,14 +18,15 @@ Kind = Literal["full", "last_block", "heads"]
 
 @dataclass(frozen=True)
 class Scope:
-    """Which parameters an outer step sees.
+    """The parameters that an outer step considers.
 
-    The heads are the parameters on which no block's input depends, outside the blocks: what comes after all of them. A
-    last block is one on which no other block's input depends, less what it shares with other blocks; there may be
-    several (one a tower). The last but one are those on which only last blocks depend, and so on.
+    Heads are the parameters outside the blocks on which no block's input depends: everything after the last blocks. A
+    last block is a block on which no other block's input depends, without the parameters it shares with other blocks. A
+    model with several towers has one last block per tower. The second-to-last blocks are those on which only last
+    blocks depend, and so on.
 
     Args:
-        kind: ``full``; ``heads``; ``last_block``: the heads and the last block.
+        blocks: Number of last blocks per tower that ``last_block`` takes; all of them if there are fewer.
         blocks: How many of the last blocks ``last_block`` takes, in every tower; all of them if there are fewer.
         modules: The model's blocks; None: see `meltr.blocks.find_blocks`.
 
@@ -43,7 +44,7 @@ class Scope:
 
     @property
     def is_full(self) -> bool:
-        """True if the outer step sees all parameters."""
+        """True if the outer step considers all parameters."""
         return self.kind == "full"
 
     def __str__(self) -> str:
@@ -67,7 +68,7 @@ class Scope:
             raise UserError(f"scope={self.kind}: {type(model).__name__} has no repeated blocks to cut at.", hint)
         if any(map(is_compiled, model.modules())):
             raise UserError(
-                f"scope={self.kind} cannot look into a compiled model.", "Leave compile out, or use scope=full."
+                f"scope={self.kind} cannot look into a compiled model.", "Turn compile off, or use scope=full."
             )
         ancestry = Ancestry(parameters)
         inputs: dict[nn.Module, set[int]] = {block: set() for block in wanted}
@@ -83,17 +84,17 @@ class Scope:
                 handle.remove()
         chosen = _in_scope(0 if self.kind == "heads" else self.blocks, parameters, inputs)
         if not chosen:
-            raise UserError(f"scope={self.kind}: no trainable parameter of {type(model).__name__} lies in it.", hint)
+            raise UserError(f"scope={self.kind}: no trainable parameter of {type(model).__name__} is in scope.", hint)
         return ReducedModel(model, chosen)
 
 
 def _in_scope(count: int, parameters: Sequence[Tensor], inputs: dict[nn.Module, set[int]]) -> list[Tensor]:
-    """Return the parameters of the heads and of the last `count` blocks, in their order.
+    """Return the parameters of the heads and of the last `count` blocks, in the order of `parameters`.
 
     Args:
-        count: Blocks.
+        count: Number of last blocks per tower.
         parameters: All parameters.
-        inputs: Block -> the numbers of the parameters on which its input depends.
+        inputs: For each block, the indices of the parameters on which its input depends.
     """
     places = {id(parameter): index for index, parameter in enumerate(parameters)}
     own = {block: {places[id(p)] for p in block.parameters() if id(p) in places} for block in inputs}

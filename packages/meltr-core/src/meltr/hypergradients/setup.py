@@ -23,9 +23,9 @@ class Setup:
     """How losses are evaluated.
 
     Args:
-        autocast: Data type of an autocast context around the losses; None: none.
-        scaler: Gradient scaler (float16): ``.grad`` is then scaled, as `scaler.step(optimizer)` expects.
-        generators: Generators that the losses draw from besides the global ones; replayed for extra forwards.
+        autocast: Data type of an autocast context around the losses; None: no autocast.
+        scaler: Gradient scaler (float16); ``.grad`` is then scaled, as `scaler.step(optimizer)` expects.
+        generators: Generators that the losses use besides the global ones; extra forward passes replay them.
         sharing: How processes share the batch; None: found from the model.
     """
 
@@ -36,7 +36,7 @@ class Setup:
 
 
 class ModelSetup:
-    """A model and how its losses are evaluated: what all evaluations of one training loop have in common.
+    """A model and how its losses are evaluated, shared by all evaluations of one training loop.
 
     Args:
         model: The backbone.
@@ -57,7 +57,7 @@ class ModelSetup:
         return self.autocast is not None or any(p.dtype in LOW_PRECISION for p in self.model.parameters())
 
     def as_evaluated(self) -> AbstractContextManager[Any]:
-        """Return a context in which a backward has the precision of its forward, whatever autocast is around it."""
+        """Return a context in which a backward pass has the precision of its forward pass, under any autocast."""
         return torch.autocast(self.device.type, enabled=False)
 
     def preserved_buffers(self) -> AbstractContextManager[None]:
@@ -69,9 +69,9 @@ class ModelSetup:
         return RandomState(self.devices, self.generators)
 
     def scaled(self, seeds: Sequence[Tensor]) -> list[Tensor]:
-        """Return weights of losses times the gradient scaler's factor, if there is one."""
+        """Return the weights of losses times the gradient scaler's factor, if there is a scaler."""
         return list(seeds) if self.scaler is None else [self.scaler.scale(seed) for seed in seeds]
 
     def unscaled(self, direction: list[Tensor | None]) -> list[Tensor | None]:
-        """Take the gradient scaler's factor out of a gradient."""
+        """Divide a gradient by the gradient scaler's factor, if there is a scaler."""
         return direction if self.scaler is None else scale(direction, 1.0 / self.scaler.get_scale())

@@ -1,4 +1,4 @@
-"""BertAdam: Adam as BERT's first PyTorch code had it, and after it MELTR's released captioning code."""
+"""BertAdam: Adam as in the first PyTorch code of BERT, and in MELTR's released captioning code."""
 
 from __future__ import annotations
 
@@ -28,19 +28,19 @@ class BertAdam(torch.optim.Optimizer):
         g <- g min(1, M / (|g| + 1e-6)),    m <- b1 m + (1 - b1) g,    v <- b2 v + (1 - b2) g^2,
         w <- w - lr (m / (sqrt(v) + eps) + weight_decay w).
 
-    Without the correction the first step is (1 - b1) / sqrt(1 - b2) times Adam's: 3.2 times at the usual betas. As
-    decay is multiplied by `lr` alone, it follows the schedule. The public code (``optimization.py`` of
-    pytorch-pretrained-BERT) holds the schedule too; here it is the caller's, as for every optimiser of torch.
+    Without the correction the first step is (1 - b1) / sqrt(1 - b2) times Adam's: 3.2 times at the usual betas. The
+    decay is multiplied by `lr` alone, so it follows the schedule. The public code (``optimization.py`` of
+    pytorch-pretrained-BERT) includes the schedule; here the caller sets `lr`, as for every optimiser of torch.
 
-    Weights sharded by ``fully_shard`` are clipped by the norms of the whole tensors: one small all-reduce a step.
+    Weights sharded by ``fully_shard`` are clipped by the norms of the whole tensors: one small all-reduce per step.
 
     Args:
         params: Parameters or groups.
         lr: Learning rate.
-        betas: Decay of the two moments.
+        betas: Decay rates of the two moments.
         eps: Added to sqrt(v).
         weight_decay: Decay, relative to `lr`.
-        max_grad_norm: Norm that each tensor's gradient is clipped to; None: none is.
+        max_grad_norm: Norm to which each tensor's gradient is clipped; None: no clipping.
 
     Raises:
         ValueError: If a number is out of range.
@@ -73,7 +73,7 @@ class BertAdam(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
-        """Update every parameter that has a gradient; gradients stay as they are.
+        """Update every parameter that has a gradient; gradients are not changed.
 
         Args:
             closure: Evaluates the loss again and returns it.
@@ -109,7 +109,7 @@ class BertAdam(torch.optim.Optimizer):
 
 
 def _clipped(parameters: list[Tensor], limit: float | None) -> list[Tensor]:
-    """Return what this process holds of the gradients, each clipped to the norm `limit`."""
+    """Return this process' parts of the gradients, each clipped to the norm `limit`."""
     gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
     own = [local(gradient) for gradient in gradients]
     if limit is None:
@@ -119,7 +119,7 @@ def _clipped(parameters: list[Tensor], limit: float | None) -> list[Tensor]:
 
 
 def _norms(gradients: list[Tensor]) -> Tensor:
-    """Return the norm of each gradient, shape (n,): of whole tensors, also where this process holds a shard."""
+    """Return the norm of each gradient, shape (n,): that of the whole tensor, even if this process holds a shard."""
     dtype = functools.reduce(torch.promote_types, (gradient.dtype for gradient in gradients), torch.float32)
     norms = torch.stack([torch.linalg.vector_norm(local(gradient), dtype=dtype) for gradient in gradients])
     layouts: dict[Any, list[int]] = {}
@@ -133,7 +133,7 @@ def _norms(gradients: list[Tensor]) -> Tensor:
 
 
 def _over_shards(norms: Tensor, mesh: Any, cut: tuple[bool, ...]) -> Tensor:
-    """Return the norms of whole tensors from those of their shards, shape (n,); `cut`: by dimension of the mesh."""
+    """Return the norms of whole tensors, shape (n,), from those of shards; `cut`: which mesh dimensions shard them."""
     from torch.distributed.tensor import DTensor, Partial, Replicate
 
     placements = [Partial() if shard else Replicate() for shard in cut]

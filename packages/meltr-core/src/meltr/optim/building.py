@@ -31,10 +31,10 @@ def outer_optimizer(spec: BilevelSpec, combiner: nn.Module) -> torch.optim.Optim
 
 
 def parameter_groups(model: nn.Module, groups: Sequence[Mapping[str, Any]] | None) -> list[dict[str, Any]]:
-    """Return the groups that a plugin gave, checked; or one group with every trainable parameter.
+    """Return the parameter groups of a plugin, checked, or one group with every trainable parameter.
 
     Raises:
-        ValueError: If a parameter stands in two groups, or no group has a trainable one.
+        ValueError: If a parameter is in two groups, or no group has a trainable parameter.
     """
     if groups is None:
         groups = [{"params": [p for p in model.parameters() if p.requires_grad]}]
@@ -43,7 +43,7 @@ def parameter_groups(model: nn.Module, groups: Sequence[Mapping[str, Any]] | Non
     for group in groups:
         parameters = [p for p in group["params"] if p.requires_grad]
         if any(id(p) in seen for p in parameters):
-            raise ValueError("a parameter stands in two groups")
+            raise ValueError("a parameter is in two groups")
         seen.update(id(p) for p in parameters)
         if parameters:
             checked.append({**group, "params": parameters})
@@ -55,12 +55,13 @@ def parameter_groups(model: nn.Module, groups: Sequence[Mapping[str, Any]] | Non
 def decay_groups(
     model: nn.Module, *, spared: Sequence[str], lr_scales: Mapping[str, float] | None = None
 ) -> list[dict[str, Any]]:
-    """Return parameter groups by name, for an adapter's hook `parameter_groups`: what decays, and how fast it learns.
+    """Return parameter groups with their weight decay and learning rate, for an adapter's hook `parameter_groups`.
 
     Args:
-        model: The backbone; frozen parameters are left out.
-        spared: A parameter whose name contains one of these gets no weight decay.
-        lr_scales: Part of a name -> `lr_scale` of the parameters whose name contains it; the first that fits counts.
+        model: The backbone; frozen parameters are skipped.
+        spared: Parameters whose name contains one of these strings get no weight decay.
+        lr_scales: Maps a part of a name to the `lr_scale` of the parameters whose name contains it; the first match
+            counts.
     """
     groups: dict[tuple[float, bool], list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
@@ -88,13 +89,13 @@ def lr_factor(
     decay: float = 0.1,
     counts: str = "nonzero",
 ) -> float:
-    """Return the factor on the peak learning rate at one step.
+    """Return the factor to multiply the peak learning rate with at one step.
 
     Args:
         step: 0-based step.
         total: Steps of the whole schedule.
         schedule: ``constant``, ``linear`` (to zero), ``cosine`` (to zero) or ``step``.
-        warmup: Linear warm-up in steps (>= 1) or as a part of `total` (< 1).
+        warmup: Linear warm-up in steps (>= 1) or as a fraction of `total` (< 1).
         milestones: Steps at which the step schedule multiplies by `decay`.
         decay: Factor of the step schedule.
         counts: Which steps count as done: see `TrainSpec`.
@@ -116,15 +117,15 @@ def lr_factor(
 def inner_lr(spec: TrainSpec, step: int, *, total: int, steps_per_epoch: int) -> float:
     """Return the learning rate of w at one step.
 
-    With `TrainSpec.schedule_restart` the schedule starts anew after T = epochs x steps of an epoch. Counted before the
-    update, it goes through 0, ..., T - 1; counted after, through 0, ..., T as in MELTR's released captioning code,
-    where only the first pass misses its 0: it starts anew every T + 1 steps.
+    With `TrainSpec.schedule_restart` the schedule starts again after T = epochs x steps of an epoch. Counted before the
+    update, it runs through 0, ..., T - 1. Counted after the update, it runs through 1, ..., T and then 0, ..., T, as in
+    MELTR's released captioning code: every later pass takes T + 1 steps.
 
     Args:
         spec: Settings of the inner loop.
         step: 0-based step.
         total: Steps of the run.
-        steps_per_epoch: Steps of an epoch.
+        steps_per_epoch: Steps per epoch.
     """
     if spec.schedule_restart is not None:
         after = spec.schedule_counts == "after"

@@ -1,6 +1,6 @@
-"""The derivative of an optimiser's next step by the gradient, one function an optimiser; for the scheme SAMA.
+"""The derivative of an optimiser's next step with respect to the gradient, one function each; for the scheme SAMA.
 
-A step is w - w' as a function of the gradient u, with the optimiser's state held fixed. It is elementwise, so its
+A step is w - w' as a function of the gradient u, with the optimiser's state held constant. It is elementwise, so its
 derivative has the shape of the parameter.
 """
 
@@ -23,7 +23,7 @@ StepDerivative = Callable[[Tensor, Mapping[str, Any], Mapping[str, Any], Tensor 
 def sgd(
     parameter: Tensor, group: Mapping[str, Any], state: Mapping[str, Any], gradient: Tensor | None
 ) -> Tensor | float:
-    """Return lr, times 1 - dampening once there is a momentum buffer; plus lr momentum with Nesterov's."""
+    """Return lr, times 1 - dampening if there is a momentum buffer; plus lr momentum with Nesterov's method."""
     rate = float(group["lr"])
     buffered = group["momentum"] and state.get("momentum_buffer") is not None
     own = 1.0 - group["dampening"] if buffered else 1.0
@@ -35,7 +35,7 @@ def adam(
 ) -> Tensor | float:
     """Return the derivative of Adam's and AdamW's step (see `_of_moments`), with bias corrections.
 
-    With an L2 term, u in the formulas is what the optimiser makes of it, u + weight_decay * w.
+    With an L2 term, u in the formulas is u + weight_decay * w, as in the optimiser.
     """
     u = _gradient(parameter, gradient)
     if group["weight_decay"] and not group.get("decoupled_weight_decay"):
@@ -61,7 +61,7 @@ def bert_adam(
 
 DERIVATIVES: Mapping[type[torch.optim.Optimizer], StepDerivative] = {
     torch.optim.SGD: sgd,
-    torch.optim.AdamW: adamw,  # before Adam, whose subclass it is
+    torch.optim.AdamW: adamw,  # before its base class Adam
     torch.optim.Adam: adam,
     BertAdam: bert_adam,
 }
@@ -74,17 +74,17 @@ def step_derivative_of(optimizer: torch.optim.Optimizer) -> StepDerivative:
     """Return the derivative of an optimiser's step.
 
     Raises:
-        UserError: If it is not known.
+        UserError: If the derivative is unknown.
     """
     found = next((each for kind, each in DERIVATIVES.items() if isinstance(optimizer, kind)), None)
     if found is None:
         raise UserError(
-            f"scheme 'sama' differentiates the inner optimiser's step: found {type(optimizer).__name__}.",
-            f"It knows {KNOWN}. Use one of these, or another scheme: --set scheme=aid-fp-lite.",
+            f"scheme 'sama' differentiates the inner optimiser's step and does not support {type(optimizer).__name__}.",
+            f"Use {KNOWN}, or another scheme: --set scheme=aid-fp-lite.",
         )
     if any(group.get("amsgrad") for group in optimizer.param_groups):
         raise UserError(
-            "scheme 'sama' does not know amsgrad.", "Use Adam or AdamW without it, or scheme 'aid-fp-lite'."
+            "scheme 'sama' does not support amsgrad.", "Use Adam or AdamW without it, or scheme 'aid-fp-lite'."
         )
     return found
 
@@ -96,10 +96,10 @@ def _gradient(parameter: Tensor, gradient: Tensor | None) -> Tensor:
 def _of_moments(
     u: Tensor, group: Mapping[str, Any], state: Mapping[str, Any], corrections: tuple[float, float]
 ) -> Tensor:
-    """Return the derivative of lr m_hat / (sqrt(s_hat) + eps) by u.
+    """Return the derivative of lr m_hat / (sqrt(s_hat) + eps) with respect to u.
 
-    With m = beta1 m0 + (1 - beta1) u and s = beta2 s0 + (1 - beta2) u^2, hats for division by the corrections c1, c2,
-    it is lr D with
+    With m = beta1 m0 + (1 - beta1) u and s = beta2 s0 + (1 - beta2) u^2, where a hat means division by the corrections
+    c1 and c2, it is lr D with
 
         D = (1 - beta1) / (c1 (sqrt(s_hat) + eps)) - m_hat (1 - beta2) u / (c2 sqrt(s_hat) (sqrt(s_hat) + eps)^2).
     """

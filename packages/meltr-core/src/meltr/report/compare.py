@@ -158,7 +158,7 @@ def _check_comparable(runs: Sequence[Run], metric: str | None) -> None:
         for run in runs:
             found.setdefault(str(run.fact(name)), []).append(run.name)
         if len(found) > 1:
-            what = "use of the miniature (sample)" if name == "sample" else name
+            what = "use of the synthetic sample" if name == "sample" else name
             listing = "; ".join(f"{value}: {', '.join(names)}" for value, names in found.items())
             hint = "Choose one metric for all with --metric NAME." if name == "metric" else "Compare them separately."
             raise UserError(f"The runs differ in their {what}, so their numbers cannot be compared: {listing}", hint)

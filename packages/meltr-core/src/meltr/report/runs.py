@@ -100,7 +100,7 @@ def load_run(path: Path) -> Run:
     """Read the run in the folder `path`.
 
     Raises:
-        UserError: If it is no run folder, holds several seeds, or a file in it is broken.
+        UserError: If it is not a run folder, holds several seeds, or a file in it is broken.
     """
     folder = RunFolder(path)
     several = seed_folders(path) and not (folder.was_started or folder.metrics.is_file())

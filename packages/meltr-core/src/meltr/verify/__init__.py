@@ -1,1 +1,1 @@
-"""Checks that the hypergradients of a real run are right: behind ``meltr verify``."""
+"""Checks of the hypergradients of a real run, for ``meltr verify``."""

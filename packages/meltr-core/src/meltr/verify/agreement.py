@@ -1,4 +1,4 @@
-"""How far two hypergradients agree, and why one could not be had."""
+"""Agreement of two hypergradients, and the reason if one could not be computed."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ _DERIVATIVE = re.compile(r"derivative for (\S+) is not implemented")
 
 @dataclass(frozen=True)
 class Agreement:
-    """How one vector agrees with another that is taken for exact.
+    """Agreement of a vector with a reference that is taken as exact.
 
     Args:
-        error: Norm of the difference over the norm of the exact one; the norm itself if the exact one is zero.
-        cosine: Of the angle between them; NaN if one is zero.
+        error: Norm of the difference over the norm of the reference; the norm itself if the reference is zero.
+        cosine: Cosine of the angle between them; NaN if one is zero.
         signs: Number of entries with the same sign.
         size: Number of entries.
     """
@@ -42,7 +42,7 @@ def agreement(found: Tensor, exact: Tensor) -> Agreement:
 
 
 def cause(error: Exception) -> str:
-    """Return in a line why something could not be computed: the operation, where torch names one."""
+    """Return in one line why a computation failed; the operation, if torch names one."""
     text = str(error).strip()
     if isinstance(error, MeltrError):
         return error.message.splitlines()[0].rstrip(".")

@@ -1,4 +1,4 @@
-"""A run's model on a few fixed batches, stepped by the run's own trainer as often as wanted from the same weights."""
+"""A run's model on a few fixed batches, stepped by the run's own trainer, always from the same weights."""
 
 from __future__ import annotations
 
@@ -37,18 +37,18 @@ STEADY: Mapping[str, Any] = {
     "train.log_every": ENDLESS,
     "bilevel.outer_clip_norm": "none",
 }
-"""Settings under which every step does the same work, nothing but training happens, and gradients can be compared."""
+"""Settings with which all steps do the same work, only training happens, and gradients are comparable."""
 
 
 @dataclass(frozen=True)
 class Found:
-    """What one outer step found.
+    """Result of one outer step.
 
     Args:
-        products: g, one number a loss.
-        gradient: The gradient of the combiner's parameters, flat, float64; None if the outer step was left out.
-        estimator: The way g was computed.
-        messages: What the engine said about it.
+        products: g, one number per loss.
+        gradient: The gradient of the combiner's parameters, flat, float64; None if the outer step was skipped.
+        estimator: The estimator that computed g.
+        messages: Messages of the engine.
         weights_kept: True if the weights were bit-identical when the inner optimiser took its step.
     """
 
@@ -60,7 +60,7 @@ class Found:
 
 
 class _Watch:
-    """Keeps what the trainer tells its observers."""
+    """An observer that keeps what the trainer reports."""
 
     def __init__(self) -> None:
         self.record: StepRecord | None = None
@@ -76,13 +76,13 @@ class _Watch:
 
 
 class FixedRun:
-    """Data, model and batches of one run, and the state of training that every measurement starts from.
+    """Data, model and batches of one run, and the training state that every measurement starts from.
 
-    That state is where a run takes its first outer step: after K steps of multi-task learning.
+    That is the state at a run's first outer step: after K steps of multi-task learning.
 
     Args:
         spec: The run; schedules, logging and checkpoints are switched off.
-        registry: Plugins found.
+        registry: The plugins found.
     """
 
     def __init__(self, spec: RunSpec, registry: Registry) -> None:
@@ -102,25 +102,25 @@ class FixedRun:
         self._start = Snapshot(self.state())
 
     def vary(self, settings: Mapping[str, Any]) -> RunSpec:
-        """Return the run with other settings, checked."""
+        """Return the description of the run with other settings, checked."""
         return varied(self.registry, self.spec, settings)
 
     def stepper(
         self, settings: Mapping[str, Any], *, combiner: Combiner | None = None, data: Data | None = None
     ) -> Stepper:
-        """Return a stepper of the run with other settings; all share the model and the optimiser's state.
+        """Return a stepper of the run with other settings; all steppers share the model and the optimiser's state.
 
         Args:
-            settings: Dotted setting -> value.
-            combiner: The combiner that it trains; None: one of its own.
-            data: Whose training batches it sees; None: the fixed ones.
+            settings: Maps a dotted setting to its value.
+            combiner: The combiner to train; None: a new one.
+            data: Source of the training batches; None: the fixed batches.
         """
         stepper = Stepper(self, self.vary(settings), combiner=combiner, data=data)
         stepper.trainer.optimizer.state = self.reference.trainer.optimizer.state
         return stepper
 
     def restore(self) -> None:
-        """Put weights, buffers and the optimiser's state back to the common start."""
+        """Restore weights, buffers and the optimiser's state of the common start."""
         self._start.restore()
         for parameter in self.model.parameters():
             parameter.grad = None
@@ -136,7 +136,7 @@ class FixedRun:
             return self.hooks.losses(self.model, batch, context or self.context)
 
     def describe(self) -> dict[str, Any]:
-        """Return what is measured, in a few words."""
+        """Return a short description of what is measured."""
         spec = self.spec
         return {
             "backbone": spec.backbone,
@@ -158,7 +158,7 @@ class FixedRun:
         return sum(live.nbytes for live in self.state()) / MIB
 
     def double(self) -> None:
-        """Go over to float64 from the common start; there is no way back."""
+        """Convert everything to float64 from the common start; this cannot be undone."""
         self.restore()
         self.model.double()
         self.batches = self.batches.double()
@@ -167,7 +167,7 @@ class FixedRun:
         self._start = Snapshot(self.state())
 
     def state(self) -> list[Tensor]:
-        """Return every tensor that training changes, but the gradients."""
+        """Return every tensor that training changes, except gradients."""
         moments = [
             value
             for state in self.reference.trainer.optimizer.state.values()
@@ -178,30 +178,30 @@ class FixedRun:
 
 
 class Stepper:
-    """Takes training steps of one variant of the run.
+    """Takes training steps with one variant of the run.
 
     Args:
-        problem: Whose model and batches.
-        spec: The variant.
-        combiner: The combiner that it trains; None: one of its own.
-        data: Whose training batches it sees; None: the fixed ones.
+        run: Provides model and batches.
+        spec: Description of the variant.
+        combiner: The combiner to train; None: a new one.
+        data: Source of the training batches; None: the fixed batches.
     """
 
     def __init__(
-        self, problem: FixedRun, spec: RunSpec, *, combiner: Combiner | None = None, data: Data | None = None
+        self, run: FixedRun, spec: RunSpec, *, combiner: Combiner | None = None, data: Data | None = None
     ) -> None:
-        self.problem, self.spec = problem, spec
-        built = problem.built
+        self.run, self.spec = run, spec
+        built = run.built
         wrapping.check(spec, built.ranks)
-        scheme = building.scheme_of(problem.registry, spec)
-        estimator = building.estimator_of(problem.registry, spec)
+        scheme = building.scheme_of(run.registry, spec)
+        estimator = building.estimator_of(run.registry, spec)
         building.check(spec, built.ranks, scheme, estimator)
         self.combiner = self._new_combiner() if combiner is None else combiner
         self.trainer = Trainer(
-            problem.hooks,
-            dataclasses.replace(problem.context, spec=spec),
-            problem.data if data is None else data,
-            model=problem.model,
+            run.hooks,
+            dataclasses.replace(run.context, spec=spec),
+            run.data if data is None else data,
+            model=run.model,
             combiner=self.combiner,
             scheme=scheme,
             estimator=estimator,
@@ -213,21 +213,21 @@ class Stepper:
         self._settled = not estimator.state_dict()
 
     def _new_combiner(self) -> Combiner:
-        """Build the combiner; those of all variants that build the same start with the same values."""
-        info = self.problem.registry.combiner(self.spec.combiner)
-        self.problem.seed(0)
+        """Build the combiner; variants with the same combiner start from the same values."""
+        info = self.run.registry.combiner(self.spec.combiner)
+        self.run.seed(0)
         built: Combiner = load_object(info.factory)(self.spec.losses, **self.spec.combiner_options)
-        kind = next((p.dtype for p in self.problem.model.parameters() if p.is_floating_point()), torch.float32)
-        return built.to(self.problem.device, torch.float64 if kind == torch.float64 else None)
+        kind = next((p.dtype for p in self.run.model.parameters() if p.is_floating_point()), torch.float32)
+        return built.to(self.run.device, torch.float64 if kind == torch.float64 else None)
 
     @property
     def every(self) -> int:
-        """K, the steps of a cycle."""
+        """K, the number of steps in a cycle."""
         return self.spec.bilevel.every
 
     @property
     def estimator(self) -> str | None:
-        """The way g is computed, None if the variant takes no outer steps."""
+        """The estimator that computes g; None if the variant takes no outer steps."""
         return self._used if self.trainer.outer is not None else None
 
     @property
@@ -246,18 +246,18 @@ class Stepper:
         self.steps(self.every)
 
     def at_outer_step(self) -> None:
-        """Go to the common start, where the next step has an outer step (if the variant takes any)."""
-        problem, trainer = self.problem, self.trainer
-        problem.restore()
+        """Return to the common start, where the next step has an outer step (if the variant takes any)."""
+        run, trainer = self.run, self.trainer
+        run.restore()
         if trainer.bilevel.steps == 0:
             with torch.no_grad():
-                problem.seed(0)
-                values = torch.stack([loss.float() for loss in problem.losses(problem.batches[0]).values()])
+                run.seed(0)
+                values = torch.stack([loss.float() for loss in run.losses(run.batches[0]).values()])
             self.combiner.prepare(values)
             self._combiner_start = Snapshot(list(self.combiner.state_dict(keep_vars=True).values()))
-            problem.restore()
+            run.restore()
         trainer.bilevel.count_from(self.every, 0)
-        # The batches of one's own of outer_batch=replay come after the inner step, at a phase of the cycle.
+        # With outer_batch=replay the outer step follows the inner step, at a certain phase of the cycle.
         replay = self.spec.bilevel.outer_batch == "replay"
         trainer.state.step = self.every + (self.spec.bilevel.phase % self.every if replay else 0)
 
@@ -266,10 +266,10 @@ class Stepper:
         self.steps(1)
 
     def find(self) -> Found:
-        """Return what an outer step from the common start, the combiner's included, finds.
+        """Return the result of an outer step from the common start, which includes the combiner.
 
-        The first time there is one before it, in which ``auto`` makes its choice and differences look for their step
-        size: what counts is what they find afterwards.
+        The first call takes another outer step before it, in which ``auto`` chooses an estimator and differences choose
+        their step size.
         """
         first = [] if self._settled else self._from_start().messages
         self._settled = True
@@ -285,13 +285,13 @@ class Stepper:
         return self.observe()
 
     def observe(self) -> Found:
-        """Take one training step, which has an outer step, and return what that found."""
-        trainer, watch = self.trainer, self.problem.watch
+        """Take one training step that includes an outer step, and return its result."""
+        trainer, watch = self.trainer, self.run.watch
         assert trainer.outer is not None
         watch.record, watch.messages = None, []
         gradients: list[Tensor] = []
         kept: list[bool] = []
-        before = Snapshot(list(self.problem.model.parameters()))
+        before = Snapshot(list(self.run.model.parameters()))
         handles = [
             trainer.outer.register_step_pre_hook(lambda optimizer, *_: gradients.append(_flat_gradient(optimizer))),
             trainer.optimizer.register_step_pre_hook(lambda *_: kept.append(before.unchanged())),
@@ -309,22 +309,22 @@ class Stepper:
         return Found(products, gradient, self._used, tuple(watch.messages), all(kept))
 
     def count(self) -> Operations:
-        """Take one cycle from the start and return what it computed."""
+        """Take one cycle from the start and return the operations it took."""
         self.at_outer_step()
         flops = not self.spec.train.compile
-        return count(self.cycle, self.problem.hooks, self.problem.model.parameters(), flops=flops)
+        return count(self.cycle, self.run.hooks, self.run.model.parameters(), flops=flops)
 
     def peak(self, steps: int) -> float | None:
-        """Take steps from the common start and return their peak memory above what lies there, in MiB."""
+        """Take steps from the common start and return their peak memory above the memory at the start, in MiB."""
         self.at_outer_step()
-        return peak_memory(lambda: self.steps(steps), self.problem.device)
+        return peak_memory(lambda: self.steps(steps), self.run.device)
 
 
 def varied(registry: Registry, spec: RunSpec, settings: Mapping[str, Any]) -> RunSpec:
-    """Return `spec` with other settings (dotted -> value), checked as if the user had given them.
+    """Return `spec` with other settings (by dotted name), checked as if the user had given them.
 
     Raises:
-        UserError: If they are not valid, or do not go together.
+        UserError: If they are not valid or conflict.
     """
     return resolve(registry, config=spec.model_dump(mode="json"), flags=settings)
 

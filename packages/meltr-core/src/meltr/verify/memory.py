@@ -1,4 +1,4 @@
-"""Peak memory of a piece of work above what is there when it starts."""
+"""Peak memory of a piece of work, above the memory in use when it starts."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ MIB = 2**20
 
 
 def peak_memory(work: Callable[[], object], device: torch.device) -> float | None:
-    """Return the peak of what torch allocates on `device` while `work` runs, above what is there before, in MiB.
+    """Return the peak memory in MiB that torch allocates on `device` while `work` runs, above that in use before.
 
-    On CUDA from the allocator's statistics, on the CPU from the profiler's memory events. The profiler does not report
-    the freeing of what was allocated before; memory that torch did not allocate (the workspace of a library) is not
-    seen.
+    On CUDA it comes from the allocator's statistics, on the CPU from the profiler's memory events. The profiler does
+    not report the freeing of memory allocated before, nor memory that torch did not allocate (such as a library's
+    workspace).
 
     Args:
         work: Called once.
-        device: Where it computes.
+        device: Device of the work.
 
     Returns:
-        None on devices whose allocator keeps no peak (the work is done all the same).
+        The peak; None on devices whose allocator does not record it (`work` is called anyway).
     """
     if device.type == "cuda":
         torch.cuda.synchronize(device)

@@ -1,4 +1,4 @@
-"""Counts what a piece of training computes: floating-point operations, evaluations of the losses, backward passes."""
+"""Counts the work of a training step: floating-point operations, evaluations of the losses, backward passes."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ from meltr.torch_private import DispatchMode, backward_number, operation_of
 
 @dataclass(frozen=True)
 class Operations:
-    """What was computed.
+    """The work that was done.
 
     Args:
         flops: Floating-point operations of matrix products, convolutions and attention (a multiplication and an
-            addition count 2), in forward, backward, double backward and forward mode alike; elementwise operations,
-            normalisation, and the optimisers are not counted. None if they could not be counted.
+            addition count as 2), in forward, backward, double backward and forward mode. Elementwise operations,
+            normalisation and optimisers are not counted. None if they could not be counted.
         with_graph: Evaluations of the losses with a graph.
         without_graph: Evaluations of the losses without a graph.
         forward_mode: Evaluations of the losses with dual numbers.
@@ -44,7 +44,7 @@ class Operations:
 class FlopCounter(DispatchMode):
     """Within this context, adds up the operations that `torch.utils.flop_counter` has a formula for.
 
-    `FlopCounterMode` itself would not do: its bookkeeping of modules fails on ``torch.autograd.grad``.
+    `FlopCounterMode` itself cannot be used: its tracking of modules fails on ``torch.autograd.grad``.
     """
 
     def __init__(self) -> None:
@@ -63,11 +63,11 @@ class FlopCounter(DispatchMode):
 
 
 class OperationCounter:
-    """Watches evaluations of the losses and the backward passes that touch them.
+    """Counts evaluations of the losses and the backward passes through them.
 
-    A backward pass is told by autograd's number of it, which hooks on the losses and on the parameters see. One with
-    ``create_graph`` also gets a hook on the gradients that it starts from: differentiating its graph by them is how
-    double backward takes J q.
+    A backward pass is identified by autograd's number for it, which hooks on the losses and on the parameters read. A
+    pass with ``create_graph`` also gets a hook on its initial gradients, because double backward computes J q by
+    differentiating the graph with respect to them.
     """
 
     def __init__(self) -> None:
@@ -87,7 +87,7 @@ class OperationCounter:
         return len(self._second | (self._at_parameters - self._at_losses))
 
     def saw(self, losses: Iterable[Tensor]) -> None:
-        """Take note of one evaluation of the losses."""
+        """Record one evaluation of the losses."""
         parts = list(losses)
         if any(forward_ad.unpack_dual(part).tangent is not None for part in parts):
             self.forward_mode += 1
@@ -101,7 +101,7 @@ class OperationCounter:
 
     @contextmanager
     def watching(self, parameters: Iterable[Tensor]) -> Iterator[None]:
-        """Within this context, take note of backward passes that reach `parameters`."""
+        """Within this context, record backward passes that reach `parameters`."""
         handles = [each.register_hook(self._parameter_hook) for each in parameters if each.requires_grad]
         try:
             yield
@@ -125,7 +125,7 @@ class OperationCounter:
 
 
 class CountedHooks(Hooks):
-    """The hooks of a run; while `counter` is set, it sees every evaluation of the losses.
+    """The hooks of a run; while `counter` is set, it records every evaluation of the losses.
 
     Args:
         hooks: The hooks of the run.
@@ -136,7 +136,7 @@ class CountedHooks(Hooks):
         self.counter: OperationCounter | None = None
 
     def losses(self, model: nn.Module, batch: Any, context: RunContext) -> dict[str, Tensor]:
-        """Call `compute_task_losses`, checked and counted."""
+        """Call `compute_task_losses`, with checks, and count the evaluation."""
         losses = super().losses(model, batch, context)
         if self.counter is not None:
             self.counter.saw(losses.values())
@@ -146,13 +146,13 @@ class CountedHooks(Hooks):
 def count(
     work: Callable[[], object], hooks: CountedHooks, parameters: Iterable[Tensor], *, flops: bool = True
 ) -> Operations:
-    """Run `work` once and return what it computed.
+    """Run `work` once and return the operations it took.
 
     Args:
-        work: Evaluates losses through `hooks` alone.
-        hooks: See above.
+        work: Evaluates losses only through `hooks`.
+        hooks: The hooks of the run.
         parameters: The backbone's parameters.
-        flops: Count floating-point operations; not possible for compiled models, whose kernels torch does not see.
+        flops: Count floating-point operations; not possible for compiled models, whose kernels torch does not report.
     """
     counter = OperationCounter()
     hooks.counter = counter

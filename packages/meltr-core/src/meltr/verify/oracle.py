@@ -1,4 +1,4 @@
-"""The estimator that is taken for exact, chosen by a third one that shares nothing with the others."""
+"""The reference estimator (the oracle), chosen among the exact ones with the help of an independent one."""
 
 from __future__ import annotations
 
@@ -12,25 +12,25 @@ from meltr.verify.fixed_run import FixedRun, Found
 from meltr.verify.variants import ORACLE
 
 TOLERANCES = {"fp32": (1e-3, 1e-2)}
-"""Precision -> relative error allowed: of exact estimators, of `DIFFERENCES`."""
+"""Relative error allowed for exact estimators and for `DIFFERENCES`, by precision."""
 
 DIFFERENCES = ("one_sided", "difference")
-"""Estimators that go a finite step."""
+"""Estimators that use finite differences."""
 
 EXACT = (ORACLE, "per_task")
-"""Estimators that are exact wherever they work; one of them is the oracle."""
+"""Estimators that are exact for every model they support; one of them becomes the oracle."""
 
 SHARED = {"bilevel.outer_batch": "shared"}
 
 
 @dataclass(frozen=True)
 class Oracle:
-    """The estimator taken for exact, what it found in full precision, and why others that should be exact are not.
+    """The estimator that is taken as exact, its result in full precision, and why other exact ones were rejected.
 
     Args:
-        name: Of the estimator.
-        found: Its g.
-        unfit: Exact estimators that cannot be trusted or cannot run here -> why.
+        name: Its name.
+        found: Its result, with g.
+        unfit: Exact estimators that are wrong or cannot run here -> why.
     """
 
     name: str
@@ -38,21 +38,21 @@ class Oracle:
     unfit: Mapping[str, str]
 
 
-def choose_oracle(problem: FixedRun) -> Oracle:
-    """Choose the exact estimator: double backward, unless one backward per task is nearer to central differences.
+def choose_oracle(run: FixedRun) -> Oracle:
+    """Choose the exact estimator: double backward, unless one backward pass per task is closer to central differences.
 
-    Double backward is silently wrong where an operation has no second derivative and does not say so, as those marked
-    ``once_differentiable`` do: their part of g is left out.
+    Double backward is silently wrong if an operation has no second derivative and does not report it, such as those
+    marked ``once_differentiable``: their part of g is missing.
 
     Raises:
-        PluginError: If neither can run.
+        PluginError: If no exact estimator can run.
     """
     found: dict[str, Found] = {}
     unfit: dict[str, str] = {}
     for name in (*EXACT, "difference"):
         settings = {**SHARED, "bilevel.estimator": name, "train.precision": "fp32"}
         try:
-            found[name] = problem.stepper(settings).find()
+            found[name] = run.stepper(settings).find()
         except Exception as error:
             unfit[name] = cause(error)
     able = [name for name in EXACT if name in found]

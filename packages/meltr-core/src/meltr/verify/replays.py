@@ -1,4 +1,4 @@
-"""Checks that the losses are a function of the weights, the batch and the random numbers alone."""
+"""Checks that the losses depend on nothing but the weights, the batch and the random numbers."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ from meltr.verify.fixed_run import FixedRun
 from meltr.verify.state import Snapshot
 
 ROUNDING = {"fp32": 1e-6}
-"""Precision -> relative difference of a loss that is taken for rounding (kernels whose order of summation varies)."""
+"""Relative difference of a loss that counts as rounding, by precision (for kernels that sum in varying order)."""
 
 ROUNDING_LOW = 1e-2
 
 
 @dataclass(frozen=True)
 class Check:
-    """One thing that was looked at.
+    """The result of one check.
 
     Args:
-        name: What.
+        name: What was checked.
         status: ``ok``, ``warn`` (worth knowing) or ``fail`` (the hypergradient will be wrong).
-        found: What was found.
+        found: The finding.
     """
 
     name: str
@@ -37,36 +37,36 @@ class Check:
     found: str
 
 
-def check_replay(problem: FixedRun) -> list[Check]:
-    """Evaluate the losses of a batch more than once with the same random numbers and compare."""
-    problem.restore()
-    weights = Snapshot(list(problem.model.parameters()))
-    first = _values(problem, graph=True)
+def check_replay(run: FixedRun) -> list[Check]:
+    """Evaluate the losses of a batch several times with the same random numbers and compare them."""
+    run.restore()
+    weights = Snapshot(list(run.model.parameters()))
+    first = _values(run, graph=True)
     untouched = weights.unchanged()
-    problem.restore()
-    second = _values(problem, graph=False)
+    run.restore()
+    second = _values(run, graph=False)
     untouched = untouched and weights.unchanged()
-    problem.restore()
+    run.restore()
     return [
-        _same("losses twice", problem, first, second),
+        _same("losses twice", run, first, second),
         Check(
             "weights",
             "ok" if untouched else "fail",
-            "untouched by the losses" if untouched else "compute_task_losses changes parameters of the model",
+            "not changed by the losses" if untouched else "compute_task_losses changes parameters of the model",
         ),
-        _alone(problem, first),
+        _alone(run, first),
     ]
 
 
-def _values(problem: FixedRun, *, graph: bool, losses: tuple[str, ...] | None = None) -> dict[str, float]:
-    problem.seed(0)
-    context = problem.context if losses is None else problem.context.with_losses(*losses)
+def _values(run: FixedRun, *, graph: bool, losses: tuple[str, ...] | None = None) -> dict[str, float]:
+    run.seed(0)
+    context = run.context if losses is None else run.context.with_losses(*losses)
     with torch.set_grad_enabled(graph):
-        return {name: float(loss.detach()) for name, loss in problem.losses(problem.batches[0], context).items()}
+        return {name: float(loss.detach()) for name, loss in run.losses(run.batches[0], context).items()}
 
 
-def _same(name: str, problem: FixedRun, first: dict[str, float], second: dict[str, float]) -> Check:
-    limit = ROUNDING.get(problem.spec.train.precision, ROUNDING_LOW)
+def _same(name: str, run: FixedRun, first: dict[str, float], second: dict[str, float]) -> Check:
+    limit = ROUNDING.get(run.spec.train.precision, ROUNDING_LOW)
     gaps = {each: _gap(first[each], second[each]) for each in second}
     if all(gap == 0 for gap in gaps.values()):
         return Check(name, "ok", "bit-identical with the same random numbers")
@@ -74,23 +74,23 @@ def _same(name: str, problem: FixedRun, first: dict[str, float], second: dict[st
     found = f"{worst!r}: {first[worst]:.6g}, then {second[worst]:.6g} with the same random numbers"
     if gaps[worst] <= limit:
         return Check(name, "ok", f"{found} (rounding)")
-    return Check(name, "fail", f"{found}; draw from context.generator or torch's generator, and keep no state")
+    return Check(name, "fail", f"{found}; use context.generator or torch's generator, and keep no state")
 
 
-def _alone(problem: FixedRun, first: dict[str, float]) -> Check:
-    """Compare the primary loss asked for alone, as an outer step may, with the primary loss among the others."""
+def _alone(run: FixedRun, first: dict[str, float]) -> Check:
+    """Compare the primary loss computed alone, as an outer step may need it, with the one computed with the others."""
     name = "primary loss alone"
-    primary = problem.spec.losses[0]
+    primary = run.spec.losses[0]
     try:
-        alone = _values(problem, graph=False, losses=(primary,))
+        alone = _values(run, graph=False, losses=(primary,))
     except (MeltrError, RuntimeError, LookupError, TypeError, ValueError) as error:
         return Check(name, "fail", f"cannot be computed: {cause(error)}")
     finally:
-        problem.restore()
-    check = _same(name, problem, first, alone)
+        run.restore()
+    check = _same(name, run, first, alone)
     if check.status != "fail":
-        return Check(name, "ok", "the same as among the others")
-    found = f"{alone[primary]:.6g}, but {first[primary]:.6g} among the others: do draws depend on which are asked for?"
+        return Check(name, "ok", "the same as with the others")
+    found = f"{alone[primary]:.6g}, but {first[primary]:.6g} with the others: do draws depend on which are requested?"
     return Check(name, "warn", found)
 
 
@@ -101,38 +101,38 @@ def _gap(one: float, other: float) -> float:
 
 
 class Traces:
-    """What a step leaves behind in buffers and random number generators, beside what a plain step leaves there.
+    """Changes to buffers and random number generators after a step, compared with those after a plain step.
 
     Args:
-        problem: Whose steps.
+        run: The run.
     """
 
-    def __init__(self, problem: FixedRun) -> None:
-        self._problem = problem
-        problem.reference.at_outer_step()
-        problem.reference.one_step()
+    def __init__(self, run: FixedRun) -> None:
+        self._run = run
+        run.reference.at_outer_step()
+        run.reference.one_step()
         self._buffers, self._states = self._now()
-        problem.reference.at_outer_step()
-        problem.reference.one_step()
+        run.reference.at_outer_step()
+        run.reference.one_step()
         self.steady = self.differences() == []
-        """False if two plain steps already differ, so that nothing can be told."""
+        """False if two plain steps already differ, so that nothing can be compared."""
 
     def differences(self) -> list[str]:
-        """Return what is now different from after a plain step: ``buffers``, ``generators``."""
+        """Return what differs from the state after a plain step: ``buffers``, ``generators``."""
         buffers, states = self._now()
         found = [] if all(map(torch.equal, buffers, self._buffers)) else ["buffers"]
         return [*found, *([] if states == self._states else ["generators"])]
 
     def _now(self) -> tuple[list[Tensor], list[object]]:
-        return [buffer.clone() for buffer in self._problem.model.buffers()], generator_states(self._problem)
+        return [buffer.clone() for buffer in self._run.model.buffers()], generator_states(self._run)
 
 
-def generator_states(problem: FixedRun) -> list[object]:
-    """Return the states of all generators that losses may draw from, comparable by ``==``."""
+def generator_states(run: FixedRun) -> list[object]:
+    """Return the states of all generators that losses may use, comparable by ``==``."""
     numpy = pickle.dumps(np.random.get_state())
     states: list[object] = [random.getstate(), numpy, torch.get_rng_state().tolist()]
-    if problem.device.type == "cuda":
-        states.append(torch.cuda.get_rng_state(problem.device).tolist())
-    if problem.context.generator is not None:
-        states.append(problem.context.generator.get_state().tolist())
+    if run.device.type == "cuda":
+        states.append(torch.cuda.get_rng_state(run.device).tolist())
+    if run.context.generator is not None:
+        states.append(run.context.generator.get_state().tolist())
     return states

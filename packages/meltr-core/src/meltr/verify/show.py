@@ -1,4 +1,4 @@
-"""What was measured as rich tables for people."""
+"""Results of measurements as rich tables."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ if TYPE_CHECKING:
 
 
 def rich_table(header: Sequence[str], rows: Sequence[Sequence[str]], *, text: Sequence[int] = (0,)) -> Table:
-    """Return a quiet table.
+    """Return a table with plain styling.
 
     Args:
         header: Names of the columns.
-        rows: Their cells.
-        text: Columns of text; the others hold numbers.
+        rows: The cells of each row.
+        text: Indices of the text columns; the others hold numbers.
     """
     from rich import box
     from rich.table import Table
@@ -80,17 +80,17 @@ def _scheme_cells(row: Row) -> list[str]:
 
 
 def ratio(value: float | None) -> str:
-    """Return a multiple of the reference."""
+    """Return a multiple of the reference as text."""
     return "-" if value is None else f"{value:.2f}x"
 
 
 def error(value: float | None) -> str:
-    """Return a relative error."""
+    """Return a relative error as text."""
     return "-" if value is None else "0" if value == 0 else f"{value:.1e}"
 
 
 def cosine(value: float | None) -> str:
-    """Return a cosine, with as many nines as it has."""
+    """Return a cosine as text, without rounding up to 1."""
     if value is None or value != value:
         return "-"
     return f"{value:.4f}" if abs(value) < 0.99995 else f"{value:.0f}.0000"

@@ -1,4 +1,4 @@
-"""What stays the same while a run is measured: batches that lie on the device, and values to go back to."""
+"""State that is fixed while a run is measured: batches on the device, and values to restore."""
 
 from __future__ import annotations
 
@@ -14,34 +14,34 @@ from meltr.engine.batches import to_device
 from meltr.torch_private import map_tensors
 
 BATCHES = 4
-"""Training batches that are kept on the device and seen in turn."""
+"""Number of training batches that are kept on the device and used in turn."""
 
 ENDLESS = 10**9
 
 
 class Snapshot:
-    """The values of some tensors, to be put back in place.
+    """The values of some tensors, to be restored in place.
 
     Args:
-        tensors: The tensors, which stay where they are.
+        tensors: The tensors; they are not moved.
     """
 
     def __init__(self, tensors: Sequence[Tensor]) -> None:
         self.pairs = [(live, live.detach().clone()) for live in tensors]
 
     def restore(self) -> None:
-        """Put the values back."""
+        """Restore the values."""
         with torch.no_grad():
             for live, saved in self.pairs:
                 live.copy_(saved)
 
     def unchanged(self) -> bool:
-        """Tell whether every bit is as it was."""
+        """Tell whether every bit is unchanged."""
         return all(torch.equal(live, saved) for live, saved in self.pairs)
 
 
 class FixedBatches:
-    """An endless epoch over a few batches that lie on the device.
+    """An endless epoch over a few batches on the device.
 
     Args:
         batches: The batches.
@@ -59,7 +59,7 @@ class FixedBatches:
         return cls([to_device(batch, device) for batch in first], source.size)
 
     def __len__(self) -> int:
-        """Batches an epoch."""
+        """Number of batches per epoch."""
         return ENDLESS
 
     def __getitem__(self, index: int) -> Any:
@@ -67,12 +67,12 @@ class FixedBatches:
         return self._batches[index % len(self._batches)]
 
     def batches(self, epoch: int, start: int = 0) -> Iterator[Any]:
-        """Yield the batches in turn, without end."""
+        """Yield the batches in turn, endlessly."""
         for index in itertools.count(start):
             yield self[index]
 
     def double(self) -> FixedBatches:
-        """Return the same batches with every floating tensor in float64."""
+        """Return the same batches with all floating-point tensors in float64."""
         return FixedBatches([_doubled(batch) for batch in self._batches], self.size)
 
 

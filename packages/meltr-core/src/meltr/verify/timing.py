@@ -1,4 +1,4 @@
-"""Timing of several variants side by side in one process."""
+"""Timing of several variants, interleaved in one process."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ import torch
 
 @dataclass(frozen=True)
 class Timing:
-    """How long one variant took.
+    """Times of one variant.
 
     Args:
-        seconds: One value a turn.
-        ratios: The same in units of the reference of that turn.
+        seconds: One value per turn.
+        ratios: The same relative to the reference of that turn.
     """
 
     seconds: tuple[float, ...]
@@ -51,16 +51,16 @@ def interleaved(
     before: Callable[[str], object] | None = None,
     units: Mapping[str, int] | None = None,
 ) -> dict[str, Timing]:
-    """Time every work once a turn, all in turn, so that a noisy machine disturbs all of them alike.
+    """Time each piece of work once per turn, in alternation, so that noise of the machine affects all alike.
 
     Args:
-        works: Name -> what is timed.
-        reference: The work that the ratios refer to.
-        turns: How often each is timed.
-        device: It is waited for before and after each work.
-        warm_up: Turns before, not timed.
-        before: Called with the name before each work, not timed.
-        units: Name -> number of units of work (steps) in it, 1 if not given; times and ratios are those of one unit.
+        works: Name -> the work to time.
+        reference: Name of the work that the ratios refer to.
+        turns: Number of times that each one is timed.
+        device: Device to synchronise with before and after each one.
+        warm_up: Number of turns before that are not timed.
+        before: Called with the name before each one, not timed.
+        units: Name -> number of units (steps) in the work, 1 if missing; times and ratios are per unit.
     """
     seconds: dict[str, list[float]] = {name: [] for name in works}
     for turn in range(warm_up + turns):
@@ -80,6 +80,6 @@ def interleaved(
 
 
 def synchronize(device: torch.device) -> None:
-    """Wait until an accelerator has done its work."""
+    """Wait until an accelerator has finished its work."""
     if device.type != "cpu":
         torch.accelerator.synchronize(device)

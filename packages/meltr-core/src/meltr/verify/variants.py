@@ -1,4 +1,4 @@
-"""The variants of a run that are measured side by side, made from the choices that the settings have."""
+"""The variants of a run that are measured side by side, derived from the choices that the settings offer."""
 
 from __future__ import annotations
 
@@ -16,25 +16,25 @@ from meltr.settings import FIDELITY
 from meltr.specs import BilevelSpec, RunSpec
 
 REFERENCE = "sum"
-"""Multi-task learning, the reference of every comparison: the combiner of this name."""
+"""Name of the combiner for multi-task learning, the reference of every comparison."""
 
 ORACLE = "double_backward"
 """The estimator that differentiates the backward pass, as the released code does."""
 
 
 EXACT = "exact"
-"""The variant that is trained: the run as it is, but for g, which is then computed by one backward per task."""
+"""The variant that is trained: the run itself, with g computed by one backward pass per task."""
 
 DEFAULT = BilevelSpec().scheme
-"""The scheme that every run has unless the user chooses another."""
+"""The default scheme."""
 
 _RECOMPUTE = {"bilevel.scheme": DEFAULT, "bilevel.estimator": "auto", "bilevel.retain_graph": False}
 
 FRACTIONS = (0.5, 0.25)
-"""Parts of the batch that the outer step may see."""
+"""Fractions of the batch for the outer step."""
 
 BLOCKS = (2, 4)
-"""Numbers of last blocks that the outer step may see, besides one; the user may name others."""
+"""Numbers of last blocks for the outer step, besides one; the user may choose others."""
 
 STRIDES = (2, 4)
 """Multiples of K."""
@@ -45,10 +45,10 @@ class Variant:
     """A run with other settings.
 
     Args:
-        name: What the user writes after ``--variants``.
-        summary: What it is, in a few words.
+        name: The name used with ``--variants``.
+        summary: A short description.
         settings: Dotted setting -> value.
-        comparable: True if its hypergradient is that of the same objective on the same batch as the others'.
+        comparable: True if its hypergradient has the same objective and batch as those of the others.
     """
 
     name: str
@@ -58,7 +58,7 @@ class Variant:
 
 
 def choices(model: type[BaseModel], name: str) -> tuple[str, ...]:
-    """Return the words that a setting may have, in their order; none if there is no such setting."""
+    """Return the values that a setting may have, in order; empty if there is no such setting."""
     info = model.model_fields.get(name)
     kinds = [] if info is None else alternatives(info.annotation)
     return tuple(word for kind in kinds if get_origin(kind) is Literal for word in get_args(kind))
@@ -70,12 +70,12 @@ def schemes(registry: Registry) -> tuple[str, ...]:
 
 
 def estimators(registry: Registry) -> tuple[str, ...]:
-    """Return the names of all estimators but ``auto``."""
+    """Return the names of all estimators except ``auto``."""
     return tuple(name for name in registry.estimators if name != "auto")
 
 
 def exact_hessian(registry: Registry, scheme: str) -> dict[str, Any]:
-    """Return the settings by which a scheme takes exact Hessian products; none if it takes no Hessian products."""
+    """Return the settings for exact Hessian-vector products of a scheme; empty if it uses no such products."""
     path = registry.scheme(scheme).options
     has_choice = path is not None and "hessian" in load_object(path).model_fields
     return {"scheme_options.hessian": ORACLE} if has_choice else {}
@@ -86,7 +86,7 @@ def all_variants(spec: RunSpec, registry: Registry) -> dict[str, Variant]:
 
     Args:
         spec: The run that they are variants of.
-        registry: What is installed.
+        registry: The plugins found.
     """
     default = DEFAULT
     found = [Variant(REFERENCE, "multi-task learning", {"combiner": REFERENCE}, comparable=False)]
@@ -109,10 +109,10 @@ def _applies(key: str, spec: RunSpec) -> bool:
 
 
 def choose(spec: RunSpec, registry: Registry, names: str | None) -> dict[str, Variant]:
-    """Return the variants that the user named, separated by commas, with the reference first; None: all.
+    """Return the variants that the user named, separated by commas, with the reference first; None: all variants.
 
     Raises:
-        UserError: If there is no variant of a name.
+        UserError: If a name is unknown.
     """
     known = all_variants(spec, registry)
     if names is None:
@@ -154,10 +154,10 @@ def all_approximations(spec: RunSpec, *, blocks: Sequence[int] = BLOCKS) -> dict
 
 
 def choose_approximations(spec: RunSpec, names: str | None) -> dict[str, Variant]:
-    """Return the approximations that the user named, separated by commas, after reference and exact; None: all.
+    """Return the approximations that the user named (separated by commas) after reference and exact step; None: all.
 
     Raises:
-        UserError: If there is no approximation of a name.
+        UserError: If a name is unknown.
     """
     named = [] if names is None else [name.strip() for name in names.split(",") if name.strip()]
     counts = [int(found[1]) for name in named if (found := re.fullmatch(r"last_([1-9]\d*)_blocks", name))]

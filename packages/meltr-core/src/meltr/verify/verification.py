@@ -23,21 +23,21 @@ TOLERANCES_LOW = (5e-2, 1e-1)
 
 @dataclass(frozen=True)
 class Row:
-    """What one estimator, or one scheme, did.
+    """Result of one estimator or one scheme.
 
     Args:
         name: Its name.
         used: The estimator that computed g; None if it could not run.
-        cause: Why it could not run, or what ``auto`` says about its choice.
-        agreement: Of g with the exact one; None if there is nothing to compare.
-        tolerance: The largest relative error allowed; None: any.
-        finite: True if g and the gradient of the combiner are finite.
+        cause: Why it could not run, or the reason for the choice of ``auto``.
+        agreement: Agreement of g with the exact one; None if there is nothing to compare.
+        tolerance: Largest relative error allowed; None: any.
+        finite: True if g and the combiner's gradient are finite.
         repeatable: True if a second run gave the same bits.
-        traces: What differs from a plain step afterwards: ``weights``, ``buffers``, ``generators``.
-        time: Of a step with an outer step, relative to a plain step.
-        memory: Its peak above the start, relative to a plain step.
-        hessian: Of a scheme: relative error of g with Hessian products by differences against double backward (0 or
-            rounding if the scheme takes none), or why there is none; None for estimators.
+        traces: What differs from the state after a plain step: ``weights``, ``buffers``, ``generators``.
+        time: Time of a step with an outer step, relative to a plain step.
+        memory: Its peak memory above the start, relative to a plain step.
+        hessian: For a scheme: relative error of g with Hessian-vector products by differences against double backward
+            (0 or rounding if the scheme takes none), or why there is none; None for estimators.
     """
 
     name: str
@@ -54,7 +54,7 @@ class Row:
 
     @property
     def problem(self) -> str | None:
-        """What is wrong with it, or None."""
+        """What is wrong with it; None if nothing is."""
         if self.used is None:
             return None
         if not self.finite:
@@ -68,17 +68,17 @@ class Row:
 
 @dataclass(frozen=True)
 class Verification:
-    """Everything that was found.
+    """All findings.
 
     Args:
         run: What was checked: backbone, task, data set, losses, device, precision.
-        checks: Of the losses themselves.
-        oracle: The estimator taken for exact.
-        oracle_cause: Why it is not double backward, or what else is wrong with an exact estimator; or empty.
+        checks: Checks of the losses themselves.
+        oracle: The estimator that is taken as exact.
+        oracle_cause: Why it is not double backward, or what is wrong with another exact estimator; may be empty.
         exact: g by the oracle, by loss.
         float64: Error of the oracle against itself in float64, or why there is none.
-        estimators: One row an estimator, and ``auto``.
-        schemes: One row a scheme; their g is compared with that of the first.
+        estimators: One row per estimator, including ``auto``.
+        schemes: One row per scheme; their g is compared with that of the first.
         milliseconds: Median time of a plain step.
         mib: Peak memory of a plain step above the start.
     """
@@ -97,17 +97,17 @@ class Verification:
 
     @property
     def problems(self) -> list[str]:
-        """What is wrong, a line each."""
+        """What is wrong, one line per problem."""
         found = [f"{check.name}: {check.found}" for check in self.checks if check.status == "fail"]
         return [*found, *(row.problem for row in self.estimators if row.problem)]
 
     def as_dict(self) -> dict[str, Any]:
-        """Return all of it for JSON."""
+        """Return everything as JSON-able values."""
         return {"ok": not self.problems, "problems": self.problems, **dataclasses.asdict(self)}
 
 
 def verify(
-    problem: FixedRun,
+    run: FixedRun,
     *,
     tolerance: float | None = None,
     turns: int = 3,
@@ -117,56 +117,56 @@ def verify(
     """Check the losses and the hypergradients of one run at its first outer step.
 
     Args:
-        problem: The run.
-        tolerance: Relative error allowed to every estimator; None: `TOLERANCES`.
-        turns: How often each step is timed.
-        float64: Compare the oracle with itself in float64, where the model can do that.
-        log: Called with what is done next.
+        run: The run.
+        tolerance: Relative error allowed for every estimator; None: `TOLERANCES`.
+        turns: Number of times that each step is timed.
+        float64: Compare the oracle with itself in float64, if the model supports it.
+        log: Called with one line of text about the next part.
 
     Raises:
-        PluginError: If neither exact estimator can run.
+        PluginError: If no exact estimator can run.
     """
-    log("the losses, evaluated more than once")
-    checks, traces = check_replay(problem), Traces(problem)
+    log("the losses, evaluated several times")
+    checks, traces = check_replay(run), Traces(run)
     if not traces.steady:
-        checks.append(Check("plain step twice", "warn", "not bit-identical: what outer steps leave is not compared"))
-    oracle = choose_oracle(problem)
+        checks.append(Check("plain step twice", "warn", "not bit-identical: changes by outer steps are not compared"))
+    oracle = choose_oracle(run)
     exact = oracle.found
-    steppers: dict[str, Stepper] = {"plain": problem.reference}
-    ways = (*estimators(problem.registry), "auto")
-    rows = [_estimator_row(problem, each, oracle, traces, tolerance, steppers, log) for each in ways]
-    others = [_scheme_row(problem, each, exact, steppers, log) for each in schemes(problem.registry)]
+    steppers: dict[str, Stepper] = {"plain": run.reference}
+    ways = (*estimators(run.registry), "auto")
+    rows = [_estimator_row(run, each, oracle, traces, tolerance, steppers, log) for each in ways]
+    others = [_scheme_row(run, each, exact, steppers, log) for each in schemes(run.registry)]
     log(f"time and memory of {len(steppers)} kinds of step")
-    prices = _prices(problem, steppers, turns)
+    prices = _prices(run, steppers, turns)
     plain = prices["plain"]
     return Verification(
-        run=problem.describe(),
+        run=run.describe(),
         checks=checks,
         oracle=oracle.name,
         oracle_cause="; ".join(f"not {name}: {why}" for name, why in oracle.unfit.items() if name in EXACT),
-        exact=dict(zip(problem.spec.losses, exact.products.tolist(), strict=True)),
+        exact=dict(zip(run.spec.losses, exact.products.tolist(), strict=True)),
         estimators=[_priced(row, plain, prices.get(f"estimator {row.name}")) for row in rows],
         schemes=[_priced(row, plain, prices.get(f"scheme {row.name}")) for row in others],
         milliseconds=1000 * plain[0].median,
         mib=plain[1],
-        float64=_in_float64(problem, oracle, log) if float64 else "not asked for",
+        float64=_in_float64(run, oracle, log) if float64 else "not requested",
     )
 
 
-def _prices(problem: FixedRun, steppers: Mapping[str, Stepper], turns: int) -> dict[str, tuple[Timing, float | None]]:
-    """Return time and peak memory in MiB of one step of every kind."""
+def _prices(run: FixedRun, steppers: Mapping[str, Stepper], turns: int) -> dict[str, tuple[Timing, float | None]]:
+    """Return time and peak memory in MiB of one step of each kind."""
     timed = interleaved(
         {name: stepper.one_step for name, stepper in steppers.items()},
         reference="plain",
         turns=turns,
-        device=problem.device,
+        device=run.device,
         before=lambda name: steppers[name].at_outer_step(),
     )
     return {name: (timed[name], stepper.peak(1)) for name, stepper in steppers.items()}
 
 
 def _priced(row: Row, plain: tuple[Timing, float | None], price: tuple[Timing, float | None] | None) -> Row:
-    """Return a row with its price relative to a plain step."""
+    """Return a row with its cost relative to a plain step."""
     if price is None:
         return row
     memory = price[1] / plain[1] if price[1] and plain[1] else None
@@ -174,7 +174,7 @@ def _priced(row: Row, plain: tuple[Timing, float | None], price: tuple[Timing, f
 
 
 def _estimator_row(
-    problem: FixedRun,
+    run: FixedRun,
     name: str,
     oracle: Oracle,
     traces: Traces,
@@ -186,14 +186,14 @@ def _estimator_row(
     if name in oracle.unfit and name in EXACT:
         return Row(name, None, oracle.unfit[name])
     try:
-        stepper = problem.stepper({**SHARED, "bilevel.estimator": name})
+        stepper = run.stepper({**SHARED, "bilevel.estimator": name})
         found = stepper.find()
         left = traces.differences() if traces.steady and name != ORACLE else []
         again = stepper.find()
     except Exception as error:
         return Row(name, None, cause(error))
     steppers[f"estimator {name}"] = stepper
-    low = TOLERANCES.get(problem.spec.train.precision, TOLERANCES_LOW)
+    low = TOLERANCES.get(run.spec.train.precision, TOLERANCES_LOW)
     return Row(
         name,
         found.estimator,
@@ -207,11 +207,11 @@ def _estimator_row(
 
 
 def _scheme_row(
-    problem: FixedRun, name: str, exact: Found, steppers: dict[str, Stepper], log: Callable[[str], None]
+    run: FixedRun, name: str, exact: Found, steppers: dict[str, Stepper], log: Callable[[str], None]
 ) -> Row:
     log(f"scheme {name}")
     try:
-        stepper = problem.stepper({**SHARED, "bilevel.scheme": name})
+        stepper = run.stepper({**SHARED, "bilevel.scheme": name})
         found = stepper.find()
     except Exception as error:
         return Row(name, None, cause(error))
@@ -221,16 +221,16 @@ def _scheme_row(
         found.estimator,
         agreement=agreement(found.products, exact.products),
         finite=_finite(found),
-        hessian=_hessian_error(problem, name, found),
+        hessian=_hessian_error(run, name, found),
     )
 
 
-def _hessian_error(problem: FixedRun, scheme: str, found: Found) -> float | str:
+def _hessian_error(run: FixedRun, scheme: str, found: Found) -> float | str:
     """Return the error of g with Hessian products by differences against double backward, or why there is none."""
-    hessian = exact_hessian(problem.registry, scheme)
+    hessian = exact_hessian(run.registry, scheme)
     settings = {**SHARED, "bilevel.scheme": scheme, **hessian, "bilevel.estimator": found.estimator}
     try:
-        exact = problem.stepper(settings).find()
+        exact = run.stepper(settings).find()
     except Exception as error:
         return f"no Hessian by double backward: {cause(error)}"
     return agreement(found.products, exact.products).error
@@ -241,22 +241,22 @@ def _finite(found: Found) -> bool:
     return found.gradient is not None and all(bool(part.isfinite().all()) for part in parts)
 
 
-def _in_float64(problem: FixedRun, oracle: Oracle, log: Callable[[str], None]) -> float | str:
-    """Return the error of the oracle against itself in float64, or why there is none. The problem is spent."""
+def _in_float64(run: FixedRun, oracle: Oracle, log: Callable[[str], None]) -> float | str:
+    """Return the error of the oracle against itself in float64, or why there is none; converts the run to float64."""
     log("the oracle in float64")
-    problem.restore()
-    problem.seed(0)
+    run.restore()
+    run.seed(0)
     with torch.no_grad():
-        single = problem.losses(problem.batches[0])
+        single = run.losses(run.batches[0])
     try:
-        problem.double()
-        problem.seed(0)
+        run.double()
+        run.seed(0)
         with torch.no_grad():
-            double = problem.losses(problem.batches[0])
+            double = run.losses(run.batches[0])
         gap = max(abs(float(double[name]) / float(single[name]) - 1) for name in single)
         if gap > 1e-3:
-            return "not comparable: the losses draw other random numbers in float64"
+            return "not comparable: the losses draw different random numbers in float64"
         settings = {**SHARED, "bilevel.estimator": oracle.name, "train.precision": "fp32"}
-        return agreement(oracle.found.products, problem.stepper(settings).find().products).error
+        return agreement(oracle.found.products, run.stepper(settings).find().products).error
     except Exception as error:
         return f"cannot run: {cause(error)}"

@@ -1,4 +1,4 @@
-"""The examples of a run: its data set or the miniature of it, cut into splits. Imports no torch."""
+"""The examples of a run: its data set or a synthetic sample of it, cut into splits. Imports no torch."""
 
 from __future__ import annotations
 
@@ -17,26 +17,26 @@ from meltr.video.corpus import Corpus, Item
 
 
 def open_corpus(spec: RunSpec, *, quiet: bool = False) -> Corpus:
-    """Read the data set of a run as published, or, with ``sample``, its miniature from the user's cache.
+    """Read the data set of a run as published or, with ``sample``, its synthetic sample from the user's cache.
 
-    A miniature that is not in the cache yet takes seconds to write; a terminal shows how far it is.
+    If the sample is not in the cache yet, it is written, which takes seconds; a terminal shows the progress.
 
     Args:
         spec: The run.
-        quiet: Show nothing. Of several processes, only the first should show anything: ``context.rank > 0``.
+        quiet: Show nothing; set on all ranks but the first (``context.rank > 0``).
 
     Raises:
-        UserError: If both a miniature and a folder are asked for; and see `meltr.video.annotations.read` and
+        UserError: If both a sample and a folder are requested; see also `meltr.video.annotations.read` and
             `meltr.video.miniature.cached`.
     """
     root = spec.data_root
     if spec.sample and root is not None:
         raise UserError(
-            f"--sample makes a miniature of {spec.dataset}, and --data-root {root} names files: only one can be read.",
-            "Leave one of them out.",
+            f"--sample uses a synthetic sample of {spec.dataset}, but --data-root {root} was given too.",
+            "Remove one of them.",
         )
     if spec.sample:
-        with ProgressCounter(f"clips of the miniature of {spec.dataset}", quiet=quiet, lines=False) as progress:
+        with ProgressCounter(f"clips of the synthetic sample of {spec.dataset}", quiet=quiet, lines=False) as progress:
             root = miniature.cached(spec.dataset, progress=progress)
     return read(spec.dataset, spec.task, root, allow_missing=spec.data.allow_missing)
 
@@ -44,11 +44,11 @@ def open_corpus(spec: RunSpec, *, quiet: bool = False) -> Corpus:
 def cut(corpus: Corpus, spec: RunSpec) -> Corpus:
     """Return a corpus with the splits of a run: ``train``, ``validation``, ``test`` if there is one, ``held_out``.
 
-    Validation comes from the data set where it has such a split, else from training; the held-out part is cut only for
-    ``bilevel.outer_batch=held_out``. All examples of a video go into one split. Limits are kept, balanced by class.
+    Validation is the data set's own split if it has one, else a part of training. The held-out part is cut only for
+    ``bilevel.outer_batch=held_out``. All examples of a video go into one split. Limits keep the classes balanced.
 
     Args:
-        corpus: As read.
+        corpus: The corpus, as read.
         spec: The run, with its ``data`` section.
 
     Raises:
@@ -77,7 +77,7 @@ def cut(corpus: Corpus, spec: RunSpec) -> Corpus:
 
 
 def _classes(items: Sequence[Item]) -> Indices | None:
-    """Return the class of every item as a number; None if they have none."""
+    """Return the class of every item as a number; None if items have no classes."""
     if not items or any(item.label is None for item in items):
         return None
     return np.unique([str(item.label) for item in items], return_inverse=True)[1].astype(np.int64)

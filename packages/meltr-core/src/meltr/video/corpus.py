@@ -1,4 +1,4 @@
-"""What every reader of annotations returns: examples that name their media, grouped in splits. Imports no torch."""
+"""Result of every reader of annotations: examples that name their media, grouped in splits. Imports no torch."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 STRONGEST = 3.0
-"""Sentiments lie between its negative and itself."""
+"""Sentiments range from minus this value to this value."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -15,18 +15,18 @@ class Item:
     """One example. Which fields are set depends on the task.
 
     Args:
-        media: Key of its video or image: what a `meltr.video.frames.source.FrameSource` is asked for.
+        media: Key of its video or image in a `meltr.video.frames.source.FrameSource`.
         id: Name of the example in its file (a question number, a line); unique in its split.
-        captions: Sentences that describe it (retrieval, captioning). Retrieval readers return an item a medium; the
+        captions: Sentences that describe it (retrieval, captioning). Retrieval readers return one item per medium; the
             training set may hold several captions of it.
         question: The question (qa).
-        answer: The right answer as text (qa). It may be outside `Corpus.answers`: then no model can get it right.
-        choices: What may be chosen (multiple-choice qa); `correct` is the index of the right one. Empty: open-ended.
+        answer: The right answer as text (qa). If it is not in `Corpus.answers`, no model can get it right.
+        choices: The choices (multiple-choice qa); `correct` is the index of the right one. Empty: open-ended.
         correct: Index of the right choice; None if there are no choices.
         label: Name of the class (action).
-        transcript: What is said in it (captioning, sentiment); None: nothing, or unknown.
+        transcript: The spoken words (captioning, sentiment); None: none, or unknown.
         span: Its part of the medium, start and end in seconds; None: all of it.
-        score: How positive it is, from -3 to 3 (sentiment).
+        score: Sentiment, from -3 to 3.
     """
 
     media: str
@@ -49,14 +49,13 @@ class Corpus:
     Args:
         dataset: Its name.
         task: The task.
-        splits: ``train``, ``validation``, ``test`` -> its examples, in the order of the file. A split that the data set
-            does not have is left out.
-        media: Key -> file of every video or image that is there.
+        splits: ``train``, ``validation``, ``test`` -> its examples, in the order of the file; only the splits that the
+            data set has.
+        media: Key -> file of every video or image that exists.
         answers: Open-ended qa: the closed vocabulary of answers; action: the class names. The index is the class.
             Empty for retrieval and multiple choice.
-        missing: Keys that the annotations name but for which there is no file, with ``allow_missing``; the examples are
-            left out of `splits`.
-        notes: Lines worth showing the user (what was left out, and why).
+        missing: Keys in the annotations that have no file, with ``allow_missing``; their examples are not in `splits`.
+        notes: Lines to show to the user (what was skipped, and why).
     """
 
     dataset: str

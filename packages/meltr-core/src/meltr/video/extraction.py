@@ -1,8 +1,8 @@
-"""Make something of every video of a data set, once: frames of a cache, features, visual codes.
+"""Computes something once for every video of a data set: frames of a cache, features, visual codes.
 
-`fill` is the loop that all of them share. It asks a store what is already there, makes the rest in order, and notes
-why a video failed. What is stored depends neither on the number of processes nor on where an earlier call was killed.
-Failed videos are tried again by the next call.
+All of these share the loop `fill`. It asks a store what is already there, computes the rest in order, and records why
+a video failed. The stored results depend neither on the number of processes nor on earlier interruptions. Failed videos
+are tried again by the next call.
 """
 
 from __future__ import annotations
@@ -21,15 +21,15 @@ R = TypeVar("R")
 Made = TypeVar("Made", contravariant=True)
 
 Progress = Callable[[int, int, int], None]
-"""Called with the videos done, the number of all videos, and how many of those done have failed."""
+"""Called with the number of videos done, the number of all videos, and the number of failed videos."""
 
 
 class FillReport(NamedTuple):
-    """What `fill` did.
+    """Result of `fill`.
 
     Args:
-        total: Videos that were asked for.
-        added: Videos whose results were made now. The others were already there, or failed.
+        total: Number of requested videos.
+        added: Number of videos computed by this call. The others were already stored, or failed.
         failed: Key -> why the video failed.
     """
 
@@ -39,34 +39,34 @@ class FillReport(NamedTuple):
 
 
 class Store(Protocol[Made]):
-    """Where results are kept. It writes files beside their place and renames them: a kill leaves none half done."""
+    """Storage of results. Files are written under a temporary name and renamed, so that none is ever incomplete."""
 
     def __contains__(self, key: str) -> bool:
         """Tell whether the result of `key` is already there."""
         ...
 
     def add(self, key: str, result: Made) -> None:
-        """Keep the result of `key`."""
+        """Store the result of `key`."""
         ...
 
     def fail(self, key: str, reason: str) -> None:
-        """Note why `key` has no result."""
+        """Record why `key` has no result."""
         ...
 
     def close(self, *, complete: bool) -> None:
-        """End the work; called once.
+        """Finish the work; called once.
 
         Args:
-            complete: Whether every video was tried. False: an error or Ctrl-C ended the work early.
+            complete: True if every video was tried; False if an error or Ctrl-C ended the work early.
         """
         ...
 
 
 class Described(Protocol):
-    """Settings that can say what they are."""
+    """Settings that can describe themselves."""
 
     def text(self) -> str:
-        """Return the settings as a user reads them."""
+        """Return the settings in words."""
         ...
 
 
@@ -77,13 +77,13 @@ def fill(
     *,
     progress: Progress | None = None,
 ) -> FillReport:
-    """Make the results that a store lacks, in the order of `sources`.
+    """Compute the results that a store lacks, in the order of `sources`.
 
     Args:
-        sources: Key -> what the result is made of, for example the file of the video.
-        store: Where the results go.
-        make: Yields key and result of each of the given sources, in order. A string in place of a result says why the
-            video failed. `attempt` makes such a function of one that handles a single video.
+        sources: Key -> input of the computation, for example the file of the video.
+        store: Storage of the results.
+        make: Yields key and result for each of the given sources, in order. A string instead of a result says why the
+            video failed. `attempt` turns a function of a single video into such a function.
         progress: Called at the start and after every video.
 
     Raises:
@@ -117,12 +117,12 @@ def fill(
 def attempt(
     sources: Mapping[str, S], work: Callable[[str, S], R], *, workers: int = 0
 ) -> Generator[tuple[str, R | str], None, None]:
-    """Yield key and ``work(key, source)`` of each source in order, or the reason why that failed.
+    """Yield key and ``work(key, source)`` for each source in order, or the reason why that failed.
 
     Args:
         sources: Key -> source.
-        work: A function that can be pickled. Whatever it raises is the reason.
-        workers: Processes that work; 0: this one. With processes, even a crash costs one video only.
+        work: A function that can be pickled. Any exception that it raises becomes the reason.
+        workers: Number of processes; 0: this process. With worker processes, even a crash affects only one video.
     """
     results = map_in_order(_Attempt(work), sources.items(), workers=workers, died=_crashed)
     with contextlib.closing(results):
@@ -131,13 +131,13 @@ def attempt(
 
 
 def check_same(place: Path, found: Described, asked: Described, *, of: str = "") -> None:
-    """Check that a store was filled with the settings that are asked for now.
+    """Check that a store was filled with the settings of this call.
 
     Args:
         place: The file or folder.
-        found: The settings it was filled with.
-        asked: Those of this call.
-        of: What it holds, for the message: ``codes of``.
+        found: The settings of the store.
+        asked: The settings of this call.
+        of: The content of the store, for the message: ``codes of``.
 
     Raises:
         UserError: If they differ.
@@ -145,13 +145,14 @@ def check_same(place: Path, found: Described, asked: Described, *, of: str = "")
     if found != asked:
         holds = f"{of} {found.text()}".lstrip()
         raise UserError(
-            f"{place} holds {holds}, but {asked.text()} were requested.", "Choose another place, or delete this one."
+            f"{place} holds {holds}, but {asked.text()} were requested.",
+            "Choose another place, or delete this one.",
         )
 
 
 @dataclass(frozen=True)
 class _Attempt(Generic[S, R]):
-    """A function of one video that returns the reason instead of raising."""
+    """A function of one video that returns the reason of a failure instead of raising it."""
 
     work: Callable[[str, S], R]
 
@@ -165,10 +166,10 @@ class _Attempt(Generic[S, R]):
 
 
 def _crashed(video: tuple[str, Any]) -> str:
-    return f"{_name(video)} crashes the decoder, or needs more memory than there is"
+    return f"{_name(video)} crashes the decoder or exhausts the memory"
 
 
 def _name(video: tuple[str, Any]) -> str:
-    """Return the file where there is one, the key otherwise."""
+    """Return the file if there is one, else the key."""
     key, source = video
     return str(source) if isinstance(source, Path) else key

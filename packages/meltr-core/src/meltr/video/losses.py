@@ -1,4 +1,4 @@
-"""What losses of videos and texts share: the width they are computed in, and a cross-entropy over known targets."""
+"""Helpers for losses of videos and texts: their precision, and a cross-entropy over known targets."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from meltr.metrics.classification import IGNORED
 
 
 def wide(tensor: Tensor) -> Tensor:
-    """Return a tensor in float32 if it is in half precision, otherwise as it is."""
+    """Return a tensor in float32 if it is in half precision, otherwise unchanged."""
     return tensor.float() if tensor.dtype in (torch.float16, torch.bfloat16) else tensor
 
 
@@ -18,9 +18,9 @@ def cross_entropy(logits: Tensor, targets: Tensor, *, ignored: int = IGNORED) ->
     """Return the mean cross-entropy over targets that are not `ignored`, in float32 at least; 0 if there are none.
 
     Args:
-        logits: (..., C).
-        targets: (...), int64.
-        ignored: The target that does not count.
+        logits: Shape (..., C).
+        targets: Shape (...), int64.
+        ignored: Value of targets that are skipped.
     """
     total = F.cross_entropy(wide(logits).flatten(0, -2), targets.flatten(), ignore_index=ignored, reduction="sum")
     return total / (targets != ignored).sum().clamp_min(1)

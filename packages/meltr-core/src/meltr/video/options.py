@@ -1,4 +1,4 @@
-"""Settings that backbones of video and text have in common (``options.*``). Imports no torch."""
+"""Settings shared by backbones of video and text (``options.*``). Imports no torch."""
 
 from __future__ import annotations
 
@@ -14,23 +14,23 @@ S = TypeVar("S")
 
 
 class VideoOptions(Info):
-    """Settings of a backbone of video and text; it derives its own from this class.
+    """Base class for the settings of a backbone of video and text.
 
-    A subclass may give a field another default or narrower type, and another description in its docstring.
+    A subclass may give a field another default or a narrower type, and another description in its docstring.
 
     Args:
-        size: Size of the model; ``tiny`` for miniatures and first tries.
+        size: Size of the model; ``tiny`` for synthetic samples and first tries.
         weights: Start from this checkpoint: a published one, or ``backbone.safetensors`` of a run.
-        vocabulary: vocab.txt of bert-base-uncased; None: from the Hugging Face cache (miniatures, and the tiny model
-            without `weights`, take the words of the data set).
-        text_length: Tokens of a text, [CLS] and [SEP] included; longer texts are cut.
+        vocabulary: vocab.txt of bert-base-uncased; None: from the Hugging Face cache (synthetic samples, and the tiny
+            model without `weights`, use the words of the data set).
+        text_length: Tokens per text, [CLS] and [SEP] included; longer texts are truncated.
         attention: Kernel of attention: ``fused`` (scaled dot product attention) or ``eager``.
-        negatives: Texts and videos that losses compare with: those of ``all`` processes, or of the ``own`` one as
+        negatives: Texts and videos that losses use as negatives: those of ``all`` processes, or of the ``own`` one as
             released.
-        pairs_per_pass: Most pairs of video and text that go through the model at a time; None: all while training, 64
-            in evaluation.
-        workers: Processes that read and decode; None: none where nothing is decoded, else one a core, up to 8.
-        eval_batch_size: Videos in a batch of an evaluation.
+        pairs_per_pass: Largest number of pairs of video and text in one forward pass; None: all in training, 64 in
+            evaluation.
+        workers: Processes that read and decode; None: none if nothing is decoded, else one per core, up to 8.
+        eval_batch_size: Videos per batch in evaluation.
         save_predictions: Write the prediction for every evaluated example.
     """
 
@@ -47,13 +47,13 @@ class VideoOptions(Info):
 
 
 class FrameOptions(VideoOptions):
-    """Settings of a backbone that sees frames.
+    """Settings of a backbone that uses frames.
 
     Args:
-        frames: Frames of a clip.
+        frames: Frames per clip.
         image_size: Side of a frame in pixels.
-        frame_cache: A folder that ``meltr data cache`` made; None: videos are decoded when they are needed.
-        memory_mb: Frames are kept in memory up to this many MiB (with ``workers=0``).
+        frame_cache: A folder made by ``meltr data cache``; None: videos are decoded when they are needed.
+        memory_mb: Keep frames in memory up to this many MiB (with ``workers=0``).
     """
 
     frames: int = Field(5, ge=1)
@@ -67,7 +67,7 @@ def picked(settings: type[S], options: VideoOptions) -> S:
 
     Args:
         settings: A dataclass, such as the settings of a backbone's losses.
-        options: The backbone's options, with a field for each of its fields.
+        options: The backbone's options, with a field for each field of `settings`.
     """
     names: tuple[dataclasses.Field[Any], ...] = dataclasses.fields(settings)  # type: ignore[arg-type]
     return settings(**{each.name: getattr(options, each.name) for each in names})

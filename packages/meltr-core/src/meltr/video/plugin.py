@@ -16,9 +16,9 @@ from meltr.video.cli.sample import sample
 
 @hookimpl
 def register_tasks() -> list[TaskInfo]:
-    """Tasks that several video backbones share."""
+    """Tasks shared by several video backbones."""
     return [
-        TaskInfo(name="action", summary="One label for a video: what is done in it.", metrics=("top1", "top5")),
+        TaskInfo(name="action", summary="One label for a video: the action in it.", metrics=("top1", "top5")),
         TaskInfo(
             name="qa",
             summary="Answer a question about a video: from a vocabulary of answers, or one of several choices.",
@@ -26,17 +26,17 @@ def register_tasks() -> list[TaskInfo]:
         ),
         TaskInfo(
             name="retrieval",
-            summary="Find the video that a text describes (r@1 and so on), and the text of a video (v2t/r@1).",
+            summary="Find the video for a text (r@1 and so on), and the text for a video (v2t/r@1).",
             metrics=("r@1", "r@5", "r@10", "medr", "v2t/r@1", "v2t/r@5", "v2t/r@10", "v2t/medr"),
         ),
         TaskInfo(
             name="captioning",
-            summary="Say in a sentence what a video shows.",
+            summary="Describe a video in one sentence.",
             metrics=("cider", "bleu4", "rouge_l", "meteor", "bleu1", "bleu2", "bleu3"),
         ),
         TaskInfo(
             name="sentiment",
-            summary="How positive what is said in a video is, from -3 to 3.",
+            summary="Sentiment of the speaker in a video, from -3 to 3.",
             metrics=("mae", "corr", "ba", "f1", "ba_nonneg", "f1_nonneg", "acc7"),
             higher_is_better=False,
         ),

@@ -1,4 +1,4 @@
-"""Items as tensors: token ids of a text, features of a clip, a caption for the decoder, a score."""
+"""Turns items into tensors: token ids of a text, features of a clip, a caption for the decoder, a score."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from meltr_univl.data.texts import Wording
 from meltr_univl.features.reading import FeatureReader, Pick, window
 
 Inputs = Literal["v", "v+t"]
-"""What a caption is made of: the video, or video and transcript."""
+"""Input of captioning: the video, or video and transcript."""
 
 Sentences = Literal["all", "one"]
-"""Training examples of a clip with several captions: one for each, or one with a random caption in each epoch."""
+"""Training examples of a clip with several captions: one per caption, or one with a random caption per epoch."""
 
 
 @dataclass(frozen=True)
@@ -27,9 +27,9 @@ class Clips:
 
     Args:
         source: Features of whole videos.
-        length: F, vectors of a clip.
-        rate: Vectors a second.
-        pick: Which ones of a longer clip.
+        length: F, vectors per clip.
+        rate: Vectors per second.
+        pick: Which vectors of a longer clip to keep.
     """
 
     source: FeatureReader
@@ -38,7 +38,7 @@ class Clips:
     pick: Pick = "first"
 
     def clip(self, item: Item) -> tuple[Tensor, Tensor]:
-        """Return features (F, D), float32, zero behind the end, and their mask (F,), int64.
+        """Return features (F, D), float32, zero after the end of the clip, and their mask (F,), int64.
 
         Raises:
             KeyError: If the video has no features.
@@ -55,17 +55,17 @@ class Clips:
 class UnivlEncoder(Encoder):
     """Turns items into columns: a text, features, and for training a caption for the decoder and a score.
 
-    Retrieval: the caption is the text, and what the decoder is to say. Captioning: the transcript is the text.
-    Sentiment: what is said is both.
+    Retrieval: the caption is the text and the target of the decoder. Captioning: the transcript is the text.
+    Sentiment: the transcript is both.
 
     Args:
-        wording: Texts to token ids.
-        labels: Says which task it is.
-        clips: Features.
-        inputs: Captioning: with the transcript, or without.
-        no_text: Captioning: the text where there is no transcript. UniVL's prepared YouCook2 says ``none``.
+        wording: Turns texts into token ids.
+        labels: The labels, which include the task.
+        clips: Features of clips.
+        inputs: Captioning: with or without the transcript.
+        no_text: Captioning: the text if there is no transcript. UniVL's prepared YouCook2 uses ``none``.
         sentences: Training: ``all`` captions of an item, or ``one``, drawn separately for text and decoder as in
-            UniVL's code; the draws are torch's.
+            UniVL's code, from torch's generator.
     """
 
     def __init__(
@@ -90,7 +90,7 @@ class UnivlEncoder(Encoder):
         return (item.transcript if self.inputs == "v+t" else None) or self.no_text
 
     def video(self, item: Item, seed: int | None = None) -> dict[str, Tensor]:
-        """Return ``video`` (F, D) and ``video_mask`` (F,); they are always the same."""
+        """Return ``video`` (F, D) and ``video_mask`` (F,); nothing is random."""
         video, mask = self.clips.clip(item)
         return {"video": video, "video_mask": mask}
 
@@ -105,7 +105,7 @@ class UnivlEncoder(Encoder):
         Args:
             item: The item.
             caption: Its caption, or one of them.
-            said: The caption for the decoder, where that is another one.
+            said: The caption for the decoder; None: `caption`.
         """
         words = self.source_text(item, caption) if self.labels.task == "sentiment" else caption
         shown, mask, wanted = self.wording.caption(words if said is None else said)
@@ -114,17 +114,17 @@ class UnivlEncoder(Encoder):
         return self.text(item, caption) | self.video(item) | decoder | score
 
     def training_set(self, items: Sequence[Item]) -> Dataset[dict[str, Tensor]]:
-        """Return an example for each caption, or for each item with one caption drawn at every visit."""
+        """Return one training example per caption, or one per item with a random caption at every visit."""
         drawn = self.sentences == "one" and self.labels.task != "sentiment"
         return OneSentence(self, items) if drawn else super().training_set(items)
 
     def reference(self, caption: str) -> str:
-        """Return a caption as UniVL's evaluation scores it: lower case, in pieces, cut."""
+        """Return a caption as UniVL's evaluation scores it: lower case, in WordPiece tokens, truncated."""
         return self.wording.reference(caption)
 
 
 class OneSentence(Dataset[dict[str, Tensor]]):
-    """Training examples: one for each item, with captions drawn for text and decoder.
+    """Training examples: one per item, with random captions for text and decoder.
 
     Args:
         encoder: Turns items into tensors.
@@ -139,7 +139,7 @@ class OneSentence(Dataset[dict[str, Tensor]]):
         return len(self.items)
 
     def __getitem__(self, index: int) -> dict[str, Tensor]:
-        """Return the columns of an item, see `UnivlEncoder.example`."""
+        """Return the columns of an item; see `UnivlEncoder.example`."""
         item = self.items[index]
         if not item.captions:
             return self._encoder.example(item)

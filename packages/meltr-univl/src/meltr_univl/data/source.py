@@ -116,7 +116,7 @@ def _ways(context: RunContext) -> str:
     if files:
         lines.append("Or put UniVL's prepared files into the data root:")
         lines += [f"  {line}" for line in files.splitlines()]
-    return "\n".join([*lines, "Without any files: --sample."])
+    return "\n".join([*lines, "To run without any files: --sample."])
 
 
 def _miniature(context: RunContext) -> tuple[Corpus, FeatureSource]:
@@ -126,7 +126,7 @@ def _miniature(context: RunContext) -> tuple[Corpus, FeatureSource]:
     spec, quiet = context.spec, context.rank > 0
     corpus = open_corpus(spec, quiet=quiet)
     folder = miniature.cache_folder() / FOLDER / f"{miniature.cached(spec.dataset).name}-{EXTRACTOR}-v{VERSION}"
-    with ProgressCounter(f"features of the miniature of {spec.dataset}", quiet=quiet, lines=False) as progress:
+    with ProgressCounter(f"features of the synthetic sample of {spec.dataset}", quiet=quiet, lines=False) as progress:
         fill_features(corpus.media, folder, Recipe(EXTRACTOR), progress=progress)
     return corpus, FeatureFolder(folder)
 

@@ -32,7 +32,7 @@ class CaptionIds(NamedTuple):
     Args:
         input: [CLS] words, padded with [PAD], (L,), int64.
         mask: 1 for the real positions of `input`, (L,), int64.
-        output: words [SEP], padded with [PAD], (L,), int64: what each position is to say.
+        output: words [SEP], padded with [PAD], (L,), int64: the target of each position.
     """
 
     input: Tensor
@@ -41,7 +41,7 @@ class CaptionIds(NamedTuple):
 
 
 class Wording:
-    """Texts to token ids and back.
+    """Turns texts into token ids and back.
 
     Args:
         tokenizer: WordPiece; its length is W.
@@ -56,16 +56,16 @@ class Wording:
         self._tokens = {number: token for token, number in read_vocabulary(tokenizer.file).items()}
 
     def pieces(self, text: str) -> list[int]:
-        """Return the token ids of `text`, neither framed nor cut; a ``[PAD]`` in it is text like any other."""
+        """Return the token ids of `text`, without special tokens or truncation; ``[PAD]`` in it is ordinary text."""
         return self.tokenizer.pieces(text.replace("[PAD]", "[ PAD ]"))
 
     def text(self, text: str) -> TextIds:
-        """Return a text for the text encoder: cut to W - 2 pieces between [CLS] and [SEP]."""
+        """Return a text for the text encoder: truncated to W - 2 tokens between [CLS] and [SEP]."""
         pieces = self.pieces(text)
         return TextIds(self.tokenizer.pack([pieces])[0], _mask(len(pieces) + 2, self.tokenizer.length))
 
     def caption(self, caption: str) -> CaptionIds:
-        """Return a caption for the decoder: cut to L - 1 pieces."""
+        """Return a caption for the decoder: truncated to L - 1 tokens."""
         pieces = self.pieces(caption)[: self.caption_length - 1]
         return CaptionIds(
             _padded([CLS, *pieces], self.caption_length),
@@ -74,9 +74,10 @@ class Wording:
         )
 
     def words(self, ids: Iterable[int]) -> str:
-        """Return the text of generated ids: cut at the first [SEP] and [PAD], pieces joined.
+        """Return the text of generated ids, up to the first [SEP] or [PAD], with word pieces joined.
 
-        Punctuation stays apart (``it ' s``), and ``#`` and white space go at both ends, as in UniVL's evaluation.
+        Punctuation stays separate (``it ' s``), and ``#`` and white space are removed at both ends, as in UniVL's
+        evaluation.
         """
         tokens = []
         for number in map(int, ids):
@@ -86,7 +87,7 @@ class Wording:
         return " ".join(tokens).replace(" ##", "").strip("#").strip()
 
     def reference(self, caption: str) -> str:
-        """Return a reference as UniVL's evaluation scores it: lower case, in pieces, cut to L - 1 of them."""
+        """Return a reference as UniVL's evaluation scores it: lower case, in WordPiece tokens, truncated to L - 1."""
         return self.words(self.caption(caption).output.tolist())
 
 

@@ -1,4 +1,4 @@
-"""Features of files that a user names: made on the spot by the extractor of the run, or read from a ``.npy``."""
+"""Features of files of the user: computed by the run's extractor, or read from ``.npy`` files."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ class AskedFeatures:
     """A `meltr_univl.features.reading.FeatureReader` whose keys are paths.
 
     Args:
-        meta: Facts of the data that the run was trained on: ``features`` and ``video_dim``.
-        weights: Weights of the extractor; None: where it looks by itself.
-        device: Where features are made.
+        meta: Facts about the data that the run was trained on: ``features`` and ``video_dim``.
+        weights: Weights of the extractor; None: found by the extractor itself.
+        device: Device of the extractor.
     """
 
     def __init__(self, meta: Mapping[str, Any], weights: Path | None, device: torch.device) -> None:
@@ -33,7 +33,7 @@ class AskedFeatures:
         """Return the features of a file, (N, D).
 
         Raises:
-            UserError: If it cannot be read, or the features of the run cannot be made.
+            UserError: If the file cannot be read, or the features cannot be computed.
         """
         file = Path(key)
         if file.suffix != ".npy":
@@ -42,23 +42,23 @@ class AskedFeatures:
         try:
             array = np.load(file, allow_pickle=False)
         except (OSError, ValueError) as error:
-            hint = "It is an array of (frames, width), saved with numpy.save."
+            hint = "It must be an array of shape (frames, width), saved with numpy.save."
             raise UserError(f"{file} cannot be read: {error}.", hint) from error
         return checked(array, str(file), self.record.width)
 
     def _opened(self) -> Extractor:
-        """Return what made the features of the run, with the same weights."""
+        """Return the extractor of the run's features, with the same weights."""
         name, trained = self._trained["extractor"], self._trained["weights"]
         if name is None:
             raise UserError(
-                "This run was trained on features that do not say how they were made: it cannot make those of a video.",
-                "Make them as those were made, and give the .npy: meltr predict RUN --video FILE.npy",
+                "This run was trained on features that do not name their extractor, so a video has none.",
+                "Compute them in the same way, and use the file: meltr predict RUN --video FILE.npy",
             )
         extractor = open_extractor(name, self._weights, device=self._device)
         if extractor.weights != trained and trained is not None:
             raise UserError(
-                f"This run was trained on features of {name} with weights {trained[:12]}; those found here are "
+                f"This run was trained on features of {name} with weights {trained[:12]}, but the weights found are "
                 f"{(extractor.weights or 'none')[:12]}.",
-                "Train with --set extractor_weights=FILE to have them found again.",
+                "Train with --set extractor_weights=FILE, so that the run can find them.",
             )
         return extractor

@@ -60,7 +60,7 @@ def extract(path: Path, extractor: Extractor) -> Features:
 def fill_features(
     videos: Mapping[str, Path], folder: Path, recipe: Recipe, *, workers: int = 0, progress: Progress | None = None
 ) -> FillReport:
-    """Make the features that a folder lacks.
+    """Compute the features that a folder lacks.
 
     Each file is written as a whole when it is complete, so the next call resumes the work. Videos that cannot be
     decoded are listed in ``features.json``, and the next call tries them again.
@@ -85,10 +85,10 @@ def fill_features(
 
 
 class _Folder:
-    """A folder of features, a file for each video.
+    """A folder of features, with one file per video.
 
     Args:
-        folder: The folder; ``features.json`` is written at once.
+        folder: The folder; ``features.json`` is written immediately.
         record: How the features are made.
         files: Key -> file of its features.
     """
@@ -108,12 +108,12 @@ class _Folder:
         write_bytes(self._files[key], stream.getvalue())
 
     def fail(self, key: str, reason: str) -> None:
-        """Note in ``features.json`` why a video has no features."""
+        """Record in ``features.json`` why a video has no features."""
         self._failed[key] = reason
         write_record(self._folder, replace(self._record, failed=self._failed))
 
     def close(self, *, complete: bool) -> None:
-        """Do nothing: every file is complete already."""
+        """Do nothing: every file is already complete."""
 
 
 def _check_same(folder: Path, record: FeatureRecord) -> None:

@@ -1,8 +1,8 @@
-"""Which words and frames are hidden, drawn from a given generator (Luo et al., arXiv 2002.06353, section 3.2).
+"""Random masks of words and frames, from a given generator (Luo et al., arXiv 2002.06353, section 3.2).
 
-MELTR's released loader repeats the whole draw until something is hidden, which never ends for a clip without frames.
-The same distribution is drawn here in one go: the first hidden place from its law given that there is one, and those
-behind it independently. How much is drawn depends on shapes alone.
+MELTR's released loader repeats the whole draw until something is masked, which never ends for a clip without frames.
+Here the same distribution is drawn at once: the first masked position conditioned on there being one, and later ones
+independently. The number of draws depends only on shapes.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from meltr.video.text.masking import PROBABILITY, choose, given_one, hide
 
 @dataclass(frozen=True)
 class Masks:
-    """What is hidden in a batch.
+    """The masks of a batch.
 
     Args:
-        ids: Token ids with hidden words, (B, W).
+        ids: Token ids with masked words, (B, W).
         labels: The original id where a word is to be predicted, -100 elsewhere, (B, W).
-        frames: True at frames that are hidden, (B, F).
+        frames: True at masked frames, (B, F).
     """
 
     ids: Tensor
@@ -42,17 +42,17 @@ def draw_masks(
     probability: float = PROBABILITY,
     at_least_one: bool = True,
 ) -> Masks:
-    """Hide words and frames. [CLS], [SEP] and padding stay; texts without words and clips without frames lose nothing.
+    """Mask words and frames. [CLS], [SEP] and padding stay; texts without words and clips without frames lose nothing.
 
     Args:
         ids: Token ids, (B, W).
         text_mask: 1 at real tokens, (B, W).
         video_mask: 1 at real frames, (B, F).
-        vocabulary: V, where random tokens come from.
+        vocabulary: V, the number of tokens to draw random ones from.
         generator: Source of randomness; None: torch's global one.
-        probability: Of each word and frame.
-        at_least_one: Hide at least one word of every text and one frame of every clip, as MELTR's loaders (UniVL's own
-            do not).
+        probability: Probability of each word and frame.
+        at_least_one: Mask at least one word of every text and one frame of every clip, as MELTR's loaders do (UniVL's
+            own do not).
     """
     places = torch.arange(ids.shape[1], device=ids.device)
     lengths = text_mask.sum(1, keepdim=True)
@@ -65,13 +65,13 @@ def draw_masks(
 def draw_places(
     able: Tensor, *, generator: torch.Generator | None, probability: float = PROBABILITY, at_least_one: bool = True
 ) -> Tensor:
-    """Choose places of each row with a probability, independently; (B, L), boolean.
+    """Choose positions in each row independently with a given probability; (B, L), boolean.
 
     Args:
-        able: True where a place may be chosen, (B, L).
+        able: True where a position may be chosen, (B, L).
         generator: Source of randomness; None: torch's global one.
         probability: p, in [0, 1].
-        at_least_one: Given that at least one place of the row is chosen (if it has any, and p > 0).
+        at_least_one: Condition on at least one chosen position per row (if it has any, and p > 0).
     """
     first = uniform((len(able), 1), able.device, generator)
     chosen = choose(able, generator=generator, probability=probability)

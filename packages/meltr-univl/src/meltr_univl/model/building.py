@@ -28,7 +28,7 @@ def model_config(options: UnivlOptions, meta: Mapping[str, Any]) -> ModelConfig:
 
     Args:
         options: The backbone's settings.
-        meta: Facts of the data: ``vocabulary`` and ``video_dim``.
+        meta: Facts about the data: ``vocabulary`` and ``video_dim``.
 
     Raises:
         UserError: If texts, captions or clips are longer than the model's tables, the vocabulary is larger, or there
@@ -50,7 +50,7 @@ def model_config(options: UnivlOptions, meta: Mapping[str, Any]) -> ModelConfig:
 
 
 def parts_of(options: UnivlOptions, task: str, losses: Sequence[str]) -> tuple[str, ...]:
-    """Return the parts that a task and its losses need; captioning decodes and retrieval may match anyway."""
+    """Return the parts that a task and its losses need; captioning always decodes, and retrieval may match."""
     needed = {PART_OF[name] for name in losses if name in PART_OF}
     if task == "captioning":
         needed.add("decoder")

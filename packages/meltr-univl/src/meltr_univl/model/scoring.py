@@ -1,4 +1,4 @@
-"""Encoded texts and videos, and what the model says about them: similarities, captions, sentiments."""
+"""Encoded texts and videos, and predictions from them: similarities, captions, sentiments."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def similarity(model: Univl, texts: Encoded, videos: Encoded, *, scoring: Scorin
         texts: N encoded texts.
         videos: M encoded videos.
         scoring: ``align`` (a pass for each pair) or ``joint`` (cosines).
-        pairs: Most pairs at a time.
+        pairs: Largest number of pairs per pass.
     """
     if scoring == "joint":
         return joint_similarity(text_vectors(*texts), mean_states(*videos))

@@ -104,7 +104,7 @@ def fill_codes(
     workers: int = 0,
     progress: Progress | None = None,
 ) -> FillReport:
-    """Make the codes that a file lacks, and add them.
+    """Compute the codes that a file lacks, and add them.
 
     The whole file is written every 1,024 videos, at the end, and on interruption, so the next call resumes the work.
     Videos that cannot be decoded are listed in the file, and the next call tries them again.
@@ -126,14 +126,14 @@ def fill_codes(
 
 
 class _Codes:
-    """The codes of a file, held in memory and written from time to time.
+    """The codes of a file, held in memory and written periodically.
 
     Args:
         path: The file.
-        settings: How codes are made.
+        settings: Settings of the codes.
 
     Raises:
-        UserError: If the file is something else, or holds codes that were made otherwise.
+        UserError: If the file is not a file of codes, or its codes have other settings.
     """
 
     def __init__(self, path: Path, settings: CodeSettings) -> None:
@@ -149,17 +149,17 @@ class _Codes:
         return key in self._table.rows
 
     def add(self, key: str, codes: Codes) -> None:
-        """Keep the codes of a video."""
+        """Store the codes of a video."""
         self._table.rows[key] = codes
         self._count()
 
     def fail(self, key: str, reason: str) -> None:
-        """Note why a video has no codes."""
+        """Record why a video has no codes."""
         self._table.failed[key] = reason
         self._count()
 
     def close(self, *, complete: bool) -> None:
-        """Write what is not in the file yet, also when the work was broken off."""
+        """Write codes that are not in the file yet, also after an interruption."""
         if self._unsaved:
             self._save()
 

@@ -1,4 +1,4 @@
-"""Items as tensors: squares of a clip, token ids, the right answer, visual codes."""
+"""Turns items into tensors: squares of a clip, token ids, the right answer, visual codes."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ class VioletEncoder(Encoder):
     """Turns items into the columns ``frames``, ``ids``, ``answer`` and, for training, ``codes``.
 
     Args:
-        tokenizer: Texts to token ids.
+        tokenizer: Turns texts into token ids.
         labels: The right answers as numbers.
         frames: Squares (T, S, S, 3) by the key of a video.
-        codes: Visual codes by the key of a video, or made of the squares; None: none.
-        choice_text: How a question and a choice are put together.
+        codes: Visual codes by the key of a video, or computed from the squares; None: none.
+        choice_text: How a question and a choice are combined.
     """
 
     tokenizer: Tokenizer
@@ -43,7 +43,7 @@ class VioletEncoder(Encoder):
         self._frames, self._codes, self._choice_text = frames, codes, choice_text
 
     def video(self, item: Item, seed: int | None = None) -> dict[str, Tensor]:
-        """Return ``frames`` (T, 3, S, S), bytes; they are always the same."""
+        """Return ``frames`` (T, 3, S, S), bytes; nothing is random."""
         return {"frames": torch.from_numpy(self._frames.frames(item.media)).permute(0, 3, 1, 2)}
 
     def text(self, item: Item, caption: str = "") -> dict[str, Tensor]:
@@ -54,7 +54,7 @@ class VioletEncoder(Encoder):
         return {"ids": self.tokenizer.encode([text or ""])[0]}
 
     def example(self, item: Item, caption: str = "") -> dict[str, Tensor]:
-        """Return a training example, with ``codes`` (T, h, w) where there are any."""
+        """Return a training example, with ``codes`` (T, h, w) if there are any."""
         columns = super().example(item, caption)
         return columns if self._codes is None else columns | {"codes": self._codes_of(item, self._codes)}
 
@@ -68,5 +68,5 @@ class VioletEncoder(Encoder):
 
 
 def as_batch(columns: Mapping[str, Tensor]) -> Batch:
-    """Return collated examples as a batch of losses."""
+    """Return collated examples as a batch for the losses."""
     return Batch(columns["frames"], columns["ids"], answer=columns.get("answer"), codes=columns.get("codes"))

@@ -1,4 +1,4 @@
-"""Where the examples, frames and visual codes of a run come from: data as published, or VIOLET's prepared files."""
+"""Sources of a run's examples, frames and visual codes: published data, or VIOLET's prepared files."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from meltr_violet.options import VioletOptions
 CELL = BASE.cell
 
 SAMPLER = "centres"
-"""Which frames of a video are seen: those that VIOLET's prepared files hold."""
+"""The frames of a video that are used: those in VIOLET's prepared files."""
 
 Codes = CodeSource | FixedCodebook | None
 
@@ -79,8 +79,8 @@ def _published(context: RunContext) -> Corpus:
     """Read the data set as published.
 
     Raises:
-        UserError: If something is missing or broken; where the annotations are not there, it names VIOLET's prepared
-            files too.
+        UserError: If a file is missing or broken; if annotations are missing, the hint also names VIOLET's prepared
+            files.
     """
     spec = context.spec
     try:
@@ -104,15 +104,15 @@ def _has_annotations(dataset: str, root: Path | None) -> bool:
 
 
 def _codes(context: RunContext, own: CodeSource | None, sampler: str) -> Codes:
-    """Return where visual codes come from; of a trained run, only whether they are colours.
+    """Return the source of visual codes; for a trained run, only whether they are colours.
 
     Args:
         context: The run.
-        own: Codes that the data set brings.
-        sampler: Which frames the clips are made of.
+        own: Codes that come with the data set.
+        sampler: Selects the frames of clips.
 
     Raises:
-        UserError: If they were made for clips of another shape, or of other frames.
+        UserError: If the codes were made for clips of another shape, or from other frames.
     """
     spec, options = context.spec, cast(VioletOptions, context.options)
     if options.codes == "none":
@@ -135,7 +135,7 @@ def _codes(context: RunContext, own: CodeSource | None, sampler: str) -> Codes:
     made = source.settings.sampler if isinstance(source, CodeFile) else SAMPLER
     if {"prepared": SAMPLER}.get(made, made) != sampler:
         raise UserError(
-            f"The visual codes are of the frames {made!r}; the clips are made of the frames {sampler!r}.",
+            f"The visual codes are of the frames {made!r}, but the clips use the frames {sampler!r}.",
             f"Make codes with `meltr data codes --sampler {sampler}`, or drop the loss mvm with --set codes=none.",
         )
     return cast(CodeSource, source)

@@ -1,1 +1,1 @@
-"""The losses of a batch, and what they mask."""
+"""The losses of a batch and their masks."""

@@ -1,7 +1,7 @@
-"""Which text tokens and which cells of a clip are masked (Fu et al. 2021, section 3.3), drawn from a given generator.
+"""Random masks of text tokens and of cells of a clip, from a given generator (Fu et al. 2021, section 3.3).
 
-Everything is drawn for the whole batch at once and with a number of draws that depends on shapes alone, so that nothing
-waits for the device and a replayed generator gives the same masks.
+Everything is drawn for the whole batch at once, and the number of draws depends only on shapes. So nothing waits for
+the device, and a replayed generator gives the same masks.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ from meltr.video.text.masking import PROBABILITY, choose, given_one, mask_out, n
 
 @dataclass(frozen=True)
 class Masks:
-    """What is masked in a batch.
+    """The masks of a batch.
 
     Args:
         ids: Texts with some tokens replaced by [MASK], (B, X), or (B, O, X) in the released multiple-choice path.
-        text_targets: The original id where a token is to be predicted, -100 elsewhere; shape of `ids`.
+        text_targets: The original id where a token is to be predicted, -100 elsewhere; same shape as `ids`.
         cells: True where a cell of the clip is masked, (B, T, h, w).
     """
 
@@ -38,7 +38,7 @@ def _integers(u: Tensor, count: Tensor | int) -> Tensor:
 
 
 def draw_tokens(ids: Tensor, *, generator: torch.Generator | None) -> Tensor:
-    """Choose each normal token with probability 0.15, given that a text gets at least one; (B, X), boolean.
+    """Choose each normal token with probability 0.15, conditioned on at least one per text; (B, X), boolean.
 
     Args:
         ids: (B, X).
@@ -54,13 +54,13 @@ def draw_cells(
 ) -> Tensor:
     """Mask the union of T blocks in each clip (blockwise masking).
 
-    A block spans t frames, t uniform in 1 ... T - 1 (1 if T = 1), and rows uniform in 1 ... floor(2 h / 3) - 1, columns
-    likewise (at least 1, for grids below 3 x 3, which the original cannot take); its place is uniform among those where
-    it fits.
+    A block spans t frames, t uniform in 1 ... T - 1 (1 if T = 1), and rows uniform in 1 ... floor(2 h / 3) - 1, and
+    columns likewise (at least 1, for grids below 3 x 3, which the original does not support). Its position is uniform
+    among those where it fits.
 
     Args:
         size: (B, T, h, w).
-        device: Where the result lies.
+        device: Device of the result.
         generator: Source of randomness; None: torch's global one.
 
     Returns:
@@ -83,7 +83,7 @@ def draw_cells(
 
 
 def draw_masks(ids: Tensor, size: tuple[int, int, int, int], *, generator: torch.Generator | None) -> Masks:
-    """Draw the masks of a batch as in fine-tuning: tokens with at least one a text, and blocks of cells.
+    """Draw the masks of a batch as in fine-tuning: at least one token per text, and blocks of cells.
 
     Args:
         ids: (B, X).
@@ -113,7 +113,7 @@ def code_targets(codes: Tensor, cells: Tensor) -> Tensor:
     The cls of each frame, which comes first, has no code.
 
     Args:
-        codes: (B, T, h, w); a negative code is one that is not known.
+        codes: (B, T, h, w); a negative code is unknown.
         cells: (B, T, h, w), True where masked.
     """
     wanted = torch.where(cells & (codes >= 0), codes.long(), IGNORED).flatten(2)
@@ -123,8 +123,8 @@ def code_targets(codes: Tensor, cells: Tensor) -> Tensor:
 def attended_positions(scores: Tensor, ids: Tensor, frames: int, *, generator: torch.Generator | None) -> Tensor:
     """Draw positions in proportion to the attention that they receive (attended masking, pre-training only).
 
-    int(0.15 L) positions without replacement over video and text together; the cls of frames, [CLS], [SEP] and [PAD]
-    are left out.
+    It draws int(0.15 L) positions without replacement from video and text together. The cls of frames, [CLS], [SEP]
+    and [PAD] are never drawn.
 
     Args:
         scores: Attention received by every position, (B, L) with L = T n + X.

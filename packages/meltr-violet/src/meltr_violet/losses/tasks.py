@@ -25,7 +25,7 @@ from meltr_violet.model.scoring import all_pairs, head, pooled_pairs
 from meltr_violet.model.violet import Violet
 
 TEMPERATURE = 0.05
-"""The loss divides matching scores by it; evaluation does not."""
+"""Temperature, by which the loss divides matching scores; evaluation does not."""
 
 LOSSES = ("answer", "classification", "vtm", "mtm", "mvm")
 """Losses that `task_losses` computes. ``classification`` is ``answer`` with class names instead of answers."""
@@ -38,8 +38,8 @@ class Batch:
     Args:
         frames: (B, T, 3, H, W), pixels in [0, 1] or bytes.
         ids: Token ids (B, X); with choices (B, O, X).
-        answer: Class, or number of the right choice, (B,); -100 for an answer that is no class.
-        codes: Visual codes (B, T, h, w), or None where there are none: then without the loss ``mvm``.
+        answer: Class, or number of the right choice, (B,); -100 if the answer is not a class.
+        codes: Visual codes (B, T, h, w); None: the loss ``mvm`` cannot be computed.
     """
 
     frames: Tensor

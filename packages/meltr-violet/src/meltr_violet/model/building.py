@@ -16,7 +16,7 @@ def model_config(options: VioletOptions, meta: Mapping[str, Any]) -> ModelConfig
 
     Args:
         options: The backbone's settings.
-        meta: Facts of the data: ``vocabulary`` and ``codes``, numbers of tokens and of visual codes.
+        meta: Facts about the data: ``vocabulary`` and ``codes``, the numbers of tokens and of visual codes.
 
     Raises:
         UserError: If the vocabulary is larger than the published model's, or texts longer than the model's.

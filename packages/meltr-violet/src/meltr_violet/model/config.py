@@ -13,7 +13,7 @@ class ModelConfig:
     """Sizes and constants; the defaults are those of the published checkpoint.
 
     Args:
-        swin_width: Channels after the patch embedding; they double with each further stage.
+        swin_width: Channels after the patch embedding; they double with each stage.
         swin_depths: Blocks of each stage.
         swin_heads: Attention heads of each stage.
         window: Attention window (frames, rows, columns).

@@ -72,7 +72,7 @@ class CodeEncoder(nn.Module):
     A 7x7 convolution, 4 groups of residual blocks, and a 1x1 convolution.
 
     Args:
-        width: Channels of the first group; they double with each further group.
+        width: Channels of the first group; they double with each group.
         codes: Size of the codebook.
         blocks: Residual blocks per group.
     """

@@ -8,7 +8,7 @@ from torch import Tensor
 from meltr_violet.model.violet import Violet
 
 PAIRS_PER_PASS = 64
-"""Most pairs of clip and text that go through the transformer at a time in evaluation."""
+"""Largest number of pairs of clip and text per pass of the transformer in evaluation."""
 
 
 def pooled_pairs(

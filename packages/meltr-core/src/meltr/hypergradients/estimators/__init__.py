@@ -1,4 +1,4 @@
-"""Ways to compute g = J q, the Jacobian-vector product of the T+1 losses; one a file."""
+"""Ways to compute g = J q, the Jacobian-vector product of the T+1 losses; one per file."""
 
 from meltr.hypergradients.estimators.auto import Auto as Auto
 from meltr.hypergradients.estimators.base import Estimator as Estimator

@@ -1,4 +1,4 @@
-"""The choice that ``estimator=auto`` makes, why, and when it chooses anew."""
+"""The automatic choice of an estimator (``estimator=auto``)."""
 
 from __future__ import annotations
 
@@ -20,31 +20,36 @@ from meltr.hypergradients.loss_values import BatchValues, LossValues
 from meltr.hypergradients.problem import ROWS_KEPT, OuterProblem
 
 TOLERANCE = 1e-2
-"""Relative difference from one backward per task above which forward mode is not trusted (bf16 rounds at 4e-3)."""
+"""Relative difference from one backward pass per task above which forward mode is not used (bf16 rounds at 4e-3)."""
 
 DIFFERENCE_TOLERANCE = 5e-2
 """The same for central differences, whose error reaches a few per cent in deep networks with kinks."""
 
 BACKWARDS = 2.5
-"""One backward per task pays while all of them together cost less than this many (v, a difference and u: 2.5)."""
+"""T+1 backward passes are worth it if together they cost less than this many (v, a difference and u: 2.5)."""
 
 LARGE = 10_000_000
-"""Parameters from which operations are what a step costs; below, an exact way costs little more and is taken."""
+"""Number of parameters above which the operations set the cost of a step; below it, exact ways cost little more."""
 
 
 class Auto(Estimator):
-    """Chooses an estimator for the model at the first outer step, and chooses anew if that one becomes unreliable.
+    """Chooses an estimator at the first outer step, and chooses again if it becomes unreliable.
 
-    With up to `ROWS_KEPT` losses, one backward per task gives v, g and the next inner gradient at once. That is the
-    cheapest way with two losses, and with three that have most of their forward passes to themselves (then the T+1
-    backwards together cost little more than one). Otherwise, for large models in float32, one-sided differences, which
-    cost a single forward and check themselves against one backward per task; else forward mode where the model supports
-    it, checked once; else central differences in float32, checked alike; else one backward per task. (Only a backward
-    treats a target that was made of w under ``torch.no_grad`` as a constant.) Nothing is timed: the same run always
-    makes the same choice.
+    With up to `ROWS_KEPT` losses, one backward pass per task gives v, g and the next inner gradient at once. That is
+    the cheapest way with two losses, and with three losses that share little of their forward passes (the T+1 backward
+    passes then cost little more than one). Otherwise the choice is the first of these that works:
 
-    If a later check finds that one-sided differences are off, the next outer step chooses again, without them. Choices
-    and reasons go to the problem's `log`.
+    1. For large models in float32: one-sided differences, which cost one forward pass and are checked against one
+       backward pass per task.
+    2. Forward mode, if the model supports it, checked once.
+    3. Central differences, in float32 only, also checked.
+    4. One backward pass per task.
+
+    The checks are needed because only a backward pass treats a target computed from w under ``torch.no_grad`` as a
+    constant. Nothing is timed, so the same run always makes the same choice.
+
+    If a later check finds one-sided differences inaccurate, the next outer step chooses again without them. Choices and
+    reasons are logged with the problem's `log`.
     """
 
     name: ClassVar[str] = "auto"
@@ -59,7 +64,7 @@ class Auto(Estimator):
         return None if self._working is None else self._working.name
 
     def keeps_rows(self, losses: LossValues) -> bool:
-        """Tell whether the estimator in use keeps the rows; before the choice, whether that would pay."""
+        """Tell whether the estimator in use keeps the rows; before the choice, whether that would be cheapest."""
         if self._working is not None:
             return self._working.keeps_rows(losses)
         if not (isinstance(losses, BatchValues) and PerTask().keeps_rows(losses)):
@@ -74,9 +79,8 @@ class Auto(Estimator):
             return products
         products = self._working(problem, direction)
         if isinstance(self._working, OneSidedDifference) and not self._working.reliable:
-            problem.log(
-                f"estimator: one_sided is {self._working.error:.1%} off by now; the next outer step chooses anew"
-            )
+            error = f"{self._working.error:.1%}"
+            problem.log(f"estimator: one_sided now has an error of {error}; the next outer step chooses another")
             self._working, self._differences_failed = None, True
         return products
 
@@ -86,23 +90,23 @@ class Auto(Estimator):
         return {"chosen": self.chosen, "state": state, "differences_failed": self._differences_failed}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Continue where `state_dict` was taken."""
+        """Continue from the state that `state_dict` returned."""
         self._differences_failed = bool(state["differences_failed"])
         self._working = None if state["chosen"] is None else _candidate(state["chosen"])
         if self._working is not None:
             self._working.load_state_dict(state["state"])
 
     def _choose(self, problem: OuterProblem, direction: Direction) -> tuple[Estimator, str, Tensor]:
-        """Return an estimator for the problem, the reason in a line, and g of shape (T+1,) for this step."""
+        """Return an estimator for the problem, the reason as one line, and g of shape (T+1,) for this step."""
         setup = problem.auxiliary.setup
         if problem.keep_rows:
             rows = PerTask()
-            return rows, "the task gradients give the inner and the outer step at once", rows(problem, direction)
+            return rows, "the task gradients serve the inner and the outer step", rows(problem, direction)
         reason = ""
         if not self._differences_failed and _differences_pay(problem):
             one_sided = OneSidedDifference(warn=False)
-            exact = one_sided.products(problem, direction, overwrite=False)  # what follows needs the direction
-            reason = f"differs from one backward per task by {one_sided.error:.1e}"
+            exact = one_sided.products(problem, direction, overwrite=False)  # the other estimators need the direction
+            reason = f"differs from one backward pass per task by {one_sided.error:.1e}"
             if one_sided.step is not None and one_sided.reliable:
                 return one_sided, f"the cheapest way; {reason}", exact
             reason = f"a one-sided difference {reason}; "
@@ -118,13 +122,13 @@ class Auto(Estimator):
             return *_without_forward_mode(problem, direction, exact, f"{reason}no forward mode: {cause}"), exact
         gap = _gap(products, exact)
         if not gap <= TOLERANCE * (5 if setup.low_precision else 1):
-            reason = f"{reason}forward mode differs from one backward per task by {gap:.1e}"
+            reason = f"{reason}forward mode differs from one backward pass per task by {gap:.1e}"
             return *_without_forward_mode(problem, direction, exact, reason), exact
-        return forward, f"{reason}forward mode works (differs from one backward per task by {gap:.1e})", products
+        return forward, f"{reason}forward mode works (differs from one backward pass per task by {gap:.1e})", products
 
 
 def rows_pay(losses: Sequence[Tensor]) -> bool:
-    """Tell whether one backward per task, rows kept, is the cheapest way for these losses.
+    """Tell whether one backward pass per task, with kept rows, is the cheapest way for these losses.
 
     Args:
         losses: The T+1 losses with their graphs, 0-dim each.
@@ -133,13 +137,13 @@ def rows_pay(losses: Sequence[Tensor]) -> bool:
 
 
 def _candidate(name: str) -> Estimator:
-    """Return a new estimator of those that can be chosen."""
+    """Return a new instance of the estimator with this name, one of those that can be chosen."""
     candidates = (PerTask(), OneSidedDifference(warn=False), ForwardMode(), CentralDifference())
     return next(each for each in candidates if each.name == name)
 
 
 def _differences_pay(problem: OuterProblem) -> bool:
-    """Tell whether the model is large and float32: in float64 nobody looks for speed, below differences are none."""
+    """Tell whether differences suit the model: it is large, and neither in float64 nor in low precision."""
     setup = problem.auxiliary.setup
     exact_enough = not setup.low_precision and problem.auxiliary.values.dtype == torch.float32
     return exact_enough and sum(parameter.numel() for parameter in setup.model.parameters()) >= LARGE
@@ -148,14 +152,14 @@ def _differences_pay(problem: OuterProblem) -> bool:
 def _without_forward_mode(
     problem: OuterProblem, direction: Direction, exact: Tensor, reason: str
 ) -> tuple[Estimator, str]:
-    """Return central differences if they are near enough to `exact`, else one backward per task; with the reason."""
+    """Return central differences if close enough to `exact`, else one backward pass per task; with the reason."""
     if problem.auxiliary.setup.low_precision:
         return PerTask(), reason
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", RuntimeWarning)  # an uncertain difference is not chosen
         gap = _gap(CentralDifference()(problem, direction), exact)
     if not gap <= DIFFERENCE_TOLERANCE:
-        return PerTask(), f"{reason}; so do differences, by {gap:.1e}"
+        return PerTask(), f"{reason}; central differences are off by {gap:.1e}"
     return CentralDifference(), reason
 
 

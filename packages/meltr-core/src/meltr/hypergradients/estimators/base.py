@@ -1,4 +1,4 @@
-"""What an estimator is: an object that computes g = J q, with whatever state that takes."""
+"""The base class of estimators: objects that compute g = J q."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from meltr.hypergradients.problem import OuterProblem
 
 
 class Estimator(abc.ABC):
-    """Computes g = J q. One that keeps a state serves one training loop.
+    """Computes g = J q. An estimator with state serves one training loop only.
 
     Attributes:
-        name: What the user writes after ``--set estimator=``.
-        needs_whole_weights: True if it cannot work with weights that are sharded over processes.
+        name: The name used with ``--set estimator=``.
+        needs_whole_weights: True if it does not support weights that are sharded over processes.
     """
 
     name: ClassVar[str]
@@ -28,18 +28,18 @@ class Estimator(abc.ABC):
     def __call__(self, problem: OuterProblem, direction: Direction) -> Tensor:
         """Return g = J q, shape (T+1,), averaged over processes.
 
-        Weights, buffers and generators are as before afterwards. The memory of `direction` may hold anything.
+        Weights, buffers and generators are restored. The contents of `direction` may be overwritten.
 
         Args:
             problem: The outer problem; its `log` takes lines that the user should see.
-            direction: q, one tensor a parameter; None where it is zero.
+            direction: q, one tensor per parameter; None where it is zero.
         """
 
     def keeps_rows(self, losses: LossValues) -> bool:
-        """Tell whether the gradients of all tasks should be kept: they then give v, g and the next inner gradient.
+        """Tell whether to keep the gradients of all tasks, which then give v, g and the next inner gradient.
 
         Args:
-            losses: Those of an outer step.
+            losses: Losses of an outer step.
         """
         return False
 
@@ -50,15 +50,15 @@ class Estimator(abc.ABC):
 
     @property
     def chosen(self) -> str | None:
-        """Name of the estimator that does the work: its own; None if that is not decided yet."""
+        """Name of the estimator that is used: its own; None if that is not decided yet."""
         return self.name
 
     def state_dict(self) -> dict[str, Any]:
-        """Return what a resumed run needs: plain values and tensors. Empty if there is no state."""
+        """Return what a resumed run needs, as plain values and tensors; empty if there is no state."""
         return {}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Continue where `state_dict` was taken.
+        """Continue from the state that `state_dict` returned.
 
         Raises:
             ValueError: If the state belongs to another estimator.

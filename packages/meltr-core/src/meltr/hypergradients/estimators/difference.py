@@ -1,4 +1,4 @@
-"""g = J q by central differences of the losses, without any graph."""
+"""g = J q by central differences of the losses, without a graph."""
 
 from __future__ import annotations
 
@@ -15,26 +15,26 @@ from meltr.hypergradients.estimators.base import Estimator
 from meltr.hypergradients.problem import OuterProblem
 
 LADDER = tuple(10.0 ** (-exponent / 2) for exponent in range(2, 11))
-"""Step sizes that may be chosen, as lengths ||e q|| in parameter space: 1e-1, 3e-2, ..., 1e-5."""
+"""Step sizes to choose from, as lengths ||e q|| in parameter space: 1e-1, 3e-2, ..., 1e-5."""
 
 
 class CentralDifference(Estimator):
     """g_t = (l_t(w + e q) - l_t(w - e q)) / (2 e): works with every kernel, compiled or not.
 
-    Cost: two forwards without a graph. Extra memory: none, the weights are kept where q was, to be put back bit by bit.
-    Error: O(e^2) plus the losses' rounding error over e; forwards run in float32 (autocast is switched off) and the
-    subtraction in float64.
+    Cost: two forward passes without a graph. Extra memory: none; w is kept in the memory of q and restored bitwise.
+    Error: O(e^2), plus the losses' rounding error over e. Forward passes run in float32 (autocast is switched off), and
+    the subtraction in float64.
 
-    No fixed step suits every model (its curvature sets the best one), so the step is chosen: on the first call the
-    whole ladder is evaluated, later every `recheck` calls the neighbours of the current step, and the step whose value
-    agrees best with its neighbours' is used.
+    No fixed step suits every model, because the best one depends on the model's curvature. So the step is chosen: the
+    first call evaluates all candidates, and every `recheck` calls the neighbours of the current step are evaluated. The
+    step whose value agrees best with a neighbour's is used.
 
     Args:
-        recheck: Calls between two checks of the step size.
+        recheck: Number of calls between two checks of the step size.
 
     Attributes:
         step: The length ||e q|| in use; None before the first call.
-        disagreement: Relative difference of the values at two neighbouring steps at the last check: an error estimate.
+        disagreement: Relative difference between two neighbouring steps at the last check: an error estimate.
     """
 
     name: ClassVar[str] = "difference"
@@ -46,7 +46,7 @@ class CentralDifference(Estimator):
         self._calls = 0
 
     def __call__(self, problem: OuterProblem, direction: Direction) -> Tensor:
-        """Return g = J q, shape (T+1,), float64. Weights, buffers and generators are left bit-identical.
+        """Return g = J q, shape (T+1,), float64. Weights, buffers and generators are left bitwise unchanged.
 
         Raises:
             UserError: If weights are float16 or bfloat16.
@@ -65,11 +65,11 @@ class CentralDifference(Estimator):
         return self._choose(around, values)
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the step and the number of calls, for a run that is resumed."""
+        """Return the step and the number of calls, for a resumed run."""
         return {"step": self.step, "calls": self._calls}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Continue where `state_dict` was taken."""
+        """Continue from the state that `state_dict` returned."""
         self.step, self._calls = state["step"], int(state["calls"])
 
     def _differences(self, problem: OuterProblem, direction: Direction, steps: Sequence[float]) -> Tensor:
@@ -83,11 +83,11 @@ class CentralDifference(Estimator):
     def _choose(self, steps: Sequence[float], values: Tensor) -> Tensor:
         sizes = values[1:].norm(dim=1)
         gaps = (values[1:] - values[:-1]).norm(dim=1) / sizes.clamp_min(1e-300)
-        # Two zeros agree, but they mean that the losses did not feel steps so short, unless they feel none at all.
+        # Two zeros agree, but they mean that these steps are too short for the losses to change at all.
         lost = (sizes == 0) & bool(values.any())
         gaps = torch.where(gaps.isfinite() & ~lost, gaps, torch.inf)
         best = int(gaps.argmin())
-        # Of the two that agree, the smaller step has the smaller truncation error.
+        # Of two steps that agree, the smaller one has the smaller truncation error.
         self.step, self.disagreement = steps[best + 1], float(gaps[best])
         if self.disagreement > 0.05:
             warnings.warn(
@@ -107,17 +107,17 @@ def check_recheck(recheck: int) -> int:
 
 
 def usable(length: float) -> bool:
-    """Tell whether a direction of this length can be gone along."""
+    """Tell whether the weights can be displaced along a direction of this length."""
     return math.isfinite(length) and length > 0
 
 
 def undefined(problem: OuterProblem, length: float) -> Tensor:
-    """Return g for a direction that is not `usable`: zeros for one of length 0, else not a number."""
+    """Return g for a direction that is not `usable`: zeros for length 0, else NaN."""
     return torch.full((problem.size,), length * 0.0, dtype=torch.float64, device=problem.auxiliary.values.device)
 
 
 def neighbours(step: float) -> tuple[float, ...]:
-    """Return the steps of the ladder around `step`, largest first."""
+    """Return the candidate steps around `step`, largest first."""
     at = min(range(len(LADDER)), key=lambda i: abs(LADDER[i] - step))
     return LADDER[max(0, at - 2) : at + 2]
 
@@ -126,15 +126,15 @@ def neighbours(step: float) -> tuple[float, ...]:
 def losses_along(
     problem: OuterProblem, direction: Direction, distances: Sequence[float], *, overwrite: bool = False
 ) -> Tensor:
-    """Return l(w + e q) for each e of `distances`, in float32 forwards, shape (len(distances), T+1), float64.
+    """Return l(w + e q) for each e of `distances`, by float32 forward passes, shape (len(distances), T+1), float64.
 
-    The parameters are moved in place and put back bit by bit, also when a forward fails.
+    The parameters are displaced in place and restored bitwise, even if a forward pass fails.
 
     Args:
         problem: The outer problem.
         direction: q.
-        distances: Values of e, not 0, the largest first (see `vectors.displaced`).
-        overwrite: Leave anything in the memory of `direction`.
+        distances: Values of e, not 0, largest first (see `vectors.displaced`).
+        overwrite: The contents of `direction` may be overwritten.
     """
     rows = []
     with problem.displaced(direction, overwrite=overwrite) as move:

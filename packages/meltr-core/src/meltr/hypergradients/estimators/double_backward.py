@@ -1,4 +1,4 @@
-"""g = J q by differentiating the backward pass: the released code's way, kept as the oracle."""
+"""g = J q by differentiating the backward pass, as the released code does; used as a reference."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from meltr.hypergradients.problem import OuterProblem
 
 
 class DoubleBackward(Estimator):
-    """g = J q as the derivative of <J^T a, q> by a.
+    """g = J q as the derivative of <J^T a, q> with respect to a.
 
-    Exact, and independent of the other ways. Cost: a backward that builds a graph and its transpose, and the memory of
-    both. Fails with fused attention, torch.compile and FSDP2; the losses must have been evaluated with math attention.
+    Exact, and independent of the other ways. Cost: a backward pass that builds a graph, and its transpose; memory: both
+    graphs. Does not support fused attention, torch.compile and FSDP2; the losses must be evaluated with math attention.
     """
 
     name: ClassVar[str] = "double_backward"
@@ -34,7 +34,7 @@ class DoubleBackward(Estimator):
         own = []
         for batch in problem.auxiliary.micro_batches():
             own.append(_of_batch(problem, direction, batch))
-            del batch  # and its graph, before the next one is made
+            del batch  # and its graph, before the next one is built
         return problem.auxiliary.setup.sharing.mean(torch.stack(own).mean(0))
 
 

@@ -22,7 +22,7 @@ from meltr.torch_private import preserved_versions
 
 
 class _WithLosses(nn.Module):
-    """Makes `functional_call` replace the parameters that any method of the model sees, not only its forward."""
+    """Makes `functional_call` replace the parameters that any method of the model sees, not only its ``forward``."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
@@ -34,7 +34,7 @@ class _WithLosses(nn.Module):
 
 @contextmanager
 def _quiet_first_use() -> Iterator[None]:
-    """Torch compiles its forward-mode rules on first use, with a deprecation warning that is none of the user's."""
+    """Silence a deprecation warning that torch raises itself when it first compiles its forward-mode rules."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*torch.jit.script", category=FutureWarning)
         warnings.filterwarnings("ignore", message=".*torch.jit.script", category=DeprecationWarning)
@@ -42,13 +42,13 @@ def _quiet_first_use() -> Iterator[None]:
 
 
 class ForwardMode(Estimator):
-    """g = J q by one forward with dual numbers, without a graph.
+    """g = J q by one forward pass with dual numbers, without a graph.
 
-    Exact. Cost: about two forwards. Extra memory: the tangents of all layers, which PyTorch keeps until the pass ends.
-    Attention runs on the math kernel, the fused ones have no forward-mode rule; tied parameters are handled, frozen and
-    unused ones have no tangent.
+    Exact. Cost: about two forward passes. Extra memory: the tangents of all layers, which PyTorch keeps until the pass
+    ends. Attention runs on the math kernel, because the fused ones have no forward-mode rule. Tied parameters are
+    supported; frozen and unused ones have no tangent.
 
-    ``torch.func.jvp`` would not do: it fails on BatchNorm in training mode and replays dropout wrongly.
+    ``torch.func.jvp`` is not used: it fails on BatchNorm in training mode and does not replay dropout correctly.
     """
 
     name: ClassVar[str] = "forward"
@@ -59,7 +59,7 @@ class ForwardMode(Estimator):
 
         Raises:
             NotImplementedError: If an operation of the model has no forward-mode derivative (CPU LSTM, CTC loss).
-            RuntimeError: The same, from operations that say so differently (a compiled model before torch 2.15).
+            RuntimeError: The same, from operations that report it differently (a compiled model before torch 2.15).
         """
         factor = _factor(problem, direction)
         scaled = direction if factor == 1.0 else scale(direction, factor)
@@ -68,7 +68,7 @@ class ForwardMode(Estimator):
 
 
 def _factor(problem: OuterProblem, direction: Direction) -> float:
-    """Return a power of two that brings q to a length near 1 in low precision, where float16 loses small tangents."""
+    """Return a power of two that scales q to a length near 1 in low precision, where float16 loses small tangents."""
     length = problem.norm(direction) if problem.auxiliary.setup.low_precision else 1.0
     return 2.0 ** -round(math.log2(length)) if 0.0 < length < math.inf else 1.0
 
@@ -85,7 +85,7 @@ def _of_batch(problem: OuterProblem, direction: Direction, function: LossFunctio
         torch.no_grad(),
         forward_ad.dual_level(),
     ):
-        for weight in beside:  # a head beside the model is used as it is, so it gets its tangent in place
+        for weight in beside:  # functional_call does not reach a head outside the model: set its tangent in place
             weight.copy_(forward_ad.make_dual(weight.detach().clone(), tangents[id(weight)]))
         duals = {
             name: forward_ad.make_dual(parameter.detach(), tangents[id(parameter)])

@@ -1,4 +1,4 @@
-"""g = J q by one-sided differences of the losses: a single forward without a graph."""
+"""g = J q by one-sided differences of the losses: one forward pass without a graph."""
 
 from __future__ import annotations
 
@@ -23,25 +23,26 @@ from meltr.hypergradients.estimators.per_task import PerTask
 from meltr.hypergradients.problem import OuterProblem
 
 TOLERANCE = 1e-2
-"""Relative error of g at a check, against one backward per task, above which the difference is not reliable."""
+"""Relative error of g at a check, against one backward pass per task, above which the difference is unreliable."""
 
 EARLY = 10
-"""Besides the regular ones, there is a check at this call: models change fastest at the start."""
+"""Number of the call with an extra check, besides the regular ones: models change fastest at the start."""
 
 
 class OneSidedDifference(Estimator):
-    """g_t = (l_t(w + e q) - l_t(w)) / e: the cheapest way, since l(w) is there already.
+    """g_t = (l_t(w + e q) - l_t(w)) / e: the cheapest way, since l(w) is already known.
 
-    Cost: one forward without a graph; under autocast or TF32 two, since both losses must come from float32 forwards.
-    Extra memory: none, the weights are kept where q was. Error: O(e) plus the losses' rounding error over e.
+    Cost: one forward pass without a graph; two under autocast or TF32, since both losses must come from float32 forward
+    passes. Extra memory: none; w is kept in the memory of q. Error: O(e), plus the losses' rounding error over e.
 
-    That error is checked: at the first call, the tenth, and every `recheck`-th, g comes from one backward per task,
-    which is exact, and the step of the ladder that agrees best with it is used until the next check. One backward per
-    task also knows constants that are made of w (targets that are detached): differences feel w in them.
+    The error is checked: at the first call, the tenth and every `recheck`-th one, g comes from one backward pass per
+    task, which is exact, and the candidate step that agrees best with it is used until the next check. The check also
+    finds targets that are computed from w and detached: a backward pass treats them as constants, differences do not.
 
     Args:
-        recheck: Calls between two checks. A check costs T + 1 backwards and four forwards (the first time nine).
-        warn: Warn when a check finds too much error; False if the caller looks at `reliable`.
+        recheck: Number of calls between two checks. A check costs T + 1 backward and four forward passes (the first one
+            nine).
+        warn: Warn when a check finds too large an error; False if the caller reads `reliable`.
 
     Attributes:
         step: The length ||e q|| in use; None before the first call.
@@ -58,11 +59,11 @@ class OneSidedDifference(Estimator):
 
     @property
     def reliable(self) -> bool:
-        """False if the last check found more error than `TOLERANCE`."""
+        """False if the error at the last check was above `TOLERANCE`."""
         return self.step is None or self.error <= TOLERANCE
 
     def __call__(self, problem: OuterProblem, direction: Direction) -> Tensor:
-        """Return g = J q, shape (T+1,), float64. Weights, buffers and generators are left bit-identical.
+        """Return g = J q, shape (T+1,), float64. Weights, buffers and generators are left bitwise unchanged.
 
         Raises:
             UserError: If weights are float16 or bfloat16.
@@ -70,12 +71,12 @@ class OneSidedDifference(Estimator):
         return self.products(problem, direction, overwrite=True)
 
     def products(self, problem: OuterProblem, direction: Direction, *, overwrite: bool) -> Tensor:
-        """Return g like a call.
+        """Return g, as a call does.
 
         Args:
             problem: The outer problem.
             direction: q.
-            overwrite: Leave anything in the memory of `direction`; False: copy it, so that it stays as it is.
+            overwrite: The contents of `direction` may be overwritten; False: work on a copy.
 
         Raises:
             UserError: If weights are float16 or bfloat16.
@@ -92,17 +93,17 @@ class OneSidedDifference(Estimator):
         return self._differences(problem, direction, [self.step / length], overwrite=overwrite)[0]
 
     def state_dict(self) -> dict[str, Any]:
-        """Return step, error and number of calls, for a run that is resumed."""
+        """Return the step, its error and the number of calls, for a resumed run."""
         return {"step": self.step, "error": self.error, "calls": self._calls}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Continue where `state_dict` was taken."""
+        """Continue from the state that `state_dict` returned."""
         self.step, self.error, self._calls = state["step"], float(state["error"]), int(state["calls"])
 
     def _check(self, problem: OuterProblem, direction: Direction, length: float, *, overwrite: bool) -> Tensor:
         exact = PerTask()(problem, direction)
         if not bool(exact.isfinite().all()):
-            return exact  # of no use; without a step yet, the next call checks again
+            return exact  # no step can be chosen, so the next call checks again
         around = LADDER if self.step is None else neighbours(self.step)
         values = self._differences(problem, direction, [step / length for step in around], overwrite=overwrite)
         gaps = (values - exact).norm(dim=1) / exact.norm() if bool(exact.any()) else exact.new_zeros(len(around))
@@ -127,7 +128,7 @@ class OneSidedDifference(Estimator):
 
 
 def _losses_here(problem: OuterProblem) -> Tensor:
-    """Return l(w) from float32 kernels, shape (T+1,), float64: what the training evaluated, or another forward."""
+    """Return l(w) in float32, shape (T+1,), as float64: the values of the training step, or of another forward pass."""
     coarse = problem.auxiliary.setup.autocast is not None or torch.get_float32_matmul_precision() != "highest"
     values = problem.auxiliary.run(graph=False, precise=True).values if coarse else problem.auxiliary.values
     return values.double()

@@ -1,4 +1,4 @@
-"""The schemes, one a file: each chooses the direction q for which g = J q is taken."""
+"""The schemes, one per file: each chooses the direction q for g = J q."""
 
 from meltr.hypergradients.schemes.aid_cg import AIDCG as AIDCG
 from meltr.hypergradients.schemes.aid_fp import AIDFP as AIDFP

@@ -16,17 +16,17 @@ from meltr.hypergradients.schemes.base import HessianScheme, check_hessian, chec
 class AIDCG(HessianScheme):
     """q with (H + damping I) q = v, after a fixed number of conjugate-gradient iterations.
 
-    Grazzi et al., ICML 2020; Rajeswaran et al. (iMAML), NeurIPS 2019. The Hessian of a network is indefinite, for which
-    conjugate gradients are not made: the iteration stops when it meets a direction of negative curvature (at the first
-    iteration that leaves q = v, AID-FP-Lite), and the iterate with the smallest residual is returned.
+    Grazzi et al., ICML 2020; Rajeswaran et al. (iMAML), NeurIPS 2019. Conjugate gradients assume a positive definite
+    Hessian, and that of a network is indefinite. So the iteration stops at a direction of negative curvature (at the
+    first iteration, this leaves q = v, AID-FP-Lite), and the iterate with the smallest residual is returned.
 
-    Cost: the backward of v, and a Hessian-vector product an iteration (two forwards and two backwards by differences).
-    Extra memory: six gradients.
+    Cost: the backward pass of v, and one Hessian-vector product per iteration (two forward and two backward passes by
+    differences). Extra memory: six gradients.
 
     Args:
-        terms: Iterations.
+        terms: Number of iterations.
         damping: Added to the Hessian's diagonal.
-        hessian: How Hessian products are taken: ``difference`` of gradients, or ``double_backward``.
+        hessian: How Hessian-vector products are computed: ``difference`` of gradients, or ``double_backward``.
 
     Raises:
         ValueError: If a number is out of range.

@@ -13,20 +13,20 @@ from meltr.hypergradients.schemes.base import HessianScheme, check_hessian, chec
 
 @dataclass(frozen=True, kw_only=True)
 class AIDFP(HessianScheme):
-    """q = a sum_{j=0..i} (I - a H)^j v, which tends to H^-1 v as i grows, where all |1 - a lambda| < 1.
+    """q = a sum_{j=0..i} (I - a H)^j v, which tends to H^-1 v as i grows if all |1 - a lambda| < 1.
 
-    Lorraine, Vicol and Duvenaud, AISTATS 2020 (Algorithm 3); AuxiLearn (Navon et al., ICLR 2021), which the MELTR paper
-    compares with: a = 1e-4 and i = 3. AuxiLearn's code does not multiply by a in front (``scaled=False``), so that q is
-    nearly 4 v there: the direction of AID-FP-Lite.
+    Lorraine, Vicol and Duvenaud, AISTATS 2020 (Algorithm 3); AuxiLearn (Navon et al., ICLR 2021), to which the MELTR
+    paper compares, with a = 1e-4 and i = 3. AuxiLearn's code omits the factor a in front of the sum (``scaled=False``),
+    so that q is nearly 4 v there: the direction of AID-FP-Lite.
 
-    Cost: the backward of v, and i Hessian-vector products (two forwards and two backwards each by differences). Extra
-    memory: four gradients.
+    Cost: the backward pass of v, and i Hessian-vector products (two forward and two backward passes each by
+    differences). Extra memory: four gradients.
 
     Args:
-        terms: i, Hessian-vector products.
+        terms: i, the number of Hessian-vector products.
         step: a, the step size of the series.
-        scaled: Multiply the series by a, so that it tends to the inverse Hessian.
-        hessian: How Hessian products are taken: ``difference`` of gradients, or ``double_backward``.
+        scaled: Multiply the series by a, so that it converges to the inverse Hessian.
+        hessian: How Hessian-vector products are computed: ``difference`` of gradients, or ``double_backward``.
 
     Raises:
         ValueError: If a number is out of range.

@@ -12,11 +12,11 @@ from meltr.hypergradients.schemes.base import Scheme
 
 @dataclass(frozen=True)
 class AIDFPLite(Scheme):
-    """q = v = grad_w L_pri: the inverse Hessian of implicit differentiation replaced by the identity.
+    """q = v = grad_w L_pri: the inverse Hessian of implicit differentiation is replaced by the identity.
 
-    The fixed-point (Neumann) series of approximate implicit differentiation, cut after its first term.
+    This is the fixed-point (Neumann) series of approximate implicit differentiation, cut after its first term.
 
-    Cost: one backward (none if the rows of J are kept). Extra memory: one gradient.
+    Cost: one backward pass (none if the rows of J are kept). Extra memory: one gradient.
     """
 
     name: ClassVar[str] = "aid-fp-lite"

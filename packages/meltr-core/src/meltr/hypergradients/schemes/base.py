@@ -1,4 +1,4 @@
-"""What a scheme is: a value that chooses the direction q. Everything after q is shared by all schemes."""
+"""The base class of schemes: values that choose the direction q. All schemes share what follows."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from meltr.hypergradients.problem import OuterProblem
 
 
 class Scheme(abc.ABC):
-    """Chooses the direction q of grad_phi (a(phi) . J q). Write one as a frozen dataclass: it keeps no state.
+    """Chooses the direction q of grad_phi (a(phi) . J q). Write a scheme as a frozen dataclass; it has no state.
 
     Attributes:
-        name: What the user writes after ``--set scheme=``.
+        name: The name used with ``--set scheme=``.
     """
 
     name: ClassVar[str]
 
     @abc.abstractmethod
     def direction(self, problem: OuterProblem) -> Direction:
-        """Return q, one tensor a parameter of the problem; None where it is zero."""
+        """Return q, one tensor per parameter of the problem; None where it is zero."""
 
     @property
     def needs_second_derivative(self) -> bool:
@@ -31,7 +31,7 @@ class Scheme(abc.ABC):
 
     @property
     def independent_batches(self) -> int:
-        """How many batches besides the current one an outer step draws (`OuterProblem.others`)."""
+        """Number of batches, besides the current one, that an outer step needs (`OuterProblem.others`)."""
         return 0
 
 
@@ -39,30 +39,30 @@ class HessianScheme(Scheme):
     """A scheme that takes Hessian-vector products.
 
     Attributes:
-        hessian: How they are taken (see `meltr.hypergradients.hessian.hessian_product`).
+        hessian: How they are computed (see `meltr.hypergradients.hessian.hessian_product`).
     """
 
     hessian: HessianKind
 
     @property
     def needs_second_derivative(self) -> bool:
-        """True if Hessian products are taken by double backward."""
+        """True if Hessian-vector products are computed by double backward."""
         return self.hessian == "double_backward"
 
 
 def check_terms(terms: int) -> None:
-    """Check the number of terms or iterations; ValueError if it is negative."""
+    """Raise ValueError if the number of terms or iterations is negative."""
     if terms < 0:
         raise ValueError(f"terms must be at least 0, got {terms}")
 
 
 def check_step(step: float) -> None:
-    """Check a step size; ValueError if it is not a positive number."""
+    """Raise ValueError if a step size is not a positive number."""
     if not 0 < step < math.inf:
         raise ValueError(f"step must be a positive number, got {step}")
 
 
 def check_hessian(hessian: str) -> None:
-    """Check the way Hessian products are taken; ValueError if it is unknown."""
+    """Raise ValueError if the way to compute Hessian-vector products is unknown."""
     if hessian not in ("difference", "double_backward"):
         raise ValueError(f"hessian must be 'difference' or 'double_backward', got {hessian!r}")

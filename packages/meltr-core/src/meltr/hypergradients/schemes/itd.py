@@ -15,14 +15,15 @@ class ITD(Scheme):
     """q = alpha grad_w L_pri(w - alpha u).
 
     Shu et al. (Meta-Weight-Net), NeurIPS 2019; Liu et al. (Auto-Lambda), TMLR 2022; the ITD row of Table 8. The
-    derivative of L_pri(w - alpha grad_w m(l(w))) by phi is -grad_phi (a . J q) with this q and J at w: exact, without a
-    functional copy of the model or an unrolled graph. alpha may differ between parameters, as learning rates do.
+    derivative of L_pri(w - alpha grad_w m(l(w))) with respect to phi is -grad_phi (a . J q) with this q and J at w:
+    exact, without a functional copy of the model or an unrolled graph. alpha may differ between parameters, as learning
+    rates do.
 
-    Cost: a backward for u, a forward and a backward at w' (for both batches if the primary loss has its own). Extra
-    memory: a copy of the weights, two gradients.
+    Cost: a backward pass for u, and a forward and a backward pass at w' (on both batches if the primary loss has its
+    own). Extra memory: a copy of the weights and two gradients.
 
     Args:
-        step: alpha; None: the learning rate of each parameter in the inner optimiser.
+        step: alpha; None: each parameter's learning rate in the inner optimiser.
 
     Raises:
         ValueError: If `step` is not a positive number.
@@ -39,7 +40,7 @@ class ITD(Scheme):
         """Return q.
 
         Raises:
-            UserError: If there is no step size, and the inner optimiser is not known.
+            UserError: If there is no step size, and the inner optimiser is unknown.
         """
         step = self.step
         rates = [step] * len(problem.parameters) if step is not None else problem.learning_rates()

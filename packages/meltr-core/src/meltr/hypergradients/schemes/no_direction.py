@@ -1,4 +1,4 @@
-"""No hypergradient: the combiner stays as it is (the row 'multi-task learning' of Table 8)."""
+"""No hypergradient: the combiner is not trained (the row 'multi-task learning' of Table 8)."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from meltr.hypergradients.schemes.base import Scheme
 
 @dataclass(frozen=True)
 class NoDirection(Scheme):
-    """q = 0: g is zero, and so is phi's gradient (but for the direct term, if that is on).
+    """q = 0: g is zero, and phi's gradient is zero or the direct term alone, if that is on.
 
     With a loss transformer that starts at the plain sum, this is multi-task learning. Cost: none.
     """

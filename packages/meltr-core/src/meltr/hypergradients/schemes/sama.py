@@ -1,4 +1,4 @@
-"""SAMA: the hypergradient that knows the inner optimiser's step (Choe et al., NeurIPS 2023)."""
+"""SAMA: a hypergradient that takes the inner optimiser's step into account (Choe et al., NeurIPS 2023)."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from meltr.optim.step_derivatives import KNOWN, step_derivative_of
 
 @dataclass(frozen=True)
 class SAMA(Scheme):
-    """q = lr D v, where lr D is the elementwise derivative of the inner optimiser's step by the gradient.
+    """q = lr D v, where lr D is the elementwise derivative of the inner optimiser's step with respect to the gradient.
 
     "Making Scalable Meta Learning Practical", section 3.2: w' = w - step(u), so dL_pri(w')/dphi is
     -grad_phi <u, lr D v>, with the base Jacobian replaced by the identity as in AID-FP-Lite. Not in the MELTR paper.
-    Every optimiser gives its own derivative (`meltr.optim.step_derivatives`). v is taken at w, as in AID-FP-Lite;
-    gradient clipping does not enter D, BertAdam's included.
+    Every optimiser has its own derivative (`meltr.optim.step_derivatives`). v is taken at w, as in AID-FP-Lite; D does
+    not include gradient clipping, not even BertAdam's.
 
-    Cost: the backward of v and one for u. Extra memory: three gradients.
+    Cost: one backward pass for v and one for u. Extra memory: three gradients.
     """
 
     name: ClassVar[str] = "sama"
@@ -32,13 +32,13 @@ class SAMA(Scheme):
         """Return q.
 
         Raises:
-            UserError: If the inner optimiser is not known, or the derivative of its step is not.
+            UserError: If the inner optimiser or the derivative of its step is unknown.
         """
         optimizer = problem.inner_optimizer
         if optimizer is None:
             raise UserError(
-                "scheme 'sama' differentiates the inner optimiser's step: none was given.",
-                f"It knows {KNOWN}; pass inner_optimizer=... to Bilevel.",
+                "scheme 'sama' differentiates the inner optimiser's step, but no inner optimiser was given.",
+                f"Pass inner_optimizer=... to Bilevel: {KNOWN}.",
             )
         derivative = step_derivative_of(optimizer)
         problem.learning_rates()  # every parameter must belong to the optimiser

@@ -17,17 +17,17 @@ class StocBiO(HessianScheme):
     """q = eta sum_{j=0..Q} prod_{i=1..j} (I - eta H_i) v with an independent batch for every factor.
 
     Equation 6 of the StocBiO paper (not of the MELTR paper, whose eq. 6 is the regulariser). The expectation of the
-    product is the product of the expectations only because the batches are independent. The released code of StocBiO
-    uses one batch for all factors and drops the term j = 0; this follows the paper. With eta times the largest
-    eigenvalue of H above 2 the series diverges.
+    product equals the product of the expectations only because the batches are independent. StocBiO's released code
+    uses one batch for all factors and drops the term j = 0; this class follows the paper. The series diverges if eta
+    times the largest eigenvalue of H exceeds 2.
 
-    Cost: the backward of v, and Q Hessian-vector products (two forwards and two backwards each by differences), each on
-    a batch of its own. Extra memory: four gradients.
+    Cost: the backward pass of v, and Q Hessian-vector products (two forward and two backward passes each by
+    differences), each on a batch of its own. Extra memory: four gradients.
 
     Args:
-        terms: Q, Hessian-vector products and independent batches.
+        terms: Q, the number of Hessian-vector products and of independent batches.
         step: eta, the step size of the series.
-        hessian: How Hessian products are taken: ``difference`` of gradients, or ``double_backward``.
+        hessian: How Hessian-vector products are computed: ``difference`` of gradients, or ``double_backward``.
 
     Raises:
         ValueError: If a number is out of range.
@@ -45,7 +45,7 @@ class StocBiO(HessianScheme):
 
     @property
     def independent_batches(self) -> int:
-        """One for every factor."""
+        """One batch per factor."""
         return self.terms
 
     def direction(self, problem: OuterProblem) -> Direction:
@@ -57,7 +57,7 @@ class StocBiO(HessianScheme):
         if problem.others is None and self.terms > 0:
             raise UserError(
                 "scheme 'stocbio' needs an independent batch for every factor of its series.",
-                "In a loop of your own, pass others=lambda i: (the losses on another batch) to Bilevel.backward.",
+                "Pass others=... to Bilevel.backward: a function from i to the losses on independent batch i.",
             )
         term = problem.primary_gradient()
         total = term

@@ -1,6 +1,6 @@
-"""What a video backbone gives: the methods that a subclass of `meltr.video.VideoAdapter` writes or overrides.
+"""The methods that a subclass of `meltr.video.VideoAdapter` writes or overrides for its backbone.
 
-Four are needed by all: `encoder`, `make_model`, `losses`, and the method that scores the backbone's task:
+Every backbone needs four: `encoder`, `make_model`, `losses`, and the method that scores its task:
 
 | task | method |
 | --- | --- |
@@ -43,21 +43,21 @@ Columns = Mapping[str, Tensor]
 
 
 class VideoBackbone(ABC, Generic[M]):
-    """The part of a video adapter that differs between backbones; `meltr.video.VideoAdapter` calls it."""
+    """The part of a video adapter that is specific to a backbone; `meltr.video.VideoAdapter` calls it."""
 
     sampler = "centres"
-    """Which frames of a video are seen, a name of `meltr.video.frames.sampling.SAMPLERS`."""
+    """Which frames of a video are used: a name in `meltr.video.frames.sampling.SAMPLERS`."""
 
     published_weights = "FILE"
-    """Name of the published checkpoint, for the note that none was given."""
+    """Name of the published checkpoint, for the note that no weights were given."""
 
     # Data
 
     def open_source(self, context: RunContext) -> Source:
-        """Return the data set of a run; override it for data of another form.
+        """Return the data set of a run; override it for data in another form.
 
-        Called by `build_data`. As it is: the data set as published, or its synthetic sample, with the frames `sampler`
-        of each video.
+        Called by `build_data`. By default this is the data set as published, or its synthetic sample, with the frames
+        that `sampler` selects.
 
         Raises:
             UserError: If files are missing, broken, or do not fit the settings.
@@ -67,13 +67,13 @@ class VideoBackbone(ABC, Generic[M]):
         return open_frames(context, corpus, sampler=self.sampler, change=change)
 
     def open_files(self, corpus: Corpus, meta: Mapping[str, Any], context: RunContext) -> Source:
-        """Return files that a user names, in place of a data set; override it together with `open_source`.
+        """Return files that a user names, instead of a data set; override it together with `open_source`.
 
         Called by `predict`.
 
         Args:
-            corpus: An item for each file, in the split ``predict``; the keys of media are the paths.
-            meta: The facts of the data that the run was trained on.
+            corpus: One item per file, in the split ``predict``; the keys of media are the paths.
+            meta: The facts about the data that the run was trained on.
             context: The run.
         """
         options = context.options
@@ -83,24 +83,24 @@ class VideoBackbone(ABC, Generic[M]):
 
     @staticmethod
     def change_frames(frames: Frames, size: int) -> Frames:
-        """Return frames (T, H, W, 3) as (T, size, size, 3), bytes; as it is: padded to squares, then resized.
+        """Return frames (T, H, W, 3) as (T, size, size, 3), bytes; by default they are padded to squares, then resized.
 
-        Done once for each video, before an `Encoder` sees it.
+        Called once per video, before an `Encoder` sees it.
         """
         return padded_squares(frames, size)
 
     def tokenizer(self, corpus: Corpus | None, context: RunContext) -> TextTokenizer:
-        """Return what turns texts into token ids; override it for another than the WordPiece of BERT.
+        """Return the tokenizer of texts; override it to use another one than BERT's WordPiece.
 
-        Called by `build_data`, and by `predict` without a corpus. As it is, `build_data` leaves a copy of the
-        vocabulary in the folder of the run, and `predict` reads it.
+        Called by `build_data`, and by `predict` without a corpus. By default, `build_data` stores a copy of the
+        vocabulary in the run folder, and `predict` reads it from there.
 
         Args:
-            corpus: The data set before limits, which must not change a vocabulary made of its words; None in `predict`.
+            corpus: The data set before limits, so that they do not change a vocabulary of its words; None in `predict`.
             context: The run.
 
         Raises:
-            UserError: If there is no vocabulary, or it is not one for this model.
+            UserError: If there is no vocabulary, or it does not fit this model.
         """
         options = context.options
         if corpus is None:
@@ -112,29 +112,29 @@ class VideoBackbone(ABC, Generic[M]):
 
     @abstractmethod
     def encoder(self, source: Source, tokenizer: Any, labels: Labels, context: RunContext) -> Encoder:
-        """Return how an item becomes tensors. Called by `build_data` and `predict`.
+        """Return the encoder, which turns items into tensors. Called by `build_data` and `predict`.
 
         Args:
-            source: What `open_source` or `open_files` returned.
-            tokenizer: What `tokenizer` returned.
+            source: The result of `open_source` or `open_files`.
+            tokenizer: The result of `tokenizer`.
             labels: The right answers as numbers.
             context: The run.
         """
 
     def from_scratch(self, options: Any) -> bool:
-        """Return whether the model is a small one that starts from random weights, as it is meant to.
+        """Return whether the model is a small one that is meant to start from random weights.
 
-        Then it takes the words of the data set as vocabulary, and no note says that weights were not given. Called by
-        `tokenizer` and `build_model`.
+        It then uses the words of the data set as its vocabulary, and no note says that weights were not given. Called
+        by `tokenizer` and `build_model`.
         """
         return options.size == "tiny" and options.weights is None
 
     def extra_words(self, corpus: Corpus, options: Any) -> Sequence[str]:
-        """Return texts whose words a vocabulary of the data set's own words needs besides. Called by `tokenizer`."""
+        """Return texts whose words are added to a vocabulary of the data set's words. Called by `tokenizer`."""
         return ()
 
     def notes_on_texts(self, corpus: Corpus, encoder: Encoder, context: RunContext) -> list[str]:
-        """Return notes on texts that are cut. Called by `build_data`.
+        """Return notes on texts that are truncated. Called by `build_data`.
 
         Raises:
             UserError: If the texts do not fit the settings.
@@ -145,18 +145,18 @@ class VideoBackbone(ABC, Generic[M]):
 
     @abstractmethod
     def make_model(self, meta: Mapping[str, Any], context: RunContext) -> M:
-        """Return the model with the heads that task and losses need, randomly initialised. Called by `build_model`.
+        """Return the model with the heads for task and losses, randomly initialised. Called by `build_model`.
 
         Args:
-            meta: Facts of the data: ``vocabulary`` (tokens), ``answers`` (list of names) for open-ended answers and
-                classes, ``choices`` (how many) for multiple choice, and `Source.meta`.
+            meta: Facts about the data: ``vocabulary`` (tokens), ``answers`` (list of names) for open-ended answers and
+                classes, ``choices`` (their number) for multiple choice, and `Source.meta`.
             context: The run; ``context.spec.losses`` are the losses in use.
         """
 
     def load_weights(self, model: M, options: Any) -> Sequence[LoadReport]:
         """Load pretrained weights into a model, and return a report for each file. Called by `build_model`.
 
-        Not called where a checkpoint of the run follows.
+        Not called if a checkpoint of the run is loaded afterwards.
 
         Raises:
             UserError: If a file cannot be read, or does not fit.
@@ -169,8 +169,8 @@ class VideoBackbone(ABC, Generic[M]):
 
         Args:
             model: The model, in training mode.
-            batch: Columns of `Encoder.example`, with a batch dimension in front, on ``context.device``.
-            context: The run; draw from ``context.generator``.
+            batch: Columns of `Encoder.example`, with a leading batch dimension, on ``context.device``.
+            context: The run; use ``context.generator`` for random numbers.
         """
 
     # Evaluation and prediction: the model is in eval mode, without gradients
@@ -186,35 +186,35 @@ class VideoBackbone(ABC, Generic[M]):
         raise self._lacks("answer_logits", context)
 
     def similarity(self, model: M, texts: Columns, videos: Iterable[Columns], context: RunContext) -> Tensor | Scores:
-        """Return how well each text fits each video, (M, N), the higher the better.
+        """Return how well each text fits each video, (M, N); higher is better.
 
-        Where the best are ordered anew, text to video and video to text have matrices of their own: see
+        If the best pairs are re-ranked, text to video and video to text have separate matrices: see
         `meltr.video.tasks.reranking.reranked`.
 
         Args:
             model: The model.
             texts: Columns of `Encoder.text` of all M texts, on the CPU.
-            videos: Batches of columns of `Encoder.video`, on ``context.device``, of N videos in all. Go through them
-                once.
+            videos: Batches of columns of `Encoder.video`, on ``context.device``, of N videos in all; iterate over them
+                only once.
             context: The run.
         """
         raise self._lacks("similarity", context)
 
     def views(self, context: RunContext) -> int:
-        """Return how many views of a video (frames at other random places) retrieval averages the scores of."""
+        """Return the number of views of a video (with different random frames) whose scores retrieval averages."""
         return 1
 
     def captions(
         self, model: M, batch: Columns, encoder: Encoder, context: RunContext, *, count: int
     ) -> list[list[tuple[str, float]]]:
-        """Return at least one and at most `count` captions for each example, best first, with log probabilities.
+        """Return 1 to `count` captions for each example, best first, with log probabilities.
 
         Args:
             model: The model.
             batch: Columns of `Encoder.evaluated`.
-            encoder: Its tokenizer has the words.
+            encoder: The encoder, whose tokenizer holds the words.
             context: The run.
-            count: How many.
+            count: Largest number of captions per example.
         """
         raise self._lacks("captions", context)
 
@@ -233,11 +233,11 @@ class VideoBackbone(ABC, Generic[M]):
         raise self._lacks("sentiments", context)
 
     def details(self, context: RunContext) -> Mapping[str, Any]:
-        """Return JSON-able facts on how the run is evaluated, saved beside the results."""
+        """Return JSON-able facts about the evaluation, saved beside the results."""
         return {}
 
     def _lacks(self, method: str, context: RunContext) -> PluginError:
         return PluginError(
             f"{type(self).__name__} has no method {method}, which the task {context.spec.task!r} needs.",
-            "Write it, or take the task out of BackboneInfo.tasks.",
+            "Write it, or remove the task from BackboneInfo.tasks.",
         )

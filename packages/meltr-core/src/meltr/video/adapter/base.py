@@ -1,4 +1,4 @@
-"""The run-tier hooks of a video backbone, written once."""
+"""The run-tier hooks of video backbones."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ from meltr.video.corpus import Corpus
 
 
 class VideoAdapter(VideoBackbone[M]):
-    """Base class of video backbones: the hooks are here, and what differs is in `VideoBackbone`.
+    """Base class of video backbones: implements the hooks; `VideoBackbone` holds what differs.
 
     A subclass writes methods of `VideoBackbone`. It may also write the optional hooks ``parameter_groups`` and
-    ``model_blocks``, marked with `meltr.hookimpl`. Type parameter: the class of the model.
+    ``model_blocks``, marked with `meltr.hookimpl`. The type parameter is the class of the model.
     """
 
     @hookimpl
@@ -72,7 +72,7 @@ class VideoAdapter(VideoBackbone[M]):
 
     @hookimpl
     def build_model(self, context: RunContext, data: Data) -> nn.Module:
-        """Return the model, pretrained weights loaded unless a checkpoint follows.
+        """Return the model, with pretrained weights loaded unless a checkpoint is loaded afterwards.
 
         Raises:
             UserError: If a file of weights cannot be read or does not fit, or settings do not fit the model.
@@ -89,12 +89,12 @@ class VideoAdapter(VideoBackbone[M]):
 
     @hookimpl
     def compute_task_losses(self, model: M, batch: Columns, context: RunContext) -> dict[str, Tensor]:
-        """Return the losses named in ``context.losses``, see `losses`."""
+        """Return the losses named in ``context.losses``; see `losses`."""
         return self.losses(model, batch, context)
 
     @hookimpl
     def evaluate(self, model: M, data: Split, context: RunContext) -> Evaluation:
-        """Return the metrics of the run's task, beside those of a trivial answer."""
+        """Return the metrics of the run's task, and those of a trivial baseline."""
         return evaluation.evaluate(self, model, data, context)
 
     @hookimpl
@@ -102,7 +102,7 @@ class VideoAdapter(VideoBackbone[M]):
         """Return answers, classes, captions or sentiments of videos, or videos ranked by a text.
 
         Raises:
-            UserError: If the task has no use for what was given, lacks something, or a file cannot be read.
+            UserError: If the task cannot use an argument, an argument is missing, or a file cannot be read.
         """
         return predicting.predict(self, model, request, data.meta, context)
 
@@ -113,11 +113,11 @@ def labels_of(corpus: Corpus) -> Labels:
 
 
 def facts(corpus: Corpus, tokenizer: TextTokenizer, *, sample: bool) -> dict[str, Any]:
-    """Return the facts of a data set that `VideoBackbone.make_model` and a prediction need.
+    """Return the facts about a data set that `VideoBackbone.make_model` and prediction need.
 
     Args:
         corpus: The examples, in splits.
-        tokenizer: With the vocabulary of the run.
+        tokenizer: The tokenizer, with the vocabulary of the run.
         sample: Whether it is a synthetic sample.
     """
     found: dict[str, Any] = {

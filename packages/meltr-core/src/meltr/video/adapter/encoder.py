@@ -1,4 +1,4 @@
-"""How an item of a corpus becomes tensors: what a backbone says about its examples."""
+"""The interface by which a backbone turns items of a corpus into tensors."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ from meltr.metrics.classification import IGNORED
 from meltr.video.corpus import Item
 
 CAPTIONED = ("retrieval", "captioning")
-"""Tasks with a training example for each caption."""
+"""Tasks with one training example per caption."""
 
 
 class TextTokenizer(Protocol):
-    """Texts to token ids. `meltr.video.text.wordpiece.Tokenizer` is one; it can be pickled.
+    """Turns texts into token ids. `meltr.video.text.wordpiece.Tokenizer` is one; it can be pickled.
 
-    `length` is X, the tokens of every text, and `size` the number of tokens that there are.
+    `length` is X, the number of tokens per text, and `size` the number of different tokens.
     """
 
     length: int
     size: int
 
     def encode(self, texts: Sequence[str]) -> Tensor:
-        """Return token ids, (N, X), int64; longer texts are cut.
+        """Return token ids, (N, X), int64; longer texts are truncated.
 
         Args:
             texts: N texts.
@@ -36,7 +36,7 @@ class TextTokenizer(Protocol):
         ...
 
     def count(self, text: str) -> int:
-        """Return the tokens that `text` needs; more than X are cut."""
+        """Return the number of tokens of `text`; more than X are truncated."""
         ...
 
 
@@ -58,25 +58,25 @@ class Labels:
         return self.task in ("qa", "action")
 
     def number(self, item: Item) -> int:
-        """Return the number of the right choice, answer or class; -100, which losses ignore, if it is none of them."""
+        """Return the number of the right choice, answer or class; -100, which losses ignore, if there is none."""
         if item.choices:
             return IGNORED if item.correct is None else item.correct
         return self.classes.get(self.right(item) or "", IGNORED)
 
     def right(self, item: Item) -> str | None:
-        """Return the right choice, answer or class in words."""
+        """Return the right choice, answer or class as text."""
         if item.choices and item.correct is not None:
             return item.choices[item.correct]
         return item.label if self.task == "action" else item.answer
 
 
 class Encoder(ABC):
-    """Turns items into columns of a batch. One is made for each run, by `VideoAdapter.encoder`.
+    """Turns items into columns of a batch. `VideoAdapter.encoder` creates one per run.
 
-    Data sets hold it, and processes that read data get a copy: it can be pickled.
+    Data sets hold it, and processes that read data get a copy, so it must be picklable.
 
     Args:
-        tokenizer: Texts to token ids.
+        tokenizer: Turns texts into token ids.
         labels: The right answers as numbers.
     """
 
@@ -85,19 +85,19 @@ class Encoder(ABC):
 
     @abstractmethod
     def video(self, item: Item, seed: int | None = None) -> dict[str, Tensor]:
-        """Return what the model sees of an item's video, without a batch dimension.
+        """Return the model's input for an item's video, without a batch dimension.
 
         Called in training, evaluation and prediction.
 
         Args:
             item: The item.
-            seed: None in training: draw from the global generators, which are seeded for every example. Otherwise what
-                is drawn (frames at random places) must depend on this number alone.
+            seed: None in training: use the global generators, which are seeded for every example. Otherwise, random
+                choices (such as random frames) must depend on this number alone.
         """
 
     @abstractmethod
     def text(self, item: Item, caption: str = "") -> dict[str, Tensor]:
-        """Return the text that goes with an item, without a batch dimension.
+        """Return the columns of an item's text, without a batch dimension.
 
         Called in training, evaluation and prediction.
 
@@ -107,16 +107,16 @@ class Encoder(ABC):
         """
 
     def example(self, item: Item, caption: str = "") -> dict[str, Tensor]:
-        """Return a training example: the video, the text, and ``answer`` () where the task has answers or classes.
+        """Return a training example: the video, the text, and ``answer`` () if the task has answers or classes.
 
         Args:
             item: The item.
-            caption: The caption of this example; empty where the item has none.
+            caption: The caption of this example; empty if the item has none.
         """
         return self.video(item) | self.text(item, caption) | self.answer(item)
 
     def evaluated(self, item: Item, seed: int) -> dict[str, Tensor]:
-        """Return an example to be evaluated. In retrieval it has no text: texts are encoded apart from videos."""
+        """Return an example for evaluation. In retrieval it has no text: texts are encoded separately from videos."""
         if self.labels.task == "retrieval":
             return self.video(item, seed)
         return self.video(item, seed) | self.text(item) | self.answer(item)
@@ -126,7 +126,7 @@ class Encoder(ABC):
         return {"answer": torch.tensor(self.labels.number(item))} if self.labels.given else {}
 
     def training_set(self, items: Sequence[Item]) -> Dataset[dict[str, Tensor]]:
-        """Return the training examples of a split; override it where an example needs more than one item.
+        """Return the training examples of a split; override it if an example needs several items.
 
         Args:
             items: The items of the split.
@@ -134,12 +134,12 @@ class Encoder(ABC):
         return Examples(self, items)
 
     def reference(self, caption: str) -> str:
-        """Return a reference caption as captions of the model are scored against it."""
+        """Return a reference caption in the form in which the model's captions are scored against it."""
         return caption
 
 
 class Examples(Dataset[dict[str, Tensor]]):
-    """Training examples: one for each caption in retrieval and captioning, else one for each item.
+    """Training examples: one per caption in retrieval and captioning, otherwise one per item.
 
     Args:
         encoder: Turns them into tensors.
@@ -167,5 +167,5 @@ class Examples(Dataset[dict[str, Tensor]]):
 
 
 def stacked(rows: Sequence[Mapping[str, Tensor]]) -> dict[str, Any]:
-    """Return the columns of several examples, with a batch dimension in front."""
+    """Return the columns of several examples, with a leading batch dimension."""
     return {name: torch.stack([row[name] for row in rows]) for name in rows[0]}

@@ -27,10 +27,10 @@ Probabilities = npt.NDArray[np.floating]
 
 @torch.no_grad()
 def evaluate(backbone: VideoBackbone[Any], model: nn.Module, split: Split, context: RunContext) -> Evaluation:
-    """Evaluate a split for the run's task, and put the result of a trivial answer beside it.
+    """Evaluate a split for the run's task, together with a trivial baseline.
 
     Args:
-        backbone: What the backbone gives.
+        backbone: The backbone's methods.
         model: The model, in eval mode, on ``context.device``.
         split: The split.
         context: The run.
@@ -41,7 +41,7 @@ def evaluate(backbone: VideoBackbone[Any], model: nn.Module, split: Split, conte
     loop = LOOPS.get(context.spec.task)
     if loop is None:
         raise PluginError(
-            f"VideoAdapter cannot evaluate the task {context.spec.task!r}; it knows {', '.join(LOOPS)}.",
+            f"VideoAdapter cannot evaluate the task {context.spec.task!r}; valid choices: {', '.join(LOOPS)}.",
             "Override the hook `evaluate` in the adapter.",
         )
     found, beside = loop(backbone, model, split, context), split.baseline
@@ -70,7 +70,7 @@ def classes(backbone: VideoBackbone[Any], model: nn.Module, split: Split, contex
 def _probabilities(
     backbone: VideoBackbone[Any], model: nn.Module, split: Split, context: RunContext
 ) -> tuple[Probabilities, npt.NDArray[np.int64]]:
-    """Return the probability of each answer for each example, (N, A), and the numbers of the right ones, (N,)."""
+    """Return the probability of each answer for each example, (N, A), and the numbers of the right answers, (N,)."""
     scores, labels = [], []
     for batch in split.batches(context.options.eval_batch_size, context.device):
         scores.append(backbone.answer_logits(model, batch, context).float().softmax(1).cpu())
@@ -90,7 +90,7 @@ def _answer_rows(split: Split, probabilities: Probabilities) -> Rows:
 
 
 def retrieval(backbone: VideoBackbone[Any], model: nn.Module, split: Split, context: RunContext) -> Evaluation:
-    """Return the metrics of both directions; each video is encoded once for each view."""
+    """Return the metrics of both directions; each video is encoded once per view."""
     owners, texts = split.texts()
     scores = mean_scores(backbone, model, split, texts, context)
     metrics = summary(text_to_video(scores.of_texts, owners))
@@ -111,7 +111,7 @@ def mean_scores(
     """Return the scores of texts and the videos of a split, (M, N), averaged over the views.
 
     Args:
-        backbone: What the backbone gives.
+        backbone: The backbone's methods.
         model: The model.
         split: Its N items are the videos.
         texts: Columns of M texts.
@@ -129,7 +129,7 @@ def mean_scores(
 
 
 def captions(backbone: VideoBackbone[Any], model: nn.Module, split: Split, context: RunContext) -> Evaluation:
-    """Describe every clip, and score the captions against all references of the clip."""
+    """Caption every clip, and score the captions against all references of the clip."""
     said: list[tuple[str, float]] = []
     for batch in split.batches(context.options.eval_batch_size, context.device):
         found = backbone.captions(model, batch, split.encoder, context, count=1)
@@ -151,7 +151,7 @@ def captions(backbone: VideoBackbone[Any], model: nn.Module, split: Split, conte
 
 
 def sentiment(backbone: VideoBackbone[Any], model: nn.Module, split: Split, context: RunContext) -> Evaluation:
-    """Predict a number for every clip."""
+    """Predict the sentiment of every clip."""
     batches = split.batches(context.options.eval_batch_size, context.device)
     found = [backbone.sentiments(model, batch, context).float().cpu() for batch in batches]
     scores = torch.cat(found).double().numpy()
@@ -170,4 +170,4 @@ LOOPS: Mapping[str, Callable[[VideoBackbone[Any], nn.Module, Split, RunContext],
     "captioning": captions,
     "sentiment": sentiment,
 }
-"""Task -> its evaluation."""
+"""Evaluation function of each task."""

@@ -9,8 +9,8 @@ def check_vocabulary(tokens: int, most: int) -> None:
     """Check that a vocabulary fits a published model.
 
     Args:
-        tokens: Tokens of the run's vocabulary.
-        most: Rows of the model's table of embeddings.
+        tokens: Number of tokens in the run's vocabulary.
+        most: Number of rows of the model's table of embeddings.
 
     Raises:
         UserError: If there are more tokens than rows.
@@ -18,17 +18,17 @@ def check_vocabulary(tokens: int, most: int) -> None:
     if tokens > most:
         raise UserError(
             f"The vocabulary has {tokens:,} tokens, the published model {most:,}.",
-            "Give vocab.txt of bert-base-uncased with --set vocabulary=FILE.",
+            "Use vocab.txt of bert-base-uncased with --set vocabulary=FILE.",
         )
 
 
 def check_length(setting: str, wanted: int, most: int) -> None:
-    """Check that a sequence fits a model's table of positions.
+    """Check that a sequence fits a model's position embeddings.
 
     Args:
-        setting: Name of the option that says how long the sequence is.
+        setting: Name of the option for the length of the sequence.
         wanted: Its value.
-        most: Positions of the model.
+        most: Number of positions of the model.
 
     Raises:
         UserError: If the sequence is longer.

@@ -1,4 +1,4 @@
-"""What a trained run says about files that a user names: answers, classes, captions, sentiments, or a ranking."""
+"""Predictions of a trained run for files of the user: answers, classes, captions, sentiments, or a ranking."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from meltr.video.frames.media_files import kind
 from meltr.video.prediction import answer_rows, check_request, chosen_answers, ranked_files
 
 SPLIT = "predict"
-"""Name of the split that the files stand in."""
+"""Name of the split that contains the files."""
 
 
 @torch.no_grad()
@@ -30,17 +30,17 @@ def predict(
     meta: Mapping[str, Any],
     context: RunContext,
 ) -> Prediction:
-    """Answer a question about videos, name, describe or judge them, or rank them by a text; each is encoded once.
+    """Answer, classify, caption or rate videos, or rank them by a text; each video is encoded once.
 
     Args:
-        backbone: What the backbone gives.
+        backbone: The backbone's methods.
         model: The model, in eval mode, on ``context.device``.
-        request: What is asked.
-        meta: The facts of the data that it was trained on.
+        request: The request.
+        meta: The facts about the data that it was trained on.
         context: The run; its folder holds the vocabulary.
 
     Raises:
-        UserError: If the task has no use for what was given, lacks something, or a file cannot be read.
+        UserError: If the task cannot use an argument, an argument is missing, or a file cannot be read.
     """
     check_request(request, context, must_choose="choices" in meta)
     split = _split(backbone, request, meta, context)
@@ -53,7 +53,7 @@ def predict(
 def _split(
     backbone: VideoBackbone[Any], request: PredictRequest, meta: Mapping[str, Any], context: RunContext
 ) -> Split:
-    """Return the files as a split, with what is asked of each."""
+    """Return the files as a split, with the question or text for each."""
     spec, answers = context.spec, tuple(meta.get("answers", ()))
     choices = request.choices if "choices" in meta else ()
     captions = () if request.search is None else (request.search,)
@@ -83,7 +83,7 @@ def _answers(
 ) -> Prediction:
     """Return the most probable answers, choices or classes.
 
-    Open-ended questions with choices: probabilities are among the choices, which must be answers that the run knows.
+    For open-ended questions with choices, probabilities are relative to the choices, which must be known answers.
     """
     names = split.items[0].choices or split.corpus.answers
     kept = chosen_answers(request, names)
@@ -99,7 +99,7 @@ def _answers(
 def _captions(
     backbone: VideoBackbone[Any], model: nn.Module, request: PredictRequest, split: Split, context: RunContext
 ) -> Prediction:
-    """Return the best captions of each file; hypotheses that read the same count once."""
+    """Return the best captions of each file; identical hypotheses are listed once."""
     rows: list[dict[str, Any]] = []
     for files, batch in _files(split, request, context):
         found = backbone.captions(model, batch, split.encoder, context, count=request.top)
@@ -129,8 +129,8 @@ def _files(split: Split, request: PredictRequest, context: RunContext) -> Any:
 
 
 def _cut(split: Split, request: PredictRequest) -> str:
-    """Return a remark if the text that was given is longer than the run's texts."""
+    """Return a remark if the given text is longer than the run's texts."""
     words = [request.search or "", request.question or "", *split.items[0].choices]
     tokenizer = split.encoder.tokenizer
     length = tokenizer.length
-    return "" if tokenizer.count(" ".join(words)) <= length else f" (the text is cut to {length} tokens)"
+    return "" if tokenizer.count(" ".join(words)) <= length else f" (the text is truncated to {length} tokens)"

@@ -1,4 +1,4 @@
-"""A data set as found: its examples, and where its videos are read from."""
+"""A data set that was found: its examples, and the source of its videos."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ from meltr.video.frames.source import Frames, FrameSource, Remembered
 
 @dataclass(frozen=True)
 class Source:
-    """A data set as found. A backbone with data of its own (prepared files, features) may subclass it.
+    """A data set that was found. A backbone with its own data (prepared files, features) may subclass it.
 
     Args:
         corpus: Its examples, before limits and before the validation split is cut off.
-        media: What `VideoAdapter.encoder` reads videos from: a `meltr.video.frames.source.FrameSource`, or whatever
-            that backbone understands.
-        ready: Whether videos come without decoding (from a cache, from features): then the main process reads them.
-        meta: JSON-able facts that the model, or a prediction, needs besides those that `VideoAdapter` collects.
-        left_out: Losses that these data cannot serve -> why.
+        media: Source of videos for `VideoAdapter.encoder`: a `meltr.video.frames.source.FrameSource`, or another object
+            that the backbone supports.
+        ready: Whether videos need no decoding (they come from a cache or from features): the main process reads them.
+        meta: JSON-able facts that the model or prediction needs, besides those that `VideoAdapter` collects.
+        left_out: Dropped losses, which these data do not support -> why.
     """
 
     corpus: Corpus
@@ -36,10 +36,10 @@ class Source:
 
 
 def reading_processes(context: RunContext, *, ready: bool) -> int:
-    """Return how many processes read the data of a run.
+    """Return the number of processes that read the data of a run.
 
-    ``options.workers`` if it is set; else none where videos need no decoding or are a synthetic sample, and otherwise
-    one a core, up to 8.
+    ``options.workers`` if it is set; otherwise none if videos need no decoding or are a synthetic sample, else one per
+    core, up to 8.
 
     Args:
         context: The run.
@@ -52,11 +52,11 @@ def reading_processes(context: RunContext, *, ready: bool) -> int:
 
 
 def memory_bytes(context: RunContext, *, ready: bool) -> int:
-    """Return the bytes in which frames are kept: 0 if other processes read them, whose memory ends with the epoch.
+    """Return the memory for frames in bytes; 0 if other processes read them, whose memory ends with the epoch.
 
     Args:
         context: The run; ``options.memory_mb`` is the limit in MiB.
-        ready: As for `reading_processes`.
+        ready: Whether videos need no decoding.
     """
     return 0 if reading_processes(context, ready=ready) else int(context.options.memory_mb) * 2**20
 
@@ -64,15 +64,15 @@ def memory_bytes(context: RunContext, *, ready: bool) -> int:
 def open_frames(
     context: RunContext, corpus: Corpus, *, sampler: str | Sampler, change: Callable[[Frames], Frames]
 ) -> Source:
-    """Return a corpus with its frames: from the frame cache of ``options.frame_cache``, or decoded when needed.
+    """Return a corpus with its frames, from the frame cache ``options.frame_cache`` or decoded when needed.
 
-    ``meta["sampler"]`` is the name of the sampler, where it has one.
+    ``meta["sampler"]`` is the name of the sampler, if it has one.
 
     Args:
         context: The run; ``options.frames`` is T, ``options.image_size`` the side of a frame in pixels.
         corpus: The examples.
-        sampler: Which T frames of a video are decoded, a name of `meltr.video.frames.sampling.SAMPLERS` or a function.
-        change: What is done to frames once, (T, H, W, 3) to (T, S, S, 3).
+        sampler: Selects the T frames to decode: a name in `meltr.video.frames.sampling.SAMPLERS`, or a function.
+        change: Applied to frames once, (T, H, W, 3) to (T, S, S, 3).
 
     Raises:
         UserError: If the frame cache is damaged, incomplete, or does not fit the settings.

@@ -1,4 +1,4 @@
-"""A split to be evaluated, or the files of a prediction in its place."""
+"""A split for evaluation, or the files of a prediction."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ class CaptionScoring:
     """How captions are scored.
 
     Args:
-        tokens: How they are cut, see `meltr.video.tasks.captions.Tokens`.
-        meteor: Whether METEOR is computed, where there is Java.
+        tokens: How they are tokenised, see `meltr.video.tasks.captions.Tokens`.
+        meteor: Compute METEOR if Java is installed.
     """
 
     tokens: Tokens = "whitespace"
@@ -33,14 +33,14 @@ class CaptionScoring:
 
 @dataclass(frozen=True)
 class Split:
-    """A split to be evaluated.
+    """A split for evaluation.
 
     Args:
         name: ``validation`` or ``test``.
         corpus: The corpus that it belongs to.
         encoder: Turns its items into tensors.
-        seed: The run's seed, for frames at random places.
-        workers: Processes that read its videos.
+        seed: The run's seed, for random frames.
+        workers: Number of processes that read its videos.
         captions: How captions are scored.
     """
 
@@ -60,7 +60,7 @@ class Split:
         """Return its items as tensors, one example each.
 
         Args:
-            view: Frames at random places are others in another view, and always the same in one.
+            view: Number of the view: random frames differ between views and are fixed within one.
         """
         return Evaluated(self.encoder, self.items, derive(self.seed, self.name, "view", view))
 
@@ -68,9 +68,9 @@ class Split:
         """Yield the columns of its examples on `device`, `size` at a time.
 
         Args:
-            size: Examples a batch.
-            device: Where to.
-            view: As for `examples`.
+            size: Examples per batch.
+            device: Device of the columns.
+            view: See `examples`.
         """
         examples = self.examples(view)
         batches = [range(start, min(start + size, len(examples))) for start in range(0, len(examples), size)]
@@ -85,12 +85,12 @@ class Split:
 
     @cached_property
     def references(self) -> dict[str, tuple[str, ...]]:
-        """Id of each item -> its captions, as the encoder has them scored."""
+        """Id of each item -> its captions, in the form in which the encoder has them scored."""
         return {item.id: tuple(map(self.encoder.reference, item.captions)) for item in self.items}
 
     @cached_property
     def baseline(self) -> Baseline:
-        """The result of a trivial answer; found once. Captions are scored as the model's are, without METEOR."""
+        """The result of a trivial baseline, computed once. Captions are scored as the model's are, without METEOR."""
         if self.corpus.task != "captioning":
             return baseline(self.corpus, self.name)
         train = [tuple(map(self.encoder.reference, item.captions)) for item in self.corpus.splits["train"]]
@@ -98,12 +98,12 @@ class Split:
 
 
 class Evaluated(Dataset[dict[str, Tensor]]):
-    """Items to be evaluated.
+    """Items for evaluation.
 
     Args:
         encoder: Turns them into tensors.
         items: The items.
-        seed: What is drawn for an item derives from it and the number of the item.
+        seed: Random choices for an item depend on it and on the number of the item.
     """
 
     def __init__(self, encoder: Encoder, items: tuple[Item, ...], seed: int) -> None:
@@ -114,7 +114,7 @@ class Evaluated(Dataset[dict[str, Tensor]]):
         return len(self._items)
 
     def __getitem__(self, index: int) -> dict[str, Tensor]:
-        """Return the columns of an item and its ``number`` (), see `Encoder.evaluated`."""
+        """Return the columns of an item and its ``number`` (); see `Encoder.evaluated`."""
         columns = self._encoder.evaluated(self._items[index], derive(self._seed, index))
         return columns | {"number": torch.tensor(index)}
 

@@ -100,7 +100,7 @@ def _missing_error(layout: DatasetLayout, root: Path, missing: Sequence[str], *,
     lines = [layout.media_place(root)]
     if len(missing) < named:
         lines.append("Continue without them: --allow-missing (their examples are skipped, in the test split too).")
-    lines.append("Without any files: --sample.")
+    lines.append("To run without any files: --sample.")
     return UserError(message + first(missing), "\n".join(lines))
 
 

@@ -111,7 +111,7 @@ class DatasetLayout:
     def advice(self, root: Path | None = None) -> str:
         """Return what to do if files are missing: which file goes where, how to check, and how to run without files."""
         check = f"meltr data check --dataset {self.dataset} --data-root {root if root is not None else 'DIR'}"
-        return f"{self.places(root)}\n`{check}` lists what is still missing. Without any files: --sample."
+        return f"{self.places(root)}\n`{check}` lists what is still missing. To run without any files: --sample."
 
 
 def require_root(layout: DatasetLayout, root: Path | None) -> Path:

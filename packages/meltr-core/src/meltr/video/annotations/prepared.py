@@ -1,4 +1,4 @@
-"""Data sets in the prepared files of a published code: annotations, and a file for the videos. Imports no torch."""
+"""Data sets in the prepared files of published code: annotations, and a file in place of the videos. No torch."""
 
 from __future__ import annotations
 
@@ -14,29 +14,29 @@ class PreparedLayout(DatasetLayout):
     """Prepared files of one data set.
 
     Args:
-        stands_for_videos: Role of the file that stands for the videos, such as ``frames`` or ``features``.
+        stands_for_videos: Role of the file that replaces the videos, such as ``frames`` or ``features``.
     """
 
     stands_for_videos: str = "frames"
 
     def media_place(self, root: Path) -> str:
-        """Return where what is missing belongs."""
+        """Return where missing files belong."""
         names = next(each.names for each in self.files if each.role == self.stands_for_videos)
         place = f"Their {self.stands_for_videos} belong in {' or '.join(names)} in {root}."
         return f"{place} Get it from {self.homepage}"
 
     def advice(self, root: Path | None = None) -> str:
-        """Return which file goes where, and the way without."""
-        return f"{self.places(root)}\nWithout any files: --sample."
+        """Return which file goes where, and how to run without files."""
+        return f"{self.places(root)}\nTo run without any files: --sample."
 
 
 def layout_of(layouts: Sequence[PreparedLayout], dataset: str, task: str | None = None) -> PreparedLayout | None:
-    """Return the layout of a data set, if there are prepared files of it.
+    """Return the layout of the prepared files of a data set; None if there are none.
 
     Args:
-        layouts: Those that there are.
+        layouts: All layouts.
         dataset: Name of the data set.
-        task: What it is wanted for; None: anything.
+        task: The task that must be supported; None: any.
     """
     fitting = (each for each in layouts if each.dataset == dataset and (task is None or task in each.tasks))
     return next(fitting, None)
@@ -45,13 +45,13 @@ def layout_of(layouts: Sequence[PreparedLayout], dataset: str, task: str | None 
 def find_files(
     layouts: Sequence[PreparedLayout], dataset: str, task: str, root: Path | None
 ) -> tuple[PreparedLayout, dict[str, Path]] | None:
-    """Return the layout of a data set, and role -> file; None if there are none, or one that is needed is absent.
+    """Return the layout of a data set, and role -> file; None if it has no layout, or a required file is missing.
 
     Args:
-        layouts: Those that there are.
+        layouts: All layouts.
         dataset: Name of the data set.
-        task: What it is wanted for.
-        root: The folder of the data set, or one with a folder of each (``--data-root``); None: it was not given.
+        task: The task that must be supported.
+        root: The folder of the data set, or the parent of several data sets (``--data-root``); None: not given.
     """
     layout = layout_of(layouts, dataset, task)
     if layout is None or root is None or not root.is_dir():
@@ -61,6 +61,6 @@ def find_files(
 
 
 def expected_files(layouts: Sequence[PreparedLayout], dataset: str, task: str) -> str:
-    """Return which prepared files there could be, a line each; empty where there are none of `dataset` and `task`."""
+    """Return the possible prepared files, one line each; empty if there are none for `dataset` and `task`."""
     layout = layout_of(layouts, dataset, task)
     return "" if layout is None else layout.text()

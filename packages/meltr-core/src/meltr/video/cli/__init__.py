@@ -1,1 +1,1 @@
-"""Commands about videos: they come through the hook ``register_commands``, as a plugin's would."""
+"""Commands for videos, added through the hook ``register_commands`` as a plugin's would be."""

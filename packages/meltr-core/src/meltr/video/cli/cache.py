@@ -31,10 +31,10 @@ if TYPE_CHECKING:
 
 _FRAMES = "Frames"
 
-Out = Annotated[Path, typer.Option(help="Folder of the cache; it is added to if it is there.")]
+Out = Annotated[Path, typer.Option(help="Folder of the cache; an existing cache is extended.")]
 Count = Annotated[
     int,
-    typer.Option("--frames", min=1, help="Frames a video; may be more than a model takes.", rich_help_panel=_FRAMES),
+    typer.Option("--frames", min=1, help="Frames per video; may be more than a model uses.", rich_help_panel=_FRAMES),
 ]
 Size = Annotated[
     int,
@@ -42,8 +42,8 @@ Size = Annotated[
         min=0, help="Pixels of the shorter side; 0: as in the video. Never enlarged.", rich_help_panel=_FRAMES
     ),
 ]
-Quality = Annotated[int, typer.Option(min=1, max=95, help="Of the JPEG files.", rich_help_panel=_FRAMES)]
-Raw = Annotated[bool, typer.Option("--raw", help="Pixels without loss, not JPEG.", rich_help_panel=_FRAMES)]
+Quality = Annotated[int, typer.Option(min=1, max=95, help="Quality of the JPEG files.", rich_help_panel=_FRAMES)]
+Raw = Annotated[bool, typer.Option("--raw", help="Store raw pixels instead of JPEG.", rich_help_panel=_FRAMES)]
 
 
 def cache(
@@ -65,8 +65,8 @@ def cache(
 ) -> None:
     """Decode every video once, so that training never waits for a decoder.
 
-    A killed command goes on where it stopped when it is given again. Files that cannot be decoded are listed in
-    failed.jsonl and tried again by the next call.
+    To continue an interrupted command, run it again. Files that cannot be decoded are listed in failed.jsonl, and the
+    next call tries them again.
     """
     from meltr.data.processes import worker_count
     from meltr.video.frame_cache import CacheSettings, fill_cache
@@ -82,7 +82,7 @@ def cache(
 
 
 def _show(report: FillReport, out: Path, settings: CacheSettings, *, as_json: bool) -> None:
-    """Print what the cache holds and what went wrong."""
+    """Print the content of the cache and the failures."""
     from meltr.video.frame_cache.layout import FAILED
 
     warn_of_failures(report, f"are skipped (all are listed in {out / FAILED})")

@@ -1,4 +1,4 @@
-"""``meltr data check``: what of a data set is there, what is missing, and which file goes where."""
+"""``meltr data check``: which files of a data set exist, which are missing, and where they belong."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from meltr.video.annotations import READERS
 from meltr.video.annotations.assembly import first
 from meltr.video.annotations.survey import Survey, survey
 
-DataRoot = Annotated[Path | None, typer.Option(help="Folder of the data set; a manifest may be named itself.")]
+DataRoot = Annotated[Path | None, typer.Option(help="Folder of the data set, or the file of a manifest.")]
 
 
 def check(
@@ -25,14 +25,14 @@ def check(
     task: Annotated[str | None, typer.Option(help="Task; default: the data set's first.")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Say what of a data set is there, what is missing, which file goes where, and how many items each split has.
+    """Show which files of a data set exist, which are missing and where they belong, and the items of each split.
 
     Exit code 1 if something is missing or malformed.
     """
     info = ctx.obj.registry.dataset(dataset)
     if dataset not in READERS:
-        where = "It needs no files." if info.embedded else f"It looks like this:\n{info.layout or 'see its plugin'}"
-        raise UserError(f"{dataset!r} is read by the plugin that brings it, which meltr cannot check", where)
+        where = "It needs no files." if info.embedded else f"Its layout:\n{info.layout or 'see its plugin'}"
+        raise UserError(f"the data set {dataset!r} is read by its own plugin, so meltr cannot check it", where)
     found = survey(dataset, task, data_root.expanduser() if data_root else None)
     if as_json:
         print_json(_content(found))
@@ -72,7 +72,7 @@ def _report(found: Survey) -> str:
     if found.problem is not None:
         parts += ["problem:", *(f"  {line}" for line in str(found.problem).splitlines())]
     if found.complete:
-        parts.append("Everything is there.")
+        parts.append("All files exist.")
     else:
         parts += _what_to_do(found)
     return "\n".join(parts)
@@ -85,9 +85,9 @@ def _what_to_do(found: Survey) -> list[str]:
     elif found.missing:
         lines.append(found.layout.media_place(found.root))
     if found.readable and any(each.usable for each in found.splits if each.name == "train"):
-        lines.append("meltr run goes on with what is there if you add --allow-missing,")
-        return [*lines, "and with a miniature instead of any files if you add --sample."]
-    return [*lines, "meltr run makes a miniature instead if you add --sample."]
+        lines.append("To use only the files that exist, add --allow-missing to meltr run.")
+        return [*lines, "To run without any files, add --sample: it uses a synthetic sample."]
+    return [*lines, "To run without any files, add --sample to meltr run: it uses a synthetic sample."]
 
 
 def _files(found: Survey) -> str:
@@ -105,7 +105,7 @@ def _media(found: Survey) -> str:
     if not found.readable:
         if found.layout.media is None:
             return "unknown while the annotations cannot be read"
-        return f"{found.media:,} there; which ones are needed, the annotations will say"
+        return f"{found.media:,} exist; the annotations determine which ones are needed"
     total = found.media + len(found.missing)
     if not found.missing:
         return f"all {total:,} that the annotations name"

@@ -1,4 +1,4 @@
-"""``meltr predict``: ask a trained run about videos and images."""
+"""``meltr predict``: predictions of a trained run for videos and images."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ from meltr.folders.run_folder import RunFolder
 from meltr.folders.seeds_folder import SeedsFolder, started_runs
 from meltr.progress import ProgressCounter
 
-_ASK = "What to ask"
+_ASK = "What to predict"
 _ANSWER = "The answer"
 SHOWN = 5
-"""Files named in a warning."""
+"""Number of files named in a warning."""
 
 Video = Annotated[list[Path] | None, typer.Option(help="A video; may be repeated.", rich_help_panel=_ASK)]
 Image = Annotated[list[Path] | None, typer.Option(help="An image; may be repeated.", rich_help_panel=_ASK)]
@@ -35,7 +35,7 @@ Videos = Annotated[
 Question = Annotated[str | None, typer.Option(help="A question about each of them.", rich_help_panel=_ASK)]
 Choices = Annotated[str | None, typer.Option(help="Answers to choose from: a,b,c.", rich_help_panel=_ASK)]
 Search = Annotated[str | None, typer.Option(help="Rank them by this text.", rich_help_panel=_ASK)]
-Top = Annotated[int, typer.Option(min=1, help="How many answers, or files.", rich_help_panel=_ANSWER)]
+Top = Annotated[int, typer.Option(min=1, help="Number of answers, or of files.", rich_help_panel=_ANSWER)]
 Sheet = Annotated[
     Path | None, typer.Option(metavar="FILE.png", help="Draw a contact sheet of the files.", rich_help_panel=_ANSWER)
 ]
@@ -48,7 +48,7 @@ def register(app: typer.Typer) -> None:
 
 def predict(
     ctx: typer.Context,
-    run: Annotated[Path, typer.Argument(help="Folder of a run; of several seeds, the first is asked.")],
+    run: Annotated[Path, typer.Argument(help="Folder of a run; for several seeds, the first is used.")],
     *,
     video: Video = None,
     image: Image = None,
@@ -63,7 +63,7 @@ def predict(
     plugin: Annotated[list[Path] | None, typer.Option(help="Python file with a plugin, if it has moved.")] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Ask a trained run: what an image or video shows, a --question about it, or which one a text is about (--search).
+    """Predict with a trained run: classify or caption videos, answer a --question, or rank them by a text (--search).
 
     The data set is not needed.
     """
@@ -95,58 +95,60 @@ def predict(
 
 
 def _named(videos: Sequence[Path], images: Sequence[Path]) -> tuple[Path, ...]:
-    """Return the files given one by one; UserError if one is not there."""
+    """Return the files given one by one; UserError if one does not exist."""
     for option, paths in (("--video", videos), ("--image", images)):
         for path in paths:
             if path.is_dir():
-                raise UserError(f"{option} {path} is a folder", "Take all files of a folder with: --videos DIR")
+                raise UserError(f"{option} {path} is a folder", "To use all files of a folder: --videos DIR")
             if not path.is_file():
                 raise UserError(f"{option} {path}: there is no such file", "Check the path.")
     return tuple(dict.fromkeys((*videos, *images)))
 
 
 def _split_choices(text: str | None) -> tuple[str, ...]:
-    """Return the choices; one that holds a comma stands in double quotes."""
+    """Return the choices; a choice with a comma must be in double quotes."""
     if text is None:
         return ()
     choices = [word.strip() for line in csv.reader([text], skipinitialspace=True) for word in line]
     if not all(choices) or len(choices) < 2 or len(set(choices)) < len(choices):
-        raise UserError(f"--choices {text!r} is not a list of two or more different answers", "Like: --choices yes,no")
+        raise UserError(
+            f"--choices {text!r} is not a list of two or more different answers", "For example: --choices yes,no"
+        )
     return tuple(choices)
 
 
 def _check(request: PredictRequest, folder: Path | None, sheet: Path | None) -> None:
-    """Refuse options that cannot go together, whatever the run."""
+    """Reject options that cannot be combined in any run."""
     anything = bool(request.media) or folder is not None
     for option, text in (("--question", request.question), ("--search", request.search)):
         if text is not None and not text.strip():
             raise UserError(f"{option} is empty", f"Give a text: {option} 'a man plays the guitar'")
     if request.question is not None and request.search is not None:
-        raise UserError("--question and --search cannot be asked at once", "Give one of them.")
+        raise UserError("--question and --search cannot be combined", "Use one of them.")
     if request.choices and request.question is None:
         raise UserError("--choices needs a question", "Add --question 'what is the man doing?'")
     if request.search is not None and not anything:
-        raise UserError("--search needs videos to rank", "Add --videos DIR, the folder that they are in.")
+        raise UserError("--search needs videos to rank", "Add --videos DIR, the folder with the videos.")
     if request.question is not None and not anything:
         raise UserError(
-            "--question needs a video to ask about", "Add --video FILE, or --videos DIR for all of a folder."
+            "--question needs a video to ask about", "Add --video FILE, or --videos DIR for all files of a folder."
         )
     if not anything:
-        raise UserError("there is nothing to look at", "Give --video FILE, --image FILE, or --videos DIR.")
+        raise UserError("no video or image was given", "Use --video FILE, --image FILE, or --videos DIR.")
     if sheet is not None and (sheet.suffix.lower() != ".png" or sheet.is_dir()):
         raise UserError(f"--sheet {sheet} is not the name of a PNG file", "For example: --sheet found.png")
 
 
 def _one_of(run: Path) -> RunFolder:
-    """Return the run, or the first seed that was started."""
+    """Return the run, or the first started run of several seeds."""
     started = started_runs(run)
     if SeedsFolder(run).seeds is not None:
-        remark(f"{run} holds {len(started)} seeds that were started; {started[0].path.name} is asked")
+        remark(f"{run} holds {len(started)} started seeds; {started[0].path.name} is used")
     return started[0]
 
 
 def _in_folder(folder: Path | None, *, quiet: bool) -> tuple[tuple[Path, ...], dict[Path, str]]:
-    """Return the files of `folder` that can be decoded, and what is wrong with the others."""
+    """Return the files of `folder` that can be decoded, and the errors of the others."""
     from meltr.data.processes import available_cores
     from meltr.video.frames.media_files import decodable, list_media
 
@@ -166,7 +168,7 @@ def _in_folder(folder: Path | None, *, quiet: bool) -> tuple[tuple[Path, ...], d
 
 
 def _shown(prediction: Prediction) -> str:
-    """Return the rows as a table with a column for everything that a row has; files by their names."""
+    """Return the rows as a table with one column per value; files are shown by name."""
     names = list(dict.fromkeys(name for row in prediction.rows for name in row))
     return table([names, *([_cell(name, row) for name in names] for row in prediction.rows)])
 

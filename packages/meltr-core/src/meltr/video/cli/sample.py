@@ -1,4 +1,4 @@
-"""``meltr data sample``: write a miniature of a data set, in its own layout."""
+"""``meltr data sample``: writes a synthetic sample of a data set, in its own layout."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from meltr.progress import ProgressCounter
 
 Dataset = Annotated[str, typer.Option(help="Data set; meltr list datasets shows them.")]
 Out = Annotated[Path, typer.Option(help="Folder to write; must be missing or empty.")]
-Seed = Annotated[int, typer.Option(min=0, help="Another seed, other clips.")]
-Size = Annotated[list[str] | None, typer.Option("--size", help="Clips of a split, as train=50; may be repeated.")]
+Seed = Annotated[int, typer.Option(min=0, help="Seed of the clips.")]
+Size = Annotated[list[str] | None, typer.Option("--size", help="Clips per split, as train=50; may be repeated.")]
 Quiet = Annotated[bool, typer.Option("--quiet", help="Show no progress.")]
 
 
 def sample(*, dataset: Dataset, out: Out, seed: Seed = 0, size: Size = None, quiet: Quiet = False) -> None:
-    """Write a miniature of a data set: clips of moving shapes with questions, captions or classes, as it is published.
+    """Write a synthetic sample of a data set: clips of moving shapes, with annotations in the published layout.
 
-    It is what --sample trains on; --data-root takes the folder.
+    --sample trains on such a sample. Use the folder as --data-root.
     """
     from meltr.video import annotations, miniature
 

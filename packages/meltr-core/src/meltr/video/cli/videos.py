@@ -1,4 +1,4 @@
-"""What the commands about the videos of a data set share: their options, and finding the files. Imports no torch."""
+"""Options and helpers shared by the commands for videos of a data set. Imports no torch."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ if TYPE_CHECKING:
     from meltr.video.extraction import FillReport
 
 SHOWN = 3
-"""Names in a message."""
+"""Number of names shown in a message."""
 
 Dataset = Annotated[str, typer.Option(help="Data set; meltr list datasets shows them.")]
-Task = Annotated[str | None, typer.Option(help="Only the videos of this task; default: of all its tasks.")]
+Task = Annotated[str | None, typer.Option(help="Only the videos of this task; default: all of its tasks.")]
 Root = Annotated[Path | None, typer.Option(help="Folder of the data set.")]
-Sample = Annotated[bool, typer.Option("--sample", help="Use the data set's miniature instead.")]
-Workers = Annotated[int | None, typer.Option(min=0, help="Processes that decode; default: one a core, up to 8.")]
-AllowMissing = Annotated[bool, typer.Option("--allow-missing", help="Go on if files are not there.")]
+Sample = Annotated[bool, typer.Option("--sample", help="Use a small synthetic sample instead.")]
+Workers = Annotated[int | None, typer.Option(min=0, help="Processes that decode; default: one per core, up to 8.")]
+AllowMissing = Annotated[bool, typer.Option("--allow-missing", help="Skip files that are missing.")]
 Sampler = Annotated[
     str, typer.Option(help="Which frames: 'centres' or 'middles' of equal segments.", rich_help_panel="Frames")
 ]
@@ -32,12 +32,12 @@ Quiet = Annotated[bool, typer.Option("--quiet", help="Show no progress.")]
 
 
 def miniature_folder(dataset: str, data_root: Path | None, *, quiet: bool) -> Path:
-    """Return the folder of the data set's miniature."""
+    """Return the folder of the data set's synthetic sample."""
     from meltr.video import miniature
 
     if data_root is not None:
-        raise UserError("--sample makes its own data, but --data-root was given too", "Leave one of them out.")
-    with ProgressCounter("clips of the miniature", quiet=quiet) as progress:
+        raise UserError("--sample generates its own data, but --data-root was given too", "Remove one of them.")
+    with ProgressCounter("clips of the synthetic sample", quiet=quiet) as progress:
         return miniature.cached(dataset, progress=progress)
 
 
@@ -45,8 +45,8 @@ def warn_of_failures(report: FillReport, consequence: str) -> None:
     """Print which videos cannot be decoded, if there are any.
 
     Args:
-        report: What was filled.
-        consequence: What becomes of them: ``have no features``.
+        report: The report of `fill`.
+        consequence: The consequence for them: ``have no features``.
     """
     if not report.failed:
         return
@@ -59,7 +59,7 @@ def warn_of_failures(report: FillReport, consequence: str) -> None:
 
 
 def media_of(dataset: str, task: str | None, root: Path | None, *, allow_missing: bool) -> Mapping[str, Path]:
-    """Return key -> file of all that the annotations name, sorted; several tasks may share files.
+    """Return key -> file of everything that the annotations name, sorted; several tasks may share files.
 
     Raises:
         UserError: If the annotations cannot be read, or files are missing and `allow_missing` is not given.
@@ -76,7 +76,7 @@ def media_of(dataset: str, task: str | None, root: Path | None, *, allow_missing
 
 
 def _readable(dataset: str, root: Path | None) -> Sequence[str]:
-    """Return the tasks that the annotations are for; the user's own may be for some only."""
+    """Return the tasks for which there are annotations; the user's own data may support only some."""
     from meltr.video import annotations
 
     tasks = annotations.layout(dataset).tasks
@@ -91,4 +91,4 @@ def _readable(dataset: str, root: Path | None) -> Sequence[str]:
     if len(errors) < len(tasks):
         return [name for name in tasks if name not in errors]
     causes = "".join(f"\n  {name}: {error.message}" for name, error in errors.items())
-    raise UserError(f"{dataset} cannot be read for any task:{causes}", "Say with --task which one it is for.")
+    raise UserError(f"{dataset} cannot be read for any task:{causes}", "Choose the task with --task.")

@@ -1,8 +1,8 @@
 """The frame cache: frames decoded once, as JPEG or raw pixels in a few large files. Imports no torch.
 
-A cache is a folder. ``cache.json`` says how its frames were made, ``failed.jsonl`` which files could not be decoded and
-why. ``shard-00000.bin`` holds the pictures of some hundred videos one after the other, ``shard-00000.json`` where each
-lies; the latter is written last, so that a shard without it does not exist.
+A cache is a folder. ``cache.json`` describes how its frames were made, and ``failed.jsonl`` lists the files that could
+not be decoded, with reasons. ``shard-00000.bin`` holds the pictures of several hundred videos one after the other, and
+``shard-00000.json`` their positions. The latter is written last, so a shard without it does not count.
 """
 
 from meltr.video.frame_cache.layout import CacheSettings

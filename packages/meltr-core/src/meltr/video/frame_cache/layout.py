@@ -1,4 +1,4 @@
-"""The files of a frame cache, and what they say."""
+"""The files of a frame cache and their content."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ FORMAT = 1
 
 HEADER, FAILED = "cache.json", "failed.jsonl"
 SHOWN = 3
-"""Names in a message."""
+"""Number of names shown in a message."""
 
 MAKE_AGAIN = "Make the cache again: delete its folder, then run `meltr data cache`."
 
@@ -26,10 +26,10 @@ class CacheSettings:
     """How the frames of a cache are made.
 
     Args:
-        frames: Frames a video.
-        sampler: Which ones, a deterministic sampler of `meltr.video.frames.sampling.SAMPLERS`.
-        size: Pixels of the shorter side; smaller pictures stay as they are. None: no picture is resized.
-        quality: Of the JPEG files, 1 to 95; None: raw pixels, without loss.
+        frames: Frames per video.
+        sampler: Selects the frames: a deterministic sampler of `meltr.video.frames.sampling.SAMPLERS`.
+        size: Pixels of the shorter side; smaller pictures are not enlarged. None: no picture is resized.
+        quality: Quality of the JPEG files, 1 to 95; None: raw pixels, without loss.
 
     Raises:
         UserError: If a value is out of range.
@@ -49,23 +49,23 @@ class CacheSettings:
         if self.size is not None and self.size < 1:
             raise UserError(f"pictures of {self.size} pixels cannot be cached", "Give at least 1.")
         if self.quality is not None and not 1 <= self.quality <= 95:
-            raise UserError(f"there is no JPEG quality {self.quality}", "Give 1 to 95, or ask for raw pixels.")
+            raise UserError(f"there is no JPEG quality {self.quality}", "Choose 1 to 95, or raw pixels.")
 
     def text(self) -> str:
-        """Return the settings as a user reads them."""
+        """Return the settings in words."""
         size = "original size" if self.size is None else f"short side {self.size}"
         form = "raw pixels" if self.quality is None else f"JPEG quality {self.quality}"
         return f"{self.frames} frames per video ({self.sampler}), {size}, {form}"
 
 
 class Entry(NamedTuple):
-    """Where the frames of a video lie.
+    """Position of the frames of a video.
 
     Args:
         shard: Number of the shard.
-        spans: First byte and end of each frame in the shard; frames that repeat share theirs.
+        spans: First byte and end of each frame in the shard; repeated frames share theirs.
         shape: Height and width of the pictures.
-        source: Name and bytes of the file that was decoded.
+        source: Name and size in bytes of the file that was decoded.
     """
 
     shard: int
@@ -80,15 +80,15 @@ def shard_path(folder: Path, number: int, ending: str) -> Path:
 
 
 def read_settings(folder: Path) -> CacheSettings:
-    """Return how the cache in `folder` was made; UserError if there is none, or one of another meltr."""
+    """Return the settings of the cache in `folder`; UserError if there is none, or its format is another version."""
     try:
         content = json.loads((folder / HEADER).read_text(encoding="utf-8"))
         version = content["format"]
         if version == FORMAT:
             return CacheSettings(**content["settings"])
     except OSError as error:
-        hint = "Make one with `meltr data cache`, or give the folder of one."
-        raise UserError(f"{folder} is no frame cache: {HEADER}: {error.strerror or error}.", hint)
+        hint = "Make one with `meltr data cache`, or use the folder of an existing one."
+        raise UserError(f"{folder} is not a frame cache: {HEADER}: {error.strerror or error}.", hint)
     except (ValueError, TypeError, KeyError) as error:
         raise UserError(f"{folder / HEADER} is damaged: {type(error).__name__}: {error}.", MAKE_AGAIN)
     raise UserError(f"{folder} is a frame cache of format {version}; this meltr reads {FORMAT}.", MAKE_AGAIN)
@@ -98,7 +98,7 @@ def read_entries(folder: Path) -> dict[str, Entry]:
     """Return every video of the finished shards of a cache.
 
     Raises:
-        UserError: If a shard has another size than its index says, or an index is damaged.
+        UserError: If a shard's size differs from its index, or an index is damaged.
     """
     entries: dict[str, Entry] = {}
     for index in sorted(folder.glob("shard-*.json")):
@@ -129,14 +129,14 @@ def read_failed(folder: Path) -> dict[str, str]:
 
 
 def changed(media: Mapping[str, Path], entries: Mapping[str, Entry]) -> Iterator[str]:
-    """Yield the keys of `media` whose file has another name or size than the one that was decoded."""
+    """Yield the keys of `media` whose file differs in name or size from the one that was decoded."""
     for key, path in media.items():
         if key in entries and path.is_file() and entries[key].source != (path.name, path.stat().st_size):
             yield key
 
 
 def named(keys: Iterable[str]) -> str:
-    """Return the first few of `keys` for a message."""
+    """Return the first few of `keys`, for a message."""
     listed = list(keys)
     return ", ".join(listed[:SHOWN]) + (", ..." if len(listed) > SHOWN else "")
 

@@ -1,4 +1,4 @@
-"""Read a frame cache."""
+"""Reads a frame cache."""
 
 from __future__ import annotations
 
@@ -33,19 +33,19 @@ from meltr.video.frames.source import Frames
 class CachedFrames:
     """A `meltr.video.frames.source.FrameSource` that reads a frame cache.
 
-    It may be used from several threads, and goes through pickle and fork: files are opened where they are first read.
+    It can be used from several threads, pickled and forked: each process opens the files on first use.
 
     Args:
         folder: The cache.
-        count: Frames to take of each video; None: all that are stored.
-        sampler: Which of the stored frames, by name or as a function; ``random`` draws anew at every call. With as many
-            frames as are stored all are taken, and a name must be that of the cache's sampler. None: ``middles``, which
-            keeps even frames even.
-        size: Pixels that the shorter side must have at least, where the video had them.
-        media: Key -> file of what will be asked for: checked to be there, and to be what was decoded.
+        count: Number of frames of each video; None: all stored frames.
+        sampler: Selects among the stored frames, by name or as a function; ``random`` draws at every call. If all
+            stored frames are taken, a name must be that of the cache's sampler. None: ``middles``, which keeps even
+            spacing.
+        size: Smallest allowed number of pixels of the shorter side, unless the video itself was smaller.
+        media: Key -> file of everything that will be read: it is checked to be in the cache and unchanged.
 
     Raises:
-        UserError: If there is no cache, it is damaged or incomplete, or it was made with other settings or of other
+        UserError: If there is no cache, it is damaged or incomplete, or it was made with other settings or from other
             files.
     """
 
@@ -73,23 +73,23 @@ class CachedFrames:
         holds = f"The cache {self.folder} holds {stored.text()}"
         other = "Make another cache with `meltr data cache`, in another folder."
         if not 1 <= self.count <= stored.frames:
-            raise UserError(f"{holds}; {self.count} frames were asked for.", other)
+            raise UserError(f"{holds}; {self.count} frames were requested.", other)
         if self.count == stored.frames and sampler in [name for name in SAMPLERS if name != stored.sampler]:
-            raise UserError(f"{holds}; the frames of {sampler!r} were asked for.", other)
+            raise UserError(f"{holds}; the frames of {sampler!r} were requested.", other)
         if size is not None and stored.size is not None and stored.size < size:
-            raise UserError(f"{holds}; at least {size} pixels were asked for.", other)
+            raise UserError(f"{holds}; at least {size} pixels were requested.", other)
 
     def _check_media(self, media: Mapping[str, Path]) -> None:
         absent = [key for key in media if key not in self._entries and key not in self.failed]
         if absent:
             raise UserError(
                 f"The cache {self.folder} lacks {len(absent):,} of {len(media):,} videos: {named(absent)}.",
-                "Run the same `meltr data cache` again: it adds what is missing.",
+                "Run the same `meltr data cache` again: it adds the missing videos.",
             )
         other = list(changed(media, self._entries))
         if other:
             raise UserError(
-                f"{len(other):,} of {len(media):,} files are not those in the cache {self.folder}: {named(other)}.",
+                f"{len(other):,} of {len(media):,} files differ from those in the cache {self.folder}: {named(other)}.",
                 MAKE_AGAIN,
             )
 
@@ -99,7 +99,7 @@ class CachedFrames:
         self._maps: dict[int, mmap.mmap] = {}
 
     def __getstate__(self) -> dict[str, Any]:
-        """Return what another process needs; it reads the index itself."""
+        """Return the state for another process, which reads the index itself."""
         return {"folder": self.folder, "settings": self.settings, "count": self.count, "_sampler": self._sampler}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -108,11 +108,11 @@ class CachedFrames:
         self._load()
 
     def __len__(self) -> int:
-        """Videos in the cache."""
+        """Number of videos in the cache."""
         return len(self._entries)
 
     def __contains__(self, key: object) -> bool:
-        """Tell whether `key` has frames here."""
+        """Tell whether the cache has frames of `key`."""
         return key in self._entries
 
     def frames(self, key: str) -> Frames:
@@ -149,7 +149,7 @@ class CachedFrames:
 
 
 def without_failed(corpus: Corpus, cache: CachedFrames) -> Corpus:
-    """Return `corpus` without the examples whose file could not be decoded, with a note that says so."""
+    """Return `corpus` without the examples whose file could not be decoded, and with a note about them."""
     lost = [key for key in corpus.media if key in cache.failed and key not in cache]
     if not lost:
         return corpus
@@ -158,7 +158,7 @@ def without_failed(corpus: Corpus, cache: CachedFrames) -> Corpus:
     fewer = _count(corpus.splits.values()) - _count(splits.values())
     note = (
         f"{len(lost):,} files could not be decoded ({named(lost)}; {cache.folder / FAILED} says why); "
-        f"{fewer:,} examples are left out"
+        f"{fewer:,} examples are skipped"
     )
     media = {key: path for key, path in corpus.media.items() if key not in gone}
     return replace(corpus, splits=splits, media=media, notes=(*corpus.notes, note))

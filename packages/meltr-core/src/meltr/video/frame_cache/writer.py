@@ -1,4 +1,4 @@
-"""Fill a frame cache: in several processes, whole shards at a time, so that it goes on after a kill."""
+"""Fills a frame cache with several processes, one shard at a time, so that it can continue after an interruption."""
 
 from __future__ import annotations
 
@@ -31,15 +31,15 @@ from meltr.video.frames.pictures import Picture, shrink_short_side
 from meltr.video.frames.sampling import sampler_named
 
 SHARD_SIZE = 256
-"""Videos a shard."""
+"""Videos per shard."""
 
 
 class Encoded(NamedTuple):
-    """The frames of a video as they are stored.
+    """Frames of a video as they are stored.
 
     Args:
         pictures: Each different frame once.
-        order: For each frame that is wanted, its place among `pictures`.
+        order: For each requested frame, its index in `pictures`.
         shape: Height and width.
     """
 
@@ -57,22 +57,22 @@ def fill_cache(
     shard_size: int = SHARD_SIZE,
     progress: Progress | None = None,
 ) -> FillReport:
-    """Decode what a cache does not hold yet, and add it.
+    """Decode the videos that a cache does not hold yet, and add them.
 
-    A killed call loses the shard that was being written. Files that cannot be decoded are listed in ``failed.jsonl``
-    and tried again by the next call. What is written does not depend on `workers` or on kills.
+    An interrupted call loses the shard that was being written. Files that cannot be decoded are listed in
+    ``failed.jsonl``, and the next call tries them again. The result does not depend on `workers` or on interruptions.
 
     Args:
-        media: Key -> file; files of several data sets may go into one cache.
-        folder: The cache; made if missing.
+        media: Key -> file; one cache may hold files of several data sets.
+        folder: The cache; created if missing.
         settings: How frames are made.
-        workers: Processes that decode; 0: this one. With processes, even a decoder that crashes costs one video only.
-        shard_size: Videos a shard.
+        workers: Number of decoding processes; 0: this process. With worker processes, a crash affects only one video.
+        shard_size: Videos per shard.
         progress: Called after every video.
 
     Raises:
-        UserError: If the folder holds something else, a cache with other settings or of other files, or another process
-            fills it; if no file at all can be decoded; or if PyAV or Pillow is missing.
+        UserError: If the folder holds something else, a cache with other settings or from other files, or another
+            process is filling it; if no file can be decoded; or if PyAV or Pillow is missing.
     """
     for library in ("av", "PIL.Image"):
         require(library)
@@ -82,8 +82,8 @@ def fill_cache(
         other = list(changed(media, done))
         if other:
             raise UserError(
-                f"The cache {folder} was made of other files: {named(other)} ({len(other):,} of {len(media):,}) have "
-                "another name or size now.",
+                f"The cache {folder} was made from other files: {named(other)} ({len(other):,} of {len(media):,}) have "
+                "a different name or size now.",
                 "Choose another folder for the cache, or delete this one.",
             )
         shards = _Shards(folder, media, done=done, size=shard_size)
@@ -93,7 +93,7 @@ def fill_cache(
 
 
 def _prepare(folder: Path, settings: CacheSettings) -> None:
-    """Make the folder, or check that what is there is a cache with these settings."""
+    """Create the folder, or check that it is a cache with these settings."""
     if not (folder / HEADER).exists():
         if folder.exists() and (not folder.is_dir() or _visible(folder)):
             raise UserError(f"{folder} is neither empty nor a frame cache.", "Choose another folder.")
@@ -102,13 +102,13 @@ def _prepare(folder: Path, settings: CacheSettings) -> None:
 
 
 def _visible(folder: Path) -> list[Path]:
-    """Return what is in `folder`, but for what a killed process may have left."""
+    """Return the content of `folder`, except files that an interrupted process may have left."""
     return [entry for entry in folder.iterdir() if not entry.name.startswith(".")]
 
 
 @contextlib.contextmanager
 def _locked(folder: Path) -> Iterator[None]:
-    """Keep other processes from filling the cache, where the system has locks; a killed process leaves none."""
+    """Lock the cache against other processes, if the system supports it; the lock ends with the process."""
     try:
         import fcntl
     except ImportError:
@@ -123,12 +123,12 @@ def _locked(folder: Path) -> Iterator[None]:
 
 
 def _encode(key: str, path: Path, settings: CacheSettings) -> Encoded:
-    """Return the frames of a file as they are stored."""
+    """Return the frames of a file in stored form."""
     sampler = sampler_named(settings.sampler)
     numbers: list[int] = []
 
     def choose(total: int) -> list[int]:
-        """Ask for each frame once."""
+        """Select each frame once."""
         numbers[:] = sampler(total, settings.frames)
         return sorted(set(numbers))
 
@@ -152,9 +152,9 @@ class _Shards:
 
     Args:
         folder: The cache.
-        media: Key -> file of the videos that are added.
-        done: Keys that finished shards hold.
-        size: Videos a shard.
+        media: Key -> file of the videos to add.
+        done: Keys in finished shards.
+        size: Videos per shard.
     """
 
     def __init__(self, folder: Path, media: Mapping[str, Path], *, done: Container[str], size: int) -> None:
@@ -170,7 +170,7 @@ class _Shards:
         return key in self._done
 
     def close(self, *, complete: bool) -> None:
-        """Finish the last shard and list what failed; of a broken-off call, drop the unfinished shard."""
+        """Finish the last shard and list the failures; after an interruption, drop the unfinished shard."""
         try:
             if complete:
                 self._finish()
@@ -181,11 +181,11 @@ class _Shards:
             self._partial.unlink(missing_ok=True)
 
     def fail(self, key: str, reason: str) -> None:
-        """Note why a file could not be decoded."""
+        """Record why a file could not be decoded."""
         self._failed[key] = reason
 
     def add(self, key: str, encoded: Encoded) -> None:
-        """Append a video; a full shard is finished."""
+        """Append a video; finish the shard if it is full."""
         path = self._media[key]
         spans = []
         for picture in encoded.pictures:
@@ -202,7 +202,7 @@ class _Shards:
             self._finish()
 
     def _finish(self) -> None:
-        """Make what was added a shard, and begin the next."""
+        """Write the index of the shard, and start the next one."""
         if not self._videos:
             return
         self._stream.flush()

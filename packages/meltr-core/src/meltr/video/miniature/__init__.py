@@ -1,4 +1,4 @@
-"""Miniature data sets: a few hundred generated clips of moving shapes, written in a data set's published layout.
+"""Synthetic samples: a few hundred generated clips of moving shapes, in the published layout of a data set.
 
 So ``--sample`` runs the same readers, decoder and training loop as the real data. The properties that questions ask for
 are drawn in equal numbers and independently. So an answer, a choice or a class can be found only by looking at the
@@ -53,7 +53,7 @@ def write(
     sizes: Mapping[str, int] | None = None,
     progress: Progress | None = None,
 ) -> Path:
-    """Write a miniature of a data set atomically: completely, or not at all.
+    """Write a synthetic sample of a data set atomically: completely, or not at all.
 
     Args:
         dataset: A key of `DATASETS`.
@@ -66,7 +66,7 @@ def write(
         `folder`, in the layout that `meltr.video.annotations` reads.
 
     Raises:
-        UserError: If there is no miniature of `dataset`, `sizes` is not valid for it, `folder` is not empty, or PyAV or
+        UserError: If there is no sample of `dataset`, `sizes` is not valid for it, `folder` is not empty, or PyAV or
             Pillow is missing.
     """
     layout = _layout(dataset)
@@ -88,7 +88,7 @@ def write(
 
 
 def cached(dataset: str, *, seed: int = 0, progress: Progress | None = None) -> Path:
-    """Return the folder of a miniature in the user's cache; it is written there first if it is missing.
+    """Return the folder of a synthetic sample in the user's cache, and write it first if it is missing.
 
     The cache is ``$MELTR_CACHE``, or ``meltr`` in ``$XDG_CACHE_HOME`` or ``~/.cache``.
 
@@ -106,7 +106,7 @@ def cached(dataset: str, *, seed: int = 0, progress: Progress | None = None) -> 
     try:
         return write(dataset, folder, seed=seed, progress=progress)
     except OSError:
-        if folder.is_dir():  # Another process has written the same miniature meanwhile.
+        if folder.is_dir():  # another process has written the same sample meanwhile
             return folder
         raise
 
@@ -121,7 +121,7 @@ def cache_folder() -> Path:
 
 def _layout(dataset: str) -> SampleLayout:
     if dataset not in DATASETS:
-        raise UserError(f"there is no miniature of {dataset!r}.", did_you_mean(dataset, DATASETS))
+        raise UserError(f"there is no synthetic sample of {dataset!r}.", did_you_mean(dataset, DATASETS))
     module, name = DATASETS[dataset].split(":")
     found = getattr(import_module(module), name)
     assert isinstance(found, SampleLayout)

@@ -85,7 +85,7 @@ def one_caption(
     Args:
         train: The captions of each training video, in the same form as the model's captions.
         references: Video -> its reference captions.
-        tokens: See `meltr.video.tasks.captions.corpus_scores`, which may raise further errors.
+        tokens: See `meltr.video.tasks.captions.corpus_scores`, which may raise other errors.
         meteor: As `tokens`.
 
     Raises:

@@ -1,4 +1,4 @@
-"""Two matrices of scores: a fast one for all texts and videos, and a slow one that orders the best of each anew."""
+"""Re-ranking: fast scores for all texts and videos, and slower scores that re-rank the best ones."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ Chosen = npt.NDArray[np.bool_]
 
 
 class Scores(NamedTuple):
-    """How well texts and videos fit, the higher the better.
+    """How well texts and videos fit; higher is better.
 
     Args:
-        of_texts: To find the video of a text, (texts, videos).
-        of_videos: To find the text of a video, (texts, videos); another matrix only if the best were ordered anew.
+        of_texts: Scores to find the video of a text, (texts, videos).
+        of_videos: Scores to find the text of a video, (texts, videos); a different matrix only after re-ranking.
     """
 
     of_texts: Matrix
@@ -25,12 +25,13 @@ class Scores(NamedTuple):
 
 
 def reranked(fast: Matrix, slow: Callable[[Chosen], Matrix], count: int) -> Scores:
-    """Return scores in which the best of each row, and of each column, are ordered by slower scores.
+    """Return scores in which the best of each row, and of each column, are re-ranked by slower scores.
 
     Args:
         fast: Scores of all pairs, (texts, videos).
-        slow: Called once with which pairs are wanted, (texts, videos); returns their scores, and anything elsewhere.
-        count: How many videos of each text, and texts of each video, are ordered anew.
+        slow: Called once with the selected pairs, (texts, videos); returns a matrix with their scores and any other
+            values.
+        count: Number of videos per text, and of texts per video, that are re-ranked.
     """
     ahead = (best_of(fast, count), best_of(fast.T, count).T)
     better = slow(ahead[0] | ahead[1])
@@ -38,13 +39,13 @@ def reranked(fast: Matrix, slow: Callable[[Chosen], Matrix], count: int) -> Scor
 
 
 def best_of(scores: Matrix, count: int) -> Chosen:
-    """Return which are among the `count` best of their row; of equals, the first."""
+    """Return which entries are among the `count` best of their row; in a tie, the first."""
     chosen = np.zeros(scores.shape, dtype=bool)
     np.put_along_axis(chosen, np.argsort(-scores, axis=1, kind="stable")[:, :count], True, axis=1)
     return chosen
 
 
 def put_ahead(scores: Matrix, better: Matrix, chosen: Chosen) -> Matrix:
-    """Return `scores`, but `better`, moved above all of them, where `chosen`."""
+    """Return `scores` with the `chosen` entries replaced by those of `better`, moved above all others."""
     lift = scores.max() - better[chosen].min() + 1
     return np.where(chosen, better + lift, scores)

@@ -31,4 +31,4 @@ def notes_on_cut(texts: Sequence[str], most: int, *, what: str = "text") -> list
     long = sum(len(text.split()) > most for text in texts)
     if not long:
         return []
-    return [f"{long:,} of {len(texts):,} {what}s have more than {most} words and are cut (--set {what}_length)"]
+    return [f"{long:,} of {len(texts):,} {what}s have more than {most} words and are truncated (--set {what}_length)"]

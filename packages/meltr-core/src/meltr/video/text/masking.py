@@ -1,9 +1,9 @@
-"""Masked language modelling as in BERT (Devlin et al. 2019, section 3.1): which tokens are hidden, and by what.
+"""Masked language modelling as in BERT (Devlin et al. 2019, section 3.1): selection and replacement of tokens.
 
 Tokens are chosen with probability 0.15. Of the chosen ones 80 % become [MASK], 10 % a random token, and 10 % stay.
-[CLS], [SEP] and [PAD] are never chosen. A backbone puts its rule together from the functions below, and the order of
-its calls is the order of its draws. The number of draws depends on shapes alone: nothing waits for the device, and a
-replayed generator gives the same masks.
+[CLS], [SEP] and [PAD] are never chosen. A backbone combines the functions below, and the order of its calls is the
+order of its draws. The number of draws depends only on shapes. So nothing waits for the device, and a replayed
+generator gives the same masks.
 """
 
 from __future__ import annotations
@@ -18,18 +18,18 @@ from meltr.video.draws import uniform
 from meltr.video.text.wordpiece import CLS, MASK, PAD, SEP
 
 PROBABILITY = 0.15
-"""Part of the tokens that is chosen on average; with whole words, part of the padded length."""
+"""Fraction of tokens that is chosen on average; with whole words, fraction of the padded length."""
 
 MASKED, RANDOM = 0.8, 0.1
-"""Of the chosen tokens: part that becomes [MASK], part that becomes a random token of the whole vocabulary."""
+"""Fraction of the chosen tokens that become [MASK], and that become a random token of the whole vocabulary."""
 
 
 class MaskedTexts(NamedTuple):
     """Texts with hidden tokens.
 
     Args:
-        ids: (..., L).
-        labels: The original id where a token is to be predicted, -100 elsewhere; shape of `ids`.
+        ids: Shape (..., L).
+        labels: The original id where a token is to be predicted, -100 elsewhere; same shape as `ids`.
     """
 
     ids: Tensor
@@ -37,15 +37,15 @@ class MaskedTexts(NamedTuple):
 
 
 def normal_tokens(ids: Tensor) -> Tensor:
-    """Return where a text has tokens that may be hidden: not [CLS], [SEP] or [PAD]; shape of `ids`."""
+    """Return where a text has tokens that may be hidden: not [CLS], [SEP] or [PAD]; same shape as `ids`."""
     return ~torch.isin(ids, torch.tensor((CLS, SEP, PAD), device=ids.device))
 
 
 def choose(able: Tensor, *, generator: torch.Generator | None, probability: float = PROBABILITY) -> Tensor:
-    """Choose places with the same probability, independently of each other.
+    """Choose positions independently, each with the same probability.
 
     Args:
-        able: True where a place may be chosen, (B, L).
+        able: True where a position may be chosen, (B, L).
         generator: Source of randomness; None: torch's global one.
         probability: p, in [0, 1].
 
@@ -56,16 +56,16 @@ def choose(able: Tensor, *, generator: torch.Generator | None, probability: floa
 
 
 def given_one(able: Tensor, chosen: Tensor, u: Tensor, *, probability: float = PROBABILITY) -> Tensor:
-    """Turn independent choices into choices given that each row has at least one.
+    """Turn independent choices into choices conditioned on at least one per row.
 
-    Published code repeats the whole draw until something is chosen, and never ends where nothing can be. This is the
-    same distribution without repetition. With n places and q = 1 - p, the first chosen place has number k with
-    probability p q^k / (1 - q^n); later places are chosen independently. A row without places gets none.
+    Published code repeats the whole draw until something is chosen, which never ends if nothing can be. This gives the
+    same distribution without repetition. With n positions and q = 1 - p, the first chosen position has number k with
+    probability p q^k / (1 - q^n); later positions are chosen independently. A row without positions gets none.
 
     Args:
-        able: True where a place may be chosen, (B, L).
+        able: True where a position may be chosen, (B, L).
         chosen: Independent choices among them, as from `choose`, (B, L).
-        u: Uniform in [0, 1), (B, 1): where the first chosen place comes from.
+        u: Uniform in [0, 1), (B, 1): determines the first chosen position.
         probability: p, in (0, 1].
     """
     q = torch.tensor(1 - probability, dtype=torch.float64)
@@ -79,12 +79,12 @@ def given_one(able: Tensor, chosen: Tensor, u: Tensor, *, probability: float = P
 def choose_words(ids: Tensor, continues: Tensor, *, generator: torch.Generator | None) -> Tensor:
     """Choose whole words in random order, as long as they fit into max(1, round(0.15 L)) tokens.
 
-    As the collator of public repository huggingface/transformers 4.2.1 does it: L is the padded length, and every [PAD]
+    As in the collator of the public repository huggingface/transformers 4.2.1, L is the padded length, and every [PAD]
     is a word that uses up budget but is not chosen in the end. So short texts lose fewer than 0.15 L tokens.
 
     Args:
         ids: (B, L), padded.
-        continues: True where a token goes on with the word before (``##ing``), (B, L).
+        continues: True where a token continues the word before (``##ing``), (B, L).
         generator: Source of randomness; None: torch's global one.
 
     Returns:
@@ -94,7 +94,7 @@ def choose_words(ids: Tensor, continues: Tensor, *, generator: torch.Generator |
     budget = max(1, round(PROBABILITY * length))
     framing = (ids == CLS) | (ids == SEP)
     starts = ~framing & ~(continues & (~framing).cumsum(1).gt(1))
-    word = starts.cumsum(1) - 1  # that of [CLS] is -1; no draw of theirs is used
+    word = starts.cumsum(1) - 1  # -1 for [CLS], whose draw is not used
     sizes = torch.zeros_like(ids).scatter_add_(1, word.clamp_min(0), (~framing).long())
     order = torch.where(sizes > 0, uniform(ids.shape, ids.device, generator), 2.0).argsort(1)
     taken = torch.zeros_like(ids, dtype=torch.bool)
@@ -109,10 +109,10 @@ def choose_words(ids: Tensor, continues: Tensor, *, generator: torch.Generator |
 
 
 def mask_out(ids: Tensor, chosen: Tensor) -> MaskedTexts:
-    """Replace the chosen tokens by [MASK], all of them; nothing is drawn.
+    """Replace all chosen tokens by [MASK]; nothing is drawn.
 
     Args:
-        ids: (..., L).
+        ids: Shape (..., L).
         chosen: Same shape, boolean.
     """
     return MaskedTexts(torch.where(chosen, MASK, ids), torch.where(chosen, ids, IGNORED))
@@ -124,7 +124,7 @@ def hide(ids: Tensor, chosen: Tensor, *, vocabulary: int, generator: torch.Gener
     Args:
         ids: (B, L).
         chosen: Same shape, boolean.
-        vocabulary: V, where random tokens come from.
+        vocabulary: V, the number of tokens to draw random ones from.
         generator: Source of randomness; None: torch's global one.
     """
     fate = uniform(ids.shape, ids.device, generator)

@@ -1,4 +1,4 @@
-"""The vocabulary of a run: a given file, bert-base-uncased, or a miniature's words; the run keeps a copy."""
+"""The vocabulary of a run: a given file, bert-base-uncased, or a sample's words; the run keeps a copy."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ def run_vocabulary(
 ) -> Path:
     """Return the file of a run's vocabulary, and store a copy in the run folder for the trained run.
 
-    Without a given file, miniatures and models trained from scratch (`own`) use the words of the data set.
+    Without a given file, synthetic samples and models trained from scratch (`own`) use the words of the data set.
 
     Args:
         context: The run.
         corpus: Its data set, before limits, which must not change the vocabulary.
         given: The file that the user gave, if any.
         own: True if the model is small and trained from scratch, so that it needs no published vocabulary.
-        extra_words: Further words for a vocabulary of the data set's words.
+        extra_words: Other words for a vocabulary of the data set's words.
 
     Raises:
         UserError: If there is no vocabulary, or it is not valid for this model.
