@@ -133,7 +133,7 @@ def _in_a_process(
     spec.loader.exec_module(module)
     try:
         patience = os.environ.get("RANK_TIMEOUT")
-        with joined("cpu", timeout=float(patience) if patience else None) as ranks:
+        with joined("cpu", timeout=float(patience) if patience else None) if join else nullcontext() as ranks:
             value = getattr(module, name)(ranks, *words)
     except MeltrError as error:
         print(f"{type(error).__name__}: {error}", file=sys.stderr)

@@ -21,7 +21,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset, default_collate
 
 from meltr.errors import MeltrError, PluginError, UserError
-from meltr.seeding import seed_everything
+from meltr.seeding import seed_again
 
 MOST_SUBSTITUTES = 100
 """Items that are tried in place of a broken one."""
@@ -123,7 +123,7 @@ class Items(Dataset[Any]):
         if index in self.lost:
             return Failure(index, "WorkerDiedError", "the process that read it died twice", None, True, "")
         if self._seed_of is not None:
-            seed_everything(self._seed_of(index))
+            seed_again(self._seed_of(index))
         try:
             return self._dataset[index]
         except Exception as error:

@@ -177,7 +177,7 @@ def micro_batches(batch: Any, number: int, cut: Callable[[Any, int, int], Any]) 
     count = count_examples(batch)
     if count % number:
         raise UserError(
-            f"A batch of {count} examples cannot be cut into accumulate={number} equal micro-batches.",
+            f"A batch of {count} examples cannot be split into accumulate={number} equal micro-batches.",
             "Choose batch_size and accumulate so that it can.",
         )
     size = count // number

@@ -56,6 +56,6 @@ def warning_if_negative(state: TrainState, primary: str, pull: float) -> str | N
     if state.negative != NEGATIVE_PATIENCE:
         return None
     return (
-        f"The sensitivity of the primary loss {primary!r} stays negative ({pull:.2g}): training moves uphill on it. "
+        f"The task weight of the primary loss {primary!r} stays negative ({pull:.2g}): training increases this loss. "
         "Start at the plain sum (--set start=sum) or raise gamma (--set gamma=1)."
     )

@@ -140,8 +140,8 @@ class Trainer:
                     epoch, index = divmod(self.step, self.steps_per_epoch)
                     self._epoch(epoch, index)
         except NonFiniteError as error:
-            kept = self.checkpoints.describe_last() if self.checkpoints else "nothing (no run folder)"
-            raise type(error)(f"{error.message} Saved so far: {kept}.", error.hint) from None
+            kept = self.checkpoints.describe_last() if self.checkpoints else "none (no run folder)"
+            raise type(error)(f"{error.message} Last checkpoint: {kept}.", error.hint) from None
 
     def _epoch(self, epoch: int, start: int) -> None:
         spec = self.context.spec
@@ -171,7 +171,7 @@ class Trainer:
         spec, context, outer = self.context.spec, self.context, self.outer_batches
         others = () if self.ranks.is_first else ("rank", self.ranks.rank)
         doing(f"training step {self.step}")
-        seed_everything(derive(spec.seed, "step", self.step, *others), context.generator)
+        seed_again(derive(spec.seed, "step", self.step, *others), context.generator)
         if self.step == 0:
             self._check_parts(batch)
         self._set_lrs()

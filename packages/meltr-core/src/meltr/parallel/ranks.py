@@ -254,12 +254,12 @@ def _own_device(device: str, local_rank: int) -> torch.device:
 
 def _initialise(device: torch.device, rank: int, size: int, timeout: float | None) -> None:
     backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
-    patience = {} if timeout is None else {"timeout": timedelta(seconds=timeout)}
+    patience = None if timeout is None else timedelta(seconds=timeout)
     if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
-        dist.init_process_group(backend, rank=rank, world_size=size, **patience)
+        dist.init_process_group(backend, rank=rank, world_size=size, timeout=patience)
         return
     # torchrun's store outlives a restart: without its own prefix, a new attempt finds the addresses of the dead one.
-    dist.init_process_group(backend, store=_store(), rank=rank, world_size=size, **patience)
+    dist.init_process_group(backend, store=_store(), rank=rank, world_size=size, timeout=patience)
 
 
 def _store() -> Any:
