@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from meltr.parallel.ranks import Ranks
 
 MAY_CHANGE = {"device", "data_root", "data.download", "train.rank_timeout"}
-"""Settings that a resumed run may have otherwise: where it computes, where its data lie, how long processes wait."""
+"""Settings that may change when a run is resumed: the device, the place of the data, and how long processes wait."""
 
 
 @dataclass(frozen=True)
@@ -143,7 +143,7 @@ class Manner:
     Args:
         quiet: Show no progress.
         fast_dev_run: A few steps of everything, nothing kept.
-        tensorboard: Write TensorBoard events too.
+        tensorboard: Also write TensorBoard events.
         from_scratch: Start a resumed run at step 0 if no checkpoint is whole.
         stop: What may ask a run to stop.
     """
@@ -185,7 +185,7 @@ def performed(job: Job, claim: Claim | None, how: Manner, ranks: Ranks | None) -
 
 
 def perform(job: Job, how: Manner, ranks: Ranks | None = None) -> dict[str, Any]:
-    """Do what is left of `job` and return its results: those of the run, or of all seeds together.
+    """Finish `job` and return its results: those of the run, or of all seeds together.
 
     If matplotlib is installed, the plots of ``meltr plot`` are drawn as well.
     """
@@ -247,7 +247,7 @@ def _draw(folder: Path | None, *, quiet: bool) -> None:
 
 
 def _execute(job: Job, spec: RunSpec, folder: Path | None, how: Manner, ranks: Ranks | None) -> dict[str, Any]:
-    """Run once; what a plugin prints goes to standard error."""
+    """Execute one run; output of plugins goes to standard error."""
     from meltr.engine.run import execute
 
     resume = job.resume and folder is not None and RunFolder(folder).was_started

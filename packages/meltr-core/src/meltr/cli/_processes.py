@@ -28,7 +28,7 @@ def restarted() -> bool:
 
 @contextlib.contextmanager
 def together(device: str, timeout: float | None = None) -> Iterator[Ranks | None]:
-    """Join the processes that torchrun started; None where there is only this one (and torch is not imported).
+    """Join the processes that torchrun started; None if there is only this one (torch is then not imported).
 
     Args:
         device: Of the run.

@@ -1,7 +1,7 @@
 """The ``meltr`` command: assembles the commands and shows errors as one clear message.
 
-Exit codes: 0 done; 1 a run or a plugin failed; 2 the input is wrong; 124 the time of --max-time is up; 129, 130, 138,
-143 a signal (SIGHUP, Ctrl-C, SIGUSR1, SIGTERM); 141 nobody reads the output.
+Exit codes: 0 success; 1 a run or a plugin failed; 2 the input is wrong; 124 the time of --max-time is up; 129, 130,
+138, 143 a signal (SIGHUP, Ctrl-C, SIGUSR1, SIGTERM); 141 the output pipe was closed.
 """
 
 from __future__ import annotations

@@ -170,7 +170,7 @@ def micro_batches(batch: Any, number: int, cut: Callable[[Any, int, int], Any]) 
         cut: Batch, start, stop -> these examples of it.
 
     Raises:
-        UserError: If the batch cannot be cut into equal micro-batches.
+        UserError: If the batch cannot be split into equal micro-batches.
     """
     if number == 1:
         return [batch]
@@ -178,7 +178,7 @@ def micro_batches(batch: Any, number: int, cut: Callable[[Any, int, int], Any]) 
     if count % number:
         raise UserError(
             f"A batch of {count} examples cannot be split into accumulate={number} equal micro-batches.",
-            "Choose batch_size and accumulate so that it can.",
+            "Choose a batch_size that is a multiple of accumulate.",
         )
     size = count // number
     return [cut(batch, start, start + size) for start in range(0, count, size)]

@@ -4,8 +4,8 @@ A checkpoint is a folder ``checkpoints/step-000500``:
 
 - ``backbone.safetensors``: weights and buffers of the backbone; or ``shards/``: the same and its optimiser's state,
   written by all processes that hold a part (torch.distributed.checkpoint);
-- ``combiner.safetensors``: weights of the combiner, its settings in the metadata;
-- ``training.pt``: optimisers and counters, plain values and tensors only;
+- ``combiner.safetensors``: weights of the combiner, with its settings in the metadata;
+- ``training.pt``: optimisers and counters, as plain values and tensors only;
 - ``manifest.json``: sizes and checksums of these, see `meltr.folders.manifest`.
 
 ``checkpoints/last`` and ``checkpoints/best`` are links (small text files on systems without links).
@@ -153,7 +153,7 @@ class Checkpoints:
         """Return the folder of ``last``, ``best`` or ``step-000500``.
 
         Raises:
-            UserError: If there is none of that name, or ``last`` or ``best`` leads nowhere.
+            UserError: If there is no checkpoint of that name, or ``last`` or ``best`` leads nowhere.
         """
         there = sorted(each.path.name for each in checkpoints_in(self.folder))
         found = f"Found: {', '.join(there) or 'none'}."
@@ -168,7 +168,7 @@ class Checkpoints:
         return (self.folder / target).resolve()
 
     def chosen(self, name: str) -> Path:
-        """Return what `resolve` does, and the last one for ``best`` where no evaluation has chosen one yet."""
+        """Return what `resolve` does, except that ``best`` means ``last`` if no validation split chose a best one."""
         return self.resolve(LAST if name == BEST and not os.path.lexists(self.folder / BEST) else name)
 
     def describe_last(self) -> str:

@@ -14,11 +14,11 @@ from meltr.torch_private import largest_values
 
 _HINT = (
     "Lower the learning rate (--lr), clip gradients (--set clip_norm=1), warm up (--set warmup=0.1), "
-    "or switch that loss off (--set losses=...)."
+    "or drop that loss (--set losses=...)."
 )
 _GRADIENT_HINT = (
     "A loss is finite there and its derivative is not (a square root or a logarithm at zero, say). "
-    "Mend the loss, or switch it off (--set losses=...)."
+    "Mend the loss, or drop it (--set losses=...)."
 )
 _SHOWN = 3
 
@@ -33,7 +33,7 @@ class FiniteGuard:
 
     Args:
         names: Names of the losses.
-        device: Where the run happens.
+        device: Device of the run.
         parameters: The parameters with their names.
         mean: Averages a small tensor over the processes where each has its own gradients (sharded weights).
     """
@@ -52,10 +52,10 @@ class FiniteGuard:
         self._pending: tuple[int, Tensor, tuple[list[str], Tensor] | None] | None = None
 
     def check(self, step: int, losses: Tensor) -> None:
-        """Check the losses of `step`, shape (T+1,), or those of the step before.
+        """Check the losses of `step`, shape (T+1,); on an accelerator, those of the step before.
 
         Raises:
-            NonFiniteLossError: Naming loss, value and step.
+            NonFiniteLossError: With the loss, its value and the step.
         """
         if self._delayed:
             self.flush()
@@ -78,7 +78,7 @@ class FiniteGuard:
             self._check_gradients(step, found, bool(found[1].isfinite().all()))
 
     def flush(self) -> None:
-        """Check what is still pending; call before writing a checkpoint."""
+        """Check what is still pending; call this before writing a checkpoint."""
         if self._pending is None:
             return
         (step, losses, found), self._pending = self._pending, None

@@ -62,7 +62,7 @@ class Meter:
         return {"rows": [row.cpu() for row in self._rows], "outer": outer, "examples": self._examples}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from what `state_dict` gave; the time since then does not count."""
+        """Continue from the state that `state_dict` returned; the time since then does not count."""
         self._reset()
         self._rows = [row.to(self.device) for row in state["rows"]]
         self._outer = [

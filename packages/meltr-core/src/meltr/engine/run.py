@@ -45,12 +45,12 @@ def execute(
 
     Args:
         spec: The complete description of the run.
-        run_dir: Its folder; created if it is not there. None: a temporary one that is removed.
-        registry: Plugins found.
-        observers: Further objects with observer hooks.
+        run_dir: Its folder; created if missing. None: a temporary folder, which is removed.
+        registry: The plugins found.
+        observers: Other objects with observer hooks.
         resume: Continue from the last whole checkpoint in `run_dir` (from the start if it never wrote one).
-        fast_dev_run: Two outer steps and a short evaluation, nothing kept.
-        ranks: The processes of the run; None: this one, or those that torchrun started.
+        fast_dev_run: Run two outer steps and a short evaluation, and keep nothing.
+        ranks: The processes of the run; None: this process, or those that torchrun started.
         from_scratch: With `resume`: start at step 0 if no checkpoint is whole.
         stop: What may ask the run to stop; None: nothing.
 
@@ -58,7 +58,7 @@ def execute(
         The content of ``results.json``.
 
     Raises:
-        MeltrError: For everything with a defined answer; see `meltr.errors`.
+        MeltrError: For every known kind of failure; see `meltr.errors`.
         StoppedRun: If `stop` asked for it.
     """
     if fast_dev_run:

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from meltr.engine.trainer import Trainer
 
 NEGATIVE_PATIENCE = 5
-"""Log lines in a row with a negative sensitivity of the primary loss before the run warns."""
+"""Number of consecutive log lines with a negative task weight of the primary loss before the run warns."""
 
 
 def step_record(

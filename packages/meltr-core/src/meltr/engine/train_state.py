@@ -19,7 +19,7 @@ class TrainState:
         best_step: Inner steps taken when it was found.
         best_evaluation: The evaluation that found it, as in ``results.json``.
         last_outer: The last outer step: g by name of the loss, and the norm of phi's gradient.
-        negative: Log lines in a row in which the weight of the primary loss was negative.
+        negative: Number of consecutive log lines with a negative weight of the primary loss.
         due: Whether the evaluation of this step is still to be done: the run was stopped before its end.
         skipped: Training items that others stood in for, because they could not be read.
     """
@@ -40,7 +40,7 @@ class TrainState:
 
     @classmethod
     def from_state_dict(cls, state: Mapping[str, Any]) -> TrainState:
-        """Return the state with the fields that `state_dict` gave; other entries are skipped."""
+        """Return a state from the result of `state_dict`; unknown entries are ignored."""
         later = ("due", "skipped")  # Earlier versions did not save them.
         fields = [field.name for field in dataclasses.fields(cls) if field.name not in later or field.name in state]
         return cls(**{name: state[name] for name in fields})
@@ -64,10 +64,10 @@ class TrainState:
 
 
 class Stateful(Protocol):
-    """A part of the trainer whose state belongs to a checkpoint."""
+    """A part of the trainer whose state is saved in a checkpoint."""
 
     def state_dict(self) -> dict[str, Any]:
         """Return plain values and tensors."""
 
     def load_state_dict(self, state_dict: dict[str, Any], /) -> object:
-        """Go on from what `state_dict` gave."""
+        """Continue from the state that `state_dict` returned."""

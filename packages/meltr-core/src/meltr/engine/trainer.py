@@ -211,7 +211,7 @@ class Trainer:
         return lambda: self.hooks.losses(self.model, batch, context)
 
     def _parts_of(self, batch: Any) -> list[Compute]:
-        """Return the loss functions of the micro-batches of a batch; UserError if it cannot be cut into equal ones."""
+        """Return the loss functions of the micro-batches of a batch; UserError if it cannot be split equally."""
         parts = micro_batches(batch, self.context.spec.train.accumulate, self.hooks.slice_batch)
         return [self._losses(each, self.context) for each in parts]
 
@@ -255,7 +255,7 @@ class Trainer:
         for line in self.state.newly_skipped(getattr(self.data.train, "skipped", {})):
             self._say(line, "warning")
         if losses[0] != losses[0]:
-            return  # nothing since the last line
+            return  # nothing to log since the last line
         record = step_record(self, dict(zip(names, losses, strict=True)), pulls, combined, rate)
         warning = warning_if_negative(self.state, names[0], pulls[0])
         if warning is not None:

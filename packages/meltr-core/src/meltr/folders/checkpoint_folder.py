@@ -52,7 +52,7 @@ def checkpoint_at(folder: Path, step: int) -> CheckpointFolder:
 
 
 def checkpoints_in(folder: Path) -> list[CheckpointFolder]:
-    """Return the complete checkpoints in a run's ``checkpoints`` folder, the oldest first."""
+    """Return the complete checkpoints in a run's ``checkpoints`` folder, oldest first."""
     found = [path for path in folder.glob(f"{_PREFIX}*") if is_checkpoint_name(path.name) and path.is_dir()]
     return sorted(map(CheckpointFolder, found), key=lambda each: each.step)
 

@@ -18,9 +18,9 @@ def choose_folder(spec: RunSpec, output_dir: Path, name: str | None, *, overwrit
 
     Args:
         spec: The run.
-        output_dir: Folder above it.
-        name: Its name, if one was asked for; None: made from what is run, with a number where that is taken.
-        overwrite: An earlier run there will be replaced.
+        output_dir: The parent folder.
+        name: Its name, if the user chose one; None: made from the settings, with a number if that name is taken.
+        overwrite: Allow a name that is taken; the earlier run will be replaced.
 
     Raises:
         UserError: If `name` is taken and not to be overwritten, or is not a plain name.
