@@ -23,7 +23,7 @@ from meltr.errors import MeltrError
 from meltr.plugins import Registry, discover
 from meltr.version import __version__
 
-COMMANDS = ("run", "evaluate", "plot", "compare", "data", "verify", "bench", "list_", "config", "doctor")
+COMMANDS = ("run", "evaluate", "plot", "compare", "data", "verify", "bench", "helps", "list_", "config", "doctor")
 """Modules of `meltr.cli`, in the order of ``meltr --help``."""
 
 _DEBUG = "meltr.debug"
