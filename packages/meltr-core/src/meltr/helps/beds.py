@@ -165,5 +165,5 @@ class Bed:
         part = slice(self.training, border) if split == "validation" else slice(border, None)
         task = self.tasks[0]
         own, wanted = network(self.inputs[:, part])[..., slice(*task.outputs)], task.targets[:, part]
-        wrong = own.argmax(-1) != wanted if task.kind == "cross_entropy" else (own - wanted).abs().mean(-1)
+        wrong: Tensor = own.argmax(-1) != wanted if task.kind == "cross_entropy" else (own - wanted).abs().mean(-1)
         return wrong.double().mean(1)
