@@ -12,6 +12,7 @@ Example::
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -20,6 +21,7 @@ from torch import Tensor, nn
 from meltr.autograd.losses import Compute
 from meltr.bilevel.combiner_update import CombinerUpdate
 from meltr.bilevel.draws import CombinerDraws
+from meltr.bilevel.given import GivenLosses
 from meltr.bilevel.inner_step import ByBackward, ByKeptRows, ByRule, InnerStep
 from meltr.bilevel.outer_step import OuterRule, OuterStep
 from meltr.bilevel.own_rule import OwnRule
@@ -102,6 +104,7 @@ class Bilevel:
         sharing, inside = (setup.sharing, model) if setup.sharing is not None else sharing_of(model)
         self._setup = ModelSetup(inside, setup, sharing)
         self._weights = Weights(inside, parameters, fixed=not sharing.whole_weights)
+        self._given = GivenLosses(combiner)
         self._seen = OuterWeights(scope, inside, self._weights, log)
         draws = CombinerDraws(self._setup, seed)
         update = None
@@ -160,15 +163,18 @@ class Bilevel:
         once.
 
         Args:
-            compute: Returns the task losses of the current batch, primary first. For the outer step it is called again
-                with the same random numbers. A sequence of functions means micro-batches (gradient accumulation): the
+            compute: Returns the task losses of the current batch: a mapping from the combiner's names to tensors, in
+                any order, or a sequence with the primary loss first. For the outer step it is called again with the
+                same random numbers. A sequence of functions means micro-batches (gradient accumulation): the
                 losses are averaged over them before the combiner sees them.
-            primary: Returns the primary loss on a held-out batch, for the outer step; None: use the current batch.
+            primary: Returns the primary loss on a held-out batch, for the outer step, alone or with others; None: use
+                the current batch.
             outer_part: Returns all losses on a part of the batch; the outer step then uses only that part.
             others: Maps i to the loss function on independent batch i, for schemes that need independent batches.
             outer: Whether to take an outer step now; None: after every K inner steps.
 
         Raises:
+            LoopError: If `compute` is not a function, or returns losses with other names than the combiner's.
             ValueError: If `compute` does not return scalars, or there are no micro-batches.
         """
         self.after_step()
@@ -179,11 +185,12 @@ class Bilevel:
         losses = self._evaluate(compute, outer=due)
         self._prepare(losses.values)
         if due and self._outer is not None:
-            held_out = None if primary is None else self._aside(primary)
+            held_out = None if primary is None else self._aside(primary, primary=True)
             found, rows = self._outer.take(losses, held_out, self._independent(others), step=self.steps)
         combined, a = self._inner.take(losses, rows, self.steps)
         self.steps += 1
-        return StepResult(losses.values, combined, a, found)
+        names = self._given.names_of(losses.size)
+        return StepResult(losses.values, combined, a, found and replace(found, names=names), names)
 
     def outer_step(
         self, primary: Compute, auxiliary: Compute, *, others: Callable[[int], Compute] | None = None
@@ -200,8 +207,9 @@ class Bilevel:
         """
         if self._outer is None:
             raise ValueError("outer_step needs an outer_optimizer, and a combiner that is trained by outer steps")
-        held_out = self._aside(primary)
-        return self._outer.take(self._aside(auxiliary), held_out, self._independent(others), step=self.steps)[0]
+        held_out = self._aside(primary, primary=True)
+        found, _ = self._outer.take(self._aside(auxiliary), held_out, self._independent(others), step=self.steps)
+        return replace(found, names=self._given.names_of(len(found.products)))
 
     def after_step(self) -> None:
         """Show the updated weights to a self-trained combiner that needs them (FAMO).
@@ -241,15 +249,18 @@ class Bilevel:
             return functions[0].run(graph=True, averaging="backward" if self._inner.averaged_by_backward else None)
         return MicroBatches.first(functions)
 
-    def _function(self, compute: Compute, *, outer: bool, replayable: bool = True) -> LossFunction:
+    def _function(
+        self, compute: Compute, *, outer: bool, replayable: bool = True, primary: bool = False
+    ) -> LossFunction:
         # The fused attention kernels have no second derivative.
         math = outer and (self.estimator.needs_second_derivative or self.scheme.needs_second_derivative)
         reduced = self._seen.reduced if outer else None
+        compute = self._given.primary(compute) if primary else self._given.all(compute)
         return LossFunction(compute, self._setup, reduced=reduced, math_attention=math, replayable=replayable)
 
-    def _aside(self, compute: Compute) -> BatchValues:
-        """Evaluate a batch that only the outer step uses."""
-        return self._function(compute, outer=True).run(graph=True, keep_buffers=True)
+    def _aside(self, compute: Compute, *, primary: bool = False) -> BatchValues:
+        """Evaluate a batch that only the outer step uses, all losses or the `primary` one."""
+        return self._function(compute, outer=True, primary=primary).run(graph=True, keep_buffers=True)
 
     def _independent(self, others: Callable[[int], Compute] | None) -> Callable[[int], LossValues] | None:
         return None if others is None else lambda number: self._aside(others(number))
@@ -271,7 +282,7 @@ class Bilevel:
         before = self._setup.random_state()
         auxiliary = self._aside(part)
         self._prepare(auxiliary.values)
-        held_out = None if primary is None else self._aside(primary)
+        held_out = None if primary is None else self._aside(primary, primary=True)
         found, _ = self._outer.take(auxiliary, held_out, self._independent(others), step=self.steps)
         before.restore()
         return found
