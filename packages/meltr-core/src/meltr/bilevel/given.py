@@ -31,6 +31,21 @@ class GivenLosses:
         """Return the names of `count` losses; without own names ``("primary", "auxiliary_1", ...)``."""
         return as_names(count) if self.names is None else self.names
 
+    def continue_with(self, names: Sequence[str] | None) -> None:
+        """Take the names of a saved state.
+
+        Raises:
+            LoopError: If these losses have other names.
+        """
+        if names is None:
+            return
+        if self.names is not None and self.names != tuple(names):
+            raise LoopError(
+                f"The saved state belongs to the losses {list(names)}, but the combiner has {list(self.names)}.",
+                "Make the combiner with the names of the saved state, in that order.",
+            )
+        self.names = tuple(names)
+
     def all(self, compute: Compute) -> Compute:
         """Return a function that returns all losses, primary first.
 
