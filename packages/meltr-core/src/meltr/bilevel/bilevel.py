@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from meltr.autograd.losses import Compute
+from meltr.bilevel.checks import Fresh, check_device, check_functions, check_optimizer
 from meltr.bilevel.combiner_update import CombinerUpdate
 from meltr.bilevel.draws import CombinerDraws
 from meltr.bilevel.given import GivenLosses
@@ -72,7 +73,8 @@ class Bilevel:
 
     Raises:
         ValueError: If a number is out of range, or w is empty.
-        UserError: If `scheme` or `estimator` has the wrong type, or the combiner does not support sharded weights.
+        UserError: If `scheme` or `estimator` has the wrong type, the combiner does not support sharded weights, or the
+            outer optimiser does not hold exactly the trainable parameters of the combiner.
     """
 
     def __init__(
@@ -101,7 +103,7 @@ class Bilevel:
             raise ValueError(f"gamma must not be negative, got {gamma}")
         self.scheme, self.estimator = _checked(scheme or AIDFPLite(), estimator or Auto())
         self.combiner, self.every, self.steps = combiner, every, 0
-        self.outer_optimizer = outer_optimizer
+        self.gamma, self.outer_optimizer = gamma, outer_optimizer
         self._retain_graph, self._window = retain_graph, Window()
         self._begun, self._prepared = False, False
         setup, scope = setup or Setup(), scope or Scope()
@@ -109,10 +111,12 @@ class Bilevel:
         self._setup = ModelSetup(inside, setup, sharing)
         self._weights = Weights(inside, parameters, fixed=not sharing.whole_weights)
         self._given = GivenLosses(combiner)
+        self._fresh = Fresh(self._setup, self._weights)
         self._seen = OuterWeights(scope, inside, self._weights, log)
         draws = CombinerDraws(self._setup, seed)
         update = None
         if outer_optimizer is not None:
+            check_optimizer(outer_optimizer, combiner)
             # An outer step keeps the graph for the inner gradient, so a compiled model must not free its saved buffers.
             keep_buffers_of_compiled_graphs()
             update = CombinerUpdate(combiner, outer_optimizer, sharing, outer_clip_norm)
@@ -135,6 +139,22 @@ class Bilevel:
         if self._outer is not None and self._seen.all and self._setup.sharing.whole_weights:
             return ByKeptRows(self.combiner, draws)
         return ByBackward(self.combiner, draws, self._own)
+
+    def __repr__(self) -> str:
+        """Return the model, the combiner with its names, and how it is trained."""
+        names = self._given.names
+        what = "" if names is None else ", ".join(names)
+        parts = [
+            f"model={type(self._setup.model).__name__}",
+            f"combiner={type(self.combiner).__name__}({what})",
+            f"scheme={self.scheme!r}",
+            f"estimator={self.estimator.chosen or self.estimator.name}",
+            f"every={self.every}",
+            f"gamma={self.gamma:g}",
+            f"steps={self.steps}",
+            f"outer_steps={self.outer_steps}",
+        ]
+        return f"Bilevel({', '.join(parts)})"
 
     @property
     def parameters(self) -> list[Tensor]:
@@ -199,6 +219,7 @@ class Bilevel:
         if due and outer_part is not None:
             found, due = self._outer_step_on_part(outer_part, primary, others), False
         losses = self._evaluate(compute, outer=due)
+        check_device(self.combiner, losses.values)
         self._prepare(losses.values)
         if due and self._outer is not None:
             held_out = None if primary is None else self._aside(primary, primary=True)
@@ -297,7 +318,7 @@ class Bilevel:
 
     def _evaluate(self, compute: Compute | Sequence[Compute], *, outer: bool) -> LossValues:
         """Evaluate the losses of the current batch for the first time."""
-        several = [compute] if callable(compute) else list(compute)
+        several = check_functions(compute)
         once = len(several) == 1 and not (outer and not self._retain_graph and self._seen.all)
         again = outer or not once or (self._own is not None and self._own.evaluates_again)
         functions = [self._function(each, outer=outer, replayable=again) for each in several]
@@ -312,6 +333,7 @@ class Bilevel:
         math = outer and (self.estimator.needs_second_derivative or self.scheme.needs_second_derivative)
         reduced = self._seen.reduced if outer else None
         compute = self._given.primary(compute) if primary else self._given.all(compute)
+        compute = self._fresh.watched(compute, whole=outer)
         return LossFunction(compute, self._setup, reduced=reduced, math_attention=math, replayable=replayable)
 
     def _aside(self, compute: Compute, *, primary: bool = False) -> BatchValues:
