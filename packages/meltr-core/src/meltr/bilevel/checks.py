@@ -49,7 +49,7 @@ def check_functions(compute: object) -> list[Compute]:
     """
     if callable(compute):
         return [compute]
-    several = list(compute) if isinstance(compute, Sequence) else [compute]
+    several: list[Any] = list(compute) if isinstance(compute, Sequence) else [compute]
     wrong = next((each for each in several if not callable(each)), None)
     if wrong is not None:
         given = compute if not isinstance(compute, Sequence) else wrong
