@@ -30,6 +30,7 @@ NAMES = {
     "torch.nn.Module._buffers": "restoring buffers that a module replaced",
     "torch.Tensor._backward_hooks": "keeping hooks on gradients for the inner step",
     "torch.Tensor._post_accumulate_grad_hooks": "keeping hooks on gradients for the inner step",
+    "torch.autograd.graph.Node._sequence_nr": "noticing losses that were computed before the loss function was called",
     "torch.nn.Module._apply": "moving the tensors of TorchJD's aggregators with the combiner",
     "torch._dynamo.eval_frame.OptimizedModule": "recognising a model after torch.compile",
     "torch.distributed.checkpoint.filesystem._StorageInfo": "reading the index of a sharded checkpoint",
@@ -173,3 +174,16 @@ def add_quotients_each(tensors: Tensors, above: Tensors, below: Tensors, factor:
 def roots_of_each(tensors: Tensors) -> list[Tensor]:
     """Return the square root of every tensor."""
     return list(torch._foreach_sqrt(tensors))
+
+
+def sequence_number(node: Any = None) -> int:
+    """Return the place of a node of an autograd graph among all that its thread has made; None: the next place.
+
+    Args:
+        node: A node; those of leaves come after all others.
+    """
+    if node is None:
+        with torch.enable_grad():
+            node = torch.zeros((), requires_grad=True).clone().grad_fn
+    number: int = node._sequence_nr()
+    return number
