@@ -28,6 +28,14 @@ def register_combiners() -> list[CombinerInfo]:
             learned=True,
         ),
         CombinerInfo(
+            name="meltr-shares",
+            summary="Loss transformer with one weight per loss, trained on held-out examples (not in the paper).",
+            factory="meltr.combiners.loss_transformer:from_options",
+            options="meltr.combiners.options:SharesOptions",
+            learned=True,
+            settings={"bilevel.outer_batch": "held_out", "bilevel.gamma": 0.0, "bilevel.outer_lr": 1e-3},
+        ),
+        CombinerInfo(
             name="linear",
             summary="One learned weight per loss (Table 10).",
             factory="meltr.combiners.linear:from_options",

@@ -32,6 +32,10 @@ class UserError(MeltrError):
     exit_code = 2
 
 
+class LoopError(UserError, ValueError):
+    """A training loop gives `Bilevel` something that it cannot train with."""
+
+
 class PluginError(MeltrError):
     """A plugin broke its contract; the message names the plugin, the hook and the value."""
 

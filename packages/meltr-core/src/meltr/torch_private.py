@@ -30,6 +30,7 @@ NAMES = {
     "torch.nn.Module._buffers": "restoring buffers that a module replaced",
     "torch.Tensor._backward_hooks": "keeping hooks on gradients for the inner step",
     "torch.Tensor._post_accumulate_grad_hooks": "keeping hooks on gradients for the inner step",
+    "torch.autograd.graph.Node._sequence_nr": "noticing losses that were computed before the loss function was called",
     "torch.nn.Module._apply": "moving the tensors of TorchJD's aggregators with the combiner",
     "torch._dynamo.eval_frame.OptimizedModule": "recognising a model after torch.compile",
     "torch.distributed.checkpoint.filesystem._StorageInfo": "reading the index of a sharded checkpoint",
@@ -185,3 +186,16 @@ def largest_values(tensors: Sequence[Tensor]) -> Tensor:
     kinds = {norm.dtype for norm in norms}
     widest = next((kind for kind in (torch.float64, torch.float32) if kind in kinds), norms[0].dtype)
     return torch.stack(norms if len(kinds) == 1 else [norm.to(widest) for norm in norms])
+
+
+def sequence_number(node: Any = None) -> int:
+    """Return the place of a node of an autograd graph among all that its thread has made; None: the next place.
+
+    Args:
+        node: A node; those of leaves come after all others.
+    """
+    if node is None:
+        with torch.enable_grad():
+            node = torch.zeros((), requires_grad=True).clone().grad_fn
+    number: int = node._sequence_nr()
+    return number

@@ -11,20 +11,25 @@ Example::
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from meltr.autograd.losses import Compute
+from meltr.bilevel.checks import Fresh, check_device, check_functions, check_optimizer
 from meltr.bilevel.combiner_update import CombinerUpdate
 from meltr.bilevel.draws import CombinerDraws
+from meltr.bilevel.given import GivenLosses
 from meltr.bilevel.inner_step import ByBackward, ByKeptRows, ByRule, InnerStep
 from meltr.bilevel.outer_step import OuterRule, OuterStep
 from meltr.bilevel.own_rule import OwnRule
 from meltr.bilevel.results import OuterResult, StepResult
+from meltr.bilevel.saved import Progress
 from meltr.bilevel.weights import OuterWeights, Weights
+from meltr.bilevel.window import Window
 from meltr.combiners.base import Combiner, GradientCombiner, SelfTrained
 from meltr.errors import UserError
 from meltr.hypergradients.estimators import Auto, Estimator
@@ -68,7 +73,8 @@ class Bilevel:
 
     Raises:
         ValueError: If a number is out of range, or w is empty.
-        UserError: If `scheme` or `estimator` has the wrong type, or the combiner does not support sharded weights.
+        UserError: If `scheme` or `estimator` has the wrong type, the combiner does not support sharded weights, or the
+            outer optimiser does not hold exactly the trainable parameters of the combiner.
     """
 
     def __init__(
@@ -97,15 +103,20 @@ class Bilevel:
             raise ValueError(f"gamma must not be negative, got {gamma}")
         self.scheme, self.estimator = _checked(scheme or AIDFPLite(), estimator or Auto())
         self.combiner, self.every, self.steps = combiner, every, 0
-        self._retain_graph, self._prepared = retain_graph, False
+        self.gamma, self.outer_optimizer = gamma, outer_optimizer
+        self._retain_graph, self._window = retain_graph, Window()
+        self._begun, self._prepared = False, False
         setup, scope = setup or Setup(), scope or Scope()
         sharing, inside = (setup.sharing, model) if setup.sharing is not None else sharing_of(model)
         self._setup = ModelSetup(inside, setup, sharing)
         self._weights = Weights(inside, parameters, fixed=not sharing.whole_weights)
+        self._given = GivenLosses(combiner)
+        self._fresh = Fresh(self._setup, self._weights)
         self._seen = OuterWeights(scope, inside, self._weights, log)
         draws = CombinerDraws(self._setup, seed)
         update = None
         if outer_optimizer is not None:
+            check_optimizer(outer_optimizer, combiner)
             # An outer step keeps the graph for the inner gradient, so a compiled model must not free its saved buffers.
             keep_buffers_of_compiled_graphs()
             update = CombinerUpdate(combiner, outer_optimizer, sharing, outer_clip_norm)
@@ -129,6 +140,22 @@ class Bilevel:
             return ByKeptRows(self.combiner, draws)
         return ByBackward(self.combiner, draws, self._own)
 
+    def __repr__(self) -> str:
+        """Return the model, the combiner with its names, and how it is trained."""
+        names = self._given.names
+        what = "" if names is None else ", ".join(names)
+        parts = [
+            f"model={type(self._setup.model).__name__}",
+            f"combiner={type(self.combiner).__name__}({what})",
+            f"scheme={self.scheme!r}",
+            f"estimator={self.estimator.chosen or self.estimator.name}",
+            f"every={self.every}",
+            f"gamma={self.gamma:g}",
+            f"steps={self.steps}",
+            f"outer_steps={self.outer_steps}",
+        ]
+        return f"Bilevel({', '.join(parts)})"
+
     @property
     def parameters(self) -> list[Tensor]:
         """The parameters w that currently require gradients."""
@@ -142,7 +169,8 @@ class Bilevel:
     @property
     def outer_step_due(self) -> bool:
         """True if the next call of `backward` starts with an outer step (K inner steps were taken since the last)."""
-        return self._outer is not None and self.steps > 0 and self.steps % self.every == 0
+        between = self._outer is not None and not self._window.is_open
+        return between and self.steps > 0 and self.steps % self.every == 0
 
     def backward(
         self,
@@ -152,6 +180,7 @@ class Bilevel:
         outer_part: Compute | None = None,
         others: Callable[[int], Compute] | None = None,
         outer: bool | None = None,
+        accumulate: int = 1,
     ) -> StepResult:
         """Add the inner gradient grad_w m(l) to ``.grad``; after every K inner steps train the combiner first.
 
@@ -160,30 +189,45 @@ class Bilevel:
         once.
 
         Args:
-            compute: Returns the task losses of the current batch, primary first. For the outer step it is called again
-                with the same random numbers. A sequence of functions means micro-batches (gradient accumulation): the
+            compute: Returns the task losses of the current batch: a mapping from the combiner's names to tensors, in
+                any order, or a sequence with the primary loss first. For the outer step it is called again with the
+                same random numbers. A sequence of functions means micro-batches (gradient accumulation): the
                 losses are averaged over them before the combiner sees them.
-            primary: Returns the primary loss on a held-out batch, for the outer step; None: use the current batch.
+            primary: Returns the primary loss on a held-out batch, for the outer step, alone or with others; None: use
+                the current batch.
             outer_part: Returns all losses on a part of the batch; the outer step then uses only that part.
             others: Maps i to the loss function on independent batch i, for schemes that need independent batches.
             outer: Whether to take an outer step now; None: after every K inner steps.
+            accumulate: n, if the micro-batches of an inner step come one call at a time: n calls form a window, their
+                gradients are averaged, and they count as one inner step. An outer step is taken at the first call of a
+                window, with the losses of that call. If the optimiser steps before the n-th call, call `after_step`.
 
         Raises:
+            LoopError: If `compute` is not a function, or returns losses with other names than the combiner's.
             ValueError: If `compute` does not return scalars, or there are no micro-batches.
         """
-        self.after_step()
+        self._window.check(accumulate)
+        if outer:
+            self._window.require_closed("outer=True")
+        if self._own is not None:
+            self._own.resting = self._window.is_open
+            if not self._window.is_open:
+                self._own.after_step()
+        self._begin()
         due = self.outer_step_due if outer is None else outer and self._outer is not None
         found, rows = None, None
         if due and outer_part is not None:
             found, due = self._outer_step_on_part(outer_part, primary, others), False
         losses = self._evaluate(compute, outer=due)
+        check_device(self.combiner, losses.values)
         self._prepare(losses.values)
         if due and self._outer is not None:
-            held_out = None if primary is None else self._aside(primary)
+            held_out = None if primary is None else self._aside(primary, primary=True)
             found, rows = self._outer.take(losses, held_out, self._independent(others), step=self.steps)
-        combined, a = self._inner.take(losses, rows, self.steps)
-        self.steps += 1
-        return StepResult(losses.values, combined, a, found)
+        combined, a = self._inner.take(losses, rows, self.steps, 1 / accumulate)
+        self.steps += self._window.count(accumulate)
+        names = self._given.names_of(losses.size)
+        return StepResult(losses.values, combined, a, found and replace(found, names=names), names)
 
     def outer_step(
         self, primary: Compute, auxiliary: Compute, *, others: Callable[[int], Compute] | None = None
@@ -200,14 +244,19 @@ class Bilevel:
         """
         if self._outer is None:
             raise ValueError("outer_step needs an outer_optimizer, and a combiner that is trained by outer steps")
-        held_out = self._aside(primary)
-        return self._outer.take(self._aside(auxiliary), held_out, self._independent(others), step=self.steps)[0]
+        self._window.require_closed("outer_step()")
+        self._begin()
+        held_out = self._aside(primary, primary=True)
+        found, _ = self._outer.take(self._aside(auxiliary), held_out, self._independent(others), step=self.steps)
+        return replace(found, names=self._given.names_of(len(found.products)))
 
     def after_step(self) -> None:
-        """Show the updated weights to a self-trained combiner that needs them (FAMO).
+        """Show the updated weights to a self-trained combiner that needs them (FAMO), and end a window early.
 
-        Call it after ``optimizer.step()``; otherwise the next `backward` does it.
+        Call it after ``optimizer.step()``. Otherwise the next `backward` does it, unless the optimiser stepped before
+        the last call of a window (see `accumulate` of `backward`).
         """
+        self.steps += self._window.close()
         if self._own is not None:
             self._own.after_step()
 
@@ -223,17 +272,53 @@ class Bilevel:
             self._outer.count_from(outer_steps)
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the counters and the estimator's state; the caller saves weights and optimisers."""
-        return {"steps": self.steps, "outer_steps": self.outer_steps, "estimator": self.estimator.state_dict()}
+        """Return all that a resumed loop needs besides the model and its optimiser; save it after ``optimizer.step()``.
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue from the state that `state_dict` returned."""
+        It holds plain values and tensors: phi, the outer optimiser, the counters, the names of the losses and the state
+        of the estimator. A window of micro-batches that is not complete is not part of it.
+        """
+        if self._own is not None and not self._window.is_open:
+            self._own.after_step()
+        outer = None if self.outer_optimizer is None else self.outer_optimizer.state_dict()
+        return {**self._progress(), "combiner": self.combiner.state_dict(), "outer_optimizer": outer}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continue from the state that `state_dict` returned; older states without phi and the optimiser load too.
+
+        Raises:
+            LoopError: If the state belongs to losses with other names.
+        """
+        self._continue(state)
+        if "combiner" in state:
+            self.combiner.load_state_dict(state["combiner"])
+        if self.outer_optimizer is not None and state.get("outer_optimizer") is not None:
+            self.outer_optimizer.load_state_dict(state["outer_optimizer"])
+
+    @property
+    def progress(self) -> Progress:
+        """The state without phi and the outer optimiser, for programs that save these two themselves."""
+        return Progress(self._progress, self._continue)
+
+    def _progress(self) -> dict[str, Any]:
+        names = None if self._given.names is None else list(self._given.names)
+        counters = {"steps": self.steps, "outer_steps": self.outer_steps}
+        return {**counters, "names": names, "estimator": self.estimator.state_dict()}
+
+    def _continue(self, state: Mapping[str, Any]) -> None:
+        self._given.continue_with(state.get("names"))
+        self._window.close()
         self.count_from(int(state["steps"]), int(state["outer_steps"]))
         self.estimator.load_state_dict(state["estimator"])
 
+    def _begin(self) -> None:
+        """At the first call, give all processes the combiner of rank 0."""
+        if not self._begun:
+            self._setup.sharing.broadcast(tensor.detach() for tensor in _tensors_of(self.combiner))
+        self._begun = True
+
     def _evaluate(self, compute: Compute | Sequence[Compute], *, outer: bool) -> LossValues:
         """Evaluate the losses of the current batch for the first time."""
-        several = [compute] if callable(compute) else list(compute)
+        several = check_functions(compute)
         once = len(several) == 1 and not (outer and not self._retain_graph and self._seen.all)
         again = outer or not once or (self._own is not None and self._own.evaluates_again)
         functions = [self._function(each, outer=outer, replayable=again) for each in several]
@@ -241,15 +326,19 @@ class Bilevel:
             return functions[0].run(graph=True, averaging="backward" if self._inner.averaged_by_backward else None)
         return MicroBatches.first(functions)
 
-    def _function(self, compute: Compute, *, outer: bool, replayable: bool = True) -> LossFunction:
+    def _function(
+        self, compute: Compute, *, outer: bool, replayable: bool = True, primary: bool = False
+    ) -> LossFunction:
         # The fused attention kernels have no second derivative.
         math = outer and (self.estimator.needs_second_derivative or self.scheme.needs_second_derivative)
         reduced = self._seen.reduced if outer else None
+        compute = self._given.primary(compute) if primary else self._given.all(compute)
+        compute = self._fresh.watched(compute, whole=outer)
         return LossFunction(compute, self._setup, reduced=reduced, math_attention=math, replayable=replayable)
 
-    def _aside(self, compute: Compute) -> BatchValues:
-        """Evaluate a batch that only the outer step uses."""
-        return self._function(compute, outer=True).run(graph=True, keep_buffers=True)
+    def _aside(self, compute: Compute, *, primary: bool = False) -> BatchValues:
+        """Evaluate a batch that only the outer step uses, all losses or the `primary` one."""
+        return self._function(compute, outer=True, primary=primary).run(graph=True, keep_buffers=True)
 
     def _independent(self, others: Callable[[int], Compute] | None) -> Callable[[int], LossValues] | None:
         return None if others is None else lambda number: self._aside(others(number))
@@ -271,10 +360,15 @@ class Bilevel:
         before = self._setup.random_state()
         auxiliary = self._aside(part)
         self._prepare(auxiliary.values)
-        held_out = None if primary is None else self._aside(primary)
+        held_out = None if primary is None else self._aside(primary, primary=True)
         found, _ = self._outer.take(auxiliary, held_out, self._independent(others), step=self.steps)
         before.restore()
         return found
+
+
+def _tensors_of(module: nn.Module) -> Iterator[Tensor]:
+    yield from module.parameters()
+    yield from module.buffers()
 
 
 def _checked(scheme: object, estimator: object) -> tuple[Scheme, Estimator]:

@@ -11,6 +11,7 @@ from contextlib import AbstractContextManager, nullcontext
 
 from torch import Tensor, nn
 
+from meltr.autograd.vectors import scale
 from meltr.bilevel.draws import CombinerDraws
 from meltr.bilevel.own_rule import OwnRule
 from meltr.bilevel.weights import Weights
@@ -27,13 +28,14 @@ class InnerStep(abc.ABC):
     """True if the forward pass must prepare the backward pass to average over processes."""
 
     @abc.abstractmethod
-    def take(self, losses: LossValues, rows: Rows | None, step: int) -> tuple[Tensor, Tensor]:
+    def take(self, losses: LossValues, rows: Rows | None, step: int, share: float) -> tuple[Tensor, Tensor]:
         """Add the inner gradient to ``.grad``; return m(l), shape (), and a, shape (T+1,).
 
         Args:
             losses: l, with their graph or the functions to rebuild it.
             rows: The rows of J, if the preceding outer step kept them; they are consumed.
             step: Inner steps taken so far.
+            share: Factor of the gradient: 1 / n for one of n micro-batches that come one call at a time.
 
         Raises:
             ValueError: If no loss depends on a leaf that requires a gradient.
@@ -52,11 +54,11 @@ class ByBackward(InnerStep):
     def __init__(self, combiner: nn.Module, draws: CombinerDraws, rule: OwnRule | None = None) -> None:
         self._combiner, self._draws, self._rule = combiner, draws, rule
 
-    def take(self, losses: LossValues, rows: Rows | None, step: int) -> tuple[Tensor, Tensor]:
+    def take(self, losses: LossValues, rows: Rows | None, step: int, share: float) -> tuple[Tensor, Tensor]:
         """Take the backward pass; it frees the graph."""
         combined, a = self._task_weights(losses, step)
         with self._watched(losses):
-            losses.backward(a)
+            losses.backward(a * share)
         return combined, a
 
     def _task_weights(self, losses: LossValues, step: int) -> tuple[Tensor, Tensor]:
@@ -70,12 +72,12 @@ class ByBackward(InnerStep):
 class ByKeptRows(ByBackward):
     """Weights the rows of J that an outer step kept, without a backward pass; without rows, acts as `ByBackward`."""
 
-    def take(self, losses: LossValues, rows: Rows | None, step: int) -> tuple[Tensor, Tensor]:
+    def take(self, losses: LossValues, rows: Rows | None, step: int, share: float) -> tuple[Tensor, Tensor]:
         """Consume the rows, or take the backward pass."""
         if rows is None:
-            return super().take(losses, rows, step)
+            return super().take(losses, rows, step, share)
         combined, a = self._task_weights(losses, step)
-        losses.add_gradient(rows, rows.spend(a))
+        losses.add_gradient(rows, rows.spend(a * share))
         return combined, a
 
 
@@ -96,7 +98,7 @@ class ByRule(InnerStep):
     def __init__(self, combiner: GradientCombiner, weights: Weights, draws: CombinerDraws) -> None:
         self._combiner, self._weights, self._draws = combiner, weights, draws
 
-    def take(self, losses: LossValues, rows: Rows | None, step: int) -> tuple[Tensor, Tensor]:
+    def take(self, losses: LossValues, rows: Rows | None, step: int, share: float) -> tuple[Tensor, Tensor]:
         """Take one backward pass per task and call the combiner.
 
         Raises:
@@ -113,5 +115,6 @@ class ByRule(InnerStep):
         averaged = [sharing.mean_direction(row, w) for row in rows.all()]
         with self._draws.of_step(step):
             gradient, a = self._combiner.from_gradients(losses.values, averaged)
-        losses.add_gradient(rows, [*gradient, *rows.rest(a)], averaged=True)
+        whole = [*gradient, *rows.rest(a)]
+        losses.add_gradient(rows, whole if share == 1 else scale(whole, share), averaged=True)
         return (a * losses.values).sum(), a

@@ -69,6 +69,8 @@ class OwnRule:
     ) -> None:
         self._combiner, self._update, self._weights, self._log = combiner, update, weights, log
         self._waiting: OwnStep | None = None
+        self.resting = False
+        """True while the rule must not be called: after the first of several micro-batches of one step."""
 
     @property
     def evaluates_again(self) -> bool:
@@ -82,6 +84,9 @@ class OwnRule:
         Args:
             losses: Losses of the inner step.
         """
+        if self.resting:
+            yield
+            return
         step = OwnStep(losses, self._weights.of(losses), after=self._combiner.sees_moved_weights)
         gradients = None
         if self._combiner.sees_moved_weights:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -16,11 +17,18 @@ class OuterResult:
             objective now.
         gradient_norm: Norm of phi's gradient before clipping, shape ().
         applied: False if the step was skipped because the hypergradient was not finite.
+        names: Names of the losses, primary first.
     """
 
     products: Tensor
     gradient_norm: Tensor
     applied: bool
+    names: tuple[str, ...] = ()
+
+    @property
+    def alignment(self) -> dict[str, Tensor]:
+        """The gradient alignment by the name of the loss, shape () each."""
+        return _by_name(self.names, self.products)
 
 
 @dataclass(frozen=True)
@@ -33,9 +41,25 @@ class StepResult:
         sensitivities: The task weights a = dm/dl, shape (T+1,); the inner gradient is the sum of the task gradients
             with these weights.
         outer: The outer step taken before this inner gradient; None if there was none.
+        names: Names of the losses, primary first.
     """
 
     losses: Tensor
     combined: Tensor
     sensitivities: Tensor
     outer: OuterResult | None = None
+    names: tuple[str, ...] = ()
+
+    @property
+    def weights(self) -> dict[str, Tensor]:
+        """The task weights by the name of the loss, shape () each: ``step.weights["rotation"]``."""
+        return _by_name(self.names, self.sensitivities)
+
+    @property
+    def named_losses(self) -> dict[str, Tensor]:
+        """The losses by name, shape () each: ``step.named_losses["rotation"]``."""
+        return _by_name(self.names, self.losses)
+
+
+def _by_name(names: Sequence[str], values: Tensor) -> dict[str, Tensor]:
+    return dict(zip(names, values, strict=True))

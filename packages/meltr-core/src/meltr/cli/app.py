@@ -24,7 +24,7 @@ from meltr.errors import MeltrError, StoppedRun
 from meltr.plugins import Registry, discover
 from meltr.version import __version__
 
-COMMANDS = ("run", "evaluate", "plot", "compare", "data", "verify", "bench", "list_", "config", "doctor")
+COMMANDS = ("run", "evaluate", "plot", "compare", "data", "verify", "bench", "helps", "list_", "config", "doctor")
 """Modules of `meltr.cli`, in the order of ``meltr --help``."""
 
 _DEBUG = "meltr.debug"

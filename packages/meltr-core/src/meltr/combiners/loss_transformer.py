@@ -27,6 +27,7 @@ from meltr.combiners.base import Combiner, as_names, sensitivities
 
 Embedding = Literal["scale+task", "scale", "task"]
 Start = Literal["sum", "fit", "random"]
+Readout = Literal["mean", "shares"]
 
 
 class LossTransformer(Combiner):
@@ -41,6 +42,10 @@ class LossTransformer(Combiner):
         layers: Encoder layers (1 in the paper; more are stored as ``encoder.0``, ``encoder.1``, ...).
         dropout: Dropout probability in the encoder while training.
         embedding: Components of a loss token (Table 10). ``"task"`` alone makes m independent of the losses.
+        readout: ``"mean"``: the projected mean of the encoded tokens, as in the paper. ``"shares"``: every token gives
+            one logit z_t, and m(l) = sum_t a_t l_t with task weights a = (T+1) softmax(z). They depend on the losses
+            but are treated as constants when m is differentiated by l. The weights are positive and their mean is 1, so
+            the learning rate of the backbone keeps its meaning. Not in the paper.
         start: ``"sum"``: m(l) = sum(l) + correction(l) with a correction that starts at zero, so that every task weight
             starts at 1. ``"fit"``: no residual; call `fit_to_sum` before training. ``"random"``: as released; the task
             weights start near zero with random signs.
@@ -66,11 +71,14 @@ class LossTransformer(Combiner):
         layers: int = 1,
         dropout: float = 0.0,
         embedding: Embedding = "scale+task",
+        readout: Readout = "mean",
         start: Start = "sum",
     ) -> None:
         super().__init__(as_names(losses))
         _check_choices(width, heads, embedding, start)
+        _check_readout(readout, start)
         self.embedding: Embedding = embedding
+        self.readout: Readout = readout
         self.start: Start = start
         self._sizes = {
             "width": width,
@@ -109,6 +117,15 @@ class LossTransformer(Combiner):
 
     def _combine(self, losses: Tensor) -> Tensor:
         """Map losses of shape (N, T+1) to shape (N,)."""
+        if self.readout == "shares":
+            shares = self.fc1(self._encode(losses.detach()))[..., 0].softmax(-1)
+            weighted: Tensor = len(self.names) * (shares * losses).sum(1)
+            return weighted
+        correction: Tensor = self.fc1(self._encode(losses).mean(1))[:, 0]
+        return losses.sum(1) + correction if self.start == "sum" else correction
+
+    def _encode(self, losses: Tensor) -> Tensor:
+        """Map losses of shape (N, T+1) to encoded tokens of shape (N, T+1, width)."""
         tokens = torch.zeros(*losses.shape, 1, dtype=self.fc1.weight.dtype, device=losses.device)
         if "scale" in self.embedding:
             tokens = tokens + self.loss_fc2(self.loss_fc1(losses[..., None].to(tokens.dtype)).relu())
@@ -116,13 +133,12 @@ class LossTransformer(Combiner):
             tokens = tokens + self.task_embedding.weight
         # The fused attention kernels have no second derivative, and the outer step differentiates m twice.
         with sdpa_kernel(SDPBackend.MATH):
-            encoded = self.encoder(tokens)
-        correction: Tensor = self.fc1(encoded.mean(1))[:, 0]
-        return losses.sum(1) + correction if self.start == "sum" else correction
+            encoded: Tensor = self.encoder(tokens)
+        return encoded
 
     def settings(self) -> dict[str, Any]:
         """Return the sizes and the variant."""
-        return {**self._sizes, "embedding": self.embedding, "start": self.start}
+        return {**self._sizes, "embedding": self.embedding, "readout": self.readout, "start": self.start}
 
     def prepare(self, losses: Tensor) -> None:
         """With ``start="fit"``: fit m to the plain sum around the losses of the first step, shape (T+1,)."""
@@ -204,6 +220,13 @@ def _check_choices(width: int, heads: int, embedding: str, start: str) -> None:
             UserWarning,
             stacklevel=3,
         )
+
+
+def _check_readout(readout: str, start: str) -> None:
+    if readout not in ("mean", "shares"):
+        raise ValueError(f"readout must be 'mean' or 'shares', got {readout!r}")
+    if readout == "shares" and start == "fit":
+        raise ValueError("readout='shares' starts at equal weights and has no start='fit'; use start='sum'")
 
 
 def from_options(losses: Sequence[str], **options: Any) -> LossTransformer:

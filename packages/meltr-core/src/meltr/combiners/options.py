@@ -20,6 +20,8 @@ class LossTransformerOptions(Info):
         layers: Encoder layers.
         dropout: Dropout probability inside the encoder layer, active while training.
         embedding: Components of a loss token (Table 10).
+        readout: ``mean``: the projected mean of the encoded tokens (the paper); ``shares``: one positive weight per
+            token, with mean 1.
         start: ``sum``: residual form whose correction starts at zero, so that training starts with the plain sum;
             ``fit``: the released form, fitted to the plain sum before the first step; ``random``: as released.
     """
@@ -31,6 +33,7 @@ class LossTransformerOptions(Info):
     layers: int = Field(1, ge=1)
     dropout: float = Field(0.0, ge=0, lt=1)
     embedding: Literal["scale+task", "scale", "task"] = "scale+task"
+    readout: Literal["mean", "shares"] = "mean"
     start: Literal["sum", "fit", "random"] = "sum"
 
     @model_validator(mode="after")
@@ -38,6 +41,24 @@ class LossTransformerOptions(Info):
         if self.width % self.heads:
             raise ValueError(f"width={self.width} is not a multiple of heads={self.heads}")
         return self
+
+
+class SharesOptions(LossTransformerOptions):
+    """Settings of the loss transformer that gives every loss its share, with a narrower transformer.
+
+    Args:
+        width: Embedding width d.
+        feedforward: Hidden units of the encoder layer's feed-forward part.
+        scale_hidden: Hidden units of the scale embedding's MLP.
+        readout: One positive weight per token, with mean 1.
+        start: ``sum``: every weight starts at 1; ``random``: near 1.
+    """
+
+    width: int = Field(64, ge=1)
+    feedforward: int = Field(64, ge=1)
+    scale_hidden: int = Field(32, ge=1)
+    readout: Literal["shares"] = "shares"
+    start: Literal["sum", "random"] = "sum"
 
 
 class LinearOptions(Info):

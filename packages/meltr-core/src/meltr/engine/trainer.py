@@ -370,7 +370,7 @@ class Trainer:
         """Return the other parts with a state to save, by name in the checkpoint; w's optimiser is separate."""
         parts: dict[str, Stateful | None] = {
             "outer_optimizer": self.outer,
-            "bilevel": self.bilevel,
+            "bilevel": self.bilevel.progress,
             "replay": self.outer_batches,
             "scaler": self.scaler,
         }

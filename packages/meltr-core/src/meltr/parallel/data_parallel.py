@@ -57,6 +57,11 @@ class Distributed(Sharing):
         """Return the mean over the ranks of a small tensor, bitwise equal on all ranks."""
         return self.ranks.mean(values)
 
+    def broadcast(self, tensors: Iterable[Tensor]) -> None:
+        """Copy the values of rank 0 to every process, in place."""
+        for tensor in tensors:
+            self.ranks.broadcast(tensor)
+
     def mean_small(self, tensors: Sequence[Tensor | None]) -> list[Tensor | None]:
         """Return the means over the ranks of a few small tensors, with one all-reduce."""
         present = [tensor for tensor in tensors if tensor is not None]

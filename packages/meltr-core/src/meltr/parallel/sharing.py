@@ -69,6 +69,9 @@ class Sharing:
         """Return the mean over the processes of a small tensor."""
         return values
 
+    def broadcast(self, tensors: Iterable[Tensor]) -> None:
+        """Copy the values of rank 0 to every process, in place."""
+
     def mean_direction(self, direction: Direction, parameters: Sequence[Tensor]) -> Direction:
         """Return the mean over the processes of their gradients by `parameters`."""
         return direction

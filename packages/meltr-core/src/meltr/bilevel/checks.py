@@ -1,0 +1,159 @@
+"""Checks of what a training loop gives to `Bilevel`, with errors that say what to write instead."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from meltr.autograd.graph import nodes_of
+from meltr.autograd.losses import Compute, Losses
+from meltr.bilevel.weights import Weights
+from meltr.errors import LoopError
+from meltr.hypergradients.setup import ModelSetup
+from meltr.torch_private import sequence_number
+
+FUNCTION = "Write bilevel.backward(lambda: losses(model, batch)), so that the losses can be evaluated again."
+
+
+def check_optimizer(optimizer: torch.optim.Optimizer, combiner: nn.Module) -> None:
+    """Check that the outer optimiser holds the trainable parameters of the combiner, and no others.
+
+    Raises:
+        LoopError: If it holds others, or misses some.
+    """
+    held = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
+    others = held - {id(parameter) for parameter in combiner.parameters()}
+    missing = [name for name, each in combiner.named_parameters() if each.requires_grad and id(each) not in held]
+    hint = f"Write {type(optimizer).__name__}(combiner.parameters(), ...)."
+    if others:
+        raise LoopError(
+            f"The outer optimiser holds {len(others)} tensors that are not parameters of the combiner "
+            f"({type(combiner).__name__}); an outer step trains the combiner alone.",
+            hint,
+        )
+    if missing:
+        raise LoopError(
+            f"The outer optimiser misses {len(missing)} parameters of the combiner: {', '.join(missing[:5])}.",
+            f"{hint} To keep some fixed, call requires_grad_(False) on them.",
+        )
+
+
+def check_functions(compute: object) -> list[Compute]:
+    """Return the loss functions of a call, one per micro-batch.
+
+    Raises:
+        LoopError: If losses are given instead of a function that returns them.
+    """
+    if callable(compute):
+        return [compute]
+    several: list[Any] = list(compute) if isinstance(compute, Sequence) else [compute]
+    wrong = next((each for each in several if not callable(each)), None)
+    if wrong is not None:
+        given = compute if not isinstance(compute, Sequence) else wrong
+        raise LoopError(
+            f"Expected a function that returns the losses, or one per micro-batch; found a {type(given).__name__}.",
+            FUNCTION,
+        )
+    return several
+
+
+def check_device(combiner: nn.Module, losses: Tensor) -> None:
+    """Check that the combiner is on the device of the losses.
+
+    Raises:
+        LoopError: If it is on another one.
+    """
+    for parameter in combiner.parameters():
+        if parameter.device != losses.device:
+            raise LoopError(
+                f"The losses are on {losses.device}, but the combiner is on {parameter.device}.",
+                f'Call combiner.to("{losses.device}") before you make the outer optimiser.',
+            )
+        return
+
+
+class Fresh:
+    """Detects a loss function that returns losses, or uses outputs, that were computed before it was called.
+
+    An outer step evaluates the losses again at other weights. Losses that were computed before do not change then, and
+    g would be wrong without a word. Nodes of autograd graphs are numbered in the order in which they are made, so a
+    node that is older than the call was made outside the function. Each thread numbers its own nodes. So an old node is
+    only a suspicion: the function is called again, and the losses are old if the same node is found twice.
+
+    Args:
+        setup: Model and generators.
+        weights: The parameters w.
+    """
+
+    def __init__(self, setup: ModelSetup, weights: Weights) -> None:
+        self._setup, self._weights, self._trusted = setup, weights, False
+
+    def watched(self, compute: Callable[[], Losses], *, whole: bool) -> Compute:
+        """Return a function that also checks the graph of its losses.
+
+        Args:
+            compute: The function.
+            whole: Check the graph as far as w; False: only the losses themselves.
+        """
+
+        def checked() -> Losses:
+            before = sequence_number()
+            losses = compute()
+            if torch.is_grad_enabled() and not self._trusted:
+                old = self._older(losses, before, whole=whole)
+                if old:
+                    self._confirm(compute, old, whole=whole)
+            return losses
+
+        return checked
+
+    def _older(self, losses: Losses, before: int, *, whole: bool) -> dict[Any, None]:
+        """Return the nodes of the losses that are older than `before` and lead to w."""
+        parts = _tensors_of(losses)
+        roots = [part.grad_fn for part in parts if part.grad_fn is not None]
+        nodes = nodes_of(*parts) if whole else dict.fromkeys(roots)
+        old = {node: None for node in nodes if sequence_number(node) < before}
+        if not (old and whole) or any(root in old for root in roots):
+            return old
+        w = {id(parameter) for parameter in self._weights.now()}
+        return {node: None for node in old if w & _leaves_below(node)}
+
+    def _confirm(self, compute: Callable[[], Losses], old: dict[Any, None], *, whole: bool) -> None:
+        state = self._setup.random_state()
+        with self._setup.preserved_buffers():
+            parts = _tensors_of(compute())
+        state.restore()
+        again = nodes_of(*parts) if whole else dict.fromkeys(part.grad_fn for part in parts)
+        if not any(node in again for node in old):
+            self._trusted = True
+            return
+        found = "losses" if any(part.grad_fn in old for part in parts) else "losses from outputs"
+        raise LoopError(
+            f"The loss function returns {found} that were computed before it was called: a second call gives the same "
+            "tensors, even at other weights.",
+            "Call the model inside the function: bilevel.backward(lambda: losses(model(inputs), labels)).",
+        )
+
+
+def _tensors_of(losses: Losses) -> list[Tensor]:
+    """Return the tensors as the function returned them: a reshaped tensor would have a new node."""
+    if isinstance(losses, Tensor):
+        return [losses]
+    several = losses.values() if isinstance(losses, Mapping) else losses if isinstance(losses, Sequence) else ()
+    return [each for each in several if isinstance(each, Tensor)]
+
+
+def _leaves_below(node: Any) -> set[int]:
+    """Return the ids of the leaves that a node leads to."""
+    seen, waiting, leaves = {node}, [node], set()
+    while waiting:
+        current = waiting.pop()
+        if hasattr(current, "variable"):
+            leaves.add(id(current.variable))
+        following = {each for each, _ in current.next_functions if each is not None} - seen
+        seen |= following
+        waiting.extend(following)
+    return leaves

@@ -1,0 +1,123 @@
+"""Trains a method on a bed with `meltr.Bilevel`, and scores the checkpoint that validation selects."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from meltr.bilevel.bilevel import Bilevel
+from meltr.helps.beds import Batch, Bed
+from meltr.helps.methods import Method, outer_optimizer
+from meltr.helps.side_by_side import side_by_side
+from meltr.hypergradients.estimators import ForwardMode
+from meltr.seeding import derive
+
+
+@dataclass(frozen=True)
+class Trial:
+    """What came out of one method on one bed.
+
+    Args:
+        test: Test score of every seed at the epoch that is best on validation; lower is better.
+        last: Test score of every seed after the last epoch.
+        weights: Task weights, the mean over steps and seeds, primary first.
+        seconds: For all seeds.
+    """
+
+    test: list[float]
+    last: list[float]
+    weights: list[float]
+    seconds: float
+
+
+def train(bed: Bed, method: Method) -> Trial:
+    """Train every seed of a bed.
+
+    Args:
+        bed: With its seeds.
+        method: How the losses are weighed.
+    """
+    parts = [bed] if method.side_by_side else [bed.only(number) for number in range(len(bed.seeds))]
+    begun = time.perf_counter()
+    found = [_Run(part, method).finish() for part in parts]
+    weights = torch.stack([each[2] for each in found]).mean(0)
+    return Trial(
+        [score for each in found for score in each[0].tolist()],
+        [score for each in found for score in each[1].tolist()],
+        weights.tolist(),
+        time.perf_counter() - begun,
+    )
+
+
+class _Run:
+    """One training run of all seeds of a bed.
+
+    Args:
+        bed: With its seeds.
+        method: How the losses are weighed.
+    """
+
+    def __init__(self, bed: Bed, method: Method) -> None:
+        self._bed, self._method, self._network = bed, method, bed.network()
+        copies = []
+        for seed in bed.seeds:
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(derive(seed, "combiner"))
+                copies.append(method.build(bed.losses))
+        self._count = len(copies)
+        self._combiner = side_by_side(copies) if method.side_by_side else copies[0]
+        self._optimizer = torch.optim.AdamW(self._network.parameters(), bed.lr, weight_decay=bed.weight_decay)
+        self._bilevel = Bilevel(
+            self._network,
+            self._combiner,
+            outer_optimizer(method, self._combiner),
+            scheme=method.scheme,
+            estimator=ForwardMode(),
+            every=method.every,
+            gamma=method.gamma,
+            parameters=self._network.trunk() if method.trunk else None,
+            inner_optimizer=self._optimizer,
+        )
+
+    def finish(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Train; return the selected and the last test scores, shape (S,), and the mean task weights, shape (T+1,)."""
+        best = torch.full((self._count,), torch.inf, dtype=torch.float64)
+        selected, weights, steps = best.clone(), torch.zeros(len(self._bed.losses)), 0
+        for epoch in range(self._bed.epochs):
+            for batch in self._bed.batches(epoch, self._method.order):
+                weights += self._step(batch)
+                steps += 1
+            self._combiner.end_epoch()
+            validation, test = (self._bed.scores(self._network, split) for split in ("validation", "test"))
+            better = validation < best
+            best, selected = torch.where(better, validation, best), torch.where(better, test, selected)
+        return selected, test, weights / steps
+
+    def _step(self, batch: Batch) -> Tensor:
+        """Take one inner step, and an outer step if it is due; return the mean task weights, shape (T+1,)."""
+        bed, network = self._bed, self._network
+        self._optimizer.zero_grad()
+        result = self._bilevel.backward(
+            lambda: list(bed.task_losses(network, batch).flatten().unbind()), primary=self._primary(batch)
+        )
+        self._optimizer.step()
+        self._bilevel.after_step()
+        return _weights(result).view(self._count, -1).mean(0)
+
+    def _primary(self, batch: Batch) -> Callable[[], list[Tensor]] | None:
+        """Return what the outer step lowers: the sum over seeds, each of which sees its own part of it alone."""
+        if self._method.outer_batch == "held_out":
+            return lambda: [self._bed.held_out_loss(self._network).sum()]
+        if self._count == 1:
+            return None
+        return lambda: [self._bed.task_losses(self._network, batch)[:, 0].sum()]
+
+
+def _weights(result: Any) -> Tensor:
+    found: Tensor = result.sensitivities
+    return found.float()
