@@ -133,3 +133,42 @@ def test_linear_combiner_starts_where_asked_and_its_slope_is_its_weight(positive
     assert float(combined) == pytest.approx(4.9, abs=1e-5)
     with pytest.raises(ValueError, match="start_weight"):
         LinearCombiner(3, start_weight=0.0)
+
+
+def shares(losses: int = 3) -> LossTransformer:
+    torch.manual_seed(0)
+    return LossTransformer(losses, width=16, heads=4, feedforward=16, scale_hidden=8, readout="shares").double()
+
+
+def test_shares_start_at_the_plain_sum_and_stay_positive_with_mean_one():
+    combiner, losses = shares(), torch.tensor([0.7, 2.0, 5.0], dtype=torch.float64)
+    combined, weights = sensitivities(combiner, losses)
+    assert combined == pytest.approx(7.7)
+    assert weights.tolist() == pytest.approx([1.0, 1.0, 1.0])
+    nn.init.normal_(combiner.fc1.weight, std=3.0)
+    combined, weights = sensitivities(combiner, losses)
+    assert weights.min() > 0
+    assert weights.mean() == pytest.approx(1.0)
+    assert weights.std() > 0.1
+    assert combined == pytest.approx(float((weights * losses).sum()))  # the weights count as constants
+
+
+def test_an_outer_step_of_shares_moves_weight_to_the_task_that_is_aligned():
+    combiner, losses = shares(), torch.tensor([0.7, 2.0, 5.0], dtype=torch.float64)
+    g = torch.tensor([1.0, -1.0, 0.5], dtype=torch.float64)
+    optimizer = torch.optim.Adam(combiner.parameters(), 1e-2)
+    before = sensitivities(combiner, losses)[1]
+    for _ in range(20):
+        optimizer.zero_grad()
+        (-(sensitivities(combiner, losses, create_graph=True)[1] * g).sum()).backward()
+        optimizer.step()
+    after = sensitivities(combiner, losses)[1]
+    assert after[0] > before[0]
+    assert after[1] < before[1]
+
+
+def test_shares_have_no_fit_to_the_sum():
+    with pytest.raises(ValueError, match="start='sum'"):
+        LossTransformer(2, width=16, heads=4, readout="shares", start="fit")
+    with pytest.raises(ValueError, match="'mean' or 'shares'"):
+        LossTransformer(2, width=16, heads=4, readout="share")

@@ -30,6 +30,7 @@ PAGES = (
     "docs/data.md",
     "docs/scaling.md",
     "docs/efficiency.md",
+    "docs/results.md",
     "CONTRIBUTING.md",
     "CHANGELOG.md",
 )
