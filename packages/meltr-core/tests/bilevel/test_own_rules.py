@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from bilevel_cases import Encoder, SmoothConvNet, Tiny, build, flat
 from meltr import Bilevel, Scope, Setup
-from meltr.combiners.base import GradientCombiner, SelfTrained
+from meltr.combiners.base import GradientCombiner, SelfTrained, as_names
 from scope_cases import Vit
 
 
@@ -18,7 +18,7 @@ class Rule(SelfTrained):
     """Weights with a rule that writes down what it sees."""
 
     def __init__(self, losses: int, *, after: bool) -> None:
-        super().__init__([f"l{number}" for number in range(losses)])
+        super().__init__(as_names(losses))
         self.raw = nn.Parameter(torch.linspace(0.5, 1.5, losses))
         self.sees_moved_weights = after
         self.seen: list[dict] = []
@@ -44,7 +44,7 @@ class Rows(GradientCombiner):
     """Fixed weights applied to the task gradients; writes down the rows."""
 
     def __init__(self, losses: int) -> None:
-        super().__init__([f"l{number}" for number in range(losses)])
+        super().__init__(as_names(losses))
         self.weights = torch.linspace(0.5, 1.5, losses)
 
     def from_gradients(self, losses: Tensor, rows) -> tuple[list[Tensor | None], Tensor]:

@@ -57,6 +57,8 @@ def meltr_run(tmp_path):
         (LOSSES, f'        requested("step")\n{LOSSES}'),
         (EVALUATE, f'        requested("evaluate")\n{EVALUATE}'),
     )
+    inherited = signal.getsignal(signal.SIGINT)
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell starts background jobs with Ctrl-C ignored
     handlers = {number: signal.getsignal(number) for number in SIGNALS}
 
     def start(*words, ask=None):
@@ -65,7 +67,9 @@ def meltr_run(tmp_path):
         return call("run", "--plugin", plugin, "--output-dir", tmp_path, *words)
 
     yield start
-    assert {number: signal.getsignal(number) for number in SIGNALS} == handlers
+    after = {number: signal.getsignal(number) for number in SIGNALS}
+    signal.signal(signal.SIGINT, inherited)
+    assert after == handlers
 
 
 SIGNALS = {signal.SIGTERM: "SIGTERM", signal.SIGHUP: "SIGHUP", signal.SIGUSR1: "SIGUSR1", signal.SIGINT: "Ctrl-C"}

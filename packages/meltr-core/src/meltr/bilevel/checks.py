@@ -96,16 +96,17 @@ class Fresh:
 
         Args:
             compute: The function.
-            whole: Check the graph as far as w; False: only the losses themselves.
+            whole: Check the graph as far as w; False: only the losses themselves. Under autocast, the losses alone:
+                its copies of the weights are older than the call, and rightly so.
         """
 
         def checked() -> Losses:
-            before = sequence_number()
+            before, deep = sequence_number(), whole and not torch.is_autocast_enabled(self._setup.device.type)
             losses = compute()
             if torch.is_grad_enabled() and not self._trusted:
-                old = self._older(losses, before, whole=whole)
+                old = self._older(losses, before, whole=deep)
                 if old:
-                    self._confirm(compute, old, whole=whole)
+                    self._confirm(compute, old, whole=deep)
             return losses
 
         return checked

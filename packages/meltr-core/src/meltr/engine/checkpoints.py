@@ -156,7 +156,8 @@ class Checkpoints:
             UserError: If there is no checkpoint of that name, or ``last`` or ``best`` leads nowhere.
         """
         there = sorted(each.path.name for each in checkpoints_in(self.folder))
-        found = f"Found: {', '.join(there) or 'none'}."
+        links = [link for link in (BEST, LAST) if os.path.lexists(self.folder / link)]
+        found = f"Found: {', '.join([*links, *there]) or 'none'}."
         target = self.target(name) if name in (LAST, BEST) else name
         if target is None or (target == name and name not in (LAST, BEST) and name not in there):
             raise UserError(f"There is no checkpoint {name!r} in {self.folder}.", found)
