@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 import meltr
+from command_line import call
 from meltr.engine.run import execute
 from meltr.errors import UserError
 from meltr.hookspecs import AdapterSpecs, DiscoverySpecs, ObserverSpecs
@@ -277,3 +278,11 @@ def test_the_rooms_that_the_architecture_page_names_exist():
 
 INSIDE = ("schemes/", "estimators/")
 """Folders that the page names in the row of the room that they are in."""
+
+
+def test_the_table_of_results_is_made_of_its_record(tmp_path):
+    record, page = ROOT / "docs/results/helps.json", tmp_path / "page.md"
+    published = read(ROOT / "docs/results.md")
+    assert call("helps", "--json", record, "--show", "--markdown", page).exit_code == 0
+    made = page.read_text(encoding="utf-8").strip()
+    assert made in published

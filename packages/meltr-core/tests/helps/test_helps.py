@@ -13,7 +13,7 @@ from meltr.combiners.dwa import DynamicWeightAverage
 from meltr.combiners.torchjd_ import from_options as torchjd
 from meltr.errors import UserError
 from meltr.helps.made import MADE, made
-from meltr.helps.methods import METHODS, Method
+from meltr.helps.methods import METHODS
 from meltr.helps.record import Record
 from meltr.helps.side_by_side import side_by_side
 from meltr.helps.trial import Trial, train
@@ -183,8 +183,3 @@ def test_a_record_of_other_seeds_is_not_mixed_in(tmp_path):
     Record([4, 5, 6], {}).save(path)
     with pytest.raises(UserError, match="of seeds 4-6, not 1,7"):
         Record.begin(path, [1, 7], {})
-
-
-def test_methods_have_the_names_they_are_found_by():
-    assert all(name == method.name for name, method in METHODS.items())
-    assert isinstance(METHODS["sum"], Method)

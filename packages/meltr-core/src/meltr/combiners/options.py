@@ -51,7 +51,7 @@ class SharesOptions(LossTransformerOptions):
         feedforward: Hidden units of the encoder layer's feed-forward part.
         scale_hidden: Hidden units of the scale embedding's MLP.
         readout: One positive weight per token, with mean 1.
-        start: ``sum``: every weight starts at 1; ``random``: near 1.
+        start: ``sum``: every weight starts at 1; ``random``: at the share of a random logit.
     """
 
     width: int = Field(64, ge=1)

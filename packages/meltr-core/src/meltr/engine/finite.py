@@ -133,7 +133,7 @@ class StateGuard:
         self._known = frozenset(self.found())
 
     def found(self) -> list[str]:
-        """Return a description of each tensor that is not finite and was so at the start or not."""
+        """Return a description of each tensor that is not finite, whether it was so at the start or not."""
         named = [(name, _values(tensor)) for name, tensor in self._tensors()]
         named = [(name, values) for name, values in named if values.numel() and _may_fail(values)]
         kinds: dict[tuple[torch.device, torch.dtype], list[tuple[str, Tensor]]] = {}

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from statistics import median
 
 from meltr.helps import verdicts
+from meltr.helps.methods import METHODS
 from meltr.helps.verdicts import Difference, Results
 from meltr.report.statistics import mean
 
@@ -67,13 +69,8 @@ def _time(results: Results, name: str) -> str:
     ]
     if not ratios:
         return "-"
-    return "one by one" if not _together(name) else f"{sorted(ratios)[len(ratios) // 2]:.2f}"
-
-
-def _together(name: str) -> bool:
-    from meltr.helps.methods import METHODS
-
-    return name not in METHODS or METHODS[name].side_by_side
+    together = name not in METHODS or METHODS[name].side_by_side
+    return f"{median(ratios):.2f}" if together else "one by one"
 
 
 def summary(results: Results, methods: Sequence[str]) -> list[str]:

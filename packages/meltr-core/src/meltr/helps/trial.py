@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -107,7 +106,7 @@ class _Run:
         )
         self._optimizer.step()
         self._bilevel.after_step()
-        return _weights(result).view(self._count, -1).mean(0)
+        return result.sensitivities.float().view(self._count, -1).mean(0)
 
     def _primary(self, batch: Batch) -> Callable[[], list[Tensor]] | None:
         """Return what the outer step lowers: the sum over seeds, each of which sees its own part of it alone."""
@@ -116,8 +115,3 @@ class _Run:
         if self._count == 1:
             return None
         return lambda: [self._bed.task_losses(self._network, batch)[:, 0].sum()]
-
-
-def _weights(result: Any) -> Tensor:
-    found: Tensor = result.sensitivities
-    return found.float()

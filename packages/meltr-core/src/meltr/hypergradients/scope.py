@@ -26,8 +26,8 @@ class Scope:
     blocks depend, and so on.
 
     Args:
+        kind: ``full``: all parameters; ``heads``; ``last_block``: the heads and the last blocks.
         blocks: Number of last blocks per tower that ``last_block`` takes; all of them if there are fewer.
-        blocks: How many of the last blocks ``last_block`` takes, in every tower; all of them if there are fewer.
         modules: The model's blocks; None: see `meltr.blocks.find_blocks`.
 
     Raises:
