@@ -137,6 +137,19 @@ def test_the_lock_of_another_host_is_taken_over_only_by_force(tmp_path):
     assert call("run", "--resume", tmp_path / "mine", "--quiet", "--force-unlock").exit_code == 0
 
 
+def test_without_locks_of_the_system_the_process_in_the_file_decides(tmp_path, holder, monkeypatch):
+    monkeypatch.setattr("meltr.folders.locks.fcntl", None)
+    process = holder(tmp_path / "mine")
+    with pytest.raises(LockedError, match=f"process {process.pid}"):
+        RunLock.take(tmp_path / "mine")
+    process.kill()
+    process.wait()
+    lock = RunLock.take(tmp_path / "mine")
+    assert f"process {process.pid}" in str(lock.stale)
+    lock.release()
+    assert not (tmp_path / "mine" / NAME).exists()
+
+
 @pytest.mark.parametrize("content", ["", "junk", "[1]", "\x00" * 50, '{"host": 3}'])
 def test_a_broken_lock_does_no_harm(tmp_path, content):
     (tmp_path / NAME).write_text(content)

@@ -13,7 +13,7 @@ import time
 from collections.abc import Iterator
 from types import FrameType
 
-from meltr.errors import StoppedRun
+from meltr.errors import StoppedRun, UserError
 
 TIME_IS_UP = 124
 """Exit code of a run that its limit of time ended; that of timeout(1)."""
@@ -42,7 +42,12 @@ class StopRequests:
 
         Args:
             max_seconds: The limit, from now on; None: none.
+
+        Raises:
+            UserError: If there is a limit, and the system has no timer that interrupts (Windows).
         """
+        if max_seconds is not None and not hasattr(signal, "SIGALRM"):
+            raise UserError("--max-time needs a timer that this system does not have.", "Run without --max-time.")
         if threading.current_thread() is not threading.main_thread():
             yield self
             return

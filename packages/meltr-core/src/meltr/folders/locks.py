@@ -8,15 +8,22 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import fcntl
+import importlib
 import json
 import os
 import socket
 import time
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from meltr.errors import UserError
+
+fcntl: ModuleType | None
+try:
+    fcntl = importlib.import_module("fcntl")
+except ImportError:  # Windows
+    fcntl = None
 
 NAME = "run.lock"
 _REFUSED = {errno.EACCES, errno.EAGAIN}
@@ -91,7 +98,9 @@ def vacant(folder: Path) -> bool:
 
 
 def _lock(descriptor: int) -> bool | None:
-    """Return whether the system gave the lock; None if it has no locks there (some network file systems)."""
+    """Return whether the system gave the lock; None if it has none there (Windows, some network file systems)."""
+    if fcntl is None:
+        return None
     try:
         fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
@@ -125,6 +134,8 @@ def _checked(folder: Path, holder: dict[str, Any], *, free: bool | None, force: 
 
 
 def _alive(pid: Any) -> bool:
+    if os.name == "nt":
+        return True  # not known: os.kill would end the process there
     try:
         os.kill(int(pid), 0)
     except (ProcessLookupError, TypeError, ValueError, OverflowError):
@@ -152,7 +163,8 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def _content(descriptor: int) -> dict[str, Any]:
-    return _parsed(os.pread(descriptor, 4096, 0))
+    os.lseek(descriptor, 0, os.SEEK_SET)
+    return _parsed(os.read(descriptor, 4096))
 
 
 def _parsed(content: bytes) -> dict[str, Any]:
@@ -167,4 +179,5 @@ def _write(descriptor: int) -> None:
     since = time.strftime("%Y-%m-%d %H:%M:%S")
     content = {"pid": os.getpid(), "host": socket.gethostname(), "since": since}
     os.ftruncate(descriptor, 0)
-    os.pwrite(descriptor, (json.dumps(content) + "\n").encode(), 0)
+    os.lseek(descriptor, 0, os.SEEK_SET)
+    os.write(descriptor, (json.dumps(content) + "\n").encode())
