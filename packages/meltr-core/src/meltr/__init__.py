@@ -48,6 +48,7 @@ if TYPE_CHECKING:
     from meltr.hypergradients.schemes import SAMA as SAMA
     from meltr.hypergradients.schemes import AIDFPLite as AIDFPLite
     from meltr.hypergradients.schemes import NoDirection as NoDirection
+    from meltr.hypergradients.schemes import PrimaryStep as PrimaryStep
     from meltr.hypergradients.schemes import Scheme as Scheme
     from meltr.hypergradients.schemes import StocBiO as StocBiO
     from meltr.hypergradients.scope import Scope as Scope
@@ -90,7 +91,7 @@ _HOME = {
     ),
     "OuterProblem": "meltr.hypergradients.problem",
     **dict.fromkeys(
-        ("AIDCG", "AIDFP", "AIDFPLite", "ITD", "NoDirection", "SAMA", "Scheme", "StocBiO"),
+        ("AIDCG", "AIDFP", "AIDFPLite", "ITD", "NoDirection", "PrimaryStep", "SAMA", "Scheme", "StocBiO"),
         "meltr.hypergradients.schemes",
     ),
     "Scope": "meltr.hypergradients.scope",

@@ -61,7 +61,7 @@ def register_combiners() -> list[CombinerInfo]:
 
 @hookimpl
 def register_schemes() -> list[SchemeInfo]:
-    """The rows of Table 8, and SAMA."""
+    """The rows of Table 8, SAMA, and the primary step."""
     home, options = "meltr.hypergradients.schemes", "meltr.hypergradients.options"
     return [
         SchemeInfo(
@@ -97,6 +97,11 @@ def register_schemes() -> list[SchemeInfo]:
             name="sama",
             summary="v times the derivative of the inner optimiser's step (SAMA; not in the paper).",
             factory=f"{home}:SAMA",
+        ),
+        SchemeInfo(
+            name="primary-step",
+            summary="One inner step per cycle descends the primary loss alone; g is what it does to every loss.",
+            factory=f"{home}:PrimaryStep",
         ),
         SchemeInfo(
             name="none",

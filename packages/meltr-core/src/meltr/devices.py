@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
+from torch import Tensor
 
 from meltr.errors import UserError
 
@@ -28,3 +31,31 @@ def resolve_device(name: str) -> torch.device:
     if device.type == "mps" and not torch.backends.mps.is_available():
         raise UserError("No MPS device was found.", "Use --device cpu.")
     return device
+
+
+class Delayed:
+    """Values of a tensor, copied to the host without waiting for the device; read them when it has got that far.
+
+    ``tensor.tolist()`` waits for everything that was launched before it, also after the tensor was computed. This waits
+    for the tensor alone.
+
+    Args:
+        tensor: The tensor; it may be changed afterwards.
+    """
+
+    def __init__(self, tensor: Tensor) -> None:
+        self._event: Any = None
+        self._host = tensor.detach()
+        if tensor.device.type == "cuda":
+            self._host = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
+            self._host.copy_(tensor.detach(), non_blocking=True)
+            self._event = torch.cuda.Event()
+            self._event.record(torch.cuda.current_stream(tensor.device))
+        else:
+            self._host = self._host.clone()
+
+    def values(self) -> Any:
+        """Return the values as `Tensor.tolist` does; waits if the device has not computed them yet."""
+        if self._event is not None:
+            self._event.synchronize()
+        return self._host.tolist()

@@ -306,7 +306,9 @@ class BilevelSpec(Info):
             forward pass again. This costs one forward pass per outer step, and with differences needs no more memory
             than an ordinary step (with ``scope`` there is nothing to save).
         outer_batch: ``shared``: the next inner step's batch, one forward pass for both; ``replay``: two draws from the
-            last `replay_size` batches (the released code); ``held_out``: the primary loss on a held-out part of train.
+            last `replay_size` batches (the released code); ``held_out``: the primary loss on a held-out part of train;
+            ``cross``: the batch of the next inner step in two halves, one for the direction and one for the Jacobian.
+        average: Momentum of the moving average of g over outer steps; 0: every outer step uses its own g.
         gamma: Weight of the regulariser |m(l) - sum(l)| in the primary objective (eq. 6).
         direct_term: Add the regulariser's own derivative with respect to phi.
         outer_optimizer: Optimiser of phi.
@@ -325,7 +327,8 @@ class BilevelSpec(Info):
     outer_fraction: float = Field(1.0, gt=0, le=1)
     estimator: str = "auto"
     retain_graph: bool = True
-    outer_batch: Literal["shared", "replay", "held_out"] = "shared"
+    outer_batch: Literal["shared", "replay", "held_out", "cross"] = "shared"
+    average: float = Field(0.0, ge=0, lt=1)
     gamma: float = Field(0.1, ge=0)
     direct_term: bool = False
     outer_optimizer: Literal["adam", "adamw"] = "adam"

@@ -38,7 +38,7 @@ NAMES = {
     "torch.serialization._get_layout": "reading the index of a sharded checkpoint",
     **{
         f"torch._foreach_{name}": "one kernel for many tensors"
-        for name in ("add_", "addcdiv_", "addcmul_", "copy_", "lerp_", "mul_", "norm", "sqrt", "sub_")
+        for name in ("add", "add_", "addcdiv_", "addcmul_", "copy_", "lerp_", "mul", "mul_", "norm", "sqrt", "sub_")
     },
 }
 """Each private name with what would stop working without it."""
@@ -141,6 +141,21 @@ def add_each(tensors: Tensors, others: Tensors | float) -> None:
         torch._foreach_add_(tensors, others)
 
 
+def sums_of_each(tensors: Tensors, others: Tensors, alpha: float) -> list[Tensor]:
+    """Return tensor + alpha * partner for every tensor."""
+    return list(torch._foreach_add(tensors, others, alpha=alpha))
+
+
+def products_each(tensors: Tensors, factor: Tensor) -> list[Tensor]:
+    """Return factor * tensor for every tensor, for a factor of shape () on their device."""
+    return list(torch._foreach_mul(tensors, factor))
+
+
+def norms_of_each(tensors: Tensors) -> list[Tensor]:
+    """Return the Euclidean norm of every tensor, shape () each."""
+    return list(torch._foreach_norm(tensors)) if tensors else []
+
+
 def subtract_each(tensors: Tensors, others: Tensors) -> None:
     """Subtract its partner from every tensor, in place."""
     torch._foreach_sub_(tensors, others)
@@ -199,3 +214,21 @@ def sequence_number(node: Any = None) -> int:
             node = torch.zeros((), requires_grad=True).clone().grad_fn
     number: int = node._sequence_nr()
     return number
+
+
+def can_skip_on_device(optimizer: torch.optim.Optimizer) -> bool:
+    """Tell whether an optimiser can skip a step by a flag on the device, as the gradient scaler has it done.
+
+    The fused optimisers of torch say so on the instance, so no name of `NAMES` stands for it; without it the answer is
+    False, and the host decides.
+    """
+    return bool(getattr(optimizer, "_step_supports_amp_scaling", False))
+
+
+def step_unless(optimizer: torch.optim.Optimizer, flag: Tensor) -> None:
+    """Take a step of an optimiser that `can_skip_on_device`, unless `flag`, shape (), is true on the device."""
+    optimizer.grad_scale, optimizer.found_inf = None, flag.float()  # type: ignore[attr-defined]
+    try:
+        optimizer.step()
+    finally:
+        del optimizer.grad_scale, optimizer.found_inf  # type: ignore[attr-defined]

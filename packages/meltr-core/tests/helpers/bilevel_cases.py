@@ -158,7 +158,7 @@ def released_way(model, m, *, gamma: float, direct_term: bool) -> list:
 
 
 def flat(gradients) -> torch.Tensor:
-    return torch.cat([g.flatten().double() for g in gradients if g is not None])
+    return torch.cat([torch.zeros(0, dtype=torch.float64), *(g.flatten().double() for g in gradients if g is not None)])
 
 
 class Quadratic(nn.Module):

@@ -10,7 +10,16 @@ import torch
 from torch import Tensor
 
 from meltr.shards import local
-from meltr.torch_private import add_each, copy_each, preserved_versions, scale_each, subtract_each
+from meltr.torch_private import (
+    add_each,
+    copy_each,
+    norms_of_each,
+    preserved_versions,
+    products_each,
+    scale_each,
+    subtract_each,
+    sums_of_each,
+)
 
 Direction = Sequence[Tensor | None]
 """A vector in parameter space: one tensor per parameter, None where it is zero."""
@@ -30,6 +39,23 @@ def _add(a: Tensor, b: Tensor, alpha: float) -> Tensor:
 def scale(direction: Direction, factor: float | Tensor) -> list[Tensor | None]:
     """Return factor * direction."""
     return [None if part is None else part * factor for part in direction]
+
+
+def scaled_all(direction: Direction, factor: Tensor) -> list[Tensor | None]:
+    """Return factor * direction for a factor on its device, shape (), by few kernels."""
+    places = [place for place, part in enumerate(direction) if part is not None and not part.is_sparse]
+    found = scale([None if place in set(places) else part for place, part in enumerate(direction)], factor)
+    parts = [part for place in places if (part := direction[place]) is not None]
+    for place, part in zip(places, products_each(parts, factor) if parts else [], strict=True):
+        found[place] = part
+    return found
+
+
+def fast_norm(direction: Direction) -> Tensor:
+    """Return the Euclidean norm, float64, shape (), by few kernels; each part's norm is computed in its own type."""
+    parts = [_dense(part) for part in direction if part is not None]
+    norms = norms_of_each([part for part in parts if part.numel()])
+    return torch.zeros((), dtype=torch.float64) if not norms else torch.stack([n.double() for n in norms]).norm()
 
 
 class Combination(Sequence[Tensor | None]):
@@ -174,10 +200,11 @@ def displaced(
             raise ValueError("a displacement of 0 would lose the direction")
         if at == 0:
             at = e
-            for weight, q in zip(weights, other, strict=True):
-                away = torch.add(weight, q, alpha=e)
-                q.copy_(weight)
-                weight.copy_(away)
+            for part in _groups(weights):
+                own, their = weights[part], other[part]
+                away = sums_of_each(own, their, e)
+                copy_each(their, own)
+                copy_each(own, away)
         elif weights:
             subtract_each(weights, other)
             scale_each(weights, e / at)
@@ -195,6 +222,22 @@ def displaced(
                     copy_each(weights, other)
             torch.clear_autocast_cache()
             moved()
+
+
+_GROUP = 2**22
+"""Numbers that are moved by one kernel; their copies are the extra memory of a displacement."""
+
+
+def _groups(tensors: Sequence[Tensor]) -> Iterator[slice]:
+    """Yield slices of adjacent tensors with up to `_GROUP` numbers, or one larger tensor each."""
+    start = held = 0
+    for place, tensor in enumerate(tensors):
+        if place > start and held + tensor.numel() > _GROUP:
+            yield slice(start, place)
+            start, held = place, 0
+        held += tensor.numel()
+    if start < len(tensors):
+        yield slice(start, len(tensors))
 
 
 def _writable(pairs: Sequence[tuple[Tensor, Tensor]]) -> list[Tensor]:

@@ -11,7 +11,7 @@ Example::
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -19,11 +19,14 @@ import torch
 from torch import Tensor, nn
 
 from meltr.autograd.losses import Compute
-from meltr.bilevel.checks import Fresh, check_device, check_functions, check_optimizer
+from meltr.bilevel.average import AveragedAlignment
+from meltr.bilevel.checks import Fresh, check_device, check_kept_step, check_optimizer, check_rule
 from meltr.bilevel.combiner_update import CombinerUpdate
 from meltr.bilevel.draws import CombinerDraws
+from meltr.bilevel.evaluations import Evaluations
 from meltr.bilevel.given import GivenLosses
 from meltr.bilevel.inner_step import ByBackward, ByKeptRows, ByRule, InnerStep
+from meltr.bilevel.kept_step import KeptStep
 from meltr.bilevel.outer_step import OuterRule, OuterStep
 from meltr.bilevel.own_rule import OwnRule
 from meltr.bilevel.results import OuterResult, StepResult
@@ -32,10 +35,11 @@ from meltr.bilevel.weights import OuterWeights, Weights
 from meltr.bilevel.window import Window
 from meltr.combiners.base import Combiner, GradientCombiner, SelfTrained
 from meltr.errors import UserError
+from meltr.hypergradients.combiner_function import CombinerFunction
 from meltr.hypergradients.estimators import Auto, Estimator
-from meltr.hypergradients.loss_function import LossFunction
-from meltr.hypergradients.loss_values import BatchValues, LossValues
-from meltr.hypergradients.micro_batches import MicroBatches
+from meltr.hypergradients.halves import Halves
+from meltr.hypergradients.loss_values import LossValues
+from meltr.hypergradients.rows import Rows
 from meltr.hypergradients.schemes import AIDFPLite, Scheme
 from meltr.hypergradients.scope import Scope
 from meltr.hypergradients.setup import ModelSetup, Setup
@@ -61,6 +65,7 @@ class Bilevel:
         every: K, the number of inner steps between two outer steps.
         gamma: Weight of the regulariser |m(l) - sum(l)| in the primary objective (eq. 6).
         scope: The parameters that an outer step considers; None: all.
+        average: Momentum of the moving average of g over outer steps, in [0, 1); 0: every outer step uses its own g.
         direct_term: Add the direct derivative of the regulariser with respect to phi.
         outer_clip_norm: Clip phi's gradient to this norm.
         retain_graph: Keep the graph of the outer step's forward pass for the inner gradient that follows. False:
@@ -88,6 +93,7 @@ class Bilevel:
         every: int = 3,
         gamma: float = 0.1,
         scope: Scope | None = None,
+        average: float = 0.0,
         direct_term: bool = False,
         outer_clip_norm: float | None = None,
         retain_graph: bool = True,
@@ -101,33 +107,45 @@ class Bilevel:
             raise ValueError(f"every must be at least 1, got {every}")
         if gamma < 0:
             raise ValueError(f"gamma must not be negative, got {gamma}")
-        self.scheme, self.estimator = _checked(scheme or AIDFPLite(), estimator or Auto())
+        self.scheme, self.estimator = check_rule(scheme or AIDFPLite(), estimator or Auto())
         self.combiner, self.every, self.steps = combiner, every, 0
         self.gamma, self.outer_optimizer = gamma, outer_optimizer
-        self._retain_graph, self._window = retain_graph, Window()
+        self._window = Window()
         self._begun, self._prepared = False, False
         setup, scope = setup or Setup(), scope or Scope()
         sharing, inside = (setup.sharing, model) if setup.sharing is not None else sharing_of(model)
         self._setup = ModelSetup(inside, setup, sharing)
         self._weights = Weights(inside, parameters, fixed=not sharing.whole_weights)
         self._given = GivenLosses(combiner)
-        self._fresh = Fresh(self._setup, self._weights)
         self._seen = OuterWeights(scope, inside, self._weights, log)
-        draws = CombinerDraws(self._setup, seed)
+        draws, function = CombinerDraws(self._setup, seed), CombinerFunction(combiner, gamma, log)
+        self._average = AveragedAlignment(average)
         update = None
         if outer_optimizer is not None:
             check_optimizer(outer_optimizer, combiner)
             # An outer step keeps the graph for the inner gradient, so a compiled model must not free its saved buffers.
             keep_buffers_of_compiled_graphs()
-            update = CombinerUpdate(combiner, outer_optimizer, sharing, outer_clip_norm)
-        self._own = OwnRule(combiner, update, self._seen, log) if isinstance(combiner, SelfTrained) else None
-        self._outer = None
+            update = CombinerUpdate(combiner, outer_optimizer, sharing, outer_clip_norm, log)
+        self._own = OwnRule(combiner, update, self._seen) if isinstance(combiner, SelfTrained) else None
+        self._outer, self._kept = None, None
         if update is not None and not isinstance(combiner, (SelfTrained, GradientCombiner)):
             rule = OuterRule(self.scheme, self.estimator, gamma, direct_term, inner_optimizer)
-            self._outer = OuterStep(combiner, rule, update=update, weights=self._seen, draws=draws, log=log)
-        self._inner = self._inner_step(draws)
+            self._outer = OuterStep(
+                function, rule, update=update, weights=self._seen, draws=draws, average=self._average, log=log
+            )
+            self._kept = KeptStep(function, self._outer, gamma) if self.scheme.takes_inner_step else None
+        self._inner = self._inner_step(function, draws)
+        self._evaluations = Evaluations(
+            self._setup,
+            self._given,
+            Fresh(self._setup, self._weights),
+            self._seen,
+            retain_graph,
+            self._inner.averaged_by_backward,
+            lambda: self.estimator.needs_second_derivative or self.scheme.needs_second_derivative,
+        )
 
-    def _inner_step(self, draws: CombinerDraws) -> InnerStep:
+    def _inner_step(self, function: CombinerFunction, draws: CombinerDraws) -> InnerStep:
         """Choose how the inner gradient is computed."""
         if isinstance(self.combiner, GradientCombiner):
             if not self._setup.sharing.whole_weights:
@@ -137,8 +155,8 @@ class Bilevel:
                 )
             return ByRule(self.combiner, self._weights, draws)
         if self._outer is not None and self._seen.all and self._setup.sharing.whole_weights:
-            return ByKeptRows(self.combiner, draws)
-        return ByBackward(self.combiner, draws, self._own)
+            return ByKeptRows(function, draws)
+        return ByBackward(function, draws, self._own)
 
     def __repr__(self) -> str:
         """Return the model, the combiner with its names, and how it is trained."""
@@ -180,6 +198,7 @@ class Bilevel:
         outer_part: Compute | None = None,
         others: Callable[[int], Compute] | None = None,
         outer: bool | None = None,
+        cross: bool = False,
         accumulate: int = 1,
     ) -> StepResult:
         """Add the inner gradient grad_w m(l) to ``.grad``; after every K inner steps train the combiner first.
@@ -198,6 +217,8 @@ class Bilevel:
             outer_part: Returns all losses on a part of the batch; the outer step then uses only that part.
             others: Maps i to the loss function on independent batch i, for schemes that need independent batches.
             outer: Whether to take an outer step now; None: after every K inner steps.
+            cross: In an outer step, the first half of the micro-batches gives the direction q and the second half the
+                Jacobian J, so that g is not too large by the noise that both would share.
             accumulate: n, if the micro-batches of an inner step come one call at a time: n calls form a window, their
                 gradients are averaged, and they count as one inner step. An outer step is taken at the first call of a
                 window, with the losses of that call. If the optimiser steps before the n-th call, call `after_step`.
@@ -209,25 +230,42 @@ class Bilevel:
         self._window.check(accumulate)
         if outer:
             self._window.require_closed("outer=True")
+        found = None if self._window.is_open else self._after_inner_step()
         if self._own is not None:
             self._own.resting = self._window.is_open
-            if not self._window.is_open:
-                self._own.after_step()
         self._begin()
         due = self.outer_step_due if outer is None else outer and self._outer is not None
-        found, rows = None, None
+        rows = None
+        if due and self._kept is not None:
+            check_kept_step(primary, outer_part, cross=cross)
         if due and outer_part is not None:
             found, due = self._outer_step_on_part(outer_part, primary, others), False
-        losses = self._evaluate(compute, outer=due)
+        losses = self._evaluations.first(
+            compute, outer=due and self._kept is None, cross=cross, again=self._looks_again(due=due)
+        )
         check_device(self.combiner, losses.values)
         self._prepare(losses.values)
-        if due and self._outer is not None:
-            held_out = None if primary is None else self._aside(primary, primary=True)
-            found, rows = self._outer.take(losses, held_out, self._independent(others), step=self.steps)
-        combined, a = self._inner.take(losses, rows, self.steps, 1 / accumulate)
+        if self._kept is not None and (due or self._kept.waits):
+            combined, a = self._kept.take(losses, 1 / accumulate)
+        else:
+            if due and self._outer is not None:
+                held_out = None if primary is None else self._evaluations.aside(primary, primary=True)
+                found, rows = self._take(losses, held_out, others)
+            combined, a = self._inner.take(losses, rows, self.steps, 1 / accumulate)
         self.steps += self._window.count(accumulate)
         names = self._given.names_of(losses.size)
         return StepResult(losses.values, combined, a, found and replace(found, names=names), names)
+
+    def _take(
+        self, losses: LossValues, held_out: LossValues | None, others: Callable[[int], Compute] | None
+    ) -> tuple[OuterResult, Rows | None]:
+        """Take an outer step with the losses of the current batch."""
+        assert self._outer is not None
+        independent = self._evaluations.independent(others)
+        if not isinstance(losses, Halves):
+            return self._outer.take(losses, held_out, independent, step=self.steps)
+        primary = losses.first if held_out is None else held_out
+        return self._outer.take(losses.second, primary, independent, step=self.steps, share_rows=False)
 
     def outer_step(
         self, primary: Compute, auxiliary: Compute, *, others: Callable[[int], Compute] | None = None
@@ -242,23 +280,34 @@ class Bilevel:
         Raises:
             ValueError: If the combiner is not trained by outer steps.
         """
-        if self._outer is None:
+        if self._outer is None or self._kept is not None:
             raise ValueError("outer_step needs an outer_optimizer, and a combiner that is trained by outer steps")
         self._window.require_closed("outer_step()")
         self._begin()
-        held_out = self._aside(primary, primary=True)
-        found, _ = self._outer.take(self._aside(auxiliary), held_out, self._independent(others), step=self.steps)
+        held_out = self._evaluations.aside(primary, primary=True)
+        found, _ = self._outer.take(
+            self._evaluations.aside(auxiliary), held_out, self._evaluations.independent(others), step=self.steps
+        )
         return replace(found, names=self._given.names_of(len(found.products)))
 
-    def after_step(self) -> None:
-        """Show the updated weights to a self-trained combiner that needs them (FAMO), and end a window early.
+    def after_step(self) -> OuterResult | None:
+        """Do what needs the updated weights (FAMO, scheme ``primary-step``), and end a window early.
 
         Call it after ``optimizer.step()``. Otherwise the next `backward` does it, unless the optimiser stepped before
         the last call of a window (see `accumulate` of `backward`).
+
+        Returns:
+            The outer step of scheme ``primary-step``, if there was one; without this call, the next `backward` returns
+            it with its result.
         """
         self.steps += self._window.close()
+        return self._after_inner_step()
+
+    def _after_inner_step(self) -> OuterResult | None:
         if self._own is not None:
             self._own.after_step()
+        found = None if self._kept is None else self._kept.finish()
+        return found and replace(found, names=self._given.names_of(len(found.products)))
 
     def count_from(self, steps: int, outer_steps: int) -> None:
         """Set the step counters, to measure a step in the middle of a run.
@@ -277,8 +326,8 @@ class Bilevel:
         It holds plain values and tensors: phi, the outer optimiser, the counters, the names of the losses and the state
         of the estimator. A window of micro-batches that is not complete is not part of it.
         """
-        if self._own is not None and not self._window.is_open:
-            self._own.after_step()
+        if not self._window.is_open:
+            self._after_inner_step()
         outer = None if self.outer_optimizer is None else self.outer_optimizer.state_dict()
         return {**self._progress(), "combiner": self.combiner.state_dict(), "outer_optimizer": outer}
 
@@ -302,46 +351,27 @@ class Bilevel:
     def _progress(self) -> dict[str, Any]:
         names = None if self._given.names is None else list(self._given.names)
         counters = {"steps": self.steps, "outer_steps": self.outer_steps}
-        return {**counters, "names": names, "estimator": self.estimator.state_dict()}
+        state = {"estimator": self.estimator.state_dict(), "average": self._average.state_dict()}
+        return {**counters, "names": names, **state}
 
     def _continue(self, state: Mapping[str, Any]) -> None:
         self._given.continue_with(state.get("names"))
         self._window.close()
         self.count_from(int(state["steps"]), int(state["outer_steps"]))
         self.estimator.load_state_dict(state["estimator"])
+        self._average.load_state_dict(state.get("average", {}))
 
     def _begin(self) -> None:
         """At the first call, give all processes the combiner of rank 0."""
         if not self._begun:
-            self._setup.sharing.broadcast(tensor.detach() for tensor in _tensors_of(self.combiner))
+            self._setup.sharing.broadcast(
+                each.detach() for each in (*self.combiner.parameters(), *self.combiner.buffers())
+            )
         self._begun = True
 
-    def _evaluate(self, compute: Compute | Sequence[Compute], *, outer: bool) -> LossValues:
-        """Evaluate the losses of the current batch for the first time."""
-        several = check_functions(compute)
-        once = len(several) == 1 and not (outer and not self._retain_graph and self._seen.all)
-        again = outer or not once or (self._own is not None and self._own.evaluates_again)
-        functions = [self._function(each, outer=outer, replayable=again) for each in several]
-        if once:
-            return functions[0].run(graph=True, averaging="backward" if self._inner.averaged_by_backward else None)
-        return MicroBatches.first(functions)
-
-    def _function(
-        self, compute: Compute, *, outer: bool, replayable: bool = True, primary: bool = False
-    ) -> LossFunction:
-        # The fused attention kernels have no second derivative.
-        math = outer and (self.estimator.needs_second_derivative or self.scheme.needs_second_derivative)
-        reduced = self._seen.reduced if outer else None
-        compute = self._given.primary(compute) if primary else self._given.all(compute)
-        compute = self._fresh.watched(compute, whole=outer)
-        return LossFunction(compute, self._setup, reduced=reduced, math_attention=math, replayable=replayable)
-
-    def _aside(self, compute: Compute, *, primary: bool = False) -> BatchValues:
-        """Evaluate a batch that only the outer step uses, all losses or the `primary` one."""
-        return self._function(compute, outer=True, primary=primary).run(graph=True, keep_buffers=True)
-
-    def _independent(self, others: Callable[[int], Compute] | None) -> Callable[[int], LossValues] | None:
-        return None if others is None else lambda number: self._aside(others(number))
+    def _looks_again(self, *, due: bool) -> bool:
+        """True if the losses of this inner step are evaluated again after it, or for a rule of the combiner's own."""
+        return (due and self._kept is not None) or (self._own is not None and self._own.evaluates_again)
 
     def _prepare(self, losses: Tensor) -> None:
         """Show the combiner the first losses of the run, once."""
@@ -358,28 +388,9 @@ class Bilevel:
         """
         assert self._outer is not None
         before = self._setup.random_state()
-        auxiliary = self._aside(part)
+        auxiliary = self._evaluations.aside(part)
         self._prepare(auxiliary.values)
-        held_out = None if primary is None else self._aside(primary, primary=True)
-        found, _ = self._outer.take(auxiliary, held_out, self._independent(others), step=self.steps)
+        held_out = None if primary is None else self._evaluations.aside(primary, primary=True)
+        found, _ = self._outer.take(auxiliary, held_out, self._evaluations.independent(others), step=self.steps)
         before.restore()
         return found
-
-
-def _tensors_of(module: nn.Module) -> Iterator[Tensor]:
-    yield from module.parameters()
-    yield from module.buffers()
-
-
-def _checked(scheme: object, estimator: object) -> tuple[Scheme, Estimator]:
-    """Return scheme and estimator; UserError if one has the wrong type, such as its name as text."""
-    if not isinstance(scheme, Scheme):
-        raise UserError(
-            f"scheme must be a meltr.Scheme, got {scheme!r}.", "For example: Bilevel(..., scheme=meltr.AIDFP(terms=3))."
-        )
-    if not isinstance(estimator, Estimator):
-        raise UserError(
-            f"estimator must be a meltr.Estimator, got {estimator!r}.",
-            "For example: Bilevel(..., estimator=meltr.ForwardMode()).",
-        )
-    return scheme, estimator

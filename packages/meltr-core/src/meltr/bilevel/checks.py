@@ -11,11 +11,27 @@ from torch import Tensor, nn
 from meltr.autograd.graph import nodes_of
 from meltr.autograd.losses import Compute, Losses
 from meltr.bilevel.weights import Weights
-from meltr.errors import LoopError
+from meltr.errors import LoopError, UserError
+from meltr.hypergradients.estimators import Estimator
+from meltr.hypergradients.schemes import Scheme
 from meltr.hypergradients.setup import ModelSetup
 from meltr.torch_private import sequence_number
 
 FUNCTION = "Write bilevel.backward(lambda: losses(model, batch)), so that the losses can be evaluated again."
+
+
+def check_rule(scheme: object, estimator: object) -> tuple[Scheme, Estimator]:
+    """Return scheme and estimator; UserError if one has the wrong type, such as its name as text."""
+    if not isinstance(scheme, Scheme):
+        raise UserError(
+            f"scheme must be a meltr.Scheme, got {scheme!r}.", "For example: Bilevel(..., scheme=meltr.AIDFP(terms=3))."
+        )
+    if not isinstance(estimator, Estimator):
+        raise UserError(
+            f"estimator must be a meltr.Estimator, got {estimator!r}.",
+            "For example: Bilevel(..., estimator=meltr.ForwardMode()).",
+        )
+    return scheme, estimator
 
 
 def check_optimizer(optimizer: torch.optim.Optimizer, combiner: nn.Module) -> None:
@@ -73,6 +89,21 @@ def check_device(combiner: nn.Module, losses: Tensor) -> None:
                 f'Call combiner.to("{losses.device}") before you make the outer optimiser.',
             )
         return
+
+
+def check_kept_step(primary: object, outer_part: object, *, cross: bool) -> None:
+    """Check that an outer step of scheme ``primary-step`` has only the batch of its inner step.
+
+    Raises:
+        LoopError: If another batch, a part or two halves are given.
+    """
+    given = [name for name, each in (("primary", primary), ("outer_part", outer_part)) if each is not None]
+    given += ["cross"] if cross else []
+    if given:
+        raise LoopError(
+            f"scheme primary-step takes its outer step on the batch of an inner step; found {', '.join(given)}.",
+            "Remove that argument, or use another scheme.",
+        )
 
 
 class Fresh:

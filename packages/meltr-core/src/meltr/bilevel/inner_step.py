@@ -9,14 +9,15 @@ from __future__ import annotations
 import abc
 from contextlib import AbstractContextManager, nullcontext
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from meltr.autograd.vectors import scale
 from meltr.bilevel.draws import CombinerDraws
 from meltr.bilevel.own_rule import OwnRule
 from meltr.bilevel.weights import Weights
-from meltr.combiners.base import GradientCombiner, sensitivities
+from meltr.combiners.base import GradientCombiner
 from meltr.errors import UserError
+from meltr.hypergradients.combiner_function import CombinerFunction
 from meltr.hypergradients.loss_values import LossValues
 from meltr.hypergradients.rows import Rows
 
@@ -46,13 +47,13 @@ class ByBackward(InnerStep):
     """One backward pass of the losses, weighted by a = dm/dl.
 
     Args:
-        combiner: m.
+        function: m.
         draws: The combiner's random numbers.
         rule: The training rule of a self-trained combiner; None: the combiner has no such rule.
     """
 
-    def __init__(self, combiner: nn.Module, draws: CombinerDraws, rule: OwnRule | None = None) -> None:
-        self._combiner, self._draws, self._rule = combiner, draws, rule
+    def __init__(self, function: CombinerFunction, draws: CombinerDraws, rule: OwnRule | None = None) -> None:
+        self._function, self._draws, self._rule = function, draws, rule
 
     def take(self, losses: LossValues, rows: Rows | None, step: int, share: float) -> tuple[Tensor, Tensor]:
         """Take the backward pass; it frees the graph."""
@@ -63,7 +64,7 @@ class ByBackward(InnerStep):
 
     def _task_weights(self, losses: LossValues, step: int) -> tuple[Tensor, Tensor]:
         with self._draws.of_step(step):
-            return sensitivities(self._combiner, losses.values)
+            return self._function.task_weights(losses.values)
 
     def _watched(self, losses: LossValues) -> AbstractContextManager[None]:
         return nullcontext() if self._rule is None else self._rule.watching(losses)

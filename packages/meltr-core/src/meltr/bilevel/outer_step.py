@@ -6,17 +6,17 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from meltr.autograd.vectors import Direction
+from meltr.bilevel.average import AveragedAlignment
 from meltr.bilevel.combiner_update import CombinerUpdate
 from meltr.bilevel.draws import CombinerDraws
 from meltr.bilevel.results import OuterResult
 from meltr.bilevel.weights import OuterWeights
-from meltr.combiners.base import sensitivities
+from meltr.hypergradients.combiner_function import CombinerFunction
 from meltr.hypergradients.estimators import Estimator
 from meltr.hypergradients.loss_values import LossValues
-from meltr.hypergradients.outer_gradient import outer_gradient
 from meltr.hypergradients.problem import OuterProblem
 from meltr.hypergradients.rows import Rows
 from meltr.hypergradients.schemes import Scheme
@@ -45,12 +45,13 @@ class OuterStep:
     """Computes phi's gradient and takes a step of the outer optimiser.
 
     Args:
-        combiner: m, with the parameters phi.
+        function: m, with the parameters phi.
         rule: How the hypergradient is computed.
         update: Passes the gradient to the outer optimiser.
         weights: The parameters that an outer step considers.
         draws: The combiner's random numbers.
-        log: Called with one line of text when a choice is made or a step is skipped.
+        average: The moving average of g.
+        log: Called with one line of text when a choice is made.
 
     Attributes:
         taken: Outer steps taken so far.
@@ -58,16 +59,17 @@ class OuterStep:
 
     def __init__(
         self,
-        combiner: nn.Module,
+        function: CombinerFunction,
         rule: OuterRule,
         *,
         update: CombinerUpdate,
         weights: OuterWeights,
         draws: CombinerDraws,
+        average: AveragedAlignment,
         log: Callable[[str], None],
     ) -> None:
-        self._combiner, self._rule, self._update = combiner, rule, update
-        self._weights, self._draws, self._log = weights, draws, log
+        self._function, self._rule, self._update = function, rule, update
+        self._weights, self._draws, self._average, self._log = weights, draws, average, log
         self.taken = 0
 
     def count_from(self, taken: int) -> None:
@@ -81,6 +83,7 @@ class OuterStep:
         others: Callable[[int], LossValues] | None,
         *,
         step: int,
+        share_rows: bool = True,
     ) -> tuple[OuterResult, Rows | None]:
         """Train the combiner once; return the result, and the rows of J if the inner step can use them.
 
@@ -89,18 +92,39 @@ class OuterStep:
             primary: The primary loss on another batch; None: the first loss of `auxiliary`.
             others: Maps i to the losses on independent batch i; None if there are none.
             step: Inner steps taken so far.
+            share_rows: False if the inner step has other losses, and must find the graph of `auxiliary` whole.
         """
-        problem = self._problem(auxiliary, primary, others, step)
+        share_rows = share_rows and self._weights.all
+        problem = self._problem(auxiliary, primary, others, step, share_rows=share_rows)
         with auxiliary.setup.preserved_buffers():  # a backward pass through checkpointed regions updates them
-            products = self._products(problem, self._rule.scheme.direction(problem))
+            direction = self._rule.scheme.direction(problem)
+            if all(part is None for part in direction) and not self._rule.direct_term:
+                return self._at_rest(auxiliary.values), problem.rows if share_rows else None
+            products = self._products(problem, direction)
         direct_at = problem.primary_losses if self._rule.direct_term else None
         with problem.one_draw():
-            gradients = outer_gradient(
-                self._combiner, auxiliary.values, products, gamma=self._rule.gamma, direct_at=direct_at
-            )
-        result = self._apply(gradients, products)
+            result = self.conclude(auxiliary.values, products, direct_at)
+        return result, problem.rows if share_rows else None
+
+    def conclude(self, losses: Tensor, products: Tensor, direct_at: Tensor | None = None) -> OuterResult:
+        """Train the combiner with a gradient alignment that is known.
+
+        Args:
+            losses: l, shape (T+1,).
+            products: g, shape (T+1,).
+            direct_at: Losses at which to add the regulariser's own derivative; None: do not add it.
+        """
+        products = self._average.update(products)
+        gradients = self._function.gradient(losses, products, direct_at)
+        update = self._update.take(gradients, products, what="outer step skipped: the hypergradient is not finite")
         self.taken += 1
-        return result, problem.rows if self._weights.all else None
+        return OuterResult(products, update.norm, update.finite)
+
+    def _at_rest(self, losses: Tensor) -> OuterResult:
+        """Return the result of an outer step whose direction is zero: phi has no gradient."""
+        self.taken += 1
+        update = self._update.take([None] * self._function.size, what="")
+        return OuterResult(losses.new_zeros(len(losses), dtype=torch.float64), update.norm, update.finite)
 
     def _problem(
         self,
@@ -108,23 +132,25 @@ class OuterStep:
         primary: LossValues | None,
         others: Callable[[int], LossValues] | None,
         step: int,
+        *,
+        share_rows: bool,
     ) -> OuterProblem:
         with self._draws.of_step(step):
-            state = auxiliary.setup.random_state()
-            combined, a = sensitivities(self._combiner, auxiliary.values)
+            state = auxiliary.setup.random_state() if self._function.draws else None
+            combined, a = self._function.task_weights(auxiliary.values)
         parameters, rule = self._weights.of(auxiliary), self._rule
         return OuterProblem(
             parameters,
             auxiliary,
-            self._combiner,
+            self._function.combiner,
             combined,
             a,
             gamma=rule.gamma,
             primary=primary,
             keep_rows=rule.estimator.keeps_rows(auxiliary),
             # The inner gradient outside the scope, and second derivatives, need the graph after the rows are computed.
-            retain_graph=not self._weights.all or rule.scheme.needs_second_derivative,
-            rows_for_inner_step=self._weights.all,
+            retain_graph=not share_rows or rule.scheme.needs_second_derivative,
+            rows_for_inner_step=share_rows,
             inner_optimizer=rule.inner_optimizer,
             others=others,
             combiner_state=state,
@@ -135,14 +161,3 @@ class OuterStep:
         if all(part is None for part in direction):
             return torch.zeros(problem.size, dtype=torch.float64, device=problem.auxiliary.values.device)
         return self._rule.estimator(problem, direction)
-
-    def _apply(self, gradients: list[Tensor | None], products: Tensor) -> OuterResult:
-        averaged = self._update.averaged(gradients)
-        present = [gradient for gradient in averaged if gradient is not None]
-        size = torch.nn.utils.get_total_norm(present) if present else torch.zeros((), device=products.device)
-        finite = bool(torch.isfinite(size)) and bool(torch.isfinite(products).all())
-        if finite:
-            self._update.step(averaged)
-        else:
-            self._log("outer step skipped: the hypergradient is not finite")
-        return OuterResult(products, size, applied=finite)

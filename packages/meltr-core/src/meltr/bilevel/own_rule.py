@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -61,13 +61,10 @@ class OwnRule:
         combiner: The combiner with the rule.
         update: Takes the step of the combiner's parameters; None: the rule changes them itself.
         weights: The parameters w.
-        log: Called with one line of text when a step of the rule is skipped.
     """
 
-    def __init__(
-        self, combiner: SelfTrained, update: CombinerUpdate | None, weights: OuterWeights, log: Callable[[str], None]
-    ) -> None:
-        self._combiner, self._update, self._weights, self._log = combiner, update, weights, log
+    def __init__(self, combiner: SelfTrained, update: CombinerUpdate | None, weights: OuterWeights) -> None:
+        self._combiner, self._update, self._weights = combiner, update, weights
         self._waiting: OwnStep | None = None
         self.resting = False
         """True while the rule must not be called: after the first of several micro-batches of one step."""
@@ -105,9 +102,7 @@ class OwnRule:
 
     def _apply(self, gradients: Sequence[Tensor | None]) -> None:
         if self._update is not None and any(gradient is not None for gradient in gradients):
-            averaged = self._update.averaged(gradients)
-            if not all(bool(gradient.isfinite().all()) for gradient in averaged if gradient is not None):
-                self._log("combiner step skipped: the gradient of the combiner's own rule is not finite")
-                return
-            self._update.step(averaged)
+            self._update.take(
+                gradients, what="combiner step skipped: the gradient of the combiner's own rule is not finite"
+            )
         self._combiner.after_update()

@@ -16,14 +16,19 @@ class OuterResult:
         products: The gradient alignment g = J q, shape (T+1,). g_t > 0: a larger weight of task t lowers the primary
             objective now.
         gradient_norm: Norm of phi's gradient before clipping, shape ().
-        applied: False if the step was skipped because the hypergradient was not finite.
+        finite: Whether the hypergradient was finite, shape (); otherwise the step was skipped.
         names: Names of the losses, primary first.
     """
 
     products: Tensor
     gradient_norm: Tensor
-    applied: bool
+    finite: Tensor
     names: tuple[str, ...] = ()
+
+    @property
+    def applied(self) -> bool:
+        """False if the step was skipped because the hypergradient was not finite; waits for the device."""
+        return bool(self.finite)
 
     @property
     def alignment(self) -> dict[str, Tensor]:

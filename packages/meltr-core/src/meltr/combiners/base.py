@@ -36,6 +36,15 @@ class Combiner(nn.Module):
         """Map losses of shape (T+1,) to a scalar of shape ()."""
         raise AssertionError(f"{type(self).__name__} must define forward(losses)")
 
+    @property
+    def capturable(self) -> bool:
+        """True if the combiner may be captured as a CUDA graph.
+
+        Then m must depend on nothing but the losses and its parameters and buffers, must change none of them when it
+        is called, draw no random numbers, and never wait for the device (``.item()``, ``if tensor:``).
+        """
+        return False
+
     def settings(self) -> dict[str, object]:
         """Return the settings needed to rebuild the combiner; they are stored beside its weights."""
         return {}

@@ -30,6 +30,11 @@ class FixedCombiner(Combiner):
             raise ValueError(f"{len(weights)} weights for {len(self.names)} losses {list(self.names)}")
         self.register_buffer("weights", torch.tensor([float(w) for w in weights]))
 
+    @property
+    def capturable(self) -> bool:
+        """True for this class; a subclass may do what a graph cannot."""
+        return type(self) is FixedCombiner
+
     def forward(self, losses: Tensor) -> Tensor:
         """Map losses of shape (T+1,) to their weighted sum of shape ()."""
         return (self.weights.to(losses) * losses).sum()

@@ -40,6 +40,11 @@ class LinearCombiner(Combiner):
         """The weights, shape (T+1,)."""
         return F.softplus(self.raw) if self.positive else self.raw
 
+    @property
+    def capturable(self) -> bool:
+        """True for this class; a subclass may do what a graph cannot."""
+        return type(self) is LinearCombiner
+
     def forward(self, losses: Tensor) -> Tensor:
         """Map losses of shape (T+1,) to their weighted sum of shape ()."""
         return (self.weights.to(losses) * losses).sum()

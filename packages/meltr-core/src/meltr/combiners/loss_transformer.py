@@ -102,6 +102,11 @@ class LossTransformer(Combiner):
         if start == "sum":
             nn.init.zeros_(self.fc1.weight)
 
+    @property
+    def capturable(self) -> bool:
+        """True unless dropout is active; a subclass may do what a graph cannot."""
+        return type(self) is LossTransformer and not (self.training and any(map(_drops, self.modules())))
+
     def forward(self, losses: Tensor) -> Tensor:
         """Map losses of shape (T+1,) to m(l) of shape (); twice differentiable.
 
@@ -204,6 +209,12 @@ class LossTransformer(Combiner):
             optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         return float((sensitivities(self, centre)[1] - 1).abs().max())
+
+
+def _drops(module: nn.Module) -> bool:
+    if isinstance(module, nn.MultiheadAttention):
+        return bool(module.dropout > 0)
+    return isinstance(module, nn.Dropout) and module.p > 0
 
 
 def _check_choices(width: int, heads: int, embedding: str, start: str) -> None:

@@ -48,6 +48,11 @@ class UncertaintyCombiner(SelfTrained):
         """The weights exp(-s) / 2, shape (T+1,)."""
         return (-self.log_variances).exp() / 2
 
+    @property
+    def capturable(self) -> bool:
+        """True for this class; a subclass may do what a graph cannot."""
+        return type(self) is UncertaintyCombiner
+
     def forward(self, losses: Tensor) -> Tensor:
         """Map losses of shape (T+1,) to the negative log-likelihood of shape ()."""
         return (self.weights.to(losses) * losses + self.log_variances.to(losses) / 2).sum()

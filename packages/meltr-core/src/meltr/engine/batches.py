@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import random
 from collections.abc import Callable, Iterator
@@ -16,9 +17,12 @@ from meltr.torch_private import tree_leaves
 
 
 def to_device(batch: Any, device: torch.device) -> Any:
-    """Move every tensor in a batch (nested dicts, lists, tuples) to `device`."""
+    """Move every tensor in a batch (nested dicts, lists, tuples) to `device`.
+
+    On a GPU the copy runs beside the step before, from pinned memory and on its own stream; the host does not wait.
+    """
     if isinstance(batch, torch.Tensor):
-        return batch.to(device, non_blocking=True)
+        return _to_gpu(batch, device) if device.type == "cuda" else batch.to(device, non_blocking=True)
     if isinstance(batch, dict):
         return {key: to_device(value, device) for key, value in batch.items()}
     if isinstance(batch, tuple) and hasattr(batch, "_fields"):
@@ -26,6 +30,22 @@ def to_device(batch: Any, device: torch.device) -> Any:
     if isinstance(batch, (list, tuple)):
         return type(batch)(to_device(value, device) for value in batch)
     return batch
+
+
+def _to_gpu(tensor: torch.Tensor, device: torch.device) -> torch.Tensor:
+    if tensor.device.type != "cpu":
+        return tensor.to(device, non_blocking=True)
+    stream, now = _copy_stream(device), torch.cuda.current_stream(device)
+    with torch.cuda.stream(stream):
+        moved = (tensor if tensor.is_pinned() else tensor.pin_memory()).to(device, non_blocking=True)
+    now.wait_stream(stream)
+    moved.record_stream(now)
+    return moved
+
+
+@functools.cache
+def _copy_stream(device: torch.device) -> torch.cuda.Stream:
+    return torch.cuda.Stream(device)
 
 
 def count_examples(batch: Any) -> int:
@@ -177,8 +197,8 @@ def micro_batches(batch: Any, number: int, cut: Callable[[Any, int, int], Any]) 
     count = count_examples(batch)
     if count % number:
         raise UserError(
-            f"A batch of {count} examples cannot be split into accumulate={number} equal micro-batches.",
-            "Choose a batch_size that is a multiple of accumulate.",
+            f"A batch of {count} examples cannot be split into {number} equal micro-batches.",
+            "Choose a batch_size that is a multiple of accumulate, and with outer_batch=cross of 2 * accumulate.",
         )
     size = count // number
     return [cut(batch, start, start + size) for start in range(0, count, size)]

@@ -51,6 +51,7 @@ def bilevel_settings(spec: RunSpec, blocks: Sequence[nn.Module] | None) -> dict[
         "gamma": outer.gamma,
         "scope": Scope(outer.scope, outer.scope_blocks, blocks),
         "retain_graph": outer.retain_graph,
+        "average": outer.average,
         "direct_term": outer.direct_term,
         "outer_clip_norm": outer.outer_clip_norm,
         "seed": spec.seed,
@@ -75,6 +76,14 @@ def check(spec: RunSpec, ranks: Ranks, scheme: Scheme, estimator: Estimator) -> 
             "Use --set estimator=auto and, with a scheme that has it, --set hessian=difference; or use "
             "--set compile=false.",
         )
+    outer = spec.bilevel
+    if scheme.takes_inner_step and (outer.outer_batch != "shared" or outer.outer_fraction != 1 or outer.direct_term):
+        raise UserError(
+            f"scheme={scheme.name} takes its outer step on the whole batch of an inner step.",
+            "Use --set outer_batch=shared --set outer_fraction=1 --set direct_term=false, or another scheme.",
+        )
+    if outer.outer_batch == "cross" and outer.outer_fraction != 1:
+        raise UserError("outer_batch=cross needs outer_fraction=1.", "Use --set outer_fraction=1.")
     if ranks.size > 1 and scheme.needs_second_derivative:
         raise UserError("hessian=double_backward needs one process.", "Use --set hessian=difference.")
     if ranks.size > 1 and spec.train.parallel == "fsdp" and estimator.needs_whole_weights:

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from meltr.devices import Delayed
 from meltr.errors import NonFiniteError, NonFiniteLossError
 from meltr.shards import local
 from meltr.torch_private import largest_values
@@ -49,7 +50,8 @@ class FiniteGuard:
         self._parameters = dict(parameters or {})
         self._mean = mean
         self._delayed = device.type != "cpu"
-        self._pending: tuple[int, Tensor, tuple[list[str], Tensor] | None] | None = None
+        self._pending: tuple[int, Delayed] | None = None
+        self._pending_gradients: tuple[int, list[str], Tensor, Delayed] | None = None
 
     def check(self, step: int, losses: Tensor) -> None:
         """Check the losses of `step`, shape (T+1,); on an accelerator, those of the step before.
@@ -59,7 +61,7 @@ class FiniteGuard:
         """
         if self._delayed:
             self.flush()
-            self._pending = (step, losses, None)
+            self._pending = (step, Delayed(losses))
         else:
             self._check_losses(step, losses.tolist())
 
@@ -72,23 +74,20 @@ class FiniteGuard:
         found = self._largest()
         if found is None:
             return
-        if self._delayed and self._pending is not None:
-            self._pending = (step, self._pending[1], found)
-        else:
-            self._check_gradients(step, found, bool(found[1].isfinite().all()))
+        fine = found[1].isfinite().all()
+        if self._delayed:
+            self._pending_gradients = (step, *found, Delayed(fine))
+        elif not fine:
+            raise _bad_gradients(step, *found)
 
     def flush(self) -> None:
         """Check what is still pending; call this before writing a checkpoint."""
-        if self._pending is None:
-            return
-        (step, losses, found), self._pending = self._pending, None
-        if found is None:
-            self._check_losses(step, losses.tolist())
-            return
-        # One transfer for both.
-        values = torch.cat([losses, found[1].isfinite().all().to(losses.dtype).reshape(1)]).tolist()
-        self._check_losses(step, values[:-1])
-        self._check_gradients(step, found, bool(values[-1]))
+        losses, self._pending = self._pending, None
+        gradients, self._pending_gradients = self._pending_gradients, None
+        if losses is not None:
+            self._check_losses(losses[0], losses[1].values())
+        if gradients is not None and not gradients[3].values():
+            raise _bad_gradients(*gradients[:3])
 
     def _largest(self) -> tuple[list[str], Tensor] | None:
         """Return the names of the parameters with a gradient, and its largest absolute value for each."""
@@ -104,15 +103,6 @@ class FiniteGuard:
         bad = [f"{n!r} = {v}" for n, v in zip(self.names, values, strict=True) if not abs(v) < float("inf")]
         if bad:
             raise NonFiniteLossError(f"Loss {', '.join(bad)} at step {step}.", _HINT)
-
-    def _check_gradients(self, step: int, found: tuple[list[str], Tensor], fine: bool) -> None:
-        if fine:
-            return
-        names, largest = found
-        bad = [name for name, value in zip(names, largest.isfinite().tolist(), strict=True) if not value]
-        raise NonFiniteError(
-            f"The gradient of {_listed(bad)} is not finite at step {step}, and the losses are.", _GRADIENT_HINT
-        )
 
 
 class StateGuard:
@@ -170,6 +160,13 @@ class StateGuard:
             for key, value in state.items():
                 if isinstance(value, Tensor):
                     yield f"optimiser state {key!r} of {self._names.get(id(parameter), 'a parameter')!r}", value
+
+
+def _bad_gradients(step: int, names: Sequence[str], largest: Tensor) -> NonFiniteError:
+    bad = [name for name, value in zip(names, largest.isfinite().tolist(), strict=True) if not value]
+    return NonFiniteError(
+        f"The gradient of {_listed(bad)} is not finite at step {step}, and the losses are.", _GRADIENT_HINT
+    )
 
 
 def named_parameters(model: nn.Module, groups: Sequence[Mapping[str, Any]]) -> dict[str, Tensor]:

@@ -58,16 +58,19 @@ class Meter:
 
     def state_dict(self) -> dict[str, Any]:
         """Return what was added since the last line: plain values and tensors on the CPU."""
-        outer = [(step, epoch, o.products.cpu(), o.gradient_norm.cpu(), o.applied) for step, epoch, o in self._outer]
+        outer = [
+            (step, epoch, o.products.cpu(), o.gradient_norm.cpu(), o.finite.cpu()) for step, epoch, o in self._outer
+        ]
         return {"rows": [row.cpu() for row in self._rows], "outer": outer, "examples": self._examples}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue from the state that `state_dict` returned; the time since then does not count."""
         self._reset()
-        self._rows = [row.to(self.device) for row in state["rows"]]
+        here = self.device
+        self._rows = [row.to(here) for row in state["rows"]]
         self._outer = [
-            (step, epoch, OuterResult(products.to(self.device), norm.to(self.device), applied))
-            for step, epoch, products, norm, applied in state["outer"]
+            (step, epoch, OuterResult(g.to(here), norm.to(here), torch.as_tensor(finite).to(here)))
+            for step, epoch, g, norm, finite in state["outer"]
         ]
         self._examples = int(state["examples"])
 

@@ -51,6 +51,8 @@ class OuterBatches:
             outer_steps: Outer steps taken so far.
         """
         found: dict[str, Any] = {"others": self.others(outer_steps)}
+        if self._spec.outer_batch == "cross":
+            found["cross"] = True
         if self._held_out is not None:
             held_out = to_device(self._held_out.at(outer_steps), self._context.device)
             found["primary"] = self._losses(held_out, self._primary_only())

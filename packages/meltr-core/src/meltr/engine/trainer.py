@@ -178,14 +178,17 @@ class Trainer:
         replayed = outer.replayed and self.combiner.learned
         due = self.bilevel.outer_step_due and not replayed
         given = outer.for_step(batch, self.bilevel.outer_steps) if due else {}
-        result = self.bilevel.backward(self._parts_of(batch), outer=False if replayed else None, **given)
+        parts = self._parts_of(batch, 2 if given.get("cross") else 1)
+        result = self.bilevel.backward(parts, outer=False if replayed else None, **given)
         self.guard.check(self.step, result.losses)
         if self.scaler is None:  # A scaler skips steps whose gradient is not finite, and lowers its scale.
             self.guard.check_gradients(self.step)
         self._step_optimizer()
-        self.bilevel.after_step()
+        late = self.bilevel.after_step()
         position = self.step / self.steps_per_epoch
         self.meter.update(result, step=self.step, epoch=position, examples=self.batch_size)
+        if late is not None:
+            self.meter.update_outer(late, step=self.step, epoch=position)
         if replayed:
             drawn = outer.replay(batch, step=self.step, index=index)
             if drawn is not None:
@@ -210,9 +213,16 @@ class Trainer:
     def _losses(self, batch: Any, context: RunContext) -> Compute:
         return lambda: self.hooks.losses(self.model, batch, context)
 
-    def _parts_of(self, batch: Any) -> list[Compute]:
-        """Return the loss functions of the micro-batches of a batch; UserError if it cannot be split equally."""
-        parts = micro_batches(batch, self.context.spec.train.accumulate, self.hooks.slice_batch)
+    def _parts_of(self, batch: Any, halves: int) -> list[Compute]:
+        """Return the loss functions of the micro-batches of a batch; UserError if it cannot be split equally.
+
+        Args:
+            batch: The batch.
+            halves: 2 if their number must be even, else 1.
+        """
+        accumulate = self.context.spec.train.accumulate
+        number = accumulate if accumulate % halves == 0 else halves * accumulate
+        parts = micro_batches(batch, number, self.hooks.slice_batch)
         return [self._losses(each, self.context) for each in parts]
 
     def _batches(self, epoch: int, start: int) -> Iterator[Any]:

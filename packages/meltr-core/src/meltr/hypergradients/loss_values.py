@@ -141,7 +141,7 @@ class LossValues:
 
     def only(self, task: int) -> list[Tensor | None]:
         """Return weights that keep only task number `task`."""
-        return [torch.ones(()) if number == task else None for number in range(self.size)]
+        return [torch.ones((), device=self.setup.device) if number == task else None for number in range(self.size)]
 
 
 class BatchValues(LossValues):
@@ -207,7 +207,7 @@ class BatchValues(LossValues):
 
     def own_rows(self, parameters: Sequence[Tensor], *, retain: bool, everywhere: bool) -> Rows:
         """Return this process' share of the rows of J by one backward pass per loss (see `rows`)."""
-        live, _ = self._live([torch.ones(()) for _ in self.parts])
+        live = [part for part in self.parts if part.requires_grad]
         reached = reached_leaves(live)
         known = {id(parameter) for parameter in parameters}
         leaves = [*parameters, *(leaf for leaf in reached if everywhere and id(leaf) not in known)]

@@ -11,7 +11,7 @@ from torch import Tensor, autograd, nn
 
 from meltr.autograd.leaves import hooks_withheld
 from meltr.autograd.random_state import RandomState
-from meltr.autograd.vectors import Direction, add, dense, displaced
+from meltr.autograd.vectors import Direction, add, dense, displaced, fast_norm
 from meltr.combiners.base import sensitivities
 from meltr.errors import UserError
 from meltr.hypergradients.loss_values import BatchValues, LossValues
@@ -45,7 +45,8 @@ class OuterProblem:
         inner_optimizer: The optimiser of w, for schemes that use its step; None if unknown.
         others: Maps i to the losses on independent batch i, for schemes that need independent batches; None: there are
             none.
-        combiner_state: The generators before the combiner computed a, so that dropout is drawn once per outer step.
+        combiner_state: The generators before the combiner computed a, so that dropout is drawn once per outer step;
+            None if the combiner draws nothing.
         log: Called with one line of text when an estimator has made a choice.
     """
 
@@ -104,9 +105,11 @@ class OuterProblem:
         Otherwise a combiner with dropout would be a different function at every use, and the difference of two of its
         gradients would be noise divided by a small number.
         """
+        if self.combiner_state is None:
+            yield
+            return
         now = self.auxiliary.setup.random_state()
-        if self.combiner_state is not None:
-            self.combiner_state.restore()
+        self.combiner_state.restore()
         try:
             yield
         finally:
@@ -205,7 +208,13 @@ class OuterProblem:
 
     def norm(self, direction: Direction) -> float:
         """Return the Euclidean norm of a direction."""
-        return float(self.dot(direction, direction).sqrt())
+        return float(self.length(direction))
+
+    def length(self, direction: Direction) -> Tensor:
+        """Return the Euclidean norm of a direction on its device, float64, shape ()."""
+        if self.auxiliary.setup.sharing.whole_weights and self.auxiliary.setup.device.type == "cuda":
+            return fast_norm(direction)
+        return self.dot(direction, direction).sqrt()
 
     def learning_rates(self) -> list[float]:
         """Return the learning rate of every parameter.

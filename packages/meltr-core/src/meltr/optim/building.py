@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from meltr.optim.bert_adam import BertAdam
+from meltr.shards import local
 from meltr.specs import BilevelSpec, TrainSpec
 
 
@@ -17,17 +18,31 @@ def inner_optimizer(spec: TrainSpec, groups: Sequence[Mapping[str, Any]]) -> tor
     """Build the optimiser of w; every group keeps its ``lr_scale`` (1 if it has none)."""
     complete = [{"lr_scale": 1.0, "weight_decay": spec.weight_decay, **group} for group in groups]
     if spec.optimizer == "sgd":
-        return torch.optim.SGD(complete, lr=spec.lr, momentum=spec.momentum, nesterov=spec.nesterov)
+        return torch.optim.SGD(
+            complete, lr=spec.lr, momentum=spec.momentum, nesterov=spec.nesterov, fused=fused(complete)
+        )
     if spec.optimizer == "bert_adam":
         return BertAdam(complete, spec.lr, betas=spec.betas, eps=spec.eps, max_grad_norm=spec.clip_tensor_norm)
     kind = torch.optim.Adam if spec.optimizer == "adam" else torch.optim.AdamW
-    return kind(complete, lr=spec.lr, betas=spec.betas, eps=spec.eps)
+    return kind(complete, lr=spec.lr, betas=spec.betas, eps=spec.eps, fused=fused(complete))
 
 
 def outer_optimizer(spec: BilevelSpec, combiner: nn.Module) -> torch.optim.Optimizer:
     """Build the optimiser of phi: Adam (Algorithm 1; appendix of the paper) or AdamW."""
     kind = torch.optim.Adam if spec.outer_optimizer == "adam" else torch.optim.AdamW
-    return kind(combiner.parameters(), lr=spec.outer_lr, betas=spec.outer_betas, weight_decay=spec.outer_weight_decay)
+    return kind(
+        combiner.parameters(),
+        lr=spec.outer_lr,
+        betas=spec.outer_betas,
+        weight_decay=spec.outer_weight_decay,
+        fused=fused([{"params": list(combiner.parameters())}]),
+    )
+
+
+def fused(groups: Sequence[Mapping[str, Any]]) -> bool | None:
+    """Return True if one kernel can update all parameters of an optimiser: all are whole and on a GPU; else None."""
+    tensors = [parameter for group in groups for parameter in group["params"]]
+    return all(each.is_cuda and each.is_floating_point() and local(each) is each for each in tensors) or None
 
 
 def parameter_groups(model: nn.Module, groups: Sequence[Mapping[str, Any]] | None) -> list[dict[str, Any]]:

@@ -138,7 +138,10 @@ class ImageBatches:
         offsets = torch.randint(2 * pipeline.padding + 1, (2, count), generator=generator)
         flips = torch.randint(2, (1, count), generator=generator) * int(pipeline.flip)
         mine = part_of_batch(equal_parts(count, self._world_size), self._rank, self._world_size)
-        plan = torch.cat([chosen[None], offsets, flips])[:, mine].to(self.images.device)
+        plan = torch.cat([chosen[None], offsets, flips])[:, mine]
+        if self.images.is_cuda:
+            plan = plan.pin_memory()  # so that the host does not wait for the copy
+        plan = plan.to(self.images.device, non_blocking=True)
         pixels = self.images[plan[0]]
         if pipeline.padding or pipeline.flip:
             pixels = crop_and_flip(

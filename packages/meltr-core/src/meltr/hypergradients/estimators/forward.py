@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -14,7 +13,7 @@ from torch.autograd import forward_ad
 from torch.func import functional_call
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from meltr.autograd.vectors import Direction, scale
+from meltr.autograd.vectors import Direction, scaled_all
 from meltr.hypergradients.estimators.base import Estimator
 from meltr.hypergradients.loss_function import LossFunction
 from meltr.hypergradients.problem import OuterProblem
@@ -61,16 +60,20 @@ class ForwardMode(Estimator):
             NotImplementedError: If an operation of the model has no forward-mode derivative (CPU LSTM, CTC loss).
             RuntimeError: The same, from operations that report it differently (a compiled model before torch 2.15).
         """
-        factor = _factor(problem, direction)
-        scaled = direction if factor == 1.0 else scale(direction, factor)
-        own = [_of_batch(problem, scaled, function) for function in problem.auxiliary.functions()]
-        return problem.auxiliary.setup.sharing.mean(torch.stack(own).mean(0) / factor)
+        factor = _factor(problem, direction) if problem.auxiliary.setup.low_precision else None
+        scaled = direction if factor is None else scaled_all(direction, factor)
+        own = torch.stack([_of_batch(problem, scaled, function) for function in problem.auxiliary.functions()]).mean(0)
+        return problem.auxiliary.setup.sharing.mean(own if factor is None else own / factor)
 
 
-def _factor(problem: OuterProblem, direction: Direction) -> float:
-    """Return a power of two that scales q to a length near 1 in low precision, where float16 loses small tangents."""
-    length = problem.norm(direction) if problem.auxiliary.setup.low_precision else 1.0
-    return 2.0 ** -round(math.log2(length)) if 0.0 < length < math.inf else 1.0
+def _factor(problem: OuterProblem, direction: Direction) -> Tensor:
+    """Return a power of two that scales q to a length near 1, shape (): float16 loses small tangents.
+
+    It stays on the device, so that the host does not wait.
+    """
+    length = problem.length(direction)
+    usable = (length > 0) & length.isfinite()
+    return torch.where(usable, torch.exp2(-torch.round(torch.log2(length))), torch.ones_like(length))
 
 
 def _of_batch(problem: OuterProblem, direction: Direction, function: LossFunction) -> Tensor:

@@ -124,7 +124,7 @@ class OneSidedDifference(Estimator):
         """Return one-sided differences for each e of `distances`, largest first, shape (len(distances), T+1)."""
         here = _losses_here(problem)
         ahead = losses_along(problem, direction, distances, overwrite=overwrite)
-        return (ahead - here) / torch.tensor(distances, dtype=torch.float64, device=here.device)[:, None]
+        return torch.stack([(there - here) / e for there, e in zip(ahead, distances, strict=True)])
 
 
 def _losses_here(problem: OuterProblem) -> Tensor:

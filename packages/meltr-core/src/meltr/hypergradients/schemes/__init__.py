@@ -7,5 +7,6 @@ from meltr.hypergradients.schemes.base import HessianScheme as HessianScheme
 from meltr.hypergradients.schemes.base import Scheme as Scheme
 from meltr.hypergradients.schemes.itd import ITD as ITD
 from meltr.hypergradients.schemes.no_direction import NoDirection as NoDirection
+from meltr.hypergradients.schemes.primary_step import PrimaryStep as PrimaryStep
 from meltr.hypergradients.schemes.sama import SAMA as SAMA
 from meltr.hypergradients.schemes.stocbio import StocBiO as StocBiO

@@ -16,9 +16,12 @@ class Scheme(abc.ABC):
 
     Attributes:
         name: The name used with ``--set scheme=``.
+        takes_inner_step: True if q is a step of the inner optimiser on the primary objective, which is kept; then
+            `direction` is not called.
     """
 
     name: ClassVar[str]
+    takes_inner_step: ClassVar[bool] = False
 
     @abc.abstractmethod
     def direction(self, problem: OuterProblem) -> Direction:

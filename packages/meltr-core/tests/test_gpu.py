@@ -1,0 +1,178 @@
+"""What only a GPU can show of core; run by ``nox -s gpu``."""
+
+from __future__ import annotations
+
+import copy
+import warnings
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from meltr import AIDFPLite, Bilevel, LinearCombiner, LossTransformer, NoDirection, PrimaryStep, Setup
+from meltr.devices import Delayed
+from meltr.engine.batches import to_device
+from meltr.hypergradients.estimators import ForwardMode, OneSidedDifference, PerTask
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device on this machine"),
+]
+CUDA = torch.device("cuda")
+
+
+class NeverCaptured(LossTransformer):
+    """A subclass is not captured: the reference of what a captured one computes."""
+
+
+class Heads(nn.Module):
+    def __init__(self, width: int = 64) -> None:
+        super().__init__()
+        layer = nn.TransformerEncoderLayer(width, 4, 128, dropout=0.0, batch_first=True, norm_first=True)
+        self.trunk = nn.TransformerEncoder(layer, 2, enable_nested_tensor=False)
+        self.heads = nn.ModuleList(nn.Linear(width, 10) for _ in range(4))
+
+    def losses(self, x, labels):
+        hidden = self.trunk(x).mean(1)
+        return {f"t{i}": F.cross_entropy(head(hidden), labels[i]) for i, head in enumerate(self.heads)}
+
+
+NAMES = ("t0", "t1", "t2", "t3")
+
+
+def data(seed: int = 0):
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.randn(32, 16, 64, generator=generator)
+    return x.to(CUDA), torch.randint(0, 10, (4, 32), generator=generator).to(CUDA)
+
+
+def loop(kind=LossTransformer, *, seed: int = 0, autocast=None, **settings):
+    torch.manual_seed(seed)
+    model = Heads().to(CUDA)
+    m = kind(NAMES).to(CUDA)
+    outer = torch.optim.Adam(m.parameters(), 1e-3, fused=True)
+    optimizer = torch.optim.AdamW(model.parameters(), 1e-3, fused=True)
+    return model, m, optimizer, Bilevel(model, m, outer, setup=Setup(autocast=autocast), **settings)
+
+
+def train(model, optimizer, bilevel, steps: int, batch=None):
+    x, labels = batch or data()
+    for _ in range(steps):
+        optimizer.zero_grad()
+        result = bilevel.backward(lambda: model.losses(x, labels))
+        optimizer.step()
+        bilevel.after_step()
+    return result
+
+
+@pytest.mark.parametrize("direct_term", [False, True])
+def test_a_captured_combiner_computes_what_the_plain_one_does(direct_term):
+    settings = {"estimator": PerTask(), "direct_term": direct_term, "every": 1}
+    ends = []
+    for kind in (LossTransformer, NeverCaptured):
+        model, m, optimizer, bilevel = loop(kind, **settings)
+        result = train(model, optimizer, bilevel, 20)
+        ends.append([*m.parameters(), *model.parameters(), result.sensitivities, result.combined])
+        captured = bilevel._inner._function._weights.replays
+        assert captured == (kind is LossTransformer)
+    for one, other in zip(*ends, strict=True):
+        torch.testing.assert_close(one, other, rtol=2e-4, atol=2e-5)
+
+
+def test_a_capture_follows_modes_and_weights_that_are_loaded():
+    model, m, optimizer, bilevel = loop(every=1, estimator=PerTask())
+    train(model, optimizer, bilevel, 6)
+    other = LossTransformer(NAMES, start="random").to(CUDA)
+    m.load_state_dict(other.state_dict())
+    values = torch.tensor([1.0, 2.0, 0.5, 3.0], device=CUDA)
+    plain = NeverCaptured(NAMES).to(CUDA)
+    plain.load_state_dict(other.state_dict())
+    function = bilevel._inner._function
+    for mode in (True, False, True):
+        m.train(mode)
+        plain.train(mode)
+        for _ in range(4):
+            combined, a = function.task_weights(values)
+            values_leaf = values.clone().requires_grad_()
+            expected = plain(values_leaf)
+            (slopes,) = torch.autograd.grad(expected, values_leaf)
+            torch.testing.assert_close(combined, expected.detach(), rtol=1e-4, atol=1e-5)
+            torch.testing.assert_close(a, slopes, rtol=1e-4, atol=1e-5)
+
+
+def test_results_are_not_overwritten_by_later_steps():
+    model, _, optimizer, bilevel = loop()
+    train(model, optimizer, bilevel, 6)
+    first = train(model, optimizer, bilevel, 1)
+    kept = copy.deepcopy((first.sensitivities, first.combined, first.losses))
+    train(model, optimizer, bilevel, 4)
+    assert torch.equal(first.sensitivities, kept[0])
+    assert torch.equal(first.combined, kept[1])
+    assert torch.equal(first.losses, kept[2])
+
+
+def waits(work) -> int:
+    """How often the host waited for the device, by torch's own count."""
+    torch.cuda.synchronize()
+    torch.cuda.set_sync_debug_mode("warn")
+    try:
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            work()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    return sum("synchronizing" in str(each.message) for each in caught)
+
+
+@pytest.mark.parametrize("autocast", [None, torch.bfloat16], ids=["fp32", "bf16"])
+@pytest.mark.parametrize(
+    ("scheme", "estimator", "most"),
+    [
+        (AIDFPLite(), ForwardMode, 0),
+        (AIDFPLite(), PerTask, 0),
+        (AIDFPLite(), OneSidedDifference, 1),
+        (PrimaryStep(), PerTask, 0),
+        (NoDirection(), PerTask, 0),
+    ],
+    ids=["forward", "per_task", "one_sided", "primary-step", "none"],
+)
+def test_the_host_does_not_wait_for_the_device(scheme, estimator, most, autocast):
+    model, _, optimizer, bilevel = loop(scheme=scheme, estimator=estimator(), autocast=autocast)
+    batch = data()
+    train(model, optimizer, bilevel, 9, batch)
+    assert not bilevel.outer_step_due or bilevel.steps % 3 == 0
+    counts = [waits(lambda: train(model, optimizer, bilevel, 1, batch)) for _ in range(6)]
+    outer = [counts[place] for place in range(6) if place % 3 == 0]
+    inner = [counts[place] for place in range(6) if place % 3 != 0]
+    assert max(inner) == 0
+    assert max(outer) <= most
+
+
+@pytest.mark.parametrize("kind", [LossTransformer, LinearCombiner])
+def test_a_g_that_is_not_finite_is_skipped_on_the_device(kind):
+    lines: list[str] = []
+    model, m, optimizer, bilevel = loop(kind, estimator=PerTask(), every=1, log=lines.append)
+    train(model, optimizer, bilevel, 4)
+    before = [p.detach().clone() for p in m.parameters()]
+    x, labels = data()
+    result = bilevel.backward(lambda: {**model.losses(x, labels), "t0": model.losses(x, labels)["t0"] * float("nan")})
+    assert result.outer is not None
+    assert not result.outer.applied
+    assert all(torch.equal(p, q) for p, q in zip(m.parameters(), before, strict=True))
+    optimizer.zero_grad()
+    train(model, optimizer, bilevel, 2)
+    assert any("not finite" in line for line in lines)
+    assert any(not torch.equal(p, q) for p, q in zip(m.parameters(), before, strict=True))
+
+
+def test_batches_and_delayed_values_arrive_whole():
+    for seed in range(20):
+        torch.manual_seed(seed)
+        batch = {"x": torch.randn(256, 1024), "n": [torch.arange(7), "text"], "none": None}
+        moved = to_device(batch, CUDA)
+        assert torch.equal(moved["x"].cpu(), batch["x"])
+        assert torch.equal(moved["n"][0].cpu(), batch["n"][0])
+        late = Delayed(moved["x"].sum(1))
+        moved["x"].zero_()
+        torch.testing.assert_close(torch.tensor(late.values()), batch["x"].sum(1), rtol=1e-4, atol=1e-3)
