@@ -13,7 +13,10 @@ from torch.nn import functional as F
 from meltr import AIDFPLite, Bilevel, LinearCombiner, LossTransformer, NoDirection, PrimaryStep, Setup
 from meltr.devices import Delayed
 from meltr.engine.batches import to_device
+from meltr.engine.run import execute
 from meltr.hypergradients.estimators import ForwardMode, OneSidedDifference, PerTask
+from meltr.plugins import discover
+from meltr.settings import resolve
 
 pytestmark = [
     pytest.mark.gpu,
@@ -176,3 +179,28 @@ def test_batches_and_delayed_values_arrive_whole():
         late = Delayed(moved["x"].sum(1))
         moved["x"].zero_()
         torch.testing.assert_close(torch.tensor(late.values()), batch["x"].sum(1), rtol=1e-4, atol=1e-3)
+
+
+def sample_runs() -> list[tuple[str, str, str]]:
+    """Every backbone and task that is installed, with the first data set that has a miniature."""
+    registry = discover()
+    found = []
+    for backbone in registry.backbones.values():
+        for each in backbone.tasks:
+            embedded = [
+                name for name in each.datasets if registry.datasets[name].sample or registry.datasets[name].embedded
+            ]
+            found += [(backbone.name, each.task, embedded[0])] if embedded else []
+    return found
+
+
+@pytest.mark.parametrize(("backbone", "task", "dataset"), sample_runs())
+def test_every_miniature_trains(backbone, task, dataset, tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    registry = discover()
+    miniature = not registry.datasets[dataset].embedded
+    flags = {"device": "cuda", "train.max_steps": 7, "train.precision": "bf16", "sample": miniature}
+    spec = resolve(registry, backbone=backbone, task=task, dataset=dataset, flags=flags)
+    results = execute(spec, run_dir=tmp_path / "run", registry=registry)
+    assert results["device"].startswith("cuda")
+    assert results["test"]["metrics"]

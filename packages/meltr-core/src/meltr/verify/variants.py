@@ -30,6 +30,8 @@ DEFAULT = BilevelSpec().scheme
 
 _RECOMPUTE = {"bilevel.scheme": DEFAULT, "bilevel.estimator": "auto", "bilevel.retain_graph": False}
 
+_CROSS = {"bilevel.scheme": DEFAULT, "bilevel.estimator": "auto", "bilevel.outer_batch": "cross"}
+
 FRACTIONS = (0.5, 0.25)
 """Fractions of the batch for the outer step."""
 
@@ -96,6 +98,9 @@ def all_variants(spec: RunSpec, registry: Registry) -> dict[str, Variant]:
         settings = {"bilevel.scheme": default, "bilevel.estimator": name}
         found.append(Variant(name, f"{default} by {name}", settings))
     found.append(Variant("recompute", f"{default}, evaluated again instead of keeping the graph", _RECOMPUTE))
+    found.append(
+        Variant("cross", f"{default}, one half of the batch for v and the other for J", _CROSS, comparable=False)
+    )
     fidelity = {key: value for key, value in FIDELITY["released"].items() if _applies(key, spec)}
     released = {**fidelity, "bilevel.scheme": default, "bilevel.estimator": ORACLE}
     found.append(Variant("released", f"{default} as released", released, comparable=False))

@@ -1,0 +1,168 @@
+"""What training costs on an accelerator, and what the time is spent on: the card, the host, or waiting.
+
+    python benchmarks/card.py --case transformer-base --batch-size 64 --precision bf16 --out card.json
+
+Every row takes whole cycles of K steps from the same weights, as ``meltr bench`` does. Beside time and memory relative
+to multi-task learning it says how long kernels ran, how many were launched, and how often the host waited, per step.
+Rows that begin with "compiled" come from a second model with ``train.compile=true``; their times are relative to the
+multi-task step that is not compiled. ``--budget`` skips rows once that many seconds have passed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from meltr.bench.cases import pick, registry_with_cases, resolve_case
+from meltr.plugins import Registry
+from meltr.specs import RunSpec
+from meltr.verify.fixed_run import FixedRun, Stepper
+from meltr.verify.timing import interleaved
+
+BASE = "sum"
+VARIANTS: dict[str, dict[str, Any]] = {
+    BASE: {"combiner": "sum"},
+    "none": {"bilevel.scheme": "none"},
+    "exact": {},
+    "forward": {"bilevel.estimator": "forward"},
+    "one_sided": {"bilevel.estimator": "one_sided"},
+    "cross": {"bilevel.outer_batch": "cross"},
+    "primary-step": {"bilevel.scheme": "primary-step"},
+    "primary-step K=7": {"bilevel.scheme": "primary-step", "bilevel.every": 7},
+    "released": {"bilevel.estimator": "double_backward", "bilevel.outer_batch": "replay"},
+}
+COMPILED = (BASE, "none", "exact", "one_sided", "primary-step")
+WAITS = ("cudaStreamSynchronize", "cudaDeviceSynchronize", "cudaEventSynchronize")
+LAUNCHES = ("cudaLaunchKernel", "cuLaunchKernel", "cudaLaunchKernelExC", "cuLaunchKernelEx", "cudaGraphLaunch")
+
+
+def profile(stepper: Stepper) -> dict[str, float]:
+    """Return the kernel time (ms), launches, copies and waits of one training step, as the mean over a cycle."""
+    stepper.at_outer_step()
+    activities = [torch.profiler.ProfilerActivity.CPU]
+    if torch.cuda.is_available():
+        activities.append(torch.profiler.ProfilerActivity.CUDA)
+    with torch.profiler.profile(activities=activities) as found:
+        stepper.cycle()
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+    events = list(found.events())
+    on_card = [each for each in events if each.device_type == torch.autograd.DeviceType.CUDA]
+    names = [each.name for each in events]
+    total = {
+        "kernels_ms": sum(each.time_range.elapsed_us() for each in on_card) / 1000,
+        "kernels": len(on_card),
+        "launches": sum(name in LAUNCHES for name in names),
+        "copies": sum("Memcpy" in name for name in names if not name.startswith("cuda")),
+        "waits": max(0, sum(name in WAITS for name in names) - 1),  # the profiler's own
+        "items": sum(name == "aten::item" for name in names),
+    }
+    return {name: value / stepper.every for name, value in total.items()}
+
+
+def row(run: FixedRun, settings: Mapping[str, Any]) -> Stepper:
+    """Return a stepper that has chosen its estimator and captured or compiled what it can."""
+    stepper = run.stepper(settings)
+    for _ in range(3):
+        stepper.at_outer_step()
+        stepper.cycle()
+    return stepper
+
+
+def measure(
+    registry: Registry, spec: RunSpec, names: Sequence[str], *, turns: int, until: float, compiled: bool
+) -> list[dict[str, Any]]:
+    """Return one row per variant: what it cost, or why it did not run."""
+    rows: dict[str, dict[str, Any]] = {}
+    steppers: dict[str, Stepper] = {}
+    run = FixedRun(spec, registry)
+    for name in names:
+        label = f"compiled {name}" if compiled else name
+        rows[label] = {"name": label}
+        if time.monotonic() > until:
+            rows[label]["cause"] = "no time left"
+            continue
+        started = time.monotonic()
+        try:
+            steppers[label] = row(run, VARIANTS[name])
+        except Exception as error:
+            rows[label]["cause"] = f"{type(error).__name__}: {error}".splitlines()[0][:120]
+            continue
+        rows[label] |= {"estimator": steppers[label].estimator, "first_cycles_s": time.monotonic() - started}
+        print(f"# {label}: ready after {time.monotonic() - started:.0f} s", flush=True)
+    first = next(iter(steppers))
+    timed = interleaved(
+        {name: stepper.cycle for name, stepper in steppers.items()},
+        reference=first,
+        turns=turns,
+        device=run.device,
+        before=lambda name: steppers[name].at_outer_step(),
+        units={name: stepper.every for name, stepper in steppers.items()},
+    )
+    for name, stepper in steppers.items():
+        rows[name] |= {"ms": 1000 * timed[name].median, "ratio": timed[name].ratio, "quartiles": timed[name].quartiles}
+        rows[name] |= {"mib": stepper.peak(stepper.every), **profile(stepper)}
+    return list(rows.values())
+
+
+def shown(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Return the rows as a Markdown table, relative to the first row with a time."""
+    base = next(each for each in rows if "ms" in each)
+    lines = [
+        "| | ms a step | time | memory | kernels, ms | launches | copies | waits |",
+        "| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
+    ]
+    for each in rows:
+        if "ms" not in each:
+            lines.append(f"| {each['name']} | {each['cause']} | | | | | | |")
+            continue
+        memory = f"{each['mib'] / base['mib']:.2f}" if each.get("mib") and base.get("mib") else "-"
+        estimator = f" ({each['estimator']})" if each.get("estimator") and "none" not in each["name"] else ""
+        lines.append(
+            f"| {each['name']}{estimator} | {each['ms']:.1f} | {each['ms'] / base['ms']:.2f} | {memory} | "
+            f"{each['kernels_ms']:.1f} | {each['launches']:.0f} | {each['copies']:.1f} | {each['waits']:.1f} |"
+        )
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--case", action="append", help="a case of meltr bench; may be repeated")
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--batch-size", type=int)
+    parser.add_argument("--precision", default="bf16")
+    parser.add_argument("--set", action="append", default=[], metavar="SETTING=VALUE")
+    parser.add_argument("--variants", default=",".join(VARIANTS), help="rows that are not compiled")
+    parser.add_argument("--compiled", default=",".join(COMPILED), help="rows that are compiled; empty: none")
+    parser.add_argument("--turns", type=int, default=5)
+    parser.add_argument("--budget", type=float, default=1e9, help="seconds; rows that come later are skipped")
+    parser.add_argument("--out", type=Path, help="write all numbers as JSON")
+    chosen = parser.parse_args()
+    registry, until, found = registry_with_cases(), time.monotonic() + chosen.budget, {}
+    flags = {"device": chosen.device, "train.precision": chosen.precision}
+    flags |= {} if chosen.batch_size is None else {"train.batch_size": chosen.batch_size}
+    for case in pick(registry, chosen.case or ["transformer-small"]):
+        rows: list[dict[str, Any]] = []
+        for compiled, names in ((False, chosen.variants), (True, chosen.compiled)):
+            wanted = [name.strip() for name in names.split(",") if name.strip() in VARIANTS]
+            if not wanted or time.monotonic() > until:
+                continue
+            spec = resolve_case(registry, case, flags={**flags, "train.compile": compiled}, sets=chosen.set)
+            rows += measure(registry, spec, wanted, turns=chosen.turns, until=until, compiled=compiled)
+        found[case.name] = rows
+        card = torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU"
+        print(
+            f"\n**{case.name}**, {chosen.precision}, {card}, torch {torch.__version__}\n\n{shown(rows)}\n", flush=True
+        )
+        if chosen.out:
+            chosen.out.write_text(json.dumps(found, indent=1), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
