@@ -132,6 +132,7 @@ def shown(rows: Sequence[Mapping[str, Any]]) -> str:
 
 
 def main() -> None:
+    """Measure the cases that the command line asks for."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--case", action="append", help="a case of meltr bench; may be repeated")
     parser.add_argument("--device", default="auto")

@@ -182,15 +182,13 @@ def test_batches_and_delayed_values_arrive_whole():
 
 
 def sample_runs() -> list[tuple[str, str, str]]:
-    """Every backbone and task that is installed, with the first data set that has a miniature."""
+    """Every backbone and task that is installed, with an embedded data set or the first one."""
     registry = discover()
     found = []
     for backbone in registry.backbones.values():
         for each in backbone.tasks:
-            embedded = [
-                name for name in each.datasets if registry.datasets[name].sample or registry.datasets[name].embedded
-            ]
-            found += [(backbone.name, each.task, embedded[0])] if embedded else []
+            embedded = [name for name in each.datasets if registry.datasets[name].embedded]
+            found.append((backbone.name, each.task, (embedded or each.datasets)[0]))
     return found
 
 
