@@ -35,10 +35,14 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "cross": {"bilevel.outer_batch": "cross"},
     "primary-step": {"bilevel.scheme": "primary-step"},
     "primary-step K=7": {"bilevel.scheme": "primary-step", "bilevel.every": 7},
+    "graphs sum": {"combiner": "sum", "train.cuda_graphs": True},
+    "graphs none": {"bilevel.scheme": "none", "train.cuda_graphs": True},
+    "graphs exact": {"train.cuda_graphs": True},
+    "graphs primary-step": {"bilevel.scheme": "primary-step", "train.cuda_graphs": True},
     "released": {"bilevel.estimator": "double_backward", "bilevel.outer_batch": "replay"},
 }
-COMPILED = (BASE, "none", "exact", "one_sided", "primary-step")
-WAITS = ("cudaStreamSynchronize", "cudaDeviceSynchronize", "cudaEventSynchronize")
+COMPILED = (BASE, "exact", "primary-step", "graphs sum", "graphs exact", "graphs primary-step")
+WAITS = ("cudaStreamSynchronize", "cudaDeviceSynchronize")
 LAUNCHES = ("cudaLaunchKernel", "cuLaunchKernel", "cudaLaunchKernelExC", "cuLaunchKernelEx", "cudaGraphLaunch")
 
 

@@ -245,6 +245,8 @@ class TrainSpec(Info):
         precision: ``fp32``; ``bf16`` autocast; ``fp16`` autocast with a gradient scaler.
         tf32: Let float32 matrix products of the backbone use TensorFloat-32 (CUDA).
         compile: Compile the backbone with torch.compile.
+        cuda_graphs: Record an evaluation of the losses and its backward pass as CUDA graphs, and replay them: for
+            models whose step is bound by the host. The activations of each kind of evaluation stay in memory.
         activation_checkpointing: Keep only the inputs of the backbone's blocks; recompute the blocks in the backward
             pass.
         threads: CPU threads of torch; None: one per core. One thread is faster for very small models.
@@ -278,6 +280,7 @@ class TrainSpec(Info):
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     tf32: bool = False
     compile: bool = False
+    cuda_graphs: bool = False
     activation_checkpointing: bool = False
     accumulate: int = Field(1, ge=1)
     threads: int | None = Field(None, ge=1)

@@ -31,6 +31,7 @@ NAMES = {
     "torch.Tensor._backward_hooks": "keeping hooks on gradients for the inner step",
     "torch.Tensor._post_accumulate_grad_hooks": "keeping hooks on gradients for the inner step",
     "torch.autograd.graph.Node._sequence_nr": "noticing losses that were computed before the loss function was called",
+    "torch.autograd.forward_ad._current_level": "evaluating losses in forward mode without CUDA graphs",
     "torch.nn.Module._apply": "moving the tensors of TorchJD's aggregators with the combiner",
     "torch._dynamo.eval_frame.OptimizedModule": "recognising a model after torch.compile",
     "torch.distributed.checkpoint.filesystem._StorageInfo": "reading the index of a sharded checkpoint",
@@ -101,6 +102,11 @@ def saved_tensors_are_hooked() -> bool:
     """Tell whether saved tensors currently pass through hooks, as activation checkpointing installs them."""
     top: Callable[[bool], Any] = torch._C._autograd._top_saved_tensors_default_hooks
     return top(False) is not None
+
+
+def dual_numbers_in_use() -> bool:
+    """Tell whether the code runs inside a forward-mode context."""
+    return bool(torch.autograd.forward_ad._current_level >= 0)
 
 
 def buffers_of(module: nn.Module) -> dict[str, Tensor | None]:

@@ -76,6 +76,8 @@ def check(spec: RunSpec, ranks: Ranks, scheme: Scheme, estimator: Estimator) -> 
             "Use --set estimator=auto and, with a scheme that has it, --set hessian=difference; or use "
             "--set compile=false.",
         )
+    if spec.train.cuda_graphs:
+        _check_graphs(spec, ranks, scheme, estimator)
     outer = spec.bilevel
     if scheme.takes_inner_step and (outer.outer_batch != "shared" or outer.outer_fraction != 1 or outer.direct_term):
         raise UserError(
@@ -90,6 +92,26 @@ def check(spec: RunSpec, ranks: Ranks, scheme: Scheme, estimator: Estimator) -> 
         raise UserError(
             f"estimator={estimator.name} does not support sharded weights.",
             "Use --set estimator=auto (one_sided in float32, else per_task).",
+        )
+
+
+def _check_graphs(spec: RunSpec, ranks: Ranks, scheme: Scheme, estimator: Estimator) -> None:
+    """Reject settings that a recorded evaluation cannot serve."""
+    train, outer = spec.train, spec.bilevel
+    reasons = {
+        f"device={ranks.device}": ranks.device.type != "cuda",
+        f"{ranks.size} processes": ranks.size > 1,
+        f"scope={outer.scope}": outer.scope != "full",
+        "activation_checkpointing=true": train.activation_checkpointing,
+        "outer_batch=cross": outer.outer_batch == "cross",
+        f"scheme={scheme.name}": scheme.independent_batches > 0 or scheme.needs_second_derivative,
+        f"estimator={estimator.name}": estimator.needs_second_derivative,
+    }
+    conflicts = [reason for reason, holds in reasons.items() if holds]
+    if conflicts:
+        raise UserError(
+            f"cuda_graphs=true does not work with {', '.join(conflicts)}.",
+            "Use --set cuda_graphs=false, or change that setting.",
         )
 
 

@@ -11,17 +11,17 @@ from typing import Any
 import torch
 from torch import nn
 
-from meltr.autograd.losses import Compute
 from meltr.bilevel.bilevel import Bilevel
 from meltr.combiners.base import Combiner, SelfTrained
 from meltr.context import Data, Evaluation, RunContext
-from meltr.engine.batches import fingerprint, micro_batches, to_device
+from meltr.engine.batches import fingerprint, to_device
 from meltr.engine.building import bilevel_settings
 from meltr.engine.checkpoints import Checkpoints, load_backbone, load_module, load_training
 from meltr.engine.finite import FiniteGuard, StateGuard, named_parameters
 from meltr.engine.hooks import Hooks, better
 from meltr.engine.meter import Meter
 from meltr.engine.outer_batches import OuterBatches
+from meltr.engine.step_losses import StepLosses
 from meltr.engine.step_records import step_record, warning_if_negative
 from meltr.engine.stop_requests import StopRequests
 from meltr.engine.train_state import Stateful, TrainState
@@ -103,7 +103,8 @@ class Trainer:
             log=self._say,
             **bilevel_settings(spec, self.blocks),
         )
-        self.outer_batches = OuterBatches(hooks, context, data, self._losses, independent=scheme.independent_batches)
+        self.losses = StepLosses(hooks, model, context, generators, self._say)
+        self.outer_batches = OuterBatches(hooks, context, data, self.losses.of, independent=scheme.independent_batches)
         self.batch_size = min(spec.train.batch_size, data.train.size)
         self.meter = Meter(context.losses, context.device)
         mean = None if self.sharing.whole_weights else self.ranks.mean
@@ -178,7 +179,7 @@ class Trainer:
         replayed = outer.replayed and self.combiner.learned
         due = self.bilevel.outer_step_due and not replayed
         given = outer.for_step(batch, self.bilevel.outer_steps) if due else {}
-        parts = self._parts_of(batch, 2 if given.get("cross") else 1)
+        parts = self.losses.parts(batch, 2 if given.get("cross") else 1)
         result = self.bilevel.backward(parts, outer=False if replayed else None, **given)
         self.guard.check(self.step, result.losses)
         if self.scaler is None:  # A scaler skips steps whose gradient is not finite, and lowers its scale.
@@ -209,21 +210,6 @@ class Trainer:
             self.scaler.step(self.optimizer)
             self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
-
-    def _losses(self, batch: Any, context: RunContext) -> Compute:
-        return lambda: self.hooks.losses(self.model, batch, context)
-
-    def _parts_of(self, batch: Any, halves: int) -> list[Compute]:
-        """Return the loss functions of the micro-batches of a batch; UserError if it cannot be split equally.
-
-        Args:
-            batch: The batch.
-            halves: 2 if their number must be even, else 1.
-        """
-        accumulate = self.context.spec.train.accumulate
-        number = accumulate if accumulate % halves == 0 else halves * accumulate
-        parts = micro_batches(batch, number, self.hooks.slice_batch)
-        return [self._losses(each, self.context) for each in parts]
 
     def _batches(self, epoch: int, start: int) -> Iterator[Any]:
         """Yield the batches of an epoch; if one cannot be read, what was trained is saved first."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
@@ -46,7 +47,8 @@ class Auto(Estimator):
     4. One backward pass per task.
 
     The checks are needed because only a backward pass treats a target computed from w under ``torch.no_grad`` as a
-    constant. Nothing is timed, so the same run always makes the same choice.
+    constant. Nothing is timed, so the same run always makes the same choice. The exception are bf16 and float16 on a
+    GPU, where forward mode and one backward pass per task are timed once. A resumed run has the choice in its state.
 
     If a later check finds one-sided differences inaccurate, the next outer step chooses again without them. Choices and
     reasons are logged with the problem's `log`.
@@ -124,7 +126,13 @@ class Auto(Estimator):
         if not gap <= TOLERANCE * (5 if setup.low_precision else 1):
             reason = f"{reason}forward mode differs from one backward pass per task by {gap:.1e}"
             return *_without_forward_mode(problem, direction, exact, reason), exact
-        return forward, f"{reason}forward mode works (differs from one backward pass per task by {gap:.1e})", products
+        reason = f"{reason}forward mode works (differs from one backward pass per task by {gap:.1e})"
+        if setup.device.type == "cuda" and setup.low_precision:
+            prices = {each.name: _price(each, problem, direction) for each in (forward, PerTask())}
+            reason += "".join(f"; {name}: {price:.1f} ms" for name, price in prices.items())
+            if prices["per_task"] < prices["forward"]:
+                return PerTask(), reason, products
+        return forward, reason, products
 
 
 def rows_pay(losses: Sequence[Tensor]) -> bool:
@@ -161,6 +169,15 @@ def _without_forward_mode(
     if not gap <= DIFFERENCE_TOLERANCE:
         return PerTask(), f"{reason}; central differences are off by {gap:.1e}"
     return CentralDifference(), reason
+
+
+def _price(estimator: Estimator, problem: OuterProblem, direction: Direction) -> float:
+    """Return the milliseconds that an estimator takes on a GPU, where launches may cost more than operations."""
+    torch.cuda.synchronize()
+    started = time.perf_counter()
+    estimator(problem, direction)
+    torch.cuda.synchronize()
+    return 1000 * (time.perf_counter() - started)
 
 
 def _gap(products: Tensor, exact: Tensor) -> float:

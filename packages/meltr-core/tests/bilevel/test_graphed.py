@@ -1,0 +1,188 @@
+"""Recorded losses, with a stand-in for CUDA graphs that runs the function again: same rules, any machine.
+
+The stand-in overwrites the same static values as a graph does. What graphs launch is for `test_gpu.py`.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import nn
+
+from bilevel_cases import estimator_of
+from meltr import Bilevel, LossTransformer, PrimaryStep
+from meltr.autograd.graphed import GraphedLosses
+from meltr.autograd.random_state import RandomState
+
+NAMES = ("a", "b", "c", "d")
+
+
+class Model(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = nn.Sequential(nn.Linear(5, 8), nn.Tanh(), nn.Linear(8, 4))
+        self.evaluations = 0
+
+    def losses(self, batch):
+        self.evaluations += 1
+        out = self.body(batch["x"])
+        error = (out - batch["y"]).square().mean(0)
+        return {name: error[place] for place, name in enumerate(NAMES)}
+
+
+def stand_in(function: Callable[[], None]) -> Callable[[], None]:
+    enabled = torch.is_grad_enabled()
+
+    def again() -> None:
+        with torch.set_grad_enabled(enabled):
+            function()
+
+    again()
+    return again
+
+
+def batches(number: int, size: int = 6):
+    generator = torch.Generator().manual_seed(0)
+    draw = lambda *shape: torch.randn(*shape, generator=generator, dtype=torch.float64)  # noqa: E731
+    return [{"x": draw(size, 5), "y": draw(size, 4)} for _ in range(number)]
+
+
+def graphed(model, lines=None) -> GraphedLosses:
+    return GraphedLosses(model, stand_in, RandomState, (lines if lines is not None else []).append)
+
+
+def run(recorded: bool, *, steps: int = 12, accumulate: int = 1, **settings):
+    torch.manual_seed(0)
+    model, m = Model().double(), LossTransformer(NAMES, width=8, heads=2, start="random").double()
+    optimizer = torch.optim.SGD(model.parameters(), 0.05, momentum=0.9)
+    bilevel = Bilevel(model, m, torch.optim.SGD(m.parameters(), 1e-2), **settings)
+    graphs, found = graphed(model), []
+    for number, batch in enumerate(batches(steps)):
+        torch.manual_seed(number)
+        optimizer.zero_grad()
+        halves = [{k: v.chunk(accumulate)[i] for k, v in batch.items()} for i in range(accumulate)]
+        functions = [
+            graphs.of(model.losses, each, NAMES) if recorded else (lambda e=each: model.losses(e)) for each in halves
+        ]
+        result = bilevel.backward(functions)
+        gradient = torch.cat([p.grad.flatten() for p in model.parameters()])
+        optimizer.step()
+        late = bilevel.after_step()
+        outer = result.outer or late
+        found.append((result.losses, result.sensitivities, gradient, None if outer is None else outer.products))
+    assert graphs.refused == ""
+    assert (graphs.count > 0) == recorded
+    return found, list(model.parameters()), list(m.parameters())
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"estimator": "per_task"}, {"estimator": "forward"}, {"estimator": "one_sided"}, {"estimator": "difference"},
+        {"estimator": "per_task", "retain_graph": False}, {"scheme": PrimaryStep()},
+    ],
+    ids=["per_task", "forward", "one_sided", "difference", "recompute", "primary-step"],
+)  # fmt: skip
+def test_a_loop_with_recorded_losses_is_the_loop_with_plain_ones(settings, accumulate):
+    def made():
+        return {**settings, **({"estimator": estimator_of(settings["estimator"])} if "estimator" in settings else {})}
+
+    plain, recorded = run(False, accumulate=accumulate, **made()), run(True, accumulate=accumulate, **made())
+    for one, other in zip(plain[0], recorded[0], strict=True):
+        for expected, value in zip(one, other, strict=True):
+            assert (expected is None) == (value is None)
+            if expected is not None:
+                torch.testing.assert_close(value, expected, rtol=1e-9, atol=1e-12)
+    for expected, value in zip(plain[1] + plain[2], recorded[1] + recorded[2], strict=True):
+        torch.testing.assert_close(value, expected, rtol=1e-9, atol=1e-12)
+
+
+def test_gradients_are_copies_that_a_later_backward_pass_leaves_alone():
+    model = Model().double().eval()
+    graphs, batch = graphed(model), batches(1)[0]
+    compute = graphs.of(model.losses, batch, NAMES)
+    for _ in range(3):
+        losses = compute()
+    assert graphs.count == 1
+    leaves = list(model.parameters())
+    first = torch.autograd.grad(losses["a"], leaves, retain_graph=True)
+    kept = [part.clone() for part in first]
+    torch.autograd.grad(losses["b"], leaves, retain_graph=True)
+    assert all(torch.equal(one, other) for one, other in zip(first, kept, strict=True))
+    expected = torch.autograd.grad(model.losses(batch)["a"], leaves)
+    for one, other in zip(first, expected, strict=True):
+        torch.testing.assert_close(one, other)
+
+
+def test_other_shapes_losses_and_frozen_weights_are_recorded_by_themselves():
+    model = Model().double().eval()
+    graphs = graphed(model)
+    for size in (6, 4):
+        for batch in batches(3, size):
+            graphs.of(model.losses, batch, NAMES)()
+    assert graphs.count == 2
+    model.body[0].weight.requires_grad_(False)
+    for batch in batches(3):
+        losses = graphs.of(model.losses, batch, NAMES)()
+    assert graphs.count == 3
+    losses["a"].backward()
+    assert model.body[0].weight.grad is None
+    with torch.no_grad():
+        for batch in batches(3):
+            assert not graphs.of(model.losses, batch, NAMES)()["a"].requires_grad
+    assert graphs.count == 4
+
+
+@pytest.mark.parametrize("kind", ["python", "torch"])
+def test_losses_that_draw_on_the_host_are_not_recorded(kind):
+    model, lines = Model().double().eval(), []
+    graphs, batch = graphed(model, lines), batches(1)[0]
+
+    def noisy(each):
+        factor = random.random() if kind == "python" else float(torch.rand(()))
+        return {name: loss * factor for name, loss in model.losses(each).items()}
+
+    values = {float(graphs.of(noisy, batch, NAMES)()["a"].detach()) for _ in range(5)}
+    assert len(values) == 5
+    assert graphs.count == 0
+    assert "random numbers on the host" in graphs.refused
+    assert lines == [f"cuda_graphs: not used, {graphs.refused}"]
+
+
+def test_losses_that_change_from_call_to_call_are_not_recorded():
+    model = Model().double().eval()
+    graphs, batch, calls = graphed(model), batches(1)[0], []
+
+    def counted(each):
+        calls.append(1)
+        return {name: loss * len(calls) for name, loss in model.losses(each).items()}
+
+    for _ in range(6):
+        graphs.of(counted, batch, NAMES)()
+    assert "other losses" in graphs.refused
+
+
+def test_a_second_graph_of_the_same_kind_is_an_error_and_not_a_wrong_gradient():
+    model = Model().double().eval()
+    graphs = graphed(model)
+    one, two = batches(2)
+    for _ in range(2):
+        graphs.of(model.losses, one, NAMES)()
+    first = graphs.of(model.losses, one, NAMES)()
+    graphs.of(model.losses, two, NAMES)()
+    with pytest.raises(RuntimeError, match="cuda_graphs=false"):
+        first["a"].backward()
+
+
+def test_double_backward_is_an_error():
+    model = Model().double().eval()
+    graphs, batch = graphed(model), batches(1)[0]
+    for _ in range(3):
+        losses = graphs.of(model.losses, batch, NAMES)()
+    (gradient,) = torch.autograd.grad(losses["a"], model.body[0].weight, create_graph=True)
+    with pytest.raises(RuntimeError, match="does not require grad"):
+        gradient.sum().backward()
