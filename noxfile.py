@@ -103,19 +103,23 @@ def has_gpu(session: nox.Session) -> bool:
 
 @nox.session
 def gpu(session: nox.Session) -> None:
-    """Everything that wants a GPU: the tests marked so, then the benchmark on it."""
+    """Everything that wants a GPU: the tests marked so, then what training costs there.
+
+    ``nox -s gpu`` or ``-- --quick`` takes about four minutes of a GPU, ``-- --full`` about ten.
+    """
     install_all(session, "pytest")
     if not has_gpu(session):
         session.skip("no CUDA device on this machine")
-    session.run("pytest", "-m", "gpu", *session.posargs)
+    session.run("pytest", "-m", "gpu")
+    card = ("python", "benchmarks/card.py", "--device", "cuda")
+    session.run(*card, "--case", "transformer-base", "--batch-size", "64", "--budget", "120")
+    if "--full" not in session.posargs:
+        return
+    for case, batch in (("violet-base", "8"), ("resnet32", "512"), ("vit_base", "64")):
+        session.run(*card, "--case", case, "--batch-size", batch, "--compiled", "", "--budget", "60")
     base = ("meltr", "bench", "--case", "transformer-base", "--device", "cuda", "--batch-size", "64")
-    session.run(*base)
     session.run(*base, "--precision", "bf16")
     session.run(*base, "--set", "losses=[label,masked]", "--variants", "aid-fp-lite,recompute,double_backward")
-    blocks = "heads,last_block,last_2_blocks,last_4_blocks,last_8_blocks"
-    session.run(*base, "--approximations", "--variants", blocks)
-    for case in ("violet-base", "allinone-base"):
-        session.run("meltr", "bench", "--case", case, "--device", "cuda", "--set", "precision=bf16")
     session.run("python", "benchmarks/allinone_retrieval.py", "--size", "base", "--items", "32", "--device", "cuda")
     session.run("python", "benchmarks/univl_step.py", "--size", "base", "--batch", "16", "--device", "cuda")
 

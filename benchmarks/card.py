@@ -5,7 +5,8 @@
 Every row takes whole cycles of K steps from the same weights, as ``meltr bench`` does. Beside time and memory relative
 to multi-task learning it says how long kernels ran, how many were launched, and how often the host waited, per step.
 Rows that begin with "compiled" come from a second model with ``train.compile=true``; their times are relative to the
-multi-task step that is not compiled. ``--budget`` skips rows once that many seconds have passed.
+multi-task step that is not compiled. ``--budget`` skips rows and profiles once that many
+seconds have passed; times are printed as soon as they are known.
 """
 
 from __future__ import annotations
@@ -56,18 +57,14 @@ def profile(stepper: Stepper) -> dict[str, float]:
         stepper.cycle()
         if torch.cuda.is_available():
             torch.cuda.synchronize()
-    events = list(found.events())
-    on_card = [each for each in events if each.device_type == torch.autograd.DeviceType.CUDA]
-    names = [each.name for each in events]
-    total = {
-        "kernels_ms": sum(each.time_range.elapsed_us() for each in on_card) / 1000,
-        "kernels": len(on_card),
-        "launches": sum(name in LAUNCHES for name in names),
-        "copies": sum("Memcpy" in name for name in names if not name.startswith("cuda")),
-        "waits": max(0, sum(name in WAITS for name in names) - 1),  # the profiler's own
-        "items": sum(name == "aten::item" for name in names),
-    }
-    return {name: value / stepper.every for name, value in total.items()}
+    total = {"kernels_ms": 0.0, "launches": 0.0, "copies": 0.0, "waits": -1.0}  # the profiler waits once itself
+    for each in found.key_averages():
+        if each.device_type == torch.autograd.DeviceType.CUDA:
+            total["kernels_ms"] += each.self_device_time_total / 1000
+            total["copies"] += each.count if "Memcpy" in each.key else 0
+        total["launches"] += each.count if each.key in LAUNCHES else 0
+        total["waits"] += each.count if each.key in WAITS else 0
+    return {name: max(0.0, value) / stepper.every for name, value in total.items()}
 
 
 def row(run: FixedRun, settings: Mapping[str, Any]) -> Stepper:
@@ -111,7 +108,13 @@ def measure(
     )
     for name, stepper in steppers.items():
         rows[name] |= {"ms": 1000 * timed[name].median, "ratio": timed[name].ratio, "quartiles": timed[name].quartiles}
-        rows[name] |= {"mib": stepper.peak(stepper.every), **profile(stepper)}
+        print(f"# {name}: {rows[name]['ms']:.1f} ms, {rows[name]['ratio']:.2f}", flush=True)
+        refused = stepper.trainer.losses.graphs.refused if stepper.trainer.losses.graphs else ""
+        if refused:
+            rows[name]["name"] = f"{name} ({refused})"
+    for name, stepper in steppers.items():  # last, since they are slow: what came before is printed already
+        if time.monotonic() < until:
+            rows[name] |= {"mib": stepper.peak(stepper.every), **profile(stepper)}
     return list(rows.values())
 
 
@@ -128,10 +131,9 @@ def shown(rows: Sequence[Mapping[str, Any]]) -> str:
             continue
         memory = f"{each['mib'] / base['mib']:.2f}" if each.get("mib") and base.get("mib") else "-"
         estimator = f" ({each['estimator']})" if each.get("estimator") and "none" not in each["name"] else ""
-        lines.append(
-            f"| {each['name']}{estimator} | {each['ms']:.1f} | {each['ms'] / base['ms']:.2f} | {memory} | "
-            f"{each['kernels_ms']:.1f} | {each['launches']:.0f} | {each['copies']:.1f} | {each['waits']:.1f} |"
-        )
+        spent = [f"{each[name]:.1f}" if name in each else "-" for name in ("kernels_ms", "launches", "copies", "waits")]
+        cells = [f"{each['name']}{estimator}", f"{each['ms']:.1f}", f"{each['ms'] / base['ms']:.2f}", memory, *spent]
+        lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 
 

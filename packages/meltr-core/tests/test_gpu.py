@@ -28,6 +28,9 @@ pytestmark = [
 CUDA = torch.device("cuda")
 
 
+FusedAdam = functools.partial(torch.optim.Adam, fused=True)
+
+
 class NeverCaptured(LossTransformer):
     """A subclass is not captured: the reference of what a captured one computes."""
 
@@ -53,13 +56,17 @@ def data(seed: int = 0):
     return x.to(CUDA), torch.randint(0, 10, (4, 32), generator=generator).to(CUDA)
 
 
-def loop(kind=LossTransformer, *, seed: int = 0, autocast=None, **settings):
+def loop(kind=LossTransformer, *, seed: int = 0, autocast=None, outer=FusedAdam, **settings):
     torch.manual_seed(seed)
     model = Heads().to(CUDA)
     m = kind(NAMES).to(CUDA)
-    outer = torch.optim.Adam(m.parameters(), 1e-3, fused=True)
     optimizer = torch.optim.AdamW(model.parameters(), 1e-3, fused=True)
-    return model, m, optimizer, Bilevel(model, m, outer, setup=Setup(autocast=autocast), **settings)
+    return (
+        model,
+        m,
+        optimizer,
+        Bilevel(model, m, outer(m.parameters(), 1e-3), setup=Setup(autocast=autocast), **settings),
+    )
 
 
 def train(model, optimizer, bilevel, steps: int, batch=None):
@@ -74,8 +81,11 @@ def train(model, optimizer, bilevel, steps: int, batch=None):
 
 @pytest.mark.parametrize("direct_term", [False, True])
 def test_a_captured_combiner_computes_what_the_plain_one_does(direct_term):
-    """It starts at random: at the sum, |m(l) - sum(l)| is at its kink, where rounding decides the sign."""
-    settings = {"estimator": PerTask(), "direct_term": direct_term, "every": 1}
+    """It starts at random: at the sum, |m(l) - sum(l)| is at its kink, where rounding decides the sign.
+
+    phi takes steps of SGD: the gradient of the attention's key bias is zero, and Adam would divide noise by noise.
+    """
+    settings = {"estimator": PerTask(), "direct_term": direct_term, "every": 1, "outer": torch.optim.SGD}
     ends = []
     for kind in (LossTransformer, NeverCaptured):
         model, m, optimizer, bilevel = loop(functools.partial(kind, start="random"), **settings)
@@ -261,6 +271,8 @@ def sample_runs() -> list[tuple[str, str, str]]:
 
 @pytest.mark.parametrize(("backbone", "task", "dataset"), sample_runs())
 def test_every_miniature_trains(backbone, task, dataset, tmp_path, monkeypatch):
+    if task == "captioning":
+        pytest.importorskip("pycocoevalcap")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     registry = discover()
     miniature = not registry.datasets[dataset].embedded

@@ -40,7 +40,7 @@ class KeptStep:
         """
         combined, a = self._function.task_weights(losses.values)
         weights = torch.zeros_like(a)
-        weights[0] = 1
+        weights[:1].fill_(1.0)  # ``weights[0] = 1`` waits for the device
         slope = regulariser_slope(losses.values, combined, a, self._gamma)
         weights = weights if slope is None else weights + slope
         if self._waiting is None:

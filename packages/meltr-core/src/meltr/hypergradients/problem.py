@@ -168,7 +168,7 @@ class OuterProblem:
         slope = regulariser_slope(auxiliary.values, combined, a, self.gamma)
         if primary is None:
             first = torch.zeros_like(a)
-            first[0] = 1
+            first[:1].fill_(1.0)
             return auxiliary.vjp(list(first if slope is None else first + slope), self.parameters)
         own = primary.vjp(primary.only(0), self.parameters)
         return own if slope is None else add(own, auxiliary.vjp(list(slope), self.parameters))
