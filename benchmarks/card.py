@@ -21,6 +21,7 @@ from typing import Any
 import torch
 
 from meltr.bench.cases import pick, registry_with_cases, resolve_case
+from meltr.bench.markdown import update
 from meltr.plugins import Registry
 from meltr.specs import RunSpec
 from meltr.verify.fixed_run import FixedRun, Stepper
@@ -119,7 +120,10 @@ def measure(
 
 
 def shown(rows: Sequence[Mapping[str, Any]]) -> str:
-    """Return the rows as a Markdown table, relative to the first row with a time."""
+    """Return the rows as a Markdown table, relative to the first row with a time.
+
+    Time: median of the ratios of all turns (first to third quartile); of a compiled row, the ratio of the medians.
+    """
     base = next(each for each in rows if "ms" in each)
     lines = [
         "| | ms a step | time | memory | kernels, ms | launches | copies | waits |",
@@ -132,7 +136,10 @@ def shown(rows: Sequence[Mapping[str, Any]]) -> str:
         memory = f"{each['mib'] / base['mib']:.2f}" if each.get("mib") and base.get("mib") else "-"
         estimator = f" ({each['estimator']})" if each.get("estimator") and "none" not in each["name"] else ""
         spent = [f"{each[name]:.1f}" if name in each else "-" for name in ("kernels_ms", "launches", "copies", "waits")]
-        cells = [f"{each['name']}{estimator}", f"{each['ms']:.1f}", f"{each['ms'] / base['ms']:.2f}", memory, *spent]
+        low, high = each["quartiles"]
+        own = not each["name"].startswith("compiled")
+        time_of = f"{each['ratio']:.2f} ({low:.2f} to {high:.2f})" if own else f"{each['ms'] / base['ms']:.2f}"
+        cells = [f"{each['name']}{estimator}", f"{each['ms']:.1f}", time_of, memory, *spent]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 
@@ -150,7 +157,16 @@ def main() -> None:
     parser.add_argument("--turns", type=int, default=5)
     parser.add_argument("--budget", type=float, default=1e9, help="seconds; rows that come later are skipped")
     parser.add_argument("--out", type=Path, help="write all numbers as JSON")
+    parser.add_argument("--show", type=Path, metavar="JSON", help="measure nothing: print the tables of such a file")
+    parser.add_argument("--markdown", metavar="FILE#NAME", help="with --show: insert the tables into this page")
     chosen = parser.parse_args()
+    if chosen.show:
+        stored = json.loads(chosen.show.read_text(encoding="utf-8"))
+        text = "\n\n".join(f"**{title}**\n\n{shown(rows)}" for title, rows in stored.items())
+        if chosen.markdown:
+            update(chosen.markdown, f"{text}\n", what="card")
+        print(text)
+        return
     registry, until, found = registry_with_cases(), time.monotonic() + chosen.budget, {}
     flags = {"device": chosen.device, "train.precision": chosen.precision}
     flags |= {} if chosen.batch_size is None else {"train.batch_size": chosen.batch_size}

@@ -79,9 +79,8 @@ class CrossEmbeddings(nn.Module):
     def forward(self, text: Tensor, video: Tensor) -> Tensor:
         """Map (B, W, H) and (B, F, H) to (B, W + F, H). The first frame has position W, regardless of padding."""
         words, length = text.shape[1], text.shape[1] + video.shape[1]
-        types = self.token_type_embeddings.weight.repeat_interleave(
-            torch.tensor([words, length - words], device=text.device), 0, output_size=length
-        )
+        counts = torch.where(torch.arange(2, device=text.device) == 0, words, length - words)  # made on the device
+        types = self.token_type_embeddings.weight.repeat_interleave(counts, 0, output_size=length)
         states = torch.cat([text, video], 1) + self.position_embeddings.weight[:length] + types
         return cast(Tensor, self.dropout(self.LayerNorm(states)))
 

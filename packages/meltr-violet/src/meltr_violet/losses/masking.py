@@ -34,7 +34,7 @@ class Masks:
 
 def _integers(u: Tensor, count: Tensor | int) -> Tensor:
     """Map u, uniform in [0, 1), to integers uniform in 0 ... count - 1."""
-    return (u * count).long().clamp_max(torch.as_tensor(count, device=u.device) - 1)
+    return (u * count).long().clamp_max(count - 1)
 
 
 def draw_tokens(ids: Tensor, *, generator: torch.Generator | None) -> Tensor:

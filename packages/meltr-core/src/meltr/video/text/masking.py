@@ -38,7 +38,7 @@ class MaskedTexts(NamedTuple):
 
 def normal_tokens(ids: Tensor) -> Tensor:
     """Return where a text has tokens that may be hidden: not [CLS], [SEP] or [PAD]; same shape as `ids`."""
-    return ~torch.isin(ids, torch.tensor((CLS, SEP, PAD), device=ids.device))
+    return (ids != CLS) & (ids != SEP) & (ids != PAD)
 
 
 def choose(able: Tensor, *, generator: torch.Generator | None, probability: float = PROBABILITY) -> Tensor:
