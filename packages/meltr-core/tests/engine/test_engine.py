@@ -100,8 +100,10 @@ def test_same_seed_same_numbers_other_seed_others(tmp_path):
         {"bilevel.outer_batch": "held_out"},
         {"bilevel.estimator": "difference"},
         {"bilevel.estimator": "per_task", "train.schedule": "cosine", "train.warmup": 0.2, "train.clip_norm": 1.0},
+        {"bilevel.outer_batch": "cross", "bilevel.average": 0.9},
+        {"bilevel.scheme": "primary-step", "bilevel.average": 0.5},
     ],
-    ids=["shared", "replay", "replay-random", "held_out", "difference", "per_task"],
+    ids=["shared", "replay", "replay-random", "held_out", "difference", "per_task", "cross", "primary-step"],
 )
 def test_resume_after_any_checkpoint_ends_with_the_same_numbers(tmp_path, settings):
     class StopError(Exception):

@@ -131,6 +131,13 @@ def test_activation_checkpointing_changes_nothing(run, tmp_path, combiner):
             "hessian=difference",
         ),
         ({"train.compile": True, "bilevel.estimator": "double_backward"}, "double_backward", "estimator=auto"),
+        ({"train.cuda_graphs": True}, "does not work with device=cpu", "cuda_graphs=false"),
+        (
+            {"bilevel.scheme": "primary-step", "bilevel.outer_batch": "held_out"},
+            "whole batch of an inner step",
+            "outer_batch=shared",
+        ),
+        ({"bilevel.outer_batch": "cross", "bilevel.outer_fraction": 0.5}, "outer_fraction=1", "outer_fraction=1"),
     ],
 )
 def test_settings_that_cannot_go_together_are_refused_before_anything_is_written(
