@@ -16,12 +16,12 @@ from meltr.video.adapter.source import open_frames
 from meltr.video.corpora import open_corpus
 from meltr.video.frame_cache import CachedFrames
 from meltr.video.frames.media import DecodedMedia
-from meltr.video.frames.source import Remembered
+from meltr.video.frames.source import FrameSource, Remembered
 from meltr.video.options import picked
 from meltr.video.tasks.reranking import Scores
 from meltr.video.text.wordpiece import Tokenizer
 from meltr.weights import LoadReport
-from meltr_alpro.data.clips import EVALUATION, AlproEncoder, Clips, distinct, scaled
+from meltr_alpro.clips import EVALUATION, AlproEncoder, Clips, distinct, scaled
 from meltr_alpro.losses.draws import draw
 from meltr_alpro.losses.tasks import Batch, LossSettings, task_losses
 from meltr_alpro.model.alpro import Alpro
@@ -40,7 +40,7 @@ class AlproAdapter(VideoAdapter[Alpro]):
         """Return the data set with clips for training and for evaluation; without a prompter, ``pem`` is dropped.
 
         Raises:
-            UserError: If questions come with choices; see also `VideoAdapter.open_source`.
+            UserError: If questions come with choices, files are missing or broken, or the frame cache does not fit.
         """
         options: AlproOptions = context.options
         corpus, change = open_corpus(context.spec, quiet=context.rank > 0), partial(scaled, size=options.image_size)
@@ -50,17 +50,13 @@ class AlproAdapter(VideoAdapter[Alpro]):
                 "Remove `choices` from the manifest: the training answers then form the vocabulary.",
             )
         source = open_frames(context, corpus, sampler=EVALUATION[options.eval_sampling], change=change)
-        train, ready = source.media, source.ready or options.sampling == "fixed"
-        if options.sampling == "random":
-            media = source.corpus.media
-            frames = (
-                DecodedMedia(media, options.frames, distinct)
-                if options.frame_cache is None
-                else CachedFrames(options.frame_cache, options.frames, distinct, size=options.image_size)
-            )
-            train = Remembered(frames, change, most_bytes=0)
+        drawn: FrameSource = DecodedMedia(source.corpus.media, options.frames, distinct)
+        if options.frame_cache is not None:
+            drawn = CachedFrames(options.frame_cache, options.frames, distinct, size=options.image_size)
+        fixed = options.sampling == "fixed"
+        clips = Clips(source.media if fixed else Remembered(drawn, change, most_bytes=0), source.media)
         why = None if context.weights_follow or self.from_scratch(options) else why_no_prompter(options.weights)
-        return Source(source.corpus, Clips(train, source.media), ready=ready, left_out={"pem": why} if why else {})
+        return Source(source.corpus, clips, ready=source.ready or fixed, left_out={"pem": why} if why else {})
 
     def open_files(self, corpus: Corpus, meta: Mapping[str, Any], context: RunContext) -> Source:
         """Return files of the user, with the frames of evaluation."""
@@ -71,7 +67,7 @@ class AlproAdapter(VideoAdapter[Alpro]):
 
     def encoder(self, source: Source, tokenizer: Tokenizer, labels: Labels, context: RunContext) -> AlproEncoder:
         """Return the encoder, which turns items into tensors."""
-        return AlproEncoder(tokenizer, labels, clips=source.media)
+        return AlproEncoder(tokenizer, labels, source.media)
 
     def make_model(self, meta: Mapping[str, Any], context: RunContext) -> Alpro:
         """Return the model with the heads that the task and its losses need."""

@@ -7,27 +7,21 @@ from typing import Any
 from meltr.specs import BenchmarkInfo, PresetInfo
 from meltr.video.presets import PAPER, SMALL
 
-_OWN: dict[str, Any] = {
-    **PAPER,
-    "train.optimizer": "adamw",
-    "train.betas": [0.9, 0.98],
-    "train.eps": 1e-6,
-    "train.lr": 5e-5,
-    "train.warmup": 0.1,
-    "train.clip_norm": 20.0,
-    "train.epochs": 15,
-    "train.batch_size": 192,
-}
-
-QA = PresetInfo(
-    name="qa",
-    summary="ALPRO's own settings for MSVD-QA (the MELTR paper has none): AdamW 5e-5, batch 192, 15 epochs. MSVD-QA "
-    "45.9 with ALPRO, 46.8 with MELTR in the paper.",
-    settings=_OWN,
-)
-
-RETRIEVAL = PresetInfo(
-    name="retrieval", summary="The settings for questions; the MELTR paper has no retrieval with ALPRO.", settings=_OWN
+FINETUNING = PresetInfo(
+    name="finetuning",
+    summary="ALPRO's own settings for MSVD-QA (MELTR's paper has none): AdamW 5e-5, batch 192, 15 epochs. MSVD-QA 45.9 "
+    "with ALPRO, 46.8 with MELTR in the paper.",
+    settings={
+        **PAPER,
+        "train.optimizer": "adamw",
+        "train.betas": [0.9, 0.98],
+        "train.eps": 1e-6,
+        "train.lr": 5e-5,
+        "train.warmup": 0.1,
+        "train.clip_norm": 20.0,
+        "train.epochs": 15,
+        "train.batch_size": 192,
+    },
 )
 
 _TINY: dict[str, Any] = {
@@ -37,23 +31,16 @@ _TINY: dict[str, Any] = {
     "options.text_length": 16,
     "options.sampling": "fixed",
     "options.pem_threshold": 0.0,
-    "bilevel.estimator": "auto",
+    "train.epochs": 4,
 }
-
-TINY = PresetInfo(
-    name="tiny",
-    summary="A small model from scratch for questions, for synthetic samples: under two minutes on two cores.",
-    settings={**_TINY, "train.epochs": 4},
-)
-
+_SUMMARY = "A small model from scratch, for synthetic samples and first tries, for "
+TINY = PresetInfo(name="tiny", summary=f"{_SUMMARY}questions.", settings=_TINY)
 TINY_RETRIEVAL = PresetInfo(
-    name="tiny-retrieval",
-    summary="The small model for retrieval, with longer texts.",
-    settings={**_TINY, "options.text_length": 24, "train.epochs": 3},
+    name="tiny-retrieval", summary=f"{_SUMMARY}retrieval.", settings={**_TINY, "options.text_length": 24}
 )
 
-PRESETS = (QA, RETRIEVAL, TINY, TINY_RETRIEVAL)
-DEFAULTS = {"qa": "qa", "retrieval": "retrieval"}
+PRESETS = (FINETUNING, TINY, TINY_RETRIEVAL)
+DEFAULTS = {"qa": "finetuning", "retrieval": "finetuning"}
 SAMPLE_DEFAULTS = {"qa": "tiny", "retrieval": "tiny-retrieval"}
 
 RELEASED: dict[str, Any] = {
@@ -62,6 +49,8 @@ RELEASED: dict[str, Any] = {
     "options.pem_ignore": "released",
 }
 """Settings of ALPRO's released code; MELTR's code for ALPRO was not released. See docs/alpro.md."""
+
+_BASE = {"options.frames": 4, "train.batch_size": 4, "train.lr": 1e-5, "losses": ["answer", "vtc", "vtm", "mlm"]}
 
 BENCHMARKS = (
     BenchmarkInfo(
@@ -74,15 +63,9 @@ BENCHMARKS = (
     ),
     BenchmarkInfo(
         name="alpro-base",
-        summary="ALPRO, published size, 4 frames of 224 pixels, batch 4: answer, contrast, matching and masked text.",
+        summary="ALPRO, published size, 4 frames of 224 pixels, batch 4: answer, contrast, matching, masked text.",
         task="qa",
         dataset="msvd",
-        settings={
-            "sample": True,
-            "losses": ["answer", "vtc", "vtm", "mlm"],
-            "options.frames": 4,
-            "train.batch_size": 4,
-            "train.lr": 1e-5,
-        },
+        settings={"sample": True, **_BASE},
     ),
 )

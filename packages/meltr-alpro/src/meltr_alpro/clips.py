@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Mapping
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -36,29 +36,17 @@ def scaled(frames: Frames, size: int) -> Frames:
     return np.stack([resize(frame, size, size) for frame in frames])
 
 
-@dataclass(frozen=True)
-class Clips:
-    """The clips of a data set, (T, S, S, 3) by key.
-
-    Args:
-        train: Clips for training.
-        evaluation: Clips for evaluation.
-    """
+class Clips(NamedTuple):
+    """The clips of a data set for training and for evaluation, (T, S, S, 3) by key."""
 
     train: FrameSource
     evaluation: FrameSource
 
 
 class AlproEncoder(Encoder):
-    """Turns items into the columns ``video``, ``ids`` and ``answer``.
+    """Turns items into the columns ``video``, ``ids`` and ``answer``; see `meltr.video.Encoder`."""
 
-    Args:
-        tokenizer: Turns texts into token ids.
-        labels: The right answers as numbers.
-        clips: The clips.
-    """
-
-    def __init__(self, tokenizer: Tokenizer, labels: Labels, *, clips: Clips) -> None:
+    def __init__(self, tokenizer: Tokenizer, labels: Labels, clips: Clips) -> None:
         super().__init__(tokenizer, labels)
         self._clips = clips
 
