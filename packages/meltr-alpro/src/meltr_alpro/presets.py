@@ -36,7 +36,9 @@ _TINY: dict[str, Any] = {
 _SUMMARY = "A small model from scratch, for synthetic samples and first tries, for "
 TINY = PresetInfo(name="tiny", summary=f"{_SUMMARY}questions.", settings=_TINY)
 TINY_RETRIEVAL = PresetInfo(
-    name="tiny-retrieval", summary=f"{_SUMMARY}retrieval.", settings={**_TINY, "options.text_length": 24}
+    name="tiny-retrieval",
+    summary=f"{_SUMMARY}retrieval.",
+    settings={**_TINY, "options.text_length": 24, "train.epochs": 3, "bilevel.estimator": "auto"},
 )
 
 PRESETS = (FINETUNING, TINY, TINY_RETRIEVAL)

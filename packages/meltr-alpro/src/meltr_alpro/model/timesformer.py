@@ -9,7 +9,9 @@ from functools import partial
 from typing import cast
 
 import torch
-from timm.layers import Attention, DropPath, Mlp
+from timm.layers.attention import Attention
+from timm.layers.drop import DropPath
+from timm.layers.mlp import Mlp
 from torch import Tensor, nn
 
 from meltr_alpro.model.config import ModelConfig
