@@ -38,6 +38,24 @@ def test_the_contrast_is_the_mean_of_two_softmax_losses(make_model, config, batc
     assert passes.contrast().item() == pytest.approx(total / 8, rel=1e-5)
 
 
+def test_two_processes_have_the_contrast_of_the_joint_batch(make_model, config, batch, monkeypatch):
+    """Each compares its own half with everything; what they gather comes from a model in one process."""
+    model = make_model().eval()
+    whole = Passes(model, batch, drawn(batch, config), ALL)
+    halves = []
+    for rank in (0, 1):
+        rows = slice(2 * rank, 2 * rank + 2)
+        part = Batch(batch.video[rows], batch.ids[rows])
+        gathered = iter(whole.vectors)
+        monkeypatch.setattr("meltr_alpro.losses.tasks.gather", lambda own, of=gathered: next(of))
+        monkeypatch.setattr("torch.distributed.get_rank", lambda rank=rank: rank)
+        halves.append(Passes(model, part, drawn(part, config), ALL).contrast())
+        own = Passes(model, part, drawn(part, config), LossSettings(negatives="own")).contrast()
+        assert own < halves[-1], "fewer to compare with"
+    monkeypatch.undo()
+    torch.testing.assert_close(sum(halves) / 2, whole.contrast())
+
+
 def test_matching_scores_each_pair_alone(make_model, config, batch):
     model = make_model().eval()
     passes = Passes(model, batch, drawn(batch, config), ALL)

@@ -35,10 +35,11 @@ _TINY: dict[str, Any] = {
 }
 _SUMMARY = "A small model from scratch, for synthetic samples and first tries, for "
 TINY = PresetInfo(name="tiny", summary=f"{_SUMMARY}questions.", settings=_TINY)
+_DUAL = {"primary": "vtc", "options.scoring": "dual", "options.text_length": 24, "bilevel.estimator": "auto"}
 TINY_RETRIEVAL = PresetInfo(
     name="tiny-retrieval",
-    summary=f"{_SUMMARY}retrieval.",
-    settings={**_TINY, "options.text_length": 24, "train.epochs": 3, "bilevel.estimator": "auto"},
+    summary=f"{_SUMMARY}retrieval by vectors: from scratch, matching needs far more steps.",
+    settings={**_TINY, **_DUAL, "train.epochs": 3},
 )
 
 PRESETS = (FINETUNING, TINY, TINY_RETRIEVAL)
