@@ -40,13 +40,20 @@ class NotRecordedError(Exception):
     """The run did not record the data of a plot; the message says why."""
 
 
-def draw(group: Group, output: Path | None = None, formats: Sequence[str] = ("png",)) -> Plots:
+def draw(
+    group: Group,
+    output: Path | None = None,
+    formats: Sequence[str] = ("png",),
+    *,
+    only: Sequence[str] | None = None,
+) -> Plots:
     """Draw every plot for which the runs of `group` recorded the data.
 
     Args:
         group: A run, or several seeds of one configuration; then lines are means and bands are one standard deviation.
         output: Folder for the files; None: ``plots/`` in the group's folder.
         formats: File formats, from `meltr.report.style.FORMATS`.
+        only: Names of the plots to draw, from `FIGURES`; None: all.
 
     Raises:
         UserError: If matplotlib is missing, a format is unknown, or nothing has been logged yet.
@@ -58,6 +65,8 @@ def draw(group: Group, output: Path | None = None, formats: Sequence[str] = ("pn
     plots = Plots({}, {})
     with style.plotting():
         for name, figure_of in FIGURES.items():
+            if only is not None and name not in only:
+                continue
             try:
                 plots.files[name] = style.save(figure_of(group), folder, name=name, formats=formats)
             except NotRecordedError as reason:
