@@ -21,7 +21,7 @@ from meltr.video.options import picked
 from meltr.video.tasks.reranking import Scores
 from meltr.video.text.wordpiece import Tokenizer
 from meltr.weights import LoadReport
-from meltr_alpro.clips import EVALUATION, AlproEncoder, Clips, distinct, scaled
+from meltr_alpro.clips import EVALUATION, AlproEncoder, distinct, scaled
 from meltr_alpro.losses.draws import draw
 from meltr_alpro.losses.tasks import Batch, LossSettings, task_losses
 from meltr_alpro.model.alpro import Alpro
@@ -54,8 +54,9 @@ class AlproAdapter(VideoAdapter[Alpro]):
         if options.frame_cache is not None:
             drawn = CachedFrames(options.frame_cache, options.frames, distinct, size=options.image_size)
         fixed = options.sampling == "fixed"
-        clips = Clips(source.media if fixed else Remembered(drawn, change, most_bytes=0), source.media)
-        why = None if context.weights_follow or self.from_scratch(options) else why_no_prompter(options.weights)
+        clips = (source.media if fixed else Remembered(drawn, change, most_bytes=0), source.media)
+        own = "pem" not in context.losses or context.weights_follow or self.from_scratch(options)
+        why = None if own else why_no_prompter(options.weights)
         return Source(source.corpus, clips, ready=source.ready or fixed, left_out={"pem": why} if why else {})
 
     def open_files(self, corpus: Corpus, meta: Mapping[str, Any], context: RunContext) -> Source:
@@ -63,11 +64,11 @@ class AlproAdapter(VideoAdapter[Alpro]):
         options: AlproOptions = context.options
         frames = DecodedMedia(corpus.media, options.frames, EVALUATION[options.eval_sampling], threads=0)
         clips = Remembered(frames, partial(scaled, size=options.image_size), most_bytes=0)
-        return Source(corpus, Clips(clips, clips), ready=True)
+        return Source(corpus, (clips, clips), ready=True)
 
     def encoder(self, source: Source, tokenizer: Tokenizer, labels: Labels, context: RunContext) -> AlproEncoder:
         """Return the encoder, which turns items into tensors."""
-        return AlproEncoder(tokenizer, labels, source.media)
+        return AlproEncoder(tokenizer, labels, *source.media)
 
     def make_model(self, meta: Mapping[str, Any], context: RunContext) -> Alpro:
         """Return the model with the heads that the task and its losses need."""

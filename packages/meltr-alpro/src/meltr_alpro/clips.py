@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import random
 from collections.abc import Mapping
-from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -36,23 +35,16 @@ def scaled(frames: Frames, size: int) -> Frames:
     return np.stack([resize(frame, size, size) for frame in frames])
 
 
-class Clips(NamedTuple):
-    """The clips of a data set for training and for evaluation, (T, S, S, 3) by key."""
-
-    train: FrameSource
-    evaluation: FrameSource
-
-
 class AlproEncoder(Encoder):
-    """Turns items into the columns ``video``, ``ids`` and ``answer``; see `meltr.video.Encoder`."""
+    """Turns items into the columns ``video``, ``ids`` and ``answer``, with clips (T, S, S, 3) by key."""
 
-    def __init__(self, tokenizer: Tokenizer, labels: Labels, clips: Clips) -> None:
+    def __init__(self, tokenizer: Tokenizer, labels: Labels, training: FrameSource, evaluation: FrameSource) -> None:
         super().__init__(tokenizer, labels)
-        self._clips = clips
+        self._training, self._evaluation = training, evaluation
 
     def video(self, item: Item, seed: int | None = None) -> dict[str, Tensor]:
         """Return ``video`` (T, 3, S, S), bytes; only training clips may be random."""
-        clips = self._clips.train if seed is None else self._clips.evaluation
+        clips = self._training if seed is None else self._evaluation
         return {"video": torch.from_numpy(clips.frames(item.media)).permute(0, 3, 1, 2)}
 
     def text(self, item: Item, caption: str = "") -> dict[str, Tensor]:

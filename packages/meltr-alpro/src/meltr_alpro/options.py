@@ -14,13 +14,10 @@ class AlproOptions(FrameOptions):
 
     Args:
         size: ``base`` is the published model; ``tiny`` for synthetic samples and first tries.
-        weights: Start from this checkpoint: ``alpro_pretrained_ckpt.pt`` or another official one, or
-            ``backbone.safetensors`` of a run.
-        frames: T, frames per clip (16 as published for questions). The checkpoint's table of frames is adapted.
+        weights: Start from an official checkpoint (``alpro_pretrained_ckpt.pt``), or ``backbone.safetensors`` of a run.
+        frames: T, frames per clip (16 as published). The checkpoint's table of frames is adapted.
         image_size: Side of a frame in pixels, a multiple of 16 (224 as published).
-        text_length: L, tokens per text, [CLS] and [SEP] included; longer ones are truncated (40 as published).
-        sampling: Frames of a training clip: ``random``, other ones at every visit, as published; or ``fixed``, those of
-            evaluation, which are decoded once.
+        sampling: Frames of a training clip: ``random`` at every visit, as published, or ``fixed`` as in evaluation.
         eval_sampling: Frames of evaluation: the ``middles`` of T segments, or ``released``, every floor(n / T)-th from
             the first on, which never sees the end of a video.
         video_weights: Weights of the video encoder that are trained: ``all``, or ``released``: all but those of
@@ -28,8 +25,8 @@ class AlproOptions(FrameOptions):
         pem_ignore: Regions that ``pem`` ignores: ``unsure``, those whose best entity has a probability below
             `pem_threshold`, or ``released``, those whose best entity is number 0, by mistake.
         pem_threshold: Lowest probability of the best entity.
-        scoring: How retrieval scores a text and a video: ``dual`` (two vectors), ``joint`` (fusion of every pair), or
-            ``rerank`` (fusion for the best of ``dual``).
+        scoring: Score of a text and a video in retrieval: from their vectors (``dual``), from the fusion of the pair
+            (``joint``), or from the fusion for the best of ``dual`` (``rerank``).
         rerank: Number of best candidates to re-rank.
     """
 

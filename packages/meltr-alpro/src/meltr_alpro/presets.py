@@ -1,4 +1,4 @@
-"""Presets of the ALPRO backbone, changes by ``--fidelity released``, cases for ``meltr bench``. Imports no torch."""
+"""Presets of the ALPRO backbone, changes by ``--fidelity released``, a case for ``meltr bench``. Imports no torch."""
 
 from __future__ import annotations
 
@@ -53,8 +53,6 @@ RELEASED: dict[str, Any] = {
 }
 """Settings of ALPRO's released code; MELTR's code for ALPRO was not released. See docs/alpro.md."""
 
-_BASE = {"options.frames": 4, "train.batch_size": 4, "train.lr": 1e-5, "losses": ["answer", "vtc", "vtm", "mlm"]}
-
 BENCHMARKS = (
     BenchmarkInfo(
         name="alpro-tiny",
@@ -63,12 +61,5 @@ BENCHMARKS = (
         dataset="msvd",
         settings={"sample": True, "preset": "tiny"},
         default=True,
-    ),
-    BenchmarkInfo(
-        name="alpro-base",
-        summary="ALPRO, published size, 4 frames of 224 pixels, batch 4: answer, contrast, matching, masked text.",
-        task="qa",
-        dataset="msvd",
-        settings={"sample": True, **_BASE},
     ),
 )
