@@ -16,6 +16,7 @@ import numpy as np
 
 from meltr.data.safe_pickle import ArraySpan, index_pickle
 from meltr.errors import UserError
+from meltr.file_search import files_below
 from meltr.video.annotations.finding import SUFFIXES
 from meltr_univl.features.reading import MAKE, FeatureRecord, Features, FeatureSource, checked, read_record
 
@@ -262,12 +263,9 @@ class FeatureArchive:
 
 def _npy_files(folder: Path) -> Iterator[tuple[str, Path]]:
     """Yield the path below `folder` without its ending, and the file."""
-    for parent, subfolders, names in os.walk(folder, followlinks=True):
-        subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
-        for name in sorted(names):
-            if name.endswith(".npy") and not name.startswith("."):
-                file = Path(parent, name)
-                yield file.relative_to(folder).as_posix().removesuffix(".npy"), file
+    for file in files_below(folder):
+        if file.name.endswith(".npy"):
+            yield file.relative_to(folder).as_posix().removesuffix(".npy"), file
 
 
 def _load(file: Path) -> Any:
