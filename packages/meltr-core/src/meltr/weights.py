@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.serialization import get_unsafe_globals_in_checkpoint, safe_globals
 
 from meltr.errors import UserError
+from meltr.limits import check_zip
 
 _WRAPPERS = ("state_dict", "model", "module")
 
@@ -44,7 +45,7 @@ def read_weights(path: Path, *, stand_ins: Sequence[str] = ()) -> dict[str, Tens
         raise
     except Exception as error:  # a broken file can make either reader raise anything
         raise UserError(
-            f"{path} is not a readable file of weights ({path.stat().st_size:,} bytes){_instead(path, error)}.",
+            f"{path} cannot be read as weights ({path.stat().st_size:,} bytes){_instead(path, error)}.",
             "Give a .safetensors file, or a state dict saved with torch.save. A file that is too short was not "
             "copied completely: download it again.",
         ) from error
@@ -74,6 +75,8 @@ def _instead(path: Path, error: Exception) -> str:
 
 def _load(path: Path, stand_ins: tuple[str, ...]) -> object:
     """Load a file saved by torch; UserError if it names classes or functions outside tensors and `stand_ins`."""
+    if is_zipfile(path):
+        check_zip(path)
     named = sorted(get_unsafe_globals_in_checkpoint(path)) if is_zipfile(path) else []
     foreign = [name for name in named if not name.startswith(stand_ins)]
     if foreign:

@@ -144,6 +144,15 @@ def _clear_errors(*, debug: bool, leave: Any = _leave) -> Iterator[None]:
         leave(code)
 
 
+def _hint_of(path: str) -> str:
+    """Return what to set so that another path is used."""
+    hint = "Check the path, or choose another folder with --output-dir, --out or --data-root."
+    cache = os.environ.get("MELTR_CACHE")
+    return (
+        f"MELTR_CACHE is {cache}; set it to a folder that can be written." if cache and path.startswith(cache) else hint
+    )
+
+
 def _answer(error: Exception) -> tuple[str, str | None, int] | None:
     """Return message, hint and exit code of a known error; None for a bug."""
     if isinstance(error, MeltrError):
@@ -154,6 +163,10 @@ def _answer(error: Exception) -> tuple[str, str | None, int] | None:
     if isinstance(error, OSError) and error.errno in _DENIED:
         hint = "Check the permissions, or choose another folder with --output-dir or --data-root."
         return f"no permission: {error.filename or error}", hint, 2
+    if isinstance(error, OSError) and error.filename is not None and error.errno is not None:
+        # A path that cannot be used: a file where a folder is needed, a name that is too long, a circle of links.
+        what = f"cannot use {os.fsdecode(os.fspath(error.filename))}: {error.strerror}"
+        return what, _hint_of(str(error.filename)), 2
     if type(error).__name__ == "OutOfMemoryError":
         hint = "Lower --batch-size, or use --set precision=bf16."
         return f"the device ran out of memory: {str(error).splitlines()[0]}", hint, 1

@@ -37,6 +37,7 @@ from meltr.folders.checkpoint_folder import (
     is_checkpoint_name,
 )
 from meltr.folders.manifest import write_manifest
+from meltr.limits import check_zip
 from meltr.parallel.data_parallel import sharded_modules
 from meltr.parallel.ranks import Ranks, lost_a_peer
 from meltr.parallel.sharded import load_full, load_sharded, save_sharded
@@ -286,6 +287,7 @@ def load_training(path: Path) -> dict[str, Any]:
         UserError: If it is missing or broken.
     """
     try:
+        check_zip(path)
         state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
         reason = str(error).splitlines()[0]
