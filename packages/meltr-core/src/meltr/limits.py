@@ -180,7 +180,7 @@ def from_yaml(text: str, where: Path | str) -> Any:
     if len(text) > SETTINGS_BYTES:
         raise UnreadableError(where, f"more than {SETTINGS_BYTES:,} characters.")
     try:
-        return yaml.load(text, _yaml_loader())
+        return yaml.load(text, _yaml_loader())  # noqa: S506 - a subclass of SafeLoader
     except yaml.YAMLError as error:
         raise UnreadableError(where, f"not valid YAML: {' '.join(str(error).split())}") from None
     except RecursionError:

@@ -107,7 +107,9 @@ def read_record(folder: Path) -> FeatureRecord | None:
         if record.rate is not None and not (math.isfinite(record.rate) and record.rate > 0):
             raise ValueError(f"rate is {record.rate!r}")
     except UnreadableError as error:
-        raise UserError(f"{path} is damaged: {error.problem}", f"Delete the folder and make it again: {MAKE}.") from error
+        raise UserError(
+            f"{path} is damaged: {error.problem}", f"Delete the folder and make it again: {MAKE}."
+        ) from error
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(
             f"{path} is damaged: {type(error).__name__}: {error}.", f"Delete the folder and make it again: {MAKE}."

@@ -76,7 +76,8 @@ def meteor(pairs: Pairs) -> float:
     Raises:
         MeteorError: If Java is missing, or the program fails.
     """
-    if shutil.which("java") is None:
+    java = shutil.which("java")
+    if java is None:
         raise MeteorError(NO_JAVA)
     clean = [(_without_bars(hypothesis), [_without_bars(each) for each in many]) for hypothesis, many in pairs]
     references, hypotheses = _tables(clean)
@@ -108,9 +109,8 @@ def ptb_tokens(texts: Sequence[str]) -> list[str]:
     jar = Path(_module("pycocoevalcap.tokenizer").__path__[0]) / _TOKENIZER
     program = ("-cp", str(jar), "edu.stanford.nlp.process.PTBTokenizer", "-preserveLines", "-lowerCase")
     lines = "".join(f"{' '.join(text.split())}\n" for text in texts)
-    done = subprocess.run(
-        ("java", "-Dfile.encoding=UTF-8", *program, "-encoding", "UTF-8"), input=lines.encode(), capture_output=True
-    )
+    command = (java, "-Dfile.encoding=UTF-8", *program, "-encoding", "UTF-8")
+    done = subprocess.run(command, input=lines.encode(), capture_output=True)  # noqa: S603 - no part of it is input
     tokenized = done.stdout.decode(errors="replace").split("\n")[:-1]
     if done.returncode or len(tokenized) != len(texts):
         raise MeltrError(
