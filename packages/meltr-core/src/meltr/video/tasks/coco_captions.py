@@ -76,8 +76,7 @@ def meteor(pairs: Pairs) -> float:
     Raises:
         MeteorError: If Java is missing, or the program fails.
     """
-    java = shutil.which("java")
-    if java is None:
+    if shutil.which("java") is None:
         raise MeteorError(NO_JAVA)
     clean = [(_without_bars(hypothesis), [_without_bars(each) for each in many]) for hypothesis, many in pairs]
     references, hypotheses = _tables(clean)
@@ -99,7 +98,8 @@ def ptb_tokens(texts: Sequence[str]) -> list[str]:
         UserError: If Java is missing.
         MeltrError: If the tokenizer fails.
     """
-    if shutil.which("java") is None:
+    java = shutil.which("java")
+    if java is None:
         raise UserError(
             "The PTB tokenizer is a Java program, and Java is not installed.",
             "Install a Java runtime (17 is fine), or use whitespace tokens.",
