@@ -147,9 +147,9 @@ def fuzz(session: nox.Session) -> None:
 
 @nox.session
 def audit(session: nox.Session) -> None:
-    """Known vulnerabilities of what is installed (pip-audit), and ruff's security rules, which are part of lint too.
+    """Known vulnerabilities of what is installed (pip-audit), and ruff's security rules, as in lint.
 
-    S101 and S311 are no findings here: assert states what a type checker has to know, and random numbers are no secrets.
+    S101 and S311 are no findings: assert states what a type checker has to know, and random numbers are no secrets.
     """
     install_all(session, "pip-audit", "ruff")
     session.run("ruff", "check", "--select", "S", "--ignore", "S101,S311", ".")
