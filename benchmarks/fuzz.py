@@ -27,6 +27,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import av
 import numpy as np
 import torch
 import yaml
@@ -35,8 +36,11 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from meltr.data.safe_pickle import index_pickle, load_pickle
+from meltr.engine.checkpoints import load_training
+from meltr.engine.stored_data import stored_data
 from meltr.errors import UserError
 from meltr.files import read_object
+from meltr.folders.run_folder import RunFolder
 from meltr.helps.record import Record
 from meltr.report.runs import load_run
 from meltr.settings import load_spec, read_yaml
@@ -48,7 +52,7 @@ from meltr.video.text.wordpiece import read_vocabulary
 from meltr.weights import read_weights
 
 SECONDS = 20
-"""Longest time that a small file may take."""
+"""Longest processor time that a small file may take."""
 
 WORDS = (
     b"\x00", b"\xff", b"\xff\xff\xff\xff", b"\x7f\xff\xff\xff", b"9" * 5000, b"1e999", b"NaN", b"-1", b"[" * 3000, b"{",
@@ -93,6 +97,17 @@ def consumed(rows: Iterator[Any]) -> list[Any]:
     return list(rows)
 
 
+def film(path: Path) -> bytes:
+    """Return a video of five small frames; the ending of `path` says in which container."""
+    with av.open(str(path), "w") as output:
+        stream = output.add_stream("mpeg4" if path.suffix == ".avi" else "libx264", rate=10)
+        stream.width, stream.height, stream.pix_fmt = 32, 32, "yuv420p"
+        for number in range(5):
+            output.mux(stream.encode(av.VideoFrame.from_ndarray(np.full((32, 32, 3), 40 * number, np.uint8), "rgb24")))
+        output.mux(stream.encode())
+    return path.read_bytes()
+
+
 def samples(folder: Path) -> dict[str, tuple[str, bytes, Read]]:
     """Return name -> (file name, good content, reader)."""
     record = {"videos": [{"video_id": "v1", "category": 3}], "sentences": [{"video_id": "v1", "caption": "a dog"}]}
@@ -134,11 +149,19 @@ def samples(folder: Path) -> dict[str, tuple[str, bytes, Read]]:
         "cache index": ("shard-00000.json", SHARD, lambda path: read_entries(path.parent)),
         "vocabulary": ("vocab.txt", vocabulary.encode(), read_vocabulary),
         "record": ("helps.json", b'{"format": 1, "seeds": [0], "where": {}, "trials": {}}', Record.load),
+        "training state": ("training.pt", state.getvalue(), load_training),
+        "data of a run": (
+            "data.json",
+            b'{"meta": {"a": 1}, "left_out": {}}',
+            lambda p: stored_data(RunFolder(p.parent)),
+        ),
         "metrics": ("metrics.jsonl", METRICS, lambda path: load_run(path.parent)),
         "results": ("results.json", b'{"metric": "a", "seed": 1, "losses": ["x"]}', lambda path: load_run(path.parent)),
     }
     for kind, content in pictures.items():
         found[kind] = (f"a.{kind}", content, lambda path: decode(path, lambda total: (0,)))
+    for ending in ("mp4", "mkv", "avi"):
+        found[ending] = (f"a.{ending}", film(folder / f"good.{ending}"), lambda path: decode(path, lambda total: (0,)))
     for dataset, (name, content) in ANNOTATIONS.items():
         found[dataset] = (name, content, _corpus(dataset))
     found |= _features(array.getvalue(), arrays.getvalue(), stored)
@@ -196,7 +219,7 @@ def attempt(read: Read, path: Path, content: bytes) -> str | None:
     for other in path.parent.iterdir():
         other.unlink()
     path.write_bytes(content)
-    signal.alarm(SECONDS)
+    signal.setitimer(signal.ITIMER_PROF, SECONDS, 1)
     try:
         read(path)
     except UserError:
@@ -207,7 +230,7 @@ def attempt(read: Read, path: Path, content: bytes) -> str | None:
         where = traceback.extract_tb(error.__traceback__)[-1]
         return f"{type(error).__name__} in {Path(where.filename).name}:{where.lineno}: {str(error)[:80]}"
     finally:
-        signal.alarm(0)
+        signal.setitimer(signal.ITIMER_PROF, 0)
     return None
 
 
@@ -238,8 +261,9 @@ def main() -> int:
     parser.add_argument("--only", help="readers whose name contains this text")
     parser.add_argument("--out", type=Path, help="folder for the files that were found")
     asked = parser.parse_args()
-    signal.signal(signal.SIGALRM, _too_slow)
+    signal.signal(signal.SIGPROF, _too_slow)
     warnings.simplefilter("ignore")
+    av.logging.set_level(None)
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch, "case")
         folder.mkdir()

@@ -56,6 +56,7 @@ LAUGHS = "a0: &a0 [x, x]\n" + "".join(f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] *
         (LAUGHS, "values with its aliases written out"),
         ("a: &a [*a]", "refers to itself"),
         ("[" * 5000, "nested too deeply"),
+        ("a: " + "- " * 3000, "nested too deeply|not valid YAML"),
         ("a: 1\nb: 2\na: 3", "the key 'a' occurs twice"),
         ("a: {x: 1, x: 2}", "the key 'x' occurs twice"),
         ("a: " + "9" * 5000, "Exceeds the limit"),

@@ -28,8 +28,11 @@ TEXT_BYTES = 4 * 2**30
 UNPACKED_BYTES = 256 * 2**20
 """Largest content of a compressed text, and largest array of a compressed archive, after decompression."""
 
-SETTINGS_BYTES = 2**20
-"""Largest file of settings."""
+SETTINGS_BYTES = 256 * 2**10
+"""Largest file of settings; the run.yaml of a run has a few KiB, and YAML is slow to read."""
+
+SETTINGS_DEPTH = 200
+"""Most brackets that may be open at once in settings; the time to read them grows with the square of it."""
 
 SETTINGS_NODES = 100_000
 """Most values of a file of settings, where an alias counts as all that it stands for."""
@@ -179,6 +182,8 @@ def from_yaml(text: str, where: Path | str) -> Any:
 
     if len(text) > SETTINGS_BYTES:
         raise UnreadableError(where, f"more than {SETTINGS_BYTES:,} characters.")
+    if _brackets_open(text) > SETTINGS_DEPTH:
+        raise UnreadableError(where, "not valid YAML: nested too deeply.")
     try:
         return yaml.load(text, _yaml_loader())  # noqa: S506 - a subclass of SafeLoader
     except yaml.YAMLError as error:
@@ -189,6 +194,15 @@ def from_yaml(text: str, where: Path | str) -> Any:
         raise UnreadableError(
             where, f"not valid YAML: {str(error).partition(';')[0] or type(error).__name__}."
         ) from None
+
+
+def _brackets_open(text: str) -> int:
+    """Return the largest number of brackets that are open at once, wherever they are."""
+    depth = most = 0
+    for bracket in re.findall(r"[\[{\]}]", text):
+        depth = depth + 1 if bracket in "[{" else max(0, depth - 1)
+        most = max(most, depth)
+    return most
 
 
 def _yaml_loader() -> Any:

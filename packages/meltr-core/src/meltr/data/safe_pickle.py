@@ -81,7 +81,7 @@ def _parts_of(value: Any) -> list[Any] | None:
         return [*value, *value.values()]
     if isinstance(value, ArrayRecord):
         return [value.buffer]
-    return list(value) if isinstance(value, _CONTAINERS) else None
+    return list(value) if isinstance(value, (list, tuple, set, frozenset)) else None
 
 
 class _ForbiddenError(Exception):

@@ -184,7 +184,8 @@ def _read_lines(path: Path) -> list[dict[str, Any]]:
         except UnreadableError as error:
             if index == len(texts) - 1:
                 break
-            raise UserError(error.message, "Remove the line, or the whole file.") from None
+            message = f"{path}, line {index + 1}, is {error.problem}"
+            raise UserError(message, "Remove the line, or the whole file.") from None
         if isinstance(line, dict):
             lines.append(line)
     return lines
