@@ -175,3 +175,13 @@ def test_the_largest_file_that_is_read_is_stated(tmp_path):
     with pytest.raises(UnreadableError, match="more than 10 bytes"):
         file_text(tmp_path / "a.txt", most=10)
     assert io.StringIO(file_text(tmp_path / "a.txt", most=11)).read() == "x" * 11
+
+
+def test_numbers_that_are_not_finite_are_accepted_in_files_of_runs(tmp_path):
+    from meltr.files import read_object
+
+    (tmp_path / "results.json").write_text('{"a": NaN, "b": "NaN", "c": Infinity}')
+    found = read_object(tmp_path / "results.json")
+    assert found["a"] != found["a"]
+    assert found["b"] != found["b"]
+    assert found["c"] == float("inf")

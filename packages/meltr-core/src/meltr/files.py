@@ -82,7 +82,7 @@ def read_object(path: Path) -> dict[str, Any] | None:
         UserError: If the file is not valid JSON, or holds anything but an object.
     """
     try:
-        value = decode(from_json(file_text(path), path))
+        value = decode(from_json(file_text(path), path, finite=False))
     except FileNotFoundError:
         return None
     except UnreadableError as error:

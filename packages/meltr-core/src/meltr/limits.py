@@ -121,8 +121,13 @@ def _unpacked(content: bytes, path: Path) -> bytes:
 _ODD = re.compile(r"\\u(?:0000|[dD][89a-fA-F])")
 
 
-def from_json(text: str | bytes, where: Path | str) -> Any:
-    """Return the content of a JSON text; numbers are finite, and texts can be written again.
+def from_json(text: str | bytes, where: Path | str, *, finite: bool = True) -> Any:
+    """Return the content of a JSON text, whose texts can be written again.
+
+    Args:
+        text: The text.
+        where: The file, and its line if that is known.
+        finite: Refuse numbers that are not finite; False: accept NaN and infinities, as Python writes them.
 
     Raises:
         UnreadableError: If it is not valid JSON, is nested too deeply, has a number that is not finite or has too many
@@ -131,7 +136,7 @@ def from_json(text: str | bytes, where: Path | str) -> Any:
     try:
         if isinstance(text, bytes):
             text = text.decode("utf-8")
-        value = json.loads(text, parse_constant=_no_constant, parse_float=_finite)
+        value = json.loads(text, parse_constant=_no_constant, parse_float=_finite) if finite else json.loads(text)
         if _ODD.search(text):
             _check_texts(value)
     except json.JSONDecodeError as error:

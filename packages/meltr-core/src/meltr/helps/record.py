@@ -57,7 +57,7 @@ class Record:
         """
         hint = "Give a file that `meltr helps --json FILE` wrote, or another name."
         try:
-            content = from_json(file_text(path), path)
+            content = from_json(file_text(path), path, finite=False)
         except (OSError, UnreadableError) as error:
             raise UserError(f"{path} cannot be read: {error}", hint) from error
         try:

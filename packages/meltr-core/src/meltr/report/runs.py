@@ -180,7 +180,7 @@ def _read_lines(path: Path) -> list[dict[str, Any]]:
     lines = []
     for index, text in enumerate(texts):
         try:
-            line = decode(from_json(text, f"{path}, line {index + 1}"))
+            line = decode(from_json(text, f"{path}, line {index + 1}", finite=False))
         except UnreadableError as error:
             if index == len(texts) - 1:
                 break
