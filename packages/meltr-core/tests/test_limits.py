@@ -185,3 +185,19 @@ def test_numbers_that_are_not_finite_are_accepted_in_files_of_runs(tmp_path):
     assert found["a"] != found["a"]
     assert found["b"] != found["b"]
     assert found["c"] == float("inf")
+
+
+def test_a_small_file_costs_little_memory(tmp_path):
+    """The limits must not be allocated in advance."""
+    import tracemalloc
+
+    (tmp_path / "a.json").write_text("{}")
+    (tmp_path / "a.json.gz").write_bytes(gzip.compress(b"{}"))
+    np.savez(tmp_path / "a.npz", a=np.zeros(3))
+    tracemalloc.start()
+    file_text(tmp_path / "a.json")
+    file_text(tmp_path / "a.json.gz")
+    Npz(tmp_path / "a.npz").array("a")
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 2_000_000

@@ -10,6 +10,7 @@ import gzip
 import io
 import json
 import math
+import os
 import re
 import stat
 import zipfile
@@ -27,6 +28,9 @@ TEXT_BYTES = 4 * 2**30
 
 UNPACKED_BYTES = 256 * 2**20
 """Largest content of a compressed text, and largest array of a compressed archive, after decompression."""
+
+_PIECE = 2**20
+"""Bytes that are decompressed at a time."""
 
 SETTINGS_BYTES = 256 * 2**10
 """Largest file of settings; the run.yaml of a run has a few KiB, and YAML is slow to read."""
@@ -67,7 +71,8 @@ def file_bytes(path: Path, *, most: int = TEXT_BYTES) -> bytes:
     try:
         require_regular(path)
         with path.open("rb") as stream:
-            content = stream.read(most + 1)
+            # A read of n bytes allocates them all, so that n is the size of the file and not the limit.
+            content = stream.read(min(os.fstat(stream.fileno()).st_size, most) + 1)
     except FileNotFoundError:
         raise
     except (OSError, ValueError) as error:  # ValueError: a NUL in the name
@@ -110,12 +115,14 @@ def file_text(path: Path, *, most: int = TEXT_BYTES) -> str:
 def _unpacked(content: bytes, path: Path) -> bytes:
     try:
         with gzip.GzipFile(fileobj=io.BytesIO(content)) as stream:
-            found = stream.read(UNPACKED_BYTES + 1)
+            found = bytearray()
+            while len(found) <= UNPACKED_BYTES and (piece := stream.read(_PIECE)):
+                found += piece
     except Exception as error:  # gzip, zlib and their headers have many errors
         raise UnreadableError(path, f"not a complete gzip file: {error}.") from error
     if len(found) > UNPACKED_BYTES:
         raise UnreadableError(path, f"unpacks to more than {UNPACKED_BYTES:,} bytes.")
-    return found
+    return bytes(found)
 
 
 _ODD = re.compile(r"\\u(?:0000|[dD][89a-fA-F])")
@@ -329,7 +336,7 @@ class Npz:
 
     def _read(self, entry: zipfile.ZipInfo, where: str) -> np.ndarray[Any, Any]:
         with self._archive.open(entry) as stream:
-            content = stream.read(UNPACKED_BYTES + 1)
+            content = stream.read(entry.file_size + 1)
         return _npy(io.BytesIO(content), len(content), where)
 
 
