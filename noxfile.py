@@ -136,3 +136,21 @@ def faults(session: nox.Session) -> None:
     """Real runs, killed, stopped and damaged in every known way, then resumed and compared; counts what came of it."""
     install_all(session, compiled=True)
     session.run("python", "benchmarks/faults.py", *session.posargs)
+
+
+@nox.session
+def fuzz(session: nox.Session) -> None:
+    """Hostile files for every reader; anything but the reader's own error is a find."""
+    install_all(session, "hypothesis", compiled=True)
+    session.run("python", "benchmarks/fuzz.py", *session.posargs, env={"OMP_NUM_THREADS": "1"})
+
+
+@nox.session
+def audit(session: nox.Session) -> None:
+    """Known vulnerabilities of what is installed (pip-audit), and ruff's security rules, as in lint.
+
+    S101 and S311 are no findings: assert states what a type checker has to know, and random numbers are no secrets.
+    """
+    install_all(session, "pip-audit", "ruff")
+    session.run("ruff", "check", "--select", "S", "--ignore", "S101,S311", ".")
+    session.run("pip-audit", "--skip-editable", *session.posargs)

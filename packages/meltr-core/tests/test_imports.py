@@ -16,6 +16,8 @@ GROUND_FLOOR = {
     "shards",
     "version",
     "errors",
+    "limits",
+    "file_search",
     "files",
     "seeding",
     "devices",

@@ -100,6 +100,23 @@ def test_what_is_no_file_of_weights(tmp_path):
         assert name in caught.value.message
 
 
+@pytest.mark.parametrize(
+    ("content", "what"),
+    [
+        ("<!DOCTYPE html><title>Quota exceeded</title>", "it is a web page"),
+        ("version https://git-lfs.github.com/spec/v1\noid sha256:0123\n", "a pointer of Git LFS"),
+        ("", "it is empty"),
+        ("no pickle at all", "it is not a pickle of tensors"),
+    ],
+)
+def test_what_a_file_is_instead_of_weights_is_said_without_unsafe_advice(tmp_path, content, what):
+    (tmp_path / "a.pt").write_text(content)
+    with pytest.raises(UserError, match=what) as caught:
+        read_weights(tmp_path / "a.pt")
+    assert "weights_only" not in str(caught.value)
+    assert "likely succeed" not in str(caught.value)
+
+
 def test_every_key_has_a_fate():
     model = nn.ModuleDict({"a": nn.Linear(3, 2), "c": nn.Linear(2, 2)})
     given = {"a.weight": torch.ones(2, 3), "a.bias": torch.ones(5), "d": torch.ones(1)}

@@ -23,6 +23,7 @@ from sklearn.datasets import load_digits
 from meltr.context import RunContext
 from meltr.errors import UserError
 from meltr_vision.data import splits as data_module
+from meltr_vision.data.folders import read_image_folder, read_square
 from meltr_vision.data.images import CIFARS, miniature, read_cifar, read_digits
 from meltr_vision.data.splits import build_data
 from places import shared
@@ -300,3 +301,43 @@ def test_real_cifar100(tmp_path: Path, make_context: Make) -> None:
     images = torch.cat([images for images, _ in data.test.batches(100)])
     assert images.mean((0, 2, 3)).abs().max() < 0.15
     assert (images.std((0, 2, 3)) - 1).abs().max() < 0.1
+
+
+def folders(root, *names):
+    for name in names:
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(np.full((20, 20, 3), 90, np.uint8)).save(root / name)
+
+
+def test_hidden_folders_inside_classes_do_not_count(tmp_path):
+    folders(tmp_path, "train/cat/0.png", "train/dog/0.png", "train/cat/.ipynb_checkpoints/0.png", "train/cat/sub/1.png")
+    files = read_image_folder(tmp_path, size=16).train.files
+    assert files == ("train/cat/0.png", "train/cat/sub/1.png", "train/dog/0.png")
+
+
+def test_a_circle_of_links_in_a_class_ends(tmp_path):
+    folders(tmp_path, "train/cat/0.png", "train/dog/0.png")
+    (tmp_path / "train/cat/again").symlink_to(tmp_path / "train/cat")
+    assert len(read_image_folder(tmp_path, size=16).train) == 2
+
+
+def test_a_class_without_an_image_is_refused_with_what_is_there(tmp_path):
+    folders(tmp_path, "train/cat/0.png", "train/dog/0.png")
+    (tmp_path / "train/empty").mkdir()
+    (tmp_path / "train/raw").mkdir()
+    (tmp_path / "train/raw/0.heic").write_bytes(b"x")
+    with pytest.raises(UserError, match=r"classes without an image: empty, raw \(1 file \.heic\)"):
+        read_image_folder(tmp_path, size=16)
+
+
+def test_images_of_16_bits_and_orientation_are_read_as_in_core(tmp_path):
+    ramp = np.tile(np.linspace(0, 65535, 16).astype(np.uint16), (16, 1))
+    Image.fromarray(ramp).save(tmp_path / "a.png")
+    assert abs(float(read_square(tmp_path / "a.png", 16).mean()) - 127) < 2
+    exif = Image.Exif()
+    exif[0x0112] = 3
+    pixels = np.random.default_rng(0).integers(0, 255, (16, 16, 3), np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "b.png", exif=exif)
+    np.testing.assert_array_equal(read_square(tmp_path / "b.png", 16), pixels[::-1, ::-1].transpose(2, 0, 1))
+    Image.fromarray((ramp / 65535).astype(np.float32)).save(tmp_path / "c.tif")
+    assert "floating-point" in read_square(tmp_path / "c.tif", 16)

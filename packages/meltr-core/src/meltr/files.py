@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from meltr.errors import UserError
+from meltr.limits import UnreadableError, file_text, from_json
 
 _NOT_FINITE = ("NaN", "Infinity", "-Infinity")
 
@@ -81,11 +82,11 @@ def read_object(path: Path) -> dict[str, Any] | None:
         UserError: If the file is not valid JSON, or holds anything but an object.
     """
     try:
-        value = decode(json.loads(path.read_text(encoding="utf-8")))
+        value = decode(from_json(file_text(path), path, finite=False))
     except FileNotFoundError:
         return None
-    except ValueError as error:
-        raise UserError(f"{path} is not valid JSON: {error}", "It was changed or copied incompletely.") from error
+    except UnreadableError as error:
+        raise UserError(error.message, "It was changed or copied incompletely.") from error
     if not isinstance(value, dict):
         raise UserError(f"{path} holds a {type(value).__name__}, not an object", "It was not written by meltr.")
     return value

@@ -12,6 +12,7 @@ from pydantic import ValidationError
 from pydantic.fields import FieldInfo
 
 from meltr.errors import PluginError, UserError, did_you_mean
+from meltr.limits import SETTINGS_BYTES, UnreadableError, file_text, from_yaml
 from meltr.plugins import Registry
 from meltr.setting_keys import DEFAULTS, OPTION_SECTIONS, SECTIONS, Keys, Parts, alternatives
 from meltr.specs import (
@@ -320,13 +321,9 @@ def _read_config(config: Path | Mapping[str, Any] | None) -> dict[str, _Value]:
 def read_yaml(path: Path) -> dict[Any, Any]:
     """Return the mapping in a YAML file; UserError if it cannot be read or holds anything else."""
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        content = from_yaml(file_text(path, most=SETTINGS_BYTES), path)
     except FileNotFoundError:
         raise UserError(f"there is no file {path}") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} cannot be read: {error}") from error
-    except yaml.YAMLError as error:
-        raise UserError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
     if not isinstance(content, dict):
         raise UserError(f"{path} must hold settings (key: value), but holds {type(content).__name__}")
     return content
@@ -357,9 +354,9 @@ def _reads_yaml(kinds: Sequence[Any]) -> bool:
 
 def _from_yaml(text: str, path: str, origin: str) -> Any:
     try:
-        value = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise UserError(f"{path} = {text!r} ({origin}) is not a valid value: {' '.join(str(error).split())}") from error
+        value = from_yaml(text, path)
+    except UnreadableError as error:
+        raise UserError(f"{path} = {text!r:.200} ({origin}) is not a valid value: {error.problem}") from error
     return _number(value) if isinstance(value, str) else value
 
 

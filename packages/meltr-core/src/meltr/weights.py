@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.serialization import get_unsafe_globals_in_checkpoint, safe_globals
 
 from meltr.errors import UserError
+from meltr.limits import check_zip
 
 _WRAPPERS = ("state_dict", "model", "module")
 
@@ -43,9 +44,8 @@ def read_weights(path: Path, *, stand_ins: Sequence[str] = ()) -> dict[str, Tens
     except UserError:
         raise
     except Exception as error:  # a broken file can make either reader raise anything
-        cause = str(error).strip().splitlines()[0] if str(error).strip() else "no details"
         raise UserError(
-            f"{path} cannot be read ({path.stat().st_size:,} bytes): {type(error).__name__}: {cause}",
+            f"{path} cannot be read as weights ({path.stat().st_size:,} bytes){_instead(path, error)}.",
             "Give a .safetensors file, or a state dict saved with torch.save. A file that is too short was not "
             "copied completely: download it again.",
         ) from error
@@ -57,8 +57,26 @@ def read_weights(path: Path, *, stand_ins: Sequence[str] = ()) -> dict[str, Tens
     return {str(key).removeprefix("module."): value for key, value in content.items()}
 
 
+def _instead(path: Path, error: Exception) -> str:
+    """Return what a file is instead, or what its reader says; never advice to load it in another, unsafe way."""
+    with path.open("rb") as stream:
+        head = stream.read(512).lstrip().lower()
+    if head.startswith(b"version https://git-lfs"):
+        return ": it is a pointer of Git LFS, not the file itself (fetch it with `git lfs pull`)"
+    if head.startswith((b"<!doctype", b"<html", b"<?xml")):
+        return ": it is a web page, perhaps an error or a question of the server that it came from"
+    if not head:
+        return ": it is empty"
+    cause = str(error).strip().partition("\n")[0]
+    if "weights_only" in cause or "weights only" in cause.lower():
+        cause = "it is not a pickle of tensors"
+    return f": {type(error).__name__}: {cause}" if cause else f": {type(error).__name__}"
+
+
 def _load(path: Path, stand_ins: tuple[str, ...]) -> object:
     """Load a file saved by torch; UserError if it names classes or functions outside tensors and `stand_ins`."""
+    if is_zipfile(path):
+        check_zip(path)
     named = sorted(get_unsafe_globals_in_checkpoint(path)) if is_zipfile(path) else []
     foreign = [name for name in named if not name.startswith(stand_ins)]
     if foreign:

@@ -174,6 +174,9 @@ def fail_with(error: BaseException):
         (KeyboardInterrupt(), 130, "\ninterrupted\n"),
         (OSError(errno.ENOSPC, "No space left", "runs/x"), 1, "error: the disk is full while writing runs/x\n"),
         (PermissionError(errno.EACCES, "Permission denied", "runs/x"), 2, "error: no permission: runs/x\n"),
+        (NotADirectoryError(errno.ENOTDIR, "Not a directory", "a/x"), 2, "error: cannot use a/x: Not a directory\n"),
+        (FileExistsError(errno.EEXIST, "File exists", "a"), 2, "error: cannot use a: File exists\n"),
+        (OSError(errno.ENAMETOOLONG, "File name too long", "n" * 9), 2, "error: cannot use nnnnnnnnn: File name"),
         (type("OutOfMemoryError", (RuntimeError,), {})("CUDA out of memory\nmore"), 1, "--batch-size"),
         (BrokenPipeError(), 141, ""),
     ],
@@ -184,6 +187,16 @@ def test_errors_are_one_message_with_an_exit_code(toy, error, code, text):
     assert text in result.stderr
     assert "Traceback" not in result.stderr
     assert result.stdout == ""
+
+
+def test_a_cache_that_cannot_be_made_is_named_by_its_variable(toy, monkeypatch):
+    monkeypatch.setenv("MELTR_CACHE", "/nowhere/cache")
+    result = fail_with(NotADirectoryError(errno.ENOTDIR, "Not a directory", "/nowhere/cache/miniature"))("fail")
+    assert "MELTR_CACHE is /nowhere/cache" in result.stderr
+
+
+def test_a_bug_in_the_use_of_files_keeps_its_exception(toy):
+    assert isinstance(fail_with(OSError("without a path"))("fail").exception, OSError)
 
 
 @pytest.mark.parametrize("words", [("--debug", "fail"), ("fail", "--debug")])

@@ -275,7 +275,7 @@ def test_a_plugin_file_is_remembered_by_its_full_path(meltr, engine, tmp_path):
     result = call("run", *CHOICE, "--plugin", "toy.py")
     assert result.exit_code == 0, result.output
     assert engine.calls[0]["spec"].plugins == (tmp_path / "toy.py",)
-    assert call("evaluate", "runs/toy-sort-shapes-meltr").exit_code == 0
+    assert call("evaluate", "--trust", "runs/toy-sort-shapes-meltr").exit_code == 0
     assert "toy" in engine.calls[1]["registry"].backbones
     assert call("run", "--config", "runs/toy-sort-shapes-meltr/run.yaml", "--dry-run").exit_code == 0
 
@@ -294,25 +294,27 @@ def test_several_processes_need_what_torchrun_sets(meltr, engine, monkeypatch):
 
 def test_evaluate_passes_what_was_asked(meltr, engine):
     meltr("run", *CHOICE, "--name", "mine")
-    result = meltr("evaluate", "runs/mine", "--split", "validation", "--checkpoint", "last", "--device", "cpu")
+    result = meltr(
+        "evaluate", "--trust", "runs/mine", "--split", "validation", "--checkpoint", "last", "--device", "cpu"
+    )
     assert result.exit_code == 0, result.output
     call = engine.calls[-1]
     assert call["run_dir"] == Path("runs/mine")
     assert (call["split"], call["checkpoint"], call["device"], call["data_root"]) == ("validation", "last", "cpu", None)
     assert "runs/mine: validation split, checkpoint step-000001, 4 examples" in result.stdout
-    content = json.loads(meltr("evaluate", "runs/mine", "--json").stdout)
+    content = json.loads(meltr("evaluate", "--trust", "runs/mine", "--json").stdout)
     assert content["metrics"] == {"score": 0.5}
 
 
 def test_evaluate_takes_all_seeds_together(meltr, engine):
     meltr("run", *CHOICE, "--name", "mine", "--seed", "0,1")
-    content = json.loads(meltr("evaluate", "runs/mine", "--json").stdout)
+    content = json.loads(meltr("evaluate", "--trust", "runs/mine", "--json").stdout)
     assert content["metrics"]["score"] == {"mean": 0.5, "std": 0.0, "n": 2}
     assert [run["run_dir"] for run in content["runs"]] == ["runs/mine/seed-0", "runs/mine/seed-1"]
-    assert "mean ± std of 2 seeds" in meltr("evaluate", "runs/mine").stdout
+    assert "mean ± std of 2 seeds" in meltr("evaluate", "--trust", "runs/mine").stdout
 
 
 def test_evaluate_refuses_what_is_no_run(meltr):
-    assert "runs is not a run folder: it does not exist" in meltr("evaluate", "runs").stderr
+    assert "runs is not a run folder: it does not exist" in meltr("evaluate", "--trust", "runs").stderr
     meltr("run", *CHOICE, "--name", "mine")
-    assert_stopped(meltr("evaluate", "runs/mine", "--split", "tets"), "Did you mean 'test'?")
+    assert_stopped(meltr("evaluate", "--trust", "runs/mine", "--split", "tets"), "Did you mean 'test'?")

@@ -200,12 +200,12 @@ def test_evaluation_refuses_a_damaged_best_checkpoint(runs, tmp_path):
     folder = Path(shutil.copytree(runs / "whole", tmp_path / "whole", symlinks=True))
     best = Checkpoints(folder / "checkpoints").resolve("best")
     flip(best / "backbone.safetensors")
-    done = call("evaluate", folder)
+    done = call("evaluate", "--trust", folder)
     assert done.exit_code == 2
     assert f"checkpoint {best.name}, which 'best' names, in {folder / 'checkpoints'} is damaged" in done.stderr
     assert "--checkpoint: step-000003, step-000006" in done.stderr
-    assert call("evaluate", folder, "--checkpoint", "step-000003").exit_code == 0
-    assert call("evaluate", folder, "--checkpoint", best.name).exit_code == 2
+    assert call("evaluate", "--trust", folder, "--checkpoint", "step-000003").exit_code == 0
+    assert call("evaluate", "--trust", folder, "--checkpoint", best.name).exit_code == 2
 
 
 def test_a_best_checkpoint_lost_before_its_test_is_replaced_by_the_last_one_and_said_to_be(tmp_path):
@@ -226,7 +226,7 @@ def test_a_best_checkpoint_lost_before_its_test_is_replaced_by_the_last_one_and_
 def test_evaluation_refuses_a_best_that_leads_nowhere(runs, tmp_path, target):
     folder = Path(shutil.copytree(runs / "whole", tmp_path / "whole", symlinks=True))
     _link(folder / "checkpoints", "best", target)
-    done = call("evaluate", folder)
+    done = call("evaluate", "--trust", folder)
     assert done.exit_code == 2
     assert "checkpoints/best leads to " in done.stderr
     assert not (folder / "evaluation-test.json").exists()

@@ -65,7 +65,7 @@ def test_a_whole_run_tells_it_everywhere(tmp_path):
         assert list(stored[split]["metrics"]) == ["top1"]
     log = (tmp_path / "run" / "log.txt").read_text()
     assert log.count("top5 skipped (no Java)") == 4
-    again = call("evaluate", tmp_path / "run")
+    again = call("evaluate", "--trust", tmp_path / "run")
     assert again.exit_code == 0, again.output
     assert re.search(r"^\s*top5\s+skipped \(no Java\)$", again.stdout, re.M)
     assert json.loads((tmp_path / "run" / "evaluation-test.json").read_text())["skipped"] == {"top5": "no Java"}

@@ -390,3 +390,44 @@ def test_an_observer_without_hooks_or_with_a_misspelt_one_is_refused(file):
 def test_discovery_imports_no_torch():
     code = "import sys; from meltr.plugins import discover; discover(); assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+
+
+class Entry:
+    """An installed plugin, as `importlib.metadata` describes it."""
+
+    dist = None
+
+    def __init__(self, name: str, loaded: list[str]) -> None:
+        self.name, self.value, self._loaded = name, f"{name}_module", loaded
+
+    def load(self) -> object:
+        self._loaded.append(self.name)
+        return object()
+
+
+@pytest.mark.parametrize(
+    ("chosen", "expected"), [(None, ["one", "two"]), ("two", ["two"]), (" one , two ", ["one", "two"]), ("", [])]
+)
+def test_only_the_chosen_installed_plugins_are_loaded(monkeypatch, chosen, expected):
+    loaded: list[str] = []
+    entries = [Entry("one", loaded), Entry("two", loaded)]
+    monkeypatch.setattr(importlib.metadata, "entry_points", lambda group: entries)
+    if chosen is None:
+        monkeypatch.delenv("MELTR_PLUGINS", raising=False)
+    else:
+        monkeypatch.setenv("MELTR_PLUGINS", chosen)
+    discover()
+    assert loaded == expected
+
+
+def test_a_chosen_plugin_that_is_not_installed_is_an_error(monkeypatch):
+    monkeypatch.setattr(importlib.metadata, "entry_points", lambda group: [Entry("vision", [])])
+    monkeypatch.setenv("MELTR_PLUGINS", "visio")
+    with pytest.raises(UserError, match=r"MELTR_PLUGINS names 'visio'(?s:.*)Did you mean 'vision'"):
+        discover()
+
+
+def test_no_plugins_loads_none_whatever_the_command(tmp_path):
+    command = [sys.executable, "-m", "meltr", "list", "backbones", "--no-plugins"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=tmp_path)
+    assert "none: install an adapter package" in done.stdout

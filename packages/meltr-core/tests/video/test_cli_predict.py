@@ -66,7 +66,7 @@ def answers(run: Path, paths: list[Path], **asked: object) -> list[dict[str, obj
 
 
 def test_a_search_ranks_the_files_of_a_folder(run, clips):
-    result = call("predict", run, "--search", "outer", "--videos", clips, "--top", 3, "--json")
+    result = call("predict", "--trust", run, "--search", "outer", "--videos", clips, "--top", 3, "--json")
     assert result.exit_code == 0, result.output
     content = json.loads(result.stdout)
     scores = [row["score"] for row in content["rows"]]
@@ -80,7 +80,7 @@ def test_a_search_ranks_the_files_of_a_folder(run, clips):
 
 
 def test_the_table_has_a_line_a_row_and_names_files(run, clips):
-    result = call("predict", run, "--image", clips / "a.png", "--video", clips / "e.mp4")
+    result = call("predict", "--trust", run, "--image", clips / "a.png", "--video", clips / "e.mp4")
     assert result.exit_code == 0, result.output
     first, header, *lines = result.stdout.splitlines()
     assert first.startswith(f"{run}: rings, checkpoint step-")
@@ -94,7 +94,7 @@ def test_the_table_has_a_line_a_row_and_names_files(run, clips):
 
 def test_a_file_named_twice_is_asked_once(run, clips):
     words = ["--image", clips / "a.png", "--image", clips / "a.png", "--images", clips, "--top", 1, "--json"]
-    rows = json.loads(call("predict", run, *words).stdout)["rows"]
+    rows = json.loads(call("predict", "--trust", run, *words).stdout)["rows"]
     assert [Path(row.get("image") or row["video"]).name for row in rows] == [
         "a.png",
         "b.png",
@@ -106,22 +106,22 @@ def test_a_file_named_twice_is_asked_once(run, clips):
 
 def test_files_that_cannot_be_decoded_are_listed_and_skipped(run, clips):
     (clips / "page.mp4").write_text("<html>")
-    result = call("predict", run, "--videos", clips, "--top", 1)
+    result = call("predict", "--trust", run, "--videos", clips, "--top", 1)
     assert result.exit_code == 0, result.output
     assert f"warning: 1 of 6 files in {clips} could not be decoded and are skipped:" in result.stderr
     assert f"{clips / 'page.mp4'} is neither a video nor an image" in result.stderr
     assert len(result.stdout.splitlines()) == 2 + 5
-    content = json.loads(call("predict", run, "--videos", clips, "--top", 1, "--json").stdout)
+    content = json.loads(call("predict", "--trust", run, "--videos", clips, "--top", 1, "--json").stdout)
     assert list(content["skipped"]) == [str(clips / "page.mp4")]
     for path in clips.iterdir():
         path.write_text("<html>")
-    assert_stopped(call("predict", run, "--videos", clips), "None of the 6 files can be decoded")
+    assert_stopped(call("predict", "--trust", run, "--videos", clips), "None of the 6 files can be decoded")
 
 
 def test_a_broken_file_that_was_named_is_an_error(run, tmp_path):
     page = tmp_path / "page.mp4"
     page.write_text("<html>")
-    result = call("predict", run, "--video", page)
+    result = call("predict", "--trust", run, "--video", page)
     assert_stopped(result, f"{page} is neither a video nor an image")
     assert result.stdout == ""
 
@@ -129,7 +129,7 @@ def test_a_broken_file_that_was_named_is_an_error(run, tmp_path):
 def test_a_contact_sheet_of_what_was_found(run, clips, tmp_path):
     sheet = tmp_path / "found.png"
     (clips / "e.mp4").unlink()
-    result = call("predict", run, "--search", "inner", "--videos", clips, "--top", 2, "--sheet", sheet)
+    result = call("predict", "--trust", run, "--search", "inner", "--videos", clips, "--top", 2, "--sheet", sheet)
     assert result.exit_code == 0, result.output
     assert f"contact sheet: {sheet}" in result.stderr
     best = answers(run, sorted(clips.iterdir()), search="inner")[0]
@@ -163,7 +163,7 @@ def test_a_contact_sheet_of_what_was_found(run, clips, tmp_path):
 )
 def test_what_is_wrong_is_said_with_what_to_do(run, clips, monkeypatch, words, message, hint):
     monkeypatch.chdir(clips.parent)
-    result = call("predict", run, *words)
+    result = call("predict", "--trust", run, *words)
     assert_stopped(result, message, hint)
     assert result.stdout == ""
     assert os.listdir(clips.parent) == ["clips"]
@@ -178,26 +178,26 @@ def test_choices_are_split_at_commas_outside_quotes():
 def test_of_several_seeds_the_first_that_was_started_is_asked(seeds, clips, tmp_path):
     copy = Path(shutil.copytree(seeds, tmp_path / "copy", symlinks=True))
     for asked in ("seed-3", "seed-1"):
-        result = call("predict", copy, "--image", clips / "a.png", "--json")
+        result = call("predict", "--trust", copy, "--image", clips / "a.png", "--json")
         assert result.exit_code == 0, result.output
         content = json.loads(result.stdout)
         assert content["run_dir"] == str(copy / asked)
         assert content["rows"] == answers(copy / asked, [clips / "a.png"])
         assert f"{asked} is used" in result.stderr
         shutil.rmtree(copy / asked)
-    result = call("predict", copy, "--image", clips / "a.png")
+    result = call("predict", "--trust", copy, "--image", clips / "a.png")
     assert (result.exit_code, "no seed of" in result.stderr) == (2, True)
 
 
 def test_no_run(clips):
-    assert_stopped(call("predict", clips, "--videos", clips), "is not a run folder: it has no run.yaml")
+    assert_stopped(call("predict", "--trust", clips, "--videos", clips), "is not a run folder: it has no run.yaml")
 
 
 def test_a_plugin_file_that_moved(seeds, clips, tmp_path):
     copy = Path(shutil.copytree(seeds / "seed-3", tmp_path / "run", symlinks=True))
     text = (copy / "run.yaml").read_text()
     (copy / "run.yaml").write_text(text.replace(str(ASKING), str(tmp_path / "gone.py")))
-    words = ["predict", copy, "--image", clips / "a.png"]
+    words = ["predict", "--trust", copy, "--image", clips / "a.png"]
     assert "gone.py: there is no such file" in call(*words).stderr
     assert call(*words, "--plugin", ASKING).exit_code == 0
 
@@ -223,8 +223,23 @@ class Placeless(Asking):
 def test_without_files_in_the_rows_there_is_an_answer_but_no_sheet(run, clips, tmp_path):
     plugin, sheet = tmp_path / "placeless.py", tmp_path / "sheet.png"
     plugin.write_text(PLACELESS)
-    result = call("predict", run, "--image", clips / "a.png", "--plugin", plugin, "--sheet", sheet)
+    result = call("predict", "--trust", run, "--image", clips / "a.png", "--plugin", plugin, "--sheet", sheet)
     assert result.exit_code == 2
     assert "a tree" in result.stdout
     assert "nothing to draw" in result.stderr
     assert not sheet.exists()
+
+
+def test_a_run_folder_that_names_a_plugin_file_asks_for_trust(run, clips, tmp_path):
+    copy = Path(shutil.copytree(run, tmp_path / "from-elsewhere", symlinks=True))
+    (tmp_path / "evil.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\n")
+    text = (copy / "run.yaml").read_text()
+    (copy / "run.yaml").write_text(text.replace(str(ASKING), str(tmp_path / "evil.py")))
+    for words in (["predict", copy, "--image", clips / "a.png"], ["evaluate", copy]):
+        done = call(*words)
+        assert_stopped(done, "names the plugin file", "--trust", "--plugin")
+        assert str(tmp_path / "evil.py") in done.stderr.replace("\n", "")
+        assert not (tmp_path / "ran").exists()
+        assert call(*words, "--plugin", ASKING).exit_code == 0
+    call("evaluate", "--trust", copy)
+    assert (tmp_path / "ran").exists()

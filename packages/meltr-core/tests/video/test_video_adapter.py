@@ -91,10 +91,10 @@ def test_it_runs_evaluates_and_answers_from_the_command_line(cache: Path, tmp_pa
     rows = [json.loads(line) for line in (run / "predictions" / "test.jsonl").read_text().splitlines()]
     right = sum(row["predicted"] == row["right"] for row in rows)
     assert results["test"]["metrics"]["accuracy"] == pytest.approx(100 * right / len(rows))
-    assert json.loads(call("evaluate", run, "--json").stdout)["metrics"] == results["test"]["metrics"]
+    assert json.loads(call("evaluate", "--trust", run, "--json").stdout)["metrics"] == results["test"]["metrics"]
     clip = sorted((folder / "YouTubeClips").iterdir())[0]
     asked = ["--video", clip, "--question", "what colour is the ball?", "--top", 2, "--json"]
-    answered = json.loads(call("predict", run, *asked).stdout)
+    answered = json.loads(call("predict", "--trust", run, *asked).stdout)
     assert [Path(row["video"]) for row in answered["rows"]] == [clip, clip]
     assert all(row["answer"] in results["data"]["answers"] for row in answered["rows"])
 

@@ -69,6 +69,15 @@ class BufferState:
                     if id(buffer) in self._values:
                         buffer.copy_(self._values[id(buffer)])
 
+    @torch.no_grad()
+    def restore(self) -> None:
+        """Undo what a forward pass that failed did to the buffers, so that it can be tried again."""
+        _place(self._held)
+        for buffer in _tensors(self._held):
+            value = self._values.get(id(buffer))
+            if value is not None and not buffer.is_inference() and not torch.equal(buffer, value):
+                buffer.copy_(value)
+
     def _filler(self, lazy: Sequence[Tensor]) -> Callable[[nn.Module, object], None]:
         def fill(module: nn.Module, args: object) -> None:
             for buffer in lazy:

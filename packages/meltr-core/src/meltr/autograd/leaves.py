@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from meltr.autograd.graph import nodes_of
 from meltr.torch_private import gradient_hooks
@@ -37,6 +37,19 @@ def sees_every_pass(hook: Callable[..., Any]) -> Callable[..., Any]:
     """
     hook.sees_every_pass = True  # type: ignore[attr-defined]
     return hook
+
+
+@contextmanager
+def gradients_kept(model: nn.Module) -> Iterator[None]:
+    """Within this context, a backward pass of the losses themselves does not add to ``.grad`` of the parameters."""
+    before = [(parameter, parameter.grad) for parameter in model.parameters()]
+    for parameter, _ in before:
+        parameter.grad = None
+    try:
+        yield
+    finally:
+        for parameter, gradient in before:
+            parameter.grad = gradient
 
 
 @contextmanager

@@ -128,9 +128,12 @@ def dense(part: Tensor | None) -> Tensor | None:
 
 
 def dot(one: Direction, other: Direction) -> Tensor:
-    """Return the inner product of two directions, of what this process holds of them, in float64, shape ()."""
+    """Return the inner product of two directions, of what this process holds of them, in float64, shape ().
+
+    A complex number counts as two real ones.
+    """
     pairs = [
-        (_dense(local(a)), _dense(local(b))) for a, b in zip(one, other, strict=True) if a is not None and b is not None
+        (_real(local(a)), _real(local(b))) for a, b in zip(one, other, strict=True) if a is not None and b is not None
     ]
     if not pairs:
         return torch.zeros((), dtype=torch.float64)
@@ -140,6 +143,12 @@ def dot(one: Direction, other: Direction) -> Tensor:
 
 def _dense(part: Tensor) -> Tensor:
     return part.to_dense() if part.is_sparse else part
+
+
+def _real(part: Tensor) -> Tensor:
+    """Return a part as real numbers: torch's gradient of a complex one holds the slopes of both its real numbers."""
+    part = _dense(part)
+    return torch.view_as_real(part.resolve_conj()) if part.is_complex() else part
 
 
 def products(rows: Iterable[Direction], direction: Direction) -> Tensor:

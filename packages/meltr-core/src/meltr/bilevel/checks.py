@@ -38,12 +38,17 @@ def check_optimizer(optimizer: torch.optim.Optimizer, combiner: nn.Module) -> No
     """Check that the outer optimiser holds the trainable parameters of the combiner, and no others.
 
     Raises:
-        LoopError: If it holds others, or misses some.
+        LoopError: If it holds others, misses some, or cannot step with one gradient.
     """
     held = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
     others = held - {id(parameter) for parameter in combiner.parameters()}
     missing = [name for name, each in combiner.named_parameters() if each.requires_grad and id(each) not in held]
     hint = f"Write {type(optimizer).__name__}(combiner.parameters(), ...)."
+    if isinstance(optimizer, torch.optim.LBFGS):
+        raise LoopError(
+            "The outer optimiser is LBFGS, which needs several gradients for a step; there is one.",
+            "Use an optimiser of single steps, such as torch.optim.Adam(combiner.parameters(), lr=1e-4).",
+        )
     if others:
         raise LoopError(
             f"The outer optimiser holds {len(others)} tensors that are not parameters of the combiner "
@@ -103,6 +108,20 @@ def check_kept_step(primary: object, outer_part: object, *, cross: bool) -> None
         raise LoopError(
             f"scheme primary-step takes its outer step on the batch of an inner step; found {', '.join(given)}.",
             "Remove that argument, or use another scheme.",
+        )
+
+
+def check_layout(parameters: Sequence[Tensor]) -> None:
+    """Check that an outer step can move the parameters.
+
+    Raises:
+        LoopError: If one is stored sparse.
+    """
+    found = next((each for each in parameters if each.layout != torch.strided), None)
+    if found is not None:
+        raise LoopError(
+            f"A parameter, {tuple(found.shape)}, is stored sparse ({found.layout}), which an outer step cannot move.",
+            "Store it dense, or exclude it with Bilevel(..., parameters=...). Sparse gradients are supported.",
         )
 
 

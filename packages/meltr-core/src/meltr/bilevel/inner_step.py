@@ -103,7 +103,7 @@ class ByRule(InnerStep):
         """Take one backward pass per task and call the combiner.
 
         Raises:
-            UserError: If a gradient is sparse.
+            UserError: If a gradient is sparse or complex.
         """
         w, sharing = self._weights.now(), losses.setup.sharing
         with losses.setup.preserved_buffers():  # a backward pass through checkpointed regions updates them
@@ -112,6 +112,11 @@ class ByRule(InnerStep):
             raise UserError(
                 f"{type(self._combiner).__name__} needs dense gradients, but a weight has sparse ones.",
                 "Make the layer without sparse=True (nn.Embedding, nn.EmbeddingBag), or use a combiner of loss values.",
+            )
+        if any(parameter.is_complex() for parameter in w):
+            raise UserError(
+                f"{type(self._combiner).__name__} needs real gradients, but a weight is complex.",
+                "Store its real and imaginary parts (torch.view_as_real), or use a combiner of loss values.",
             )
         averaged = [sharing.mean_direction(row, w) for row in rows.all()]
         with self._draws.of_step(step):

@@ -10,12 +10,14 @@ from torch import Tensor
 
 from meltr.autograd.vectors import Direction
 from meltr.bilevel.average import AveragedAlignment
+from meltr.bilevel.checks import check_layout
 from meltr.bilevel.combiner_update import CombinerUpdate
 from meltr.bilevel.draws import CombinerDraws
 from meltr.bilevel.results import OuterResult
 from meltr.bilevel.weights import OuterWeights
 from meltr.hypergradients.combiner_function import CombinerFunction
 from meltr.hypergradients.estimators import Estimator
+from meltr.hypergradients.estimators.checking import checked
 from meltr.hypergradients.loss_values import LossValues
 from meltr.hypergradients.problem import OuterProblem
 from meltr.hypergradients.rows import Rows
@@ -139,6 +141,7 @@ class OuterStep:
             state = auxiliary.setup.random_state() if self._function.draws else None
             combined, a = self._function.task_weights(auxiliary.values)
         parameters, rule = self._weights.of(auxiliary), self._rule
+        check_layout(parameters)
         return OuterProblem(
             parameters,
             auxiliary,
@@ -160,4 +163,7 @@ class OuterStep:
     def _products(self, problem: OuterProblem, direction: Direction) -> Tensor:
         if all(part is None for part in direction):
             return torch.zeros(problem.size, dtype=torch.float64, device=problem.auxiliary.values.device)
-        return self._rule.estimator(problem, direction)
+        estimator = self._rule.estimator
+        if self.taken == 0 and estimator.tolerance is not None:
+            return checked(estimator, problem, direction)
+        return estimator(problem, direction)

@@ -22,12 +22,14 @@ from typer.core import TyperGroup
 
 from meltr.errors import MeltrError, StoppedRun
 from meltr.plugins import Registry, discover
+from meltr.plugins.discovery import CHOSEN
 from meltr.version import __version__
 
 COMMANDS = ("run", "evaluate", "plot", "compare", "data", "verify", "bench", "helps", "list_", "config", "doctor")
 """Modules of `meltr.cli`, in the order of ``meltr --help``."""
 
 _DEBUG = "meltr.debug"
+_NO_PLUGINS = "--no-plugins"
 _DENIED = {errno.EACCES, errno.EPERM, errno.EROFS}
 _FULL = {errno.ENOSPC, errno.EDQUOT}
 
@@ -44,13 +46,13 @@ class State:
 
 
 class MeltrGroup(TyperGroup):
-    """The command group: accepts ``--debug`` anywhere, and shows errors without a traceback."""
+    """The command group: accepts ``--debug`` and ``--no-plugins`` anywhere, and shows errors without a traceback."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        """Remove ``--debug``, wherever it is before ``--``."""
+        """Remove ``--debug`` and ``--no-plugins``, wherever they are before ``--``."""
         end = args.index("--") if "--" in args else len(args)
         ctx.meta[_DEBUG] = "--debug" in args[:end]
-        kept = [word for word in args[:end] if word != "--debug"] + args[end:]
+        kept = [word for word in args[:end] if word not in ("--debug", _NO_PLUGINS)] + args[end:]
         if not kept and not ctx.meta[_DEBUG]:
             kept = ["--help"]
         return super().parse_args(ctx, kept)
@@ -85,6 +87,9 @@ def build_app(registry: Registry | None = None) -> typer.Typer:
             bool, typer.Option("--version", help="Show the version and exit.", is_eager=True, callback=_show_version)
         ] = False,
         debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of errors.")] = False,
+        no_plugins: Annotated[
+            bool, typer.Option(_NO_PLUGINS, help="Load no installed plugin; MELTR_PLUGINS=a,b loads these alone.")
+        ] = False,
     ) -> None:
         ctx.obj = State(known)
 
@@ -102,6 +107,8 @@ def main() -> None:
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
         os.environ.setdefault("GOMP_SPINCOUNT", "2000")
+    if _NO_PLUGINS in sys.argv[: sys.argv.index("--") if "--" in sys.argv else None]:
+        os.environ[CHOSEN] = ""  # before they are loaded, and for the processes of a run
     with _clear_errors(debug="--debug" in sys.argv, leave=sys.exit):
         app = build_app()
     app(prog_name="meltr")
@@ -144,6 +151,15 @@ def _clear_errors(*, debug: bool, leave: Any = _leave) -> Iterator[None]:
         leave(code)
 
 
+def _hint_of(path: str) -> str:
+    """Return what to set so that another path is used."""
+    hint = "Check the path, or choose another folder with --output-dir, --out or --data-root."
+    cache = os.environ.get("MELTR_CACHE")
+    return (
+        f"MELTR_CACHE is {cache}; set it to a folder that can be written." if cache and path.startswith(cache) else hint
+    )
+
+
 def _answer(error: Exception) -> tuple[str, str | None, int] | None:
     """Return message, hint and exit code of a known error; None for a bug."""
     if isinstance(error, MeltrError):
@@ -154,6 +170,10 @@ def _answer(error: Exception) -> tuple[str, str | None, int] | None:
     if isinstance(error, OSError) and error.errno in _DENIED:
         hint = "Check the permissions, or choose another folder with --output-dir or --data-root."
         return f"no permission: {error.filename or error}", hint, 2
+    if isinstance(error, OSError) and error.filename is not None and error.errno is not None:
+        # A path that cannot be used: a file where a folder is needed, a name that is too long, a circle of links.
+        what = f"cannot use {error.filename}: {error.strerror}"
+        return what, _hint_of(str(error.filename)), 2
     if type(error).__name__ == "OutOfMemoryError":
         hint = "Lower --batch-size, or use --set precision=bf16."
         return f"the device ran out of memory: {str(error).splitlines()[0]}", hint, 1

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
-from meltr.cli.options import AsJson, registry_for
+from meltr.cli.options import AsJson, Trust, plugins_of_run, registry_for
 from meltr.cli.output import print_json, remark, table
 from meltr.errors import UserError, did_you_mean
 from meltr.folders.places import set_aside
@@ -34,6 +34,7 @@ def evaluate(
     data_root: Annotated[Path | None, typer.Option(help="Folder of the data set, if it has moved.")] = None,
     device: Annotated[str | None, typer.Option(help="auto, cpu, cuda, cuda:0, mps; default: the run's.")] = None,
     plugin: Annotated[list[Path] | None, typer.Option(help="Python file with a plugin, if it has moved.")] = None,
+    trust: Trust = False,
     as_json: AsJson = False,
 ) -> None:
     """Evaluate a checkpoint on the test or the validation split."""
@@ -46,7 +47,7 @@ def evaluate(
         remark(f"the run that {run} replaces is in {aside}, until {run} has a checkpoint or results")
     results = []
     for folder in started_runs(run):
-        registry = registry_for(ctx, plugin or folder.read_spec().plugins)
+        registry = registry_for(ctx, plugins_of_run(folder.path, folder.read_spec().plugins, plugin, trust=trust))
         with contextlib.redirect_stdout(sys.stderr):
             result = evaluate_run(
                 folder.path, registry=registry, split=split, checkpoint=checkpoint, device=device, data_root=data_root

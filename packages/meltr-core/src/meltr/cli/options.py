@@ -50,6 +50,9 @@ Preset = Annotated[
 Plugin = Annotated[
     list[Path] | None, typer.Option(help="Python file with a plugin; may be repeated.", rich_help_panel=_RUN)
 ]
+Trust = Annotated[
+    bool, typer.Option("--trust", help="Load the plugin files that run.yaml names, which runs their code.")
+]
 Config = Annotated[
     Path | None, typer.Option(help="YAML file with settings, such as a run.yaml.", rich_help_panel=_SETTINGS)
 ]
@@ -153,6 +156,27 @@ class Selection:
         """Return the checked description of the run; UserError if it is not valid."""
         files = self.plugin_files()
         return resolve(registry, config=self.config, flags=self.flags(), sets=self.sets, plugins=files)
+
+
+def plugins_of_run(run: Path, stored: Sequence[Path | str], given: Sequence[Path] | None, *, trust: bool) -> list[Path]:
+    """Return the plugin files to load for a run folder, which may come from somebody else.
+
+    Args:
+        run: The folder.
+        stored: The files that its run.yaml names.
+        given: The files given with ``--plugin``.
+        trust: ``--trust`` was given.
+
+    Raises:
+        UserError: If run.yaml names files, and neither option was given: loading a plugin runs its code.
+    """
+    if given or not stored or trust:
+        return [Path(each) for each in given or stored]
+    files = ", ".join(map(str, stored))
+    raise UserError(
+        f"{run / 'run.yaml'} names the plugin file {files}, and loading it would run its code.",
+        f"If you trust that file, add --trust, or name it yourself: --plugin {stored[0]}",
+    )
 
 
 def registry_for(ctx: typer.Context, files: Sequence[Path] = ()) -> Registry:

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from meltr.combiners.base import SelfTrained, Step, as_names
+from meltr.combiners.checks import SHIFT, refuse_negative
 
 
 class DynamicWeightAverage(SelfTrained):
@@ -70,9 +71,15 @@ class DynamicWeightAverage(SelfTrained):
         return []
 
     def end_epoch(self) -> None:
-        """Store the mean of this epoch as the newer of the two means that determine the weights."""
+        """Store the mean of this epoch as the newer of the two means that determine the weights.
+
+        Raises:
+            UserError: If the mean of a loss is negative.
+        """
         if int(self.steps) == 0:
             return
+        message = "dwa divides the mean of a loss by that of the epoch before: it must not be negative"
+        refuse_negative(self.mean, self.names, message, SHIFT)
         self.history.copy_(torch.stack([self.history[1], self.mean]))
         self.epochs += 1
         self.mean.zero_()

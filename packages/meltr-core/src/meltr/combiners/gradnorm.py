@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from meltr.combiners.base import SelfTrained, Step, as_names
-from meltr.combiners.checks import one_per_loss, refuse_below_zero
+from meltr.combiners.checks import SHIFT, one_per_loss, refuse_below_zero, refuse_negative
 
 FLOOR = 1e-3
 """Smallest weight before rescaling, so that an optimiser step cannot reverse the sign of a task."""
@@ -66,7 +66,12 @@ class GradNorm(SelfTrained):
         """Return dL_grad/dw_t = sign(G_t - mean(G) r_t^alpha) ||grad_W l_t||, shape (T+1,).
 
         None if a norm is not finite, which can happen in float16: the backbone skips such a step too.
+
+        Raises:
+            UserError: If a loss is negative: its training rate would have no power of alpha.
         """
+        message = "gradnorm compares losses with their initial values: they must not be negative"
+        refuse_negative(step.losses, self.names, message, SHIFT)
         weights = self.weights.detach()
         norms = step.gradient_norms().to(weights)
         weighted = weights * norms

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from meltr.combiners.base import Combiner, GradientCombiner, Rows, SelfTrained, Step, as_names
+from meltr.combiners.checks import SHIFT, refuse_negative
 from meltr.errors import MeltrError, UserError, did_you_mean
 
 INSTALL = 'pip install "meltr-core[torchjd]"'
@@ -183,7 +184,13 @@ class TrainedScalarizerCombiner(ScalarizerCombiner, SelfTrained):
     """A TorchJD scalarizer whose parameters are trained together with the backbone (UW, IMTLL)."""
 
     def own_gradients(self, step: Step) -> list[Tensor | None]:
-        """Return dm/dphi at the losses of this step."""
+        """Return dm/dphi at the losses of this step.
+
+        Raises:
+            UserError: If a loss is negative.
+        """
+        message = f"TorchJD's {self.method} makes the weight of a negative loss grow without bound"
+        refuse_negative(step.losses, self.names, message, SHIFT)
         with torch.enable_grad():
             combined = self(step.losses.detach())
             return list(torch.autograd.grad(combined, list(self.parameters()), allow_unused=True))

@@ -20,13 +20,14 @@ import torch
 from torch import Tensor, nn
 
 from meltr.combiners.base import SelfTrained, Step, as_names
+from meltr.combiners.checks import SHIFT, refuse_negative
 
 
 class UncertaintyCombiner(SelfTrained):
     """m(l) = sum_t exp(-s_t) / 2 * l_t + s_t / 2, with s trained together with the backbone.
 
-    A weight converges to weight_t * l_t = 1/2, so every loss must be positive: the weight of a negative loss grows
-    without bound.
+    A weight converges to weight_t * l_t = 1/2, so no loss may be negative: its weight would grow without
+    bound.
 
     Args:
         losses: Names of the losses, primary first, or how many there are.
@@ -58,7 +59,13 @@ class UncertaintyCombiner(SelfTrained):
         return (self.weights.to(losses) * losses + self.log_variances.to(losses) / 2).sum()
 
     def own_gradients(self, step: Step) -> list[Tensor | None]:
-        """Return dm/ds_t = 1/2 - exp(-s_t) / 2 * l_t, shape (T+1,)."""
+        """Return dm/ds_t = 1/2 - exp(-s_t) / 2 * l_t, shape (T+1,).
+
+        Raises:
+            UserError: If a loss is negative.
+        """
+        message = "uncertainty makes the weight of a negative loss grow without bound: losses must not be negative"
+        refuse_negative(step.losses, self.names, message, SHIFT)
         weights = self.weights.detach()
         return [0.5 - weights * step.losses.to(weights)]
 

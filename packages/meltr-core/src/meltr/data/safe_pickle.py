@@ -8,159 +8,80 @@ So neither Python code nor numpy's unchecked ``__setstate__`` ever receives a ho
 from __future__ import annotations
 
 import io
-import math
 import mmap
 import pickle
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, Literal, NoReturn
 
-import numpy as np
-
+from meltr.data.pickle_records import ADMITTED, ArrayRecord, DtypeRecord, StandIn
+from meltr.data.pickle_records import ArraySpan as ArraySpan
+from meltr.data.pickle_records import Span as Span
 from meltr.errors import UserError
+from meltr.limits import UnreadableError, file_bytes, require_regular
+
+LARGEST = 16 * 2**30
+"""Bytes of the largest pickle that is read whole."""
 
 
-class _Dtype:
-    """Record of a pickled dtype: ``numpy.dtype(code, align, copy)`` and then its state."""
+_KEY_PARTS = 10_000
+"""Most parts of a tuple that is a key or a member of a set, where a shared part counts each time."""
 
-    __slots__ = ("byteorder", "code")
-
-    def __init__(self, code: Any) -> None:
-        self.code = code
-        self.byteorder = "="
-
-    def __setstate__(self, state: tuple[Any, ...]) -> None:
-        """Keep the byte order; reject subarrays and fields (structured types)."""
-        if any(part is not None for part in state[2:5]):
-            raise ValueError("a structured dtype")
-        self.byteorder = _text(state[1])
-
-    def make(self) -> np.dtype[Any]:
-        """Return the dtype; only booleans, numbers, fixed-width strings and objects are allowed."""
-        dtype = np.dtype(_text(self.code))
-        if dtype.kind not in "biufcSUO":
-            raise ValueError(f"the dtype {dtype}")
-        return dtype if self.byteorder in ("|", "=") else dtype.newbyteorder(self.byteorder)  # type: ignore[arg-type]
+_SHARED_PARTS = 10_000_000
+"""Most parts of all content that may be counted more than once because several containers share them."""
 
 
-class _Array:
-    """Record of a pickled array."""
-
-    __slots__ = ("axes", "buffer", "dtype", "order", "shape")
-
-    def __init__(self) -> None:
-        self.buffer: Any = b""
-        self.dtype: Any = None
-        self.shape: Any = ()
-        self.order = "C"
-        self.axes: Any = None
-
-    def __setstate__(self, state: tuple[Any, ...]) -> None:
-        """Store ``(version, shape, dtype, is_fortran, bytes)``, numpy's own state of an array."""
-        _, self.shape, self.dtype, fortran, self.buffer = state
-        self.order = "F" if fortran else "C"
-
-    def make(self) -> Any:
-        """Return the array (writable), or the scalar for a record without a shape."""
-        if not isinstance(self.dtype, _Dtype):
-            raise ValueError("an array without a dtype")
-        dtype = self.dtype.make()
-        if isinstance(self.buffer, Span):
-            return ArraySpan(self.buffer, dtype, self._shape(dtype, self.buffer.size), self.order, self.axes)
-        if dtype.kind == "O":
-            return self._objects()
-        raw = self.buffer.encode("latin1") if isinstance(self.buffer, str) else bytes(self.buffer)
-        if self.shape is None:
-            return np.frombuffer(raw, dtype=dtype, count=1)[0]
-        shape = self._shape(dtype, len(raw))
-        return _shaped(np.frombuffer(bytearray(raw), dtype=dtype), shape, self.order, self.axes)
-
-    def _shape(self, dtype: np.dtype[Any], size: int | None) -> tuple[int, ...]:
-        """Return the shape; ValueError if it does not match `size` bytes (None: not known yet)."""
-        shape = tuple(int(length) for length in self.shape)
-        if dtype.kind == "O" or min(shape, default=0) < 0 or size not in (None, math.prod(shape) * dtype.itemsize):
-            raise ValueError(f"an array of shape {shape} and dtype {dtype} with {size} bytes")
-        return shape
-
-    def _objects(self) -> Any:
-        """Return an object array of plain values, which numpy pickles as a list."""
-        shape = tuple(int(length) for length in self.shape)
-        if not isinstance(self.buffer, list) or min(shape, default=0) < 0 or math.prod(shape) != len(self.buffer):
-            raise ValueError(f"an array of shape {shape} that is not made of a list of its objects")
-        flat = np.empty(len(self.buffer), dtype=object)
-        for number, value in enumerate(self.buffer):
-            flat[number] = value
-        return _shaped(flat, shape, self.order, None)
+def _check_hashable(keys: Iterable[Any]) -> None:
+    """Raise a ValueError if a key is a tuple whose hash would take too long, or would overflow the stack."""
+    for key in keys:
+        if isinstance(key, (tuple, frozenset)):
+            waiting, seen = [key], 0
+            while waiting:
+                part = waiting.pop()
+                seen += 1
+                if seen > _KEY_PARTS:
+                    raise ValueError(f"a key of more than {_KEY_PARTS:,} parts")
+                if isinstance(part, (tuple, frozenset)):
+                    waiting += part
 
 
-def _shaped(flat: np.ndarray[Any, Any], shape: tuple[int, ...], order: str, axes: Any) -> Any:
-    if order == "K" and axes is not None:
-        return flat.reshape(shape).transpose(axes)
-    return flat.reshape(shape, order="F" if order == "F" else "C")
+def _check_sharing(content: Any, size: int) -> None:
+    """Raise a ValueError if containers share parts so often that reading them would not end.
+
+    Args:
+        content: What was unpickled.
+        size: Bytes of the file.
+    """
+    counts: dict[int, int] = {}
+    most = _SHARED_PARTS + 100 * size
+    waiting: list[tuple[Any, bool]] = [(content, False)]
+    while waiting:
+        value, done = waiting.pop()
+        parts = _parts_of(value)
+        if parts is None or (not done and counts.get(id(value), 0) > 0):
+            continue
+        if done:
+            counts[id(value)] = 1 + sum(counts.get(id(part), 1) for part in parts)
+            if counts[id(value)] > most:
+                raise ValueError("containers that share their parts without end")
+            continue
+        if counts.get(id(value)) == 0:  # a container that contains itself
+            continue
+        counts[id(value)] = 0
+        waiting.append((value, True))
+        waiting += [(part, False) for part in parts if isinstance(part, _CONTAINERS)]
 
 
-class _Stand:
-    """Stand-in for one allowed global; immutable, so that no pickle can change it for the next one."""
-
-    __slots__ = ("kind",)
-
-    kind: str
-
-    def __init__(self, kind: str) -> None:
-        object.__setattr__(self, "kind", kind)
-
-    def __setattr__(self, name: str, value: Any) -> NoReturn:
-        raise TypeError("immutable")
-
-    def __call__(self, *args: Any) -> Any:
-        """Do what the allowed global would do, restricted to harmless calls."""
-        kind = self.kind
-        if kind == "dtype":
-            return _Dtype(args[0])
-        if kind == "reconstruct":
-            return _Array()
-        if kind == "frombuffer":
-            return _filled(args[0], args[1], shape=args[2], order=args[3], axes=args[4] if len(args) > 4 else None)
-        if kind == "scalar":
-            return _filled(args[1], args[0], shape=None)
-        if kind == "encode" and len(args) == 2 and args[1] == "latin1":
-            return args[0].as_latin1() if isinstance(args[0], Span) else args[0].encode("latin1")
-        if kind == "bytes" and not args:
-            return b""
-        if kind == "bytearray" and (not args or isinstance(args[0], bytes)):
-            return bytearray(*args[:1])
-        if kind == "complex" and all(isinstance(part, float) for part in args):
-            return complex(*args)
-        raise ValueError(f"a call of {kind!r} with unusual arguments")
+_CONTAINERS = (list, tuple, dict, set, frozenset, ArrayRecord)
 
 
-def _filled(buffer: Any, dtype: Any, *, shape: Any, order: str = "C", axes: Any = None) -> _Array:
-    record = _Array()
-    record.buffer, record.dtype, record.shape, record.order, record.axes = buffer, dtype, shape, order, axes
-    return record
-
-
-def _text(value: Any) -> str:
-    return value.decode("latin1") if isinstance(value, bytes) else str(value)
-
-
-_ADMITTED = {
-    ("numpy", "ndarray"): _Stand("ndarray"),
-    ("numpy", "dtype"): _Stand("dtype"),
-    ("_codecs", "encode"): _Stand("encode"),
-    **{
-        (f"numpy.{core}.{module}", name): _Stand(name.strip("_"))
-        for core in ("core", "_core")
-        for module, name in (("multiarray", "_reconstruct"), ("multiarray", "scalar"), ("numeric", "_frombuffer"))
-    },
-    **{
-        (module, name): _Stand(name)
-        for module in ("__builtin__", "builtins")
-        for name in ("bytes", "bytearray", "complex")
-    },
-}
+def _parts_of(value: Any) -> list[Any] | None:
+    if isinstance(value, dict):
+        return [*value, *value.values()]
+    if isinstance(value, ArrayRecord):
+        return [value.buffer]
+    return list(value) if isinstance(value, (list, tuple, set, frozenset)) else None
 
 
 class _ForbiddenError(Exception):
@@ -168,11 +89,59 @@ class _ForbiddenError(Exception):
 
 
 class _Unpickler(pickle._Unpickler):
-    """The standard library's pure-Python unpickler. Its memo is a dict, so a huge memo index costs no memory."""
+    """The standard library's pure-Python unpickler. Its memo is a dict, so a huge memo index costs no memory.
+
+    Keys and members of sets are checked before they are hashed: the hash of a tuple visits shared parts repeatedly.
+    """
+
+    append: Callable[[Any], None]
+    pop_mark: Callable[[], list[Any]]
+    read: Callable[[int], bytes]
+    stack: list[Any]
+    dispatch: ClassVar[dict[int, Callable[[Any], None]]] = dict(pickle._Unpickler.dispatch)
+
+    def _set_item(self) -> None:
+        value, key = self.stack.pop(), self.stack.pop()
+        _check_hashable([key])
+        self.stack[-1][key] = value
+
+    def _set_items(self) -> None:
+        items = self.pop_mark()
+        _check_hashable(items[::2])
+        self.stack[-1].update(zip(items[::2], items[1::2], strict=True))
+
+    def _make_dict(self) -> None:
+        items = self.pop_mark()
+        _check_hashable(items[::2])
+        self.append(dict(zip(items[::2], items[1::2], strict=True)))
+
+    def _add_items(self) -> None:
+        items = self.pop_mark()
+        _check_hashable(items)
+        self.stack[-1].update(items)
+
+    def _make_frozenset(self) -> None:
+        items = self.pop_mark()
+        _check_hashable(items)
+        self.append(frozenset(items))
+
+    def _make_bytearray(self) -> None:
+        size = int.from_bytes(self.read(8), "little")
+        content = self.read(size)  # before anything of this size is allocated
+        if len(content) < size:
+            raise EOFError(f"{size:,} bytes are announced")
+        self.append(bytearray(content))
+
+    dispatch[pickle.SETITEM[0]] = _set_item
+    dispatch[pickle.SETITEMS[0]] = _set_items
+    dispatch[pickle.DICT[0]] = _make_dict
+    dispatch[pickle.ADDITEMS[0]] = _add_items
+    dispatch[pickle.FROZENSET[0]] = _make_frozenset
+    dispatch[pickle.BYTEARRAY8[0]] = _make_bytearray
 
     def find_class(self, module: str, name: str) -> Any:
         try:
-            return _ADMITTED[module, name]
+            return ADMITTED[module, name]
         except KeyError:
             raise _ForbiddenError(f"{module}.{name}") from None
 
@@ -184,10 +153,10 @@ def _finish(value: Any, done: dict[int, Any]) -> Any:
     """Replace the records inside `value` by the objects they describe; `done` maps the ids of values already seen."""
     if id(value) in done:
         return done[id(value)]
-    if isinstance(value, _Stand):
+    if isinstance(value, StandIn):
         raise ValueError("a bare reference to a function")
-    if isinstance(value, (_Array, _Dtype)):
-        if isinstance(value, _Array) and isinstance(value.buffer, list):
+    if isinstance(value, (ArrayRecord, DtypeRecord)):
+        if isinstance(value, ArrayRecord) and isinstance(value.buffer, list):
             value.buffer = _finish(value.buffer, done)
         done[id(value)] = value.make()
     elif isinstance(value, list):
@@ -221,68 +190,14 @@ def load_pickle(path: Path, *, encoding: Literal["latin1", "bytes", "ASCII", "ut
     """
 
     def read() -> Any:
-        content = path.read_bytes()
+        content = file_bytes(path, most=LARGEST)
         if not content.endswith(pickle.STOP):
             raise EOFError("it does not end like a pickle")
-        return _finish(_Unpickler(io.BytesIO(content), encoding=encoding).load(), {})
+        value = _Unpickler(io.BytesIO(content), encoding=encoding).load()
+        _check_sharing(value, len(content))
+        return _finish(value, {})
 
     return _explained(path, read)
-
-
-@dataclass(frozen=True, slots=True)
-class Span:
-    """Position of a long text in a file: its first byte and the byte after its last (hashable: it may be a key).
-
-    Args:
-        start: The first byte.
-        stop: The byte after the last.
-        latin1: The value is the Latin-1 encoding of the text, which is how protocol 2 writes bytes.
-    """
-
-    start: int
-    stop: int
-    latin1: bool = False
-
-    @property
-    def size(self) -> int | None:
-        """Number of bytes that `read` returns; None if it is known only after reading."""
-        return None if self.latin1 else self.stop - self.start
-
-    def as_latin1(self) -> Span:
-        """Return the same span, read as Latin-1 text."""
-        return replace(self, latin1=True)
-
-    def read(self, content: bytes | mmap.mmap) -> bytes:
-        """Return the bytes; `content` is the whole file."""
-        raw = content[self.start : self.stop]
-        return raw.decode("utf-8").encode("latin1") if self.latin1 else raw
-
-
-@dataclass(frozen=True, slots=True)
-class ArraySpan:
-    """Position of the data of a large array in a file.
-
-    Args:
-        span: The position.
-        dtype: Type of the elements.
-        shape: Lengths of the axes.
-        order: ``C``, ``F`` or ``K`` with `axes`, as numpy pickles it.
-        axes: Order of the axes, for ``K``.
-    """
-
-    span: Span
-    dtype: np.dtype[Any]
-    shape: tuple[int, ...]
-    order: str = "C"
-    axes: Any = None
-
-    def read(self, content: bytes | mmap.mmap) -> Any:
-        """Return the array, read-only; `content` is the whole file.
-
-        Raises:
-            ValueError: If the number of bytes does not match the shape.
-        """
-        return _shaped(np.frombuffer(self.span.read(content), dtype=self.dtype), self.shape, self.order, self.axes)
 
 
 def index_pickle(path: Path, *, shortest: int = 256) -> Any:
@@ -302,10 +217,13 @@ def index_pickle(path: Path, *, shortest: int = 256) -> Any:
     """
 
     def read() -> Any:
+        require_regular(path)
         with path.open("rb") as stream, mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as content:
             if content[-1:] != pickle.STOP:
                 raise EOFError("it does not end like a pickle")
-            return _finish(_Indexer(content, shortest).load(), {})
+            value = _Indexer(content, shortest).load()
+            _check_sharing(value, len(content))
+            return _finish(value, {})
 
     return _explained(path, read)
 
@@ -313,9 +231,7 @@ def index_pickle(path: Path, *, shortest: int = 256) -> Any:
 class _Indexer(_Unpickler):
     """Skips over long texts and records their positions."""
 
-    read: Callable[[int], bytes]
-    append: Callable[[Any], None]
-    dispatch: ClassVar[dict[int, Callable[[Any], None]]] = dict(pickle._Unpickler.dispatch)
+    dispatch: ClassVar[dict[int, Callable[[Any], None]]] = dict(_Unpickler.dispatch)
 
     def __init__(self, content: mmap.mmap, shortest: int) -> None:
         super().__init__(content)
@@ -355,11 +271,18 @@ def _explained(path: Path, read: Callable[[], Any]) -> Any:
             "and loading it could run code.",
             "None of its code was run. Download the file again from its official source.",
         )
+    except UnreadableError:
+        raise
     except OSError as error:
         raise UserError(f"Cannot read {path}: {error.strerror or error}.", "Check the path and its permissions.")
     except Exception as error:  # a hostile file can make the unpickler raise anything
-        size = path.stat().st_size
+        size, reason = path.stat().st_size, _reason(error)
         raise UserError(
-            f"{path} is truncated or corrupt ({size:,} bytes): {type(error).__name__}: {error}.",
+            f"{path} is truncated or corrupt ({size:,} bytes): {type(error).__name__}{reason}.",
             "Delete it and download it again from its official source.",
         )
+
+
+def _reason(error: Exception) -> str:
+    """Return the text of an error; that of a KeyError is a value from the file, which may be long without end."""
+    return "" if isinstance(error, (KeyError, RecursionError)) else f": {error!s:.300}"

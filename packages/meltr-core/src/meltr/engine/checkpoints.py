@@ -37,6 +37,7 @@ from meltr.folders.checkpoint_folder import (
     is_checkpoint_name,
 )
 from meltr.folders.manifest import write_manifest
+from meltr.limits import check_zip, from_json
 from meltr.parallel.data_parallel import sharded_modules
 from meltr.parallel.ranks import Ranks, lost_a_peer
 from meltr.parallel.sharded import load_full, load_sharded, save_sharded
@@ -222,10 +223,10 @@ def load_tensors(path: Path) -> dict[str, Tensor]:
     try:
         with safe_open(path, "pt") as file:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-            tied = json.loads((file.metadata() or {}).get("tied", "{}"))
-    except (OSError, SafetensorError) as error:
+            tied = from_json((file.metadata() or {}).get("tied", "{}"), path)
+        return {**tensors, **{name: tensors[source] for name, source in tied.items()}}
+    except (OSError, SafetensorError, UserError, AttributeError, KeyError, TypeError) as error:
         raise UserError(f"Cannot read {path}: {error}", "It was changed or copied incompletely.") from error
-    return {**tensors, **{name: tensors[source] for name, source in tied.items()}}
 
 
 def load_module(path: Path, module: nn.Module, what: str) -> None:
@@ -286,6 +287,7 @@ def load_training(path: Path) -> dict[str, Any]:
         UserError: If it is missing or broken.
     """
     try:
+        check_zip(path)
         state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
         reason = str(error).splitlines()[0]

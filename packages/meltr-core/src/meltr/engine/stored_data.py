@@ -39,6 +39,11 @@ def stored_data(folder: RunFolder) -> Data:
     """
     facts = read_object(folder.data)
     if facts is not None:
+        if not isinstance(facts.get("meta"), dict) or not isinstance(facts.get("left_out"), dict):
+            raise UserError(
+                f"{folder.data} does not describe data: it lacks 'meta' or 'left_out'.",
+                "It was changed or copied incompletely.",
+            )
         return Data(train=NoBatches(), validation=None, meta=facts["meta"], left_out=facts["left_out"])
     results = read_object(folder.results)
     if results is not None and "data" in results:

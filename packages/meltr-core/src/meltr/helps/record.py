@@ -11,6 +11,7 @@ from typing import Any
 from meltr.errors import UserError
 from meltr.files import encode, write_text
 from meltr.helps.trial import Trial
+from meltr.limits import UnreadableError, file_text, from_json
 
 FORMAT = 1
 
@@ -56,8 +57,8 @@ class Record:
         """
         hint = "Give a file that `meltr helps --json FILE` wrote, or another name."
         try:
-            content = json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError, RecursionError) as error:
+            content = from_json(file_text(path), path, finite=False)
+        except (OSError, UnreadableError) as error:
             raise UserError(f"{path} cannot be read: {error}", hint) from error
         try:
             if content["format"] != FORMAT:

@@ -2,21 +2,38 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from meltr.autograd.buffers import BufferState
+from meltr.autograd.leaves import gradients_kept
 from meltr.autograd.losses import Compute
 from meltr.autograd.random_state import RandomState
 from meltr.hypergradients.loss_values import BatchValues
 from meltr.hypergradients.reduced_model import ReducedModel
 from meltr.hypergradients.setup import ModelSetup
 from meltr.parallel.sharing import Averaging
+
+
+class _How(NamedTuple):
+    """The arguments of `LossFunction.run`."""
+
+    graph: bool
+    replay: bool
+    keep_buffers: bool
+    precise: bool
+    averaging: Averaging | None
+
+
+_NEEDS_GRAPH = re.compile(r"requires?[ _]grad")
+"""In the errors of operations that need a graph, such as ``autograd.grad``, ``backward`` and ``register_hook``."""
 
 
 class LossFunction:
@@ -64,14 +81,45 @@ class LossFunction:
             precise: Evaluate in full float32, whatever the precision of training.
             averaging: How an inner gradient taken from this graph is averaged over processes; None: none is taken.
         """
+        how = _How(graph, replay, keep_buffers, precise, averaging)
+        if graph or self.setup.losses_differentiate:
+            return self._evaluate(how, differentiable=True)
+        before = BufferState(self.setup.model) if replay and not keep_buffers else None
+        try:
+            return self._evaluate(how, differentiable=False)
+        except RuntimeError as error:
+            if not _NEEDS_GRAPH.search(str(error)):
+                raise
+        if not replay:
+            self._begun[0].restore()
+            before = self._begun[1]
+        if before is not None:
+            before.restore()
+        values = self._evaluate(how, differentiable=True)
+        self.setup.losses_differentiate = True
+        return values
+
+    def _evaluate(self, how: _How, *, differentiable: bool) -> BatchValues:
+        """Evaluate the losses.
+
+        Args:
+            how: The arguments of `run`.
+            differentiable: The losses may differentiate by themselves (a gradient penalty, an adversarial example),
+                which fails under ``torch.no_grad``; a graph that is not asked for is discarded.
+        """
         with ExitStack() as stack:
-            stack.enter_context(torch.set_grad_enabled(graph))
-            stack.enter_context(self._replayed() if replay else self._recorded(graph))
-            if keep_buffers:
-                stack.enter_context(self._buffers_aside(replay))
-            if replay and keep_buffers and self._reduced is not None:
+            stack.enter_context(torch.set_grad_enabled(differentiable))
+            stack.enter_context(self._replayed() if how.replay else self._recorded(how.graph))
+            if how.keep_buffers:
+                stack.enter_context(self._buffers_aside(how.replay))
+            if how.replay and how.keep_buffers and self._reduced is not None:
                 stack.enter_context(self._reduced.skipping(self))
-            return BatchValues(self, self._call(precise, averaging), averaging=averaging)
+            if (differentiable and not how.graph) or (self.setup.losses_differentiate and how.keep_buffers):
+                stack.enter_context(gradients_kept(self.setup.model))
+            parts = self._call(how.precise, how.averaging)
+        if differentiable and not how.graph:
+            parts = tuple(part if _has_tangent(part) else part.detach() for part in parts)
+        return BatchValues(self, parts, averaging=how.averaging)
 
     def _call(self, precise: bool, averaging: Averaging | None) -> tuple[Tensor, ...]:
         """Return the losses, 0-dim each, in the precision of training or in full float32."""
@@ -120,6 +168,11 @@ class LossFunction:
         if self._start is None:
             raise RuntimeError("this loss function recorded no state that a second evaluation could start from")
         return self._start
+
+
+def _has_tangent(part: Tensor) -> bool:
+    """Tell whether a loss is a dual number, whose tangent `detach` would drop."""
+    return forward_ad.unpack_dual(part).tangent is not None
 
 
 @contextmanager

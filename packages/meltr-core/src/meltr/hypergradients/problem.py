@@ -220,11 +220,18 @@ class OuterProblem:
         """Return the learning rate of every parameter.
 
         Raises:
-            UserError: If the inner optimiser is unknown or does not hold one of the parameters.
+            UserError: If the inner optimiser is unknown, has no learning rate, or does not hold one of the parameters.
         """
         rates: dict[int, float] = {}
-        if self.inner_optimizer is not None:
-            rates = {id(p): float(g["lr"]) for g in self.inner_optimizer.param_groups for p in g["params"]}
+        groups = () if self.inner_optimizer is None else self.inner_optimizer.param_groups
+        for group in groups:
+            if not isinstance(group.get("lr"), (int, float, Tensor)):
+                raise UserError(
+                    f"This scheme needs the learning rates of the inner optimiser, but "
+                    f"{type(self.inner_optimizer).__name__} has lr={group.get('lr')!r}: it chooses its own rates.",
+                    "Give scheme 'itd' a step size (ITD(step=0.1), --set step=0.1), or use another scheme.",
+                )
+            rates.update({id(parameter): float(group["lr"]) for parameter in group["params"]})
         if any(id(parameter) not in rates for parameter in self.parameters):
             raise UserError(
                 "This scheme takes one look-ahead step of the inner optimiser, which it was not given.",

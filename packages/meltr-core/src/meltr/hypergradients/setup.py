@@ -42,9 +42,14 @@ class ModelSetup:
         model: The backbone.
         setup: Precision and generators.
         sharing: How gradients and numbers are shared between processes.
+
+    Attributes:
+        losses_differentiate: True once the losses were found to differentiate by themselves (a gradient penalty): then
+            evaluations without a graph build one too.
     """
 
     def __init__(self, model: nn.Module, setup: Setup, sharing: Sharing) -> None:
+        self.losses_differentiate = False
         self.model, self.autocast, self.sharing = model, setup.autocast, sharing
         self.scaler = setup.scaler if setup.scaler is not None and setup.scaler.is_enabled() else None
         self.generators = tuple(setup.generators)

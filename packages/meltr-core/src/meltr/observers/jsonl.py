@@ -135,7 +135,7 @@ def _lines_to_keep(path: Path, resume_step: int) -> list[str]:
         try:
             line = json.loads(text)
             _, step, split = _identity(line)
-        except (ValueError, KeyError, TypeError):
+        except (ValueError, KeyError, TypeError, RecursionError):
             continue
         if step <= resume_step and split != "test":
             kept.append(text)

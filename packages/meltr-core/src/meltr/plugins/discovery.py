@@ -6,13 +6,14 @@ import contextlib
 import importlib
 import importlib.metadata
 import importlib.util
+import os
 import re
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from types import ModuleType
 
-from meltr.errors import PluginError, UserError
+from meltr.errors import PluginError, UserError, did_you_mean
 from meltr.plugins.causes import cause_of
 from meltr.plugins.checks import collect
 from meltr.plugins.registry import BrokenPlugin, Plugin, Registry
@@ -21,6 +22,9 @@ from meltr.version import __version__
 GROUP = "meltr"
 """Entry point group that a package names its plugin module in."""
 
+CHOSEN = "MELTR_PLUGINS"
+"""Environment variable with the installed plugins to load; `--no-plugins` sets it to nothing."""
+
 BUILTIN = ("meltr.builtin", "meltr.video.plugin")
 """Modules of core's own plugins; they use the hooks that every plugin has."""
 
@@ -28,19 +32,24 @@ BUILTIN = ("meltr.builtin", "meltr.video.plugin")
 def discover(files: Sequence[Path] = ()) -> Registry:
     """Load core's own plugin, every installed one and those in `files`, without importing torch.
 
+    Loading a plugin runs the module that its entry point names. The environment variable ``MELTR_PLUGINS`` restricts
+    that to the installed plugins it lists, ``a,b``, by the names of their entry points; if it is empty, none is loaded.
+
     Args:
         files: Python files given with ``--plugin``.
 
     Raises:
-        UserError: If one of `files` does not exist.
+        UserError: If one of `files` does not exist, or ``MELTR_PLUGINS`` names a plugin that is not installed.
         PluginError: If one of `files` is broken; files were requested, so they must work.
     """
     registry = Registry()
     for module in BUILTIN:
         name = "core" if module == "meltr.builtin" else module.split(".")[1]
         _load(registry, name, f"meltr-core {__version__}", lambda module=module: importlib.import_module(module))  # type: ignore[misc]
-    for entry in sorted(set(importlib.metadata.entry_points(group=GROUP)), key=lambda each: (each.name, each.value)):
-        if entry.value not in BUILTIN:
+    installed = sorted(set(importlib.metadata.entry_points(group=GROUP)), key=lambda each: (each.name, each.value))
+    wanted = _wanted({entry.name for entry in installed if entry.value not in BUILTIN})
+    for entry in installed:
+        if entry.value not in BUILTIN and entry.name in wanted:
             source = f"{entry.dist.name} {entry.dist.version}" if entry.dist is not None else entry.value
             _load(registry, entry.name, source, entry.load)
     for file in files:
@@ -53,6 +62,18 @@ def discover(files: Sequence[Path] = ()) -> Registry:
             message = f"--plugin {plugin.source} is broken: {plugin.cause}"
             raise PluginError(message, "Add --debug to see the traceback.") from plugin.error
     return registry
+
+
+def _wanted(installed: Collection[str]) -> Collection[str]:
+    """Return the names of the plugins to load."""
+    chosen = os.environ.get(CHOSEN)
+    if chosen is None:
+        return installed
+    names = [name.strip() for name in chosen.split(",") if name.strip()]
+    unknown = next((name for name in names if name not in installed), None)
+    if unknown is not None:
+        raise UserError(f"{CHOSEN} names {unknown!r}, which is not installed", did_you_mean(unknown, installed))
+    return names
 
 
 def _load(registry: Registry, name: str, source: str, load: Callable[[], object]) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -12,6 +11,7 @@ from typing import Any
 from meltr.errors import UserError
 from meltr.files import decode, read_object
 from meltr.folders.run_folder import RunFolder, not_a_run_folder, seed_folders
+from meltr.limits import SETTINGS_BYTES, UnreadableError, file_bytes, file_text, from_json, from_yaml
 
 Line = Mapping[str, Any]
 
@@ -165,12 +165,10 @@ def _refused(folder: RunFolder) -> UserError:
 def _read_yaml(path: Path) -> dict[str, Any] | None:
     if not path.is_file():
         return None
-    import yaml
-
     try:
-        value = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
-        raise UserError(f"{path} is not valid YAML: {error}", "It was changed or copied incompletely.") from None
+        value = from_yaml(file_text(path, most=SETTINGS_BYTES), path)
+    except UnreadableError as error:
+        raise UserError(error.message, "It was changed or copied incompletely.") from None
     return value if isinstance(value, dict) else None
 
 
@@ -178,17 +176,16 @@ def _read_lines(path: Path) -> list[dict[str, Any]]:
     """Read metrics.jsonl; a last line that a kill cut off, or that is being written, is skipped."""
     if not path.is_file():
         return []
-    texts = path.read_text(encoding="utf-8", errors="replace").splitlines()
+    texts = file_bytes(path).decode("utf-8", errors="replace").splitlines()
     lines = []
     for index, text in enumerate(texts):
         try:
-            line = decode(json.loads(text))
-        except ValueError as error:
+            line = decode(from_json(text, f"{path}, line {index + 1}", finite=False))
+        except UnreadableError as error:
             if index == len(texts) - 1:
                 break
-            raise UserError(
-                f"{path}, line {index + 1}, is not valid JSON: {error}", "Remove the line, or the whole file."
-            ) from None
+            message = f"{path}, line {index + 1}, is {error.problem}"
+            raise UserError(message, "Remove the line, or the whole file.") from None
         if isinstance(line, dict):
             lines.append(line)
     return lines

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import cast
 
 from meltr.context import RunContext
 from meltr.errors import UserError
+from meltr.files import read_object
 from meltr.folders.run_folder import RunFolder
 from meltr.progress import ProgressCounter
 from meltr.video import Corpus, Source, miniature
@@ -136,8 +136,12 @@ def _check_as_trained(context: RunContext, features: FeatureSource) -> None:
     file = None if context.run_dir is None else RunFolder(context.run_dir).data
     if not context.weights_follow or file is None or not file.is_file():
         return
-    trained = json.loads(file.read_text(encoding="utf-8"))["meta"]["features"]
-    require(features, width=trained["width"], extractor=trained["extractor"], weights=trained["weights"])
+    try:
+        trained = (read_object(file) or {})["meta"]["features"]
+        kind = {"width": trained["width"], "extractor": trained["extractor"], "weights": trained["weights"]}
+    except (KeyError, TypeError) as error:
+        raise UserError(f"{file} does not describe the features of the run.", "It was changed.") from error
+    require(features, **kind)
 
 
 def _check_readable(corpus: Corpus, features: FeatureSource) -> None:

@@ -6,10 +6,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from meltr.errors import UserError
+from meltr.limits import UnreadableError, npy_array
 from meltr_univl.features.extraction import extract
 from meltr_univl.features.extractors import Extractor, open_extractor
 from meltr_univl.features.reading import FeatureRecord, Features, checked
@@ -40,10 +40,10 @@ class AskedFeatures:
             self._extractor = self._extractor or self._opened()
             return extract(file, self._extractor)
         try:
-            array = np.load(file, allow_pickle=False)
-        except (OSError, ValueError) as error:
+            array = npy_array(file)
+        except UnreadableError as error:
             hint = "It must be an array of shape (frames, width), saved with numpy.save."
-            raise UserError(f"{file} cannot be read: {error}.", hint) from error
+            raise UserError(f"{file} cannot be read: {error.problem}", hint) from error
         return checked(array, str(file), self.record.width)
 
     def _opened(self) -> Extractor:

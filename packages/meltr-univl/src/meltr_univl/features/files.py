@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import mmap
 import os
-import zipfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,8 @@ import numpy as np
 
 from meltr.data.safe_pickle import ArraySpan, index_pickle
 from meltr.errors import UserError
+from meltr.file_search import files_below
+from meltr.limits import Npz, UnreadableError, npy_array
 from meltr.video.annotations.finding import SUFFIXES
 from meltr_univl.features.reading import MAKE, FeatureRecord, Features, FeatureSource, checked, read_record
 
@@ -221,8 +222,8 @@ class FeatureArchive:
 
     def __init__(self, path: Path, *, extractor: str | None = None, rate: float | None = None) -> None:
         self.path = path
-        self._archive: Any = None
-        keys: list[str] = self._open().files
+        self._archive: Npz | None = None
+        keys = list(self._open())
         if not keys:
             raise UserError(f"{path} holds no arrays.", "It needs one per video, (frames, width).")
         self._names = Names(keys, path)
@@ -245,36 +246,33 @@ class FeatureArchive:
         name = self._names.require(key)
         return checked(self._read(name), f"{self.path}, {name!r},", self.record.width)
 
-    def _open(self) -> Any:
+    def _open(self) -> Npz:
         if self._archive is None:
             try:
-                self._archive = np.load(self.path, allow_pickle=False)
-            except (OSError, ValueError, zipfile.BadZipFile) as error:
-                raise _damaged(self.path, error) from error
+                self._archive = Npz(self.path)
+            except UnreadableError as error:
+                raise _damaged(error) from error
         return self._archive
 
     def _read(self, name: str) -> Any:
         try:
-            return self._open()[name]
-        except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
-            raise _damaged(f"{self.path}, {name!r},", error) from error
+            return self._open().array(name)
+        except UnreadableError as error:
+            raise _damaged(error) from error
 
 
 def _npy_files(folder: Path) -> Iterator[tuple[str, Path]]:
     """Yield the path below `folder` without its ending, and the file."""
-    for parent, subfolders, names in os.walk(folder, followlinks=True):
-        subfolders[:] = sorted(name for name in subfolders if not name.startswith("."))
-        for name in sorted(names):
-            if name.endswith(".npy") and not name.startswith("."):
-                file = Path(parent, name)
-                yield file.relative_to(folder).as_posix().removesuffix(".npy"), file
+    for file in files_below(folder):
+        if file.name.endswith(".npy"):
+            yield file.relative_to(folder).as_posix().removesuffix(".npy"), file
 
 
 def _load(file: Path) -> Any:
     try:
-        return np.load(file, allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
-        raise _damaged(file, error) from error
+        return npy_array(file)
+    except UnreadableError as error:
+        raise _damaged(error) from error
 
 
 def _width(array: Any, where: Path) -> int:
@@ -287,10 +285,8 @@ def _width(array: Any, where: Path) -> int:
     return int(shape[1])
 
 
-def _damaged(where: Path | str, error: Exception) -> UserError:
-    return UserError(
-        f"{where} is truncated or corrupt: {type(error).__name__}: {error}.", f"Make the features again: {MAKE}."
-    )
+def _damaged(error: UnreadableError) -> UserError:
+    return UserError(error.message, f"Make the features again: {MAKE}.")
 
 
 def _contents(content: Any) -> str:

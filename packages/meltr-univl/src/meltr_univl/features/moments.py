@@ -11,9 +11,12 @@ from typing import Any
 
 import numpy as np
 
-from meltr.video.frames.media import MediaError, check_whole, decode, open_video, require
+from meltr.video.frames.media import MediaError, check_whole, decode, film_of, open_video, require
 from meltr.video.frames.pictures import Picture
 from meltr.video.frames.source import Frames
+
+LONGEST = 3600.0
+"""Seconds that one frame may be shown. A longer time is a damaged time stamp: it would give hours of clips."""
 
 IMAGES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".ppm")
 """Endings of still images. An image is one clip that repeats the picture."""
@@ -70,7 +73,7 @@ def _timed(path: Path) -> Iterator[tuple[Callable[[], Picture], float]]:
     av: Any = require("av")
     check_whole(path)
     with open_video(path) as container:
-        stream = container.streams.video[0]
+        stream = film_of(container)
         stream.thread_type = "NONE"
         step = 1 / float(stream.average_rate or 25)
         start = held = None
@@ -83,6 +86,12 @@ def _timed(path: Path) -> Iterator[tuple[Callable[[], Picture], float]]:
                 if held is not None:
                     # Frames without a time, or with a time that does not increase, last as long as the others.
                     end = held[1] + step if now is None or start is None or now - start <= held[1] else now - start
+                    if end - held[1] > LONGEST:
+                        raise MediaError(
+                            f"{path} is damaged after frame {number}: by its time stamps, that frame lasts "
+                            f"{end - held[1]:,.0f} seconds.",
+                            "Get the file again, or encode it again.",
+                        )
                     yield _converter(held[0]), end
                     held = (frame, end)
                 else:

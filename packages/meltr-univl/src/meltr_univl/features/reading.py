@@ -5,7 +5,6 @@ This module does not import torch.
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
@@ -17,6 +16,7 @@ import numpy.typing as npt
 
 from meltr.errors import UserError
 from meltr.files import write_json
+from meltr.limits import UnreadableError, file_text, from_json
 
 Features = npt.NDArray[np.float32]
 """One vector for each clip of a video, (F, D); F is 0 for a video without frames."""
@@ -98,7 +98,7 @@ def read_record(folder: Path) -> FeatureRecord | None:
     if not path.is_file():
         return None
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = from_json(file_text(path), path)
         if content.pop("format") != FORMAT:
             raise ValueError("its format is not the one that this meltr reads")
         record = FeatureRecord(**content)
@@ -106,6 +106,10 @@ def read_record(folder: Path) -> FeatureRecord | None:
             raise ValueError(f"width is {record.width!r}")
         if record.rate is not None and not (math.isfinite(record.rate) and record.rate > 0):
             raise ValueError(f"rate is {record.rate!r}")
+    except UnreadableError as error:
+        raise UserError(
+            f"{path} is damaged: {error.problem}", f"Delete the folder and make it again: {MAKE}."
+        ) from error
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(
             f"{path} is damaged: {type(error).__name__}: {error}.", f"Delete the folder and make it again: {MAKE}."

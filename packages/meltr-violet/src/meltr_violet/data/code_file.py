@@ -17,6 +17,7 @@ import numpy as np
 
 from meltr.errors import UserError
 from meltr.files import write_bytes
+from meltr.limits import UnreadableError, from_json
 from meltr_violet.data.codes import Codes
 
 FORMAT = 1
@@ -130,9 +131,11 @@ def _read(path: Path) -> tuple[Any, Any]:
         raise UserError(f"There is no file of visual codes {path}.", "Make it with: meltr data codes")
     try:
         with safe_open(path, framework="numpy") as content:
-            index = json.loads((content.metadata() or {}).get("meltr", "{}"))
+            index = from_json((content.metadata() or {}).get("meltr", "{}"), path)
             if index.get("format") == FORMAT:
                 return index, content.get_tensor("codes")
+    except UnreadableError as error:
+        raise UserError(error.message, MAKE_AGAIN) from error
     except (SafetensorError, OSError, ValueError, AttributeError) as error:
         raise UserError(f"{path} is damaged: {type(error).__name__}: {error}.", MAKE_AGAIN) from error
     raise UserError(

@@ -6,7 +6,6 @@ This module does not import torch.
 from __future__ import annotations
 
 import base64
-import binascii
 import io
 import mmap
 from collections.abc import Iterator
@@ -18,10 +17,10 @@ import numpy as np
 import numpy.typing as npt
 
 from meltr.data.safe_pickle import Span, index_pickle
-from meltr.errors import UserError
+from meltr.errors import MeltrError, UserError
 from meltr.video.annotations.parsing import malformed, read_list
-from meltr.video.frames.media import require
 from meltr.video.frames.source import Frames
+from meltr.video.frames.stills import opened, rgb
 
 NAME_BYTES = 4096
 """Maximum length of the name at the beginning of a line of a table."""
@@ -93,12 +92,13 @@ class PreparedFrames:
         return np.stack(frames)
 
     def _picture(self, key: str, number: int, raw: bytes) -> npt.NDArray[np.uint8]:
-        image = require("PIL.Image")
         try:
             content = base64.b64decode(raw, validate=True)
-            with image.open(io.BytesIO(content), formats=("JPEG",)) as picture:
-                return np.asarray(picture.convert("RGB"))
-        except (binascii.Error, OSError, ValueError, SyntaxError) as error:
+            with opened(io.BytesIO(content), ("JPEG",)) as picture:
+                return np.asarray(rgb(picture))
+        except MeltrError:
+            raise
+        except Exception as error:  # a broken picture can make the decoder raise anything
             where = f"{self.path}, {key}, frame {number}"
             raise malformed(where, f"not a JPEG in base64: {type(error).__name__}: {error} ({len(raw):,} bytes).")
 

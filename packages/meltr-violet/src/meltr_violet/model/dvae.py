@@ -11,11 +11,13 @@ from collections import OrderedDict
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
+from zipfile import is_zipfile
 
 import torch
 from torch import Tensor, nn
 
 from meltr.errors import UserError
+from meltr.limits import check_zip
 from meltr.weights import read_weights
 
 GROUPS = 4
@@ -155,6 +157,8 @@ def _read(path: Path) -> Mapping[str, Tensor]:
     if not path.is_file():
         raise UserError(f"There is no file {path}.", "Give encoder.pkl of the public repository openai/DALL-E.")
     try:
+        if is_zipfile(path):
+            check_zip(path)
         with torch.serialization.safe_globals([(_Record, name) for name in _RECORDED]):
             content: Any = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a broken or hostile file can make the reader raise anything

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import warnings
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -12,7 +11,9 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from meltr.errors import UserError
+from meltr.errors import MeltrError, UserError
+from meltr.file_search import endings_of, files_below, is_visible
+from meltr.video.frames.stills import FORMATS, opened, rgb
 from meltr_vision.data.images import ImageSet, Splits, how_to_get
 
 SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm"})
@@ -43,16 +44,29 @@ def read_image_folder(root: Path | None, *, size: int) -> Splits:
     if len(names) < 2:
         raise UserError(f"{root / 'train'} has {len(names)} class folders; at least two are needed.", hint)
     listed = {part: _list(root / part, names) for part in ("train", "val", "test") if (root / part).is_dir()}
-    if not listed["train"]:
-        endings = " ".join(sorted(SUFFIXES))
-        raise UserError(f"{root / 'train'} holds no images.", f"Endings of images: {endings}.")
+    _check_classes(root / "train", names, [names[label] for _, label in listed["train"]])
     _check_memory(sum(map(len, listed.values())), size)
     found = {part: _read(root, files, names, size=size) for part, files in listed.items() if files}
     return Splits(train=found["train"], validation=found.get("val"), test=found.get("test"))
 
 
 def _entries(folder: Path) -> list[Path]:
-    return sorted(entry for entry in folder.iterdir() if not entry.name.startswith("."))
+    return sorted(entry for entry in folder.iterdir() if is_visible(entry.name))
+
+
+def _check_classes(folder: Path, names: Sequence[str], present: Sequence[str]) -> None:
+    """Raise a UserError if a class has no image; it names files with other endings."""
+    empty = sorted(set(names) - set(present))
+    if not empty:
+        return
+    others = endings_of((file for name in empty for file in files_below(folder / name)), SUFFIXES)
+    what = (
+        "holds no images" if len(empty) == len(names) else f"has classes without an image: {', '.join(empty[:SHOWN])}"
+    )
+    raise UserError(
+        f"{folder} {what}{f' ({others})' if others else ''}.",
+        f"Endings of images: {' '.join(sorted(SUFFIXES))}. Remove or fill the folders of empty classes.",
+    )
 
 
 def _list(folder: Path, names: Sequence[str]) -> list[tuple[Path, int]]:
@@ -68,8 +82,8 @@ def _list(folder: Path, names: Sequence[str]) -> list[tuple[Path, int]]:
     return [
         (file, label[entry.name])
         for entry in classes
-        for file in sorted(entry.rglob("*"))
-        if file.suffix.lower() in SUFFIXES and file.is_file() and not file.name.startswith(".")
+        for file in sorted(files_below(entry))
+        if file.suffix.lower() in SUFFIXES and file.is_file()
     ]
 
 
@@ -91,21 +105,25 @@ def _check_memory(count: int, size: int) -> None:
 def read_square(file: Path, size: int, *, channels: int = 3) -> npt.NDArray[np.uint8] | str:
     """Return one image as (channels, size, size), or the reason why it cannot be read.
 
+    It is read as `meltr.video.frames.stills` says: upright, with 8 bits per channel, on white where it is transparent.
+
     Args:
         file: The image; an animated one gives its first frame.
         size: Length in pixels that the shorter side is resized to; then the centre is cropped.
         channels: 3: RGB; 1: grey.
     """
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(file) as picture:
-                whole = picture.convert("RGB" if channels == 3 else "L")
+        with opened(file, (*FORMATS, "GIF")) as picture:
+            whole = rgb(picture)
+        if channels == 1:
+            whole = whole.convert("L")
         wide, high = (size * side // min(whole.size) for side in whole.size)
         left, top = round((wide - size) / 2), round((high - size) / 2)
         resized = whole if (wide, high) == whole.size else whole.resize((wide, high), Image.Resampling.BILINEAR)
         square = np.asarray(resized.crop((left, top, left + size, top + size)))
         return square.reshape(size, size, channels).transpose(2, 0, 1)
+    except MeltrError as error:
+        return error.message
     except Exception as error:  # a broken image can make the decoder raise anything
         return f"{type(error).__name__}: {error}"
 

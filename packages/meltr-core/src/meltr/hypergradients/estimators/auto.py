@@ -13,18 +13,13 @@ from torch import Tensor
 from meltr.autograd.graph import shared_backwards
 from meltr.autograd.vectors import Direction
 from meltr.hypergradients.estimators.base import Estimator
+from meltr.hypergradients.estimators.checking import allowed, relative_gap
 from meltr.hypergradients.estimators.difference import CentralDifference
 from meltr.hypergradients.estimators.forward import ForwardMode
 from meltr.hypergradients.estimators.one_sided import OneSidedDifference
 from meltr.hypergradients.estimators.per_task import PerTask
 from meltr.hypergradients.loss_values import BatchValues, LossValues
 from meltr.hypergradients.problem import ROWS_KEPT, OuterProblem
-
-TOLERANCE = 1e-2
-"""Relative difference from one backward pass per task above which forward mode is not used (bf16 rounds at 4e-3)."""
-
-DIFFERENCE_TOLERANCE = 5e-2
-"""The same for central differences, whose error reaches a few per cent in deep networks with kinks."""
 
 BACKWARDS = 2.5
 """T+1 backward passes are worth it if together they cost less than this many (v, a difference and u: 2.5)."""
@@ -122,8 +117,8 @@ class Auto(Estimator):
         except (NotImplementedError, RuntimeError) as error:
             cause = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
             return *_without_forward_mode(problem, direction, exact, f"{reason}no forward mode: {cause}"), exact
-        gap = _gap(products, exact)
-        if not gap <= TOLERANCE * (5 if setup.low_precision else 1):
+        gap = relative_gap(products, exact)
+        if not gap <= allowed(forward, setup):
             reason = f"{reason}forward mode differs from one backward pass per task by {gap:.1e}"
             return *_without_forward_mode(problem, direction, exact, reason), exact
         reason = f"{reason}forward mode works (differs from one backward pass per task by {gap:.1e})"
@@ -165,8 +160,8 @@ def _without_forward_mode(
         return PerTask(), reason
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", RuntimeWarning)  # an uncertain difference is not chosen
-        gap = _gap(CentralDifference()(problem, direction), exact)
-    if not gap <= DIFFERENCE_TOLERANCE:
+        gap = relative_gap(CentralDifference()(problem, direction), exact)
+    if not gap <= allowed(CentralDifference(), problem.auxiliary.setup):
         return PerTask(), f"{reason}; central differences are off by {gap:.1e}"
     return CentralDifference(), reason
 
@@ -178,7 +173,3 @@ def _price(estimator: Estimator, problem: OuterProblem, direction: Direction) ->
     estimator(problem, direction)
     torch.cuda.synchronize()
     return 1000 * (time.perf_counter() - started)
-
-
-def _gap(products: Tensor, exact: Tensor) -> float:
-    return float((products - exact).norm() / exact.norm().clamp_min(1e-300)) if exact.norm() > 0 else 0.0

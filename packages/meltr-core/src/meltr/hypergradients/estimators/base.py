@@ -19,10 +19,13 @@ class Estimator(abc.ABC):
     Attributes:
         name: The name used with ``--set estimator=``.
         needs_whole_weights: True if it does not support weights that are sharded over processes.
+        tolerance: Relative difference from one backward pass per task above which the first outer step warns, five
+            times as much in low precision; None: no check.
     """
 
     name: ClassVar[str]
     needs_whole_weights: ClassVar[bool] = False
+    tolerance: ClassVar[float | None] = None
 
     @abc.abstractmethod
     def __call__(self, problem: OuterProblem, direction: Direction) -> Tensor:

@@ -46,6 +46,13 @@ def _of_batch(problem: OuterProblem, direction: Direction, batch: BatchValues) -
         pairs = [(u, q) for u, q in zip(gradients, direction, strict=True) if u is not None and q is not None]
         if not pairs:
             return torch.zeros_like(weights, dtype=torch.float64)
-        inner = torch.stack([(u.to(weights) * q.to(weights)).sum() for u, q in pairs]).sum()
+        inner = torch.stack([_inner(u, q, weights) for u, q in pairs]).sum()
         (products,) = torch.autograd.grad(inner, weights, retain_graph=True)
     return products.double()
+
+
+def _inner(u: Tensor, q: Tensor, like: Tensor) -> Tensor:
+    """Return the inner product of two parts in the type of `like`; a complex number counts as two real ones."""
+    if u.is_complex():
+        u, q = torch.view_as_real(u.resolve_conj()), torch.view_as_real(q.to(u).resolve_conj())
+    return (u.to(like) * q.to(like)).sum()

@@ -51,6 +51,7 @@ class ForwardMode(Estimator):
     """
 
     name: ClassVar[str] = "forward"
+    tolerance: ClassVar[float | None] = 1e-2
     needs_whole_weights: ClassVar[bool] = True
 
     def __call__(self, problem: OuterProblem, direction: Direction) -> Tensor:
@@ -91,7 +92,7 @@ def _of_batch(problem: OuterProblem, direction: Direction, function: LossFunctio
         for weight in beside:  # functional_call does not reach a head outside the model: set its tangent in place
             weight.copy_(forward_ad.make_dual(weight.detach().clone(), tangents[id(weight)]))
         duals = {
-            name: forward_ad.make_dual(parameter.detach(), tangents[id(parameter)])
+            name: forward_ad.make_dual(parameter.detach().requires_grad_(), tangents[id(parameter)])
             for name, parameter in wrapper.named_parameters()
             if id(parameter) in tangents
         }
@@ -101,5 +102,5 @@ def _of_batch(problem: OuterProblem, direction: Direction, function: LossFunctio
         products = []
         for part in parts:
             tangent = forward_ad.unpack_dual(part).tangent
-            products.append(torch.zeros_like(part) if tangent is None else tangent)
+            products.append(torch.zeros_like(part) if tangent is None else tangent.detach())
         return torch.stack([product.double() for product in products])

@@ -32,7 +32,7 @@ class SAMA(Scheme):
         """Return q.
 
         Raises:
-            UserError: If the inner optimiser or the derivative of its step is unknown.
+            UserError: If the inner optimiser or the derivative of its step is unknown, or a weight is complex.
         """
         optimizer = problem.inner_optimizer
         if optimizer is None:
@@ -41,6 +41,11 @@ class SAMA(Scheme):
                 f"Pass inner_optimizer=... to Bilevel: {KNOWN}.",
             )
         derivative = step_derivative_of(optimizer)
+        if any(parameter.is_complex() for parameter in problem.parameters):
+            raise UserError(
+                "scheme 'sama' does not support complex weights: the optimiser's step is not elementwise there.",
+                "Use another scheme: --set scheme=aid-fp-lite.",
+            )
         problem.learning_rates()  # every parameter must belong to the optimiser
         groups = {id(p): group for group in optimizer.param_groups for p in group["params"]}
         v = problem.primary_gradient()

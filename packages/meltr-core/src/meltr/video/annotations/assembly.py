@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from meltr.errors import UserError
-from meltr.video.annotations.finding import existing, index_by_stem, match_stems
+from meltr.video.annotations.finding import existing, index_by_stem, match_stems, other_endings
 from meltr.video.annotations.layout import DatasetLayout
 from meltr.video.corpus import Corpus, Item
 
@@ -97,11 +97,17 @@ def _check_not_empty(draft: Draft, layout: DatasetLayout, root: Path) -> None:
 
 def _missing_error(layout: DatasetLayout, root: Path, missing: Sequence[str], *, named: int) -> UserError:
     message = f"{layout.dataset}: {len(missing):,} of {named:,} videos that the annotations name are not in {root}: "
-    lines = [layout.media_place(root)]
+    lines = [*_elsewhere(layout, root, missing), layout.media_place(root)]
     if len(missing) < named:
         lines.append("Continue without them: --allow-missing (their examples are skipped, in the test split too).")
     lines.append("To run without any files: --sample.")
     return UserError(message + first(missing), "\n".join(lines))
+
+
+def _elsewhere(layout: DatasetLayout, root: Path, missing: Sequence[str]) -> list[str]:
+    """Return a line about files that are there under another ending."""
+    sentence = "" if layout.media is None else other_endings(root, layout.media.folders, missing)
+    return [sentence] if sentence else []
 
 
 def _without(

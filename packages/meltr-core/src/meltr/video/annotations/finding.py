@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-SUFFIXES = (".mp4", ".avi", ".webm", ".mkv", ".mov", ".gif")
+from meltr.file_search import endings_of, files_below
+
+SUFFIXES = (
+    ".mp4", ".avi", ".webm", ".mkv", ".mov", ".gif", ".m4v", ".mpg", ".mpeg", ".wmv", ".flv", ".3gp", ".ts", ".ogv"
+)  # fmt: skip
 """Video file extensions, in order of preference if a video exists in several formats."""
 
 
@@ -24,19 +28,13 @@ def index_by_stem(root: Path, folders: Iterable[str]) -> dict[str, Path]:
     found: dict[str, Path] = {}
     for folder in folders:
         best: dict[str, tuple[int, Path]] = {}
-        for path in _files(root / folder, deep=folder != "."):
+        for path in files_below(root / folder, deep=folder != "."):
             stem, suffix = os.path.splitext(path.name)
             if suffix.lower() in SUFFIXES:
                 rank = (SUFFIXES.index(suffix.lower()), path)
                 best[stem] = min(best.get(stem, rank), rank)
         found.update({stem: path for stem, (_, path) in best.items() if stem not in found})
     return found
-
-
-def _files(folder: Path, *, deep: bool) -> Iterator[Path]:
-    for parent, subfolders, names in os.walk(folder, followlinks=True):
-        subfolders[:] = [name for name in subfolders if deep and not name.startswith(".")]
-        yield from (Path(parent, name) for name in names if not name.startswith("."))
 
 
 def match_stems(
@@ -55,6 +53,20 @@ def match_stems(
         if path is not None:
             found[key] = path
     return found
+
+
+def other_endings(root: Path, folders: Iterable[str], keys: Iterable[str]) -> str:
+    """Return a sentence about files that are named like missing videos, with endings that do not count; else "".
+
+    Args:
+        root: Folder of the data set.
+        folders: Folders below the root, as for `index_by_stem`.
+        keys: Names of the missing videos.
+    """
+    wanted = frozenset(keys)
+    there = (path for folder in folders for path in files_below(root / folder, deep=folder != "."))
+    found = endings_of((path for path in dict.fromkeys(there) if path.stem in wanted), SUFFIXES)
+    return f"{found} of these names are there; known endings: {' '.join(SUFFIXES)}." if found else ""
 
 
 def existing(paths: Mapping[str, Path]) -> dict[str, Path]:

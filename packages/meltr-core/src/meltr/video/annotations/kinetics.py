@@ -75,6 +75,9 @@ def _clips(path: Path, stems: dict[str, tuple[str, ...]]) -> list[Item]:
 
 def _seconds(row: Mapping[str, str], column: str, where: str) -> int:
     try:
-        return int(float(row[column]))
-    except ValueError:
+        number = int(float(row[column]))
+        if not 0 <= number < 10**6:
+            raise ValueError
+        return number
+    except (ValueError, OverflowError):
         raise malformed(where, f"{column} {row[column]!r:.60} is not a number of seconds.")

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import csv
-import gzip
 import io
-import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from meltr.errors import UserError
+from meltr.limits import UnreadableError, file_text, from_json
 
 AGAIN = "Get the file again from its official source."
 
@@ -31,27 +30,23 @@ def read_text(path: Path) -> str:
     """Return the content of a UTF-8 file, without a byte order mark; a ``.gz`` file is decompressed.
 
     Raises:
-        UserError: If it cannot be read.
+        UserError: If it cannot be read, or unpacks to too much (`meltr.limits`).
     """
     try:
-        if path.suffix == ".gz":
-            return gzip.decompress(path.read_bytes()).decode("utf-8-sig")
-        return path.read_text(encoding="utf-8-sig")
-    except (gzip.BadGzipFile, EOFError) as error:
-        raise malformed(path, f"not a complete gzip file: {error}.") from error
-    except UnicodeDecodeError as error:
-        raise malformed(path, f"not UTF-8 text: {error.reason} at byte {error.start:,}.")
-    except OSError as error:
+        return file_text(path)
+    except FileNotFoundError as error:
         raise UserError(f"Cannot read {path}: {error.strerror or error}.", "Check the path and its permissions.")
+    except UnreadableError as error:
+        raise malformed(path, error.problem)
 
 
 def read_json(path: Path) -> Any:
     """Return the content of a JSON file; UserError with the line if it is malformed."""
     text = read_text(path)
     try:
-        return json.loads(text)
-    except json.JSONDecodeError as error:
-        raise malformed(f"{path}, line {error.lineno}", f"not valid JSON: {error.msg} (column {error.colno}).")
+        return from_json(text, path)
+    except UnreadableError as error:
+        raise UserError(error.message, AGAIN)
 
 
 def read_json_lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
@@ -61,11 +56,9 @@ def read_json_lines(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
             continue
         where = f"{path}, line {number}"
         try:
-            value = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise malformed(
-                where, f"not valid JSON: {error.msg} (column {error.colno}).", "Every line is one JSON object."
-            )
+            value = from_json(line, where)
+        except UnreadableError as error:
+            raise malformed(where, error.problem, "Every line is one JSON object.")
         if not isinstance(value, dict):
             raise malformed(where, f"{type(value).__name__} instead of an object.", "Every line is one JSON object.")
         yield number, value
@@ -134,7 +127,7 @@ def number_of(
     value = record.get(name)
     try:
         number = math.nan if isinstance(value, bool) else float(value)  # type: ignore[arg-type]
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         number = math.nan
     if name not in record:
         raise malformed(where, f"no {name!r}; it has {', '.join(map(str, list(record)[:12])) or 'nothing'}.")

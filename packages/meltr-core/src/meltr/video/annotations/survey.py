@@ -8,7 +8,7 @@ from pathlib import Path
 from meltr.errors import UserError
 from meltr.video.annotations import layout_for, reader
 from meltr.video.annotations.assembly import Draft, find_media
-from meltr.video.annotations.finding import index_by_stem
+from meltr.video.annotations.finding import index_by_stem, other_endings
 from meltr.video.annotations.layout import AnnotationFile, DatasetLayout, require_root
 
 
@@ -43,6 +43,7 @@ class Survey:
         missing: Videos that are named in the annotations but do not exist.
         problem: Error in the annotations; None: no error.
         notes: Remarks for the user.
+        elsewhere: A sentence about files of missing videos whose endings do not count.
     """
 
     layout: DatasetLayout
@@ -54,6 +55,7 @@ class Survey:
     missing: tuple[str, ...] = ()
     problem: UserError | None = None
     notes: tuple[str, ...] = field(default=())
+    elsewhere: str = ""
 
     @property
     def readable(self) -> bool:
@@ -100,6 +102,8 @@ def _counted(found: Survey, draft: Draft) -> Survey:
         SplitCount(name, len(items), sum(item.media in media for item in items), published.get(name))
         for name, items in draft.splits.items()
     )
+    missing = tuple(key for key in draft.media_names() if key not in media)
+    folders = () if found.layout.media is None else found.layout.media.folders
     return Survey(
         found.layout,
         found.task,
@@ -107,6 +111,7 @@ def _counted(found: Survey, draft: Draft) -> Survey:
         found.files,
         splits=splits,
         media=len(media),
-        missing=tuple(key for key in draft.media_names() if key not in media),
+        missing=missing,
         notes=draft.notes,
+        elsewhere=other_endings(found.root, folders, missing) if missing else "",
     )

@@ -11,7 +11,6 @@ overlap it.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -23,6 +22,9 @@ from meltr.video.corpus import Item
 
 SPLITS = {"training": "train", "validation": "test"}
 """Subset -> split."""
+
+LONGEST = 1e9
+"""Largest time in seconds; no video is longer."""
 
 LAYOUTS = (
     DatasetLayout(
@@ -85,7 +87,9 @@ def span_of(value: Any, where: str) -> tuple[float, float]:
 
 
 def _is_time(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value) and value >= 0
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return False
+    return 0 <= value <= LONGEST
 
 
 def _transcripts(path: Path) -> dict[str, list[tuple[float, float, str]]]:

@@ -83,6 +83,7 @@ def _what_to_do(found: Survey) -> list[str]:
     if not found.readable or any(not each.items for each in found.splits):
         lines.append(found.layout.places(found.root))
     elif found.missing:
+        lines += [found.elsewhere] if found.elsewhere else []
         lines.append(found.layout.media_place(found.root))
     if found.readable and any(each.usable for each in found.splits if each.name == "train"):
         lines.append("To use only the files that exist, add --allow-missing to meltr run.")

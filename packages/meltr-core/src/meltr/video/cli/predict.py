@@ -12,7 +12,7 @@ from typing import Annotated, Any
 
 import typer
 
-from meltr.cli.options import AsJson, registry_for
+from meltr.cli.options import AsJson, Trust, plugins_of_run, registry_for
 from meltr.cli.output import print_json, remark, table
 from meltr.context import FILE_KEYS, Prediction, PredictRequest
 from meltr.errors import UserError
@@ -61,6 +61,7 @@ def predict(
     checkpoint: Annotated[str, typer.Option(help="best, last, or a name such as step-000500.")] = "best",
     device: Annotated[str | None, typer.Option(help="auto, cpu, cuda, cuda:0, mps; default: the run's.")] = None,
     plugin: Annotated[list[Path] | None, typer.Option(help="Python file with a plugin, if it has moved.")] = None,
+    trust: Trust = False,
     as_json: AsJson = False,
 ) -> None:
     """Predict with a trained run: classify or caption videos, answer a --question, or rank them by a text (--search).
@@ -74,7 +75,7 @@ def predict(
     if aside is not None:
         remark(f"the run that {run} replaces is in {aside}, until {run} has a checkpoint or results")
     folder = _one_of(run)
-    registry = registry_for(ctx, plugin or folder.read_spec().plugins)
+    registry = registry_for(ctx, plugins_of_run(folder.path, folder.read_spec().plugins, plugin, trust=trust))
     from meltr.engine.predicting import load_run
     from meltr.video.contact_sheet import tiles_of, write_sheet
 

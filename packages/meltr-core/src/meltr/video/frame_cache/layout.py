@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from meltr.errors import UserError, did_you_mean
+from meltr.limits import UnreadableError, file_text, from_json
 from meltr.video.frames.sampling import SAMPLERS
 
 FORMAT = 1
@@ -82,13 +82,15 @@ def shard_path(folder: Path, number: int, ending: str) -> Path:
 def read_settings(folder: Path) -> CacheSettings:
     """Return the settings of the cache in `folder`; UserError if there is none, or its format is another version."""
     try:
-        content = json.loads((folder / HEADER).read_text(encoding="utf-8"))
+        content = from_json(file_text(folder / HEADER), folder / HEADER)
         version = content["format"]
         if version == FORMAT:
             return CacheSettings(**content["settings"])
     except OSError as error:
         hint = "Make one with `meltr data cache`, or use the folder of an existing one."
         raise UserError(f"{folder} is not a frame cache: {HEADER}: {error.strerror or error}.", hint)
+    except UnreadableError as error:
+        raise UserError(f"{folder / HEADER} is damaged: {error.problem}", MAKE_AGAIN)
     except (ValueError, TypeError, KeyError) as error:
         raise UserError(f"{folder / HEADER} is damaged: {type(error).__name__}: {error}.", MAKE_AGAIN)
     raise UserError(f"{folder} is a frame cache of format {version}; this meltr reads {FORMAT}.", MAKE_AGAIN)
@@ -104,7 +106,7 @@ def read_entries(folder: Path) -> dict[str, Entry]:
     for index in sorted(folder.glob("shard-*.json")):
         number = int(index.stem.removeprefix("shard-"))
         try:
-            content = json.loads(index.read_text(encoding="utf-8"))
+            content = from_json(file_text(index), index)
             size = shard_path(folder, number, "bin").stat().st_size
             if size != content["bytes"]:
                 raise UserError(
@@ -114,18 +116,25 @@ def read_entries(folder: Path) -> dict[str, Entry]:
                 spans = tuple((start, stop) for start, stop in video["spans"])
                 height, width = video["shape"]
                 entries[key] = Entry(number, spans, (height, width), (video["file"], video["bytes"]))
-        except (OSError, ValueError, TypeError, KeyError) as error:
+        except UnreadableError as error:
+            raise UserError(f"{index} or its shard is damaged: {error.problem}", MAKE_AGAIN)
+        except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
             raise UserError(f"{index} or its shard is damaged: {type(error).__name__}: {error}.", MAKE_AGAIN)
     return entries
 
 
 def read_failed(folder: Path) -> dict[str, str]:
-    """Return key -> reason of the files that could not be decoded."""
+    """Return key -> reason of the files that could not be decoded; UserError if their list is damaged."""
     file = folder / FAILED
     if not file.is_file():
         return {}
-    rows = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
-    return {row["key"]: row["reason"] for row in rows}
+    try:
+        rows = [from_json(line, file) for line in file_text(file).splitlines()]
+        return {str(row["key"]): str(row["reason"]) for row in rows}
+    except UnreadableError as error:
+        raise UserError(f"{file} is damaged: {error.problem}", MAKE_AGAIN)
+    except (TypeError, KeyError) as error:
+        raise UserError(f"{file} is damaged: {type(error).__name__}: {error}.", MAKE_AGAIN)
 
 
 def changed(media: Mapping[str, Path], entries: Mapping[str, Entry]) -> Iterator[str]:

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from meltr.errors import UserError
+from meltr.errors import MeltrError, UserError
 from meltr.video.corpus import Corpus
 from meltr.video.frame_cache.layout import (
     FAILED,
@@ -25,9 +25,10 @@ from meltr.video.frame_cache.layout import (
     read_settings,
     shard_path,
 )
-from meltr.video.frames.media import MediaError, require
+from meltr.video.frames.media import MediaError
 from meltr.video.frames.sampling import SAMPLERS, Sampler, middles, sampler_named
 from meltr.video.frames.source import Frames
+from meltr.video.frames.stills import opened, rgb
 
 
 class CachedFrames:
@@ -136,8 +137,11 @@ class CachedFrames:
         try:
             if self.settings.quality is None:
                 return np.frombuffer(content, np.uint8).reshape(*entry.shape, 3)
-            return np.asarray(require("PIL.Image").open(io.BytesIO(content), formats=("JPEG",)))
-        except (OSError, ValueError) as error:
+            with opened(io.BytesIO(content), ("JPEG",)) as picture:
+                return np.asarray(rgb(picture))
+        except MeltrError:
+            raise
+        except Exception as error:  # a broken picture can make the decoder raise anything
             file = shard_path(self.folder, entry.shard, "bin")
             raise UserError(f"{file} is damaged at byte {span[0]:,}: {type(error).__name__}: {error}.", MAKE_AGAIN)
 

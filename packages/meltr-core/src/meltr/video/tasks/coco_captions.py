@@ -98,7 +98,8 @@ def ptb_tokens(texts: Sequence[str]) -> list[str]:
         UserError: If Java is missing.
         MeltrError: If the tokenizer fails.
     """
-    if shutil.which("java") is None:
+    java = shutil.which("java")
+    if java is None:
         raise UserError(
             "The PTB tokenizer is a Java program, and Java is not installed.",
             "Install a Java runtime (17 is fine), or use whitespace tokens.",
@@ -108,9 +109,8 @@ def ptb_tokens(texts: Sequence[str]) -> list[str]:
     jar = Path(_module("pycocoevalcap.tokenizer").__path__[0]) / _TOKENIZER
     program = ("-cp", str(jar), "edu.stanford.nlp.process.PTBTokenizer", "-preserveLines", "-lowerCase")
     lines = "".join(f"{' '.join(text.split())}\n" for text in texts)
-    done = subprocess.run(
-        ("java", "-Dfile.encoding=UTF-8", *program, "-encoding", "UTF-8"), input=lines.encode(), capture_output=True
-    )
+    command = (java, "-Dfile.encoding=UTF-8", *program, "-encoding", "UTF-8")
+    done = subprocess.run(command, input=lines.encode(), capture_output=True)  # noqa: S603 - no part of it is input
     tokenized = done.stdout.decode(errors="replace").split("\n")[:-1]
     if done.returncode or len(tokenized) != len(texts):
         raise MeltrError(

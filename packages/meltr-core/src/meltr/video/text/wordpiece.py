@@ -12,9 +12,13 @@ from torch import Tensor
 
 from meltr.errors import UserError
 from meltr.files import write_text
+from meltr.limits import UnreadableError, file_text
 
 PAD, UNK, CLS, SEP, MASK = 0, 100, 101, 102, 103
 """Token ids of bert-base-uncased."""
+
+VOCABULARY_BYTES = 64 * 2**20
+"""Largest vocabulary file; that of bert-base-uncased has 0.2 MiB."""
 
 SPECIAL = {"[PAD]": PAD, "[UNK]": UNK, "[CLS]": CLS, "[SEP]": SEP, "[MASK]": MASK}
 """Special tokens and their line numbers (from 0) in the vocabulary of bert-base-uncased."""
@@ -85,8 +89,8 @@ def read_vocabulary(file: Path) -> dict[str, int]:
         UserError: If the file cannot be read, or the special tokens are not on the same lines as in bert-base-uncased.
     """
     try:
-        lines = file.read_text(encoding="utf-8").split("\n")
-    except (OSError, UnicodeDecodeError) as error:
+        lines = file_text(file, most=VOCABULARY_BYTES).split("\n")
+    except (OSError, UnreadableError) as error:
         raise UserError(
             f"The vocabulary {file} cannot be read: {error.__class__.__name__}.",
             "Give vocab.txt of bert-base-uncased: text, one token per line.",
