@@ -15,7 +15,8 @@ from meltr.builtin import register_estimators, register_schemes
 from meltr.plugins import load_object
 
 ESTIMATORS = ["forward", "difference", "per_task", "double_backward"]
-SCHEMES = [info.name for info in register_schemes()]
+SCHEMES = [info.name for info in register_schemes() if not load_object(info.factory).takes_inner_step]
+"""The schemes that choose a direction; ``primary-step`` has tests of its own."""
 RELATIVE = {"forward": 1e-5, "per_task": 1e-5, "double_backward": 1e-5, "difference": 2e-3}
 
 
