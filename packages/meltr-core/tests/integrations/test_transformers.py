@@ -218,7 +218,9 @@ def test_bad_use_is_an_error(tmp_path):
 def test_a_missing_library_names_the_extra(monkeypatch):
     monkeypatch.setitem(sys.modules, "transformers", None)
     monkeypatch.delitem(sys.modules, "meltr.integrations.transformers")
-    with pytest.raises(ImportError, match=r"needs the package 'transformers'.*\n.*'meltr-core\[transformers\]'") as found:
+    with pytest.raises(
+        ImportError, match=r"needs the package 'transformers'.*\n.*'meltr-core\[transformers\]'"
+    ) as found:
         importlib.import_module("meltr.integrations.transformers")
     assert isinstance(found.value, UserError)
 

@@ -21,7 +21,7 @@ from torch import nn
 from meltr.autograd.losses import Compute
 from meltr.bilevel.results import StepResult
 from meltr.errors import UserError
-from meltr.integrations.loop import FrameworkLoop, without_compiler
+from meltr.integrations.loop import FrameworkLoop
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -78,7 +78,7 @@ class AcceleratedBilevel(FrameworkLoop):
             )
         self._accelerator = accelerator
         super().__init__(
-            without_compiler(model),
+            model,
             combiner,
             outer_optimizer,
             device=accelerator.device,

@@ -24,7 +24,7 @@ from torch import nn
 from meltr.autograd.losses import Compute
 from meltr.bilevel.results import StepResult
 from meltr.errors import UserError
-from meltr.integrations.loop import FrameworkLoop, without_compiler
+from meltr.integrations.loop import FrameworkLoop
 
 if TYPE_CHECKING:
     from lightning.fabric import Fabric
@@ -63,7 +63,7 @@ class FabricBilevel(FrameworkLoop):
         check_lightning(fabric.strategy, precision)
         self._wrappers = sys.modules[type(model).__module__]
         super().__init__(
-            without_compiler(inside),
+            inside,
             combiner,
             outer_optimizer,
             device=fabric.device,

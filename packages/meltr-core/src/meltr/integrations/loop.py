@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
 
 from meltr.autograd.losses import Compute, Losses
 from meltr.bilevel.bilevel import Bilevel
@@ -144,17 +143,6 @@ def _check_precise(settings: Mapping[str, Any]) -> None:
             "for every call of the model.",
             f"Use {type(scheme).__name__}(..., hessian='double_backward'), or train without mixed precision.",
         )
-
-
-def without_compiler(model: nn.Module) -> nn.Module:
-    """Return the DistributedDataParallel inside a compiled model; other models as they are."""
-    inside = getattr(model, "_orig_mod", model)
-    return inside if isinstance(inside, DistributedDataParallel) else model
-
-
-def losses_function(compute: Callable[..., Any], *arguments: Any) -> Compute:
-    """Return a loss function of no arguments."""
-    return lambda: compute(*arguments)
 
 
 class StepMeans:
