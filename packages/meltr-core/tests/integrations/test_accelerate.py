@@ -161,7 +161,7 @@ def test_data_parallel_is_an_error():
     mine = accelerator()
     model = nn.DataParallel(cases.net())
     model._is_accelerate_prepared = True
-    with pytest.raises(UserError, match="DataParallel .*\n.*torchrun"):
+    with pytest.raises(UserError, match=r"DataParallel .*\n.*torchrun"):
         AcceleratedBilevel(mine, model, cases.combiner())
 
 

@@ -222,7 +222,7 @@ def test_bad_use_is_an_error(tmp_path):
     half = type("Half", (Net,), {"compute_losses": MeltrModule.compute_losses})
     with pytest.raises(UserError, match="Half does not define compute_losses"):
         fit(half())
-    with pytest.raises(UserError, match="does not accept these settings.*'evry'"):
+    with pytest.raises(UserError, match=r"does not accept these settings.*'evry'"):
         fit(Net(evry=1))
 
 

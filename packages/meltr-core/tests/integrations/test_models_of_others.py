@@ -10,7 +10,6 @@ from torch import nn
 
 import integration_cases as cases
 from meltr import Bilevel, ForwardMode, OneSidedDifference, PerTask
-from meltr.combiners.fixed import FixedCombiner
 
 
 def check_steps(model: nn.Module, compute, *, estimator=None, steps: int = 4, count: int = 3) -> Bilevel:

@@ -120,7 +120,7 @@ def test_logs_hold_losses_and_task_weights_by_name(tmp_path):
 
 @pytest.mark.parametrize("number", [1, 2])
 def test_a_resumed_training_ends_with_the_same_bits(tmp_path, number):
-    """With dropout. The checkpoint is in the middle of an epoch and right after an inner step that an outer step follows."""
+    """With dropout. The checkpoint is in the middle of an epoch, and its next step begins with an outer step."""
     how = {"dropout": 0.2, "gradient_accumulation_steps": number, "max_steps": 8, "save_strategy": "steps"}
     whole = Case(tmp_path, **how, save_steps=2)
     whole.trainer.train()
