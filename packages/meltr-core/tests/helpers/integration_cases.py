@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -72,6 +73,44 @@ def dataset(count: int, size: int = 6) -> torch.utils.data.TensorDataset:
     return torch.utils.data.TensorDataset(torch.cat([x for x, _ in pieces]), torch.cat([y for _, y in pieces]))
 
 
+def without_batch_norm() -> nn.Module:
+    """Return a model for several processes, each of which would have statistics of its own."""
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 3))
+
+
+def outer_sgd(of: nn.Module) -> torch.optim.Optimizer:
+    """Return SGD; the first steps of Adam would enlarge rounding errors of gradients that are 0."""
+    return torch.optim.SGD(of.parameters(), 0.1)
+
+
+def alone(number: int, count: int = 3, steps: int = 6) -> dict[str, Tensor]:
+    """Return weights and phi of one process that trains on whole batches, `number` per step of the optimiser."""
+    model, phi = without_batch_norm(), combiner(count)
+    optimizer = inner(model)
+    bilevel = Bilevel(model, phi, outer_sgd(phi), every=2)
+    for index, (x, y) in enumerate(batches(steps)):
+        bilevel.backward(lambda x=x, y=y: losses(model, x, y, count), accumulate=number)
+        if (index + 1) % number == 0:
+            optimizer.step()
+            optimizer.zero_grad()
+    assert bilevel.outer_steps > 0
+    return together(model, phi)
+
+
+def together(model: nn.Module, phi: nn.Module) -> dict[str, Tensor]:
+    """Return copies of weights and phi under names of their own."""
+    pairs = [*model.state_dict().items(), *((f"phi.{name}", value) for name, value in phi.state_dict().items())]
+    return {name: value.detach().clone() for name, value in pairs}
+
+
+def agree_with_one_process(results: Sequence[dict[str, Tensor]], expected: dict[str, Tensor]) -> None:
+    """Fail unless all processes end with the same bits, and to 1e-5 with the numbers of one process."""
+    for name, value in expected.items():
+        assert all(torch.equal(results[0][name], other[name]) for other in results[1:]), name
+        torch.testing.assert_close(results[0][name], value, rtol=1e-5, atol=1e-5, msg=name)
+
+
 class Gradients:
     """Records ``.grad`` of every parameter before each step of an optimiser, divided by a gradient scaler's factor."""
 
@@ -110,11 +149,13 @@ class Plain:
         setup: Setup | None = None,
         clip: float | None = None,
         each: Callable[[int], int] | None = None,
+        **settings: Any,
     ) -> None:
         self.model, self.combiner = net(), combiner(count)
         self.optimizer = inner(self.model)
         self.gradients = Gradients(self.optimizer)
-        self.bilevel = Bilevel(self.model, self.combiner, outer(self.combiner), every=2, setup=setup)
+        settings = {"every": 2, "setup": setup, "inner_optimizer": self.optimizer, **settings}
+        self.bilevel = Bilevel(self.model, self.combiner, outer(self.combiner), **settings)
         self.results = []
         for window in windows:
             for x, y in window:

@@ -7,6 +7,7 @@ import torch
 
 import integration_cases as cases
 from meltr import CentralDifference, Setup, UserError
+from ranks_helper import run_ranks
 
 fabric = pytest.importorskip("lightning.fabric")
 
@@ -108,3 +109,28 @@ def test_bad_use_is_an_error():
     strategy = fabric.strategies.DataParallelStrategy(parallel_devices=[torch.device("cpu")])
     with pytest.raises(UserError, match=r'does not support DataParallelStrategy of Lightning.\n.*strategy="ddp"'):
         FabricBilevel(type("F", (), {"strategy": strategy})(), loop.model, combiner)
+
+
+def distributed(_, number):
+    """Return weights and phi of this process, which holds a half of every batch."""
+    mine = fabric.Fabric(accelerator="cpu", devices=2, strategy="ddp")
+    mine.launch()
+    number, combiner, model = int(number), cases.combiner(), cases.without_batch_norm()
+    model, optimizer = mine.setup(model, cases.inner(model))
+    bilevel = FabricBilevel(mine, model, combiner, cases.outer_sgd(combiner), every=2)
+    part = slice(3 * mine.global_rank, 3 * mine.global_rank + 3)
+    for index, (x, y) in enumerate(cases.batches(6)):
+        last = (index + 1) % number == 0
+        with mine.no_backward_sync(model, enabled=not last):
+            bilevel.backward(lambda x=x, y=y: cases.losses(model, x[part], y[part]), accumulate=number)
+        if last:
+            optimizer.step()
+            optimizer.zero_grad()
+    return cases.together(model.module, combiner)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [1, 2])
+def test_two_processes_train_as_one_does(number):
+    results = [ended.result for ended in run_ranks(distributed, words=[number], join=False)]
+    cases.agree_with_one_process(results, cases.alone(number))

@@ -10,7 +10,8 @@ import pytest
 import torch
 
 import integration_cases as cases
-from meltr import Bilevel, Setup, UserError
+from meltr import SAMA, Bilevel, Setup, UserError
+from ranks_helper import run_ranks
 
 transformers = pytest.importorskip("transformers")
 pytest.importorskip("accelerate")
@@ -58,7 +59,7 @@ def arguments(folder, **settings):
 class Case:
     """A trainer of the small model; SGD with momentum and a constant learning rate."""
 
-    def __init__(self, folder, *, count=3, batches=7, dropout=0.0, kind=MyTrainer, **settings) -> None:
+    def __init__(self, folder, *, count=3, batches=7, dropout=0.0, kind=MyTrainer, bilevel=None, **settings) -> None:
         self.model, self.combiner = cases.net(dropout), cases.combiner(count)
         optimizer = cases.inner(self.model)
         self.gradients = cases.Gradients(optimizer)
@@ -70,7 +71,7 @@ class Case:
             optimizers=(optimizer, schedule),
             combiner=self.combiner,
             outer_optimizer=cases.outer(self.combiner),
-            bilevel={"every": 2},
+            bilevel={"every": 2, **(bilevel or {})},
         )
 
 
@@ -97,6 +98,14 @@ def test_bf16_is_the_autocast_of_the_plain_loop(tmp_path):
     case.trainer.train()
     plain = cases.Plain(cases.windows(7, 1), 1, setup=Setup(autocast=torch.bfloat16))
     case.gradients.equal(plain.gradients)
+
+
+def test_a_scheme_gets_the_inner_optimiser(tmp_path):
+    """SAMA differentiates its step."""
+    case = Case(tmp_path, num_train_epochs=1, bilevel={"scheme": SAMA()})
+    case.trainer.train()
+    plain = cases.Plain(cases.windows(7, 1), 1, scheme=SAMA())
+    cases.agree((case.model, case.combiner), plain)
 
 
 def test_logs_hold_losses_and_task_weights_by_name(tmp_path):
@@ -131,7 +140,7 @@ def test_a_resumed_training_ends_with_the_same_bits(tmp_path, number):
     assert cases.same_bits(resumed.model, whole.model)
     assert cases.same_bits(resumed.combiner, whole.combiner)
     assert not cases.same_bits(whole.combiner, cases.combiner())
-    one, two = (each.trainer._loop.bilevel for each in (resumed, whole))
+    one, two = (each.trainer.bilevel.bilevel for each in (resumed, whole))
     assert (one.steps, one.outer_steps) == (two.steps, two.outer_steps) == (8, 3)
 
 
@@ -140,7 +149,7 @@ def test_resume_true_takes_the_last_checkpoint(tmp_path):
     Case(tmp_path, **how).trainer.train()
     again = Case(tmp_path, **{**how, "max_steps": 5})
     again.trainer.train(resume_from_checkpoint=True)
-    assert again.trainer._loop.bilevel.steps == 5
+    assert again.trainer.bilevel.bilevel.steps == 5
 
 
 def test_a_checkpoint_without_phi_is_an_error(tmp_path):
@@ -169,7 +178,7 @@ def test_every_trial_of_a_search_starts_with_the_same_phi(tmp_path):
     for _ in range(2):
         trainer.train()
         ends.append(cases.copied(combiner))
-        assert trainer._loop.bilevel.steps == 5
+        assert trainer.bilevel.bilevel.steps == 5
     assert all(torch.equal(ends[0][name], ends[1][name]) for name in ends[0])
     assert not cases.same_bits(combiner, cases.combiner())
 
@@ -188,7 +197,7 @@ def test_a_training_that_stopped_within_a_window_can_be_continued(tmp_path):
     case.trainer.train()
     case.trainer.remove_callback(stop)
     case.trainer.train()
-    assert case.trainer._loop.bilevel.steps == 1 + 1 + 3
+    assert case.trainer.bilevel.bilevel.steps == 1 + 1 + 3
 
 
 def test_any_trainer_takes_the_mixin(tmp_path):
@@ -202,7 +211,7 @@ def test_any_trainer_takes_the_mixin(tmp_path):
     )
     trainer = Sequence(cases.net(), args, train_dataset=Data(4), combiner=combiner)
     trainer.train()
-    assert trainer._loop.bilevel.steps == 3
+    assert trainer.bilevel.bilevel.steps == 3
 
 
 def test_bad_use_is_an_error(tmp_path):
@@ -265,7 +274,39 @@ def test_a_model_of_the_library(tmp_path, checkpointing):
         optimizer.step()
         optimizer.zero_grad()
     found.equal(expected)
+    data = trainer.train_dataset
+    assert trainer.evaluate(data)["eval_loss"] < 3
     trainer.save_model()
     assert {FILE, "model.safetensors", "config.json"} <= {file.name for file in tmp_path.iterdir()}
     saved = torch.load(tmp_path / FILE, weights_only=True)
     assert (saved["steps"], saved["outer_steps"], saved["names"]) == (4, 1, ["label", "size"])
+
+
+class Halves(MyTrainer):
+    def get_train_dataloader(self):
+        return self.accelerator.prepare(torch.utils.data.DataLoader(self.train_dataset, batch_size=3))
+
+
+def distributed(_, folder, number):
+    """Return weights and phi of this process, which gets every other three examples."""
+    model, combiner = cases.without_batch_norm(), cases.combiner()
+    optimizer = cases.inner(model)
+    settings = {"num_train_epochs": 1, "gradient_accumulation_steps": int(number), "per_device_train_batch_size": 3}
+    trainer = Halves(
+        model,
+        arguments(folder, **settings),
+        train_dataset=Data(6),
+        optimizers=(optimizer, torch.optim.lr_scheduler.ConstantLR(optimizer, 1.0)),
+        combiner=combiner,
+        outer_optimizer=cases.outer_sgd(combiner),
+        bilevel={"every": 2},
+    )
+    trainer.train()
+    return cases.together(trainer.model, combiner)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [1, 2])
+def test_two_processes_train_as_one_does(tmp_path, number):
+    results = [ended.result for ended in run_ranks(distributed, words=[tmp_path, number], join=False)]
+    cases.agree_with_one_process(results, cases.alone(number))

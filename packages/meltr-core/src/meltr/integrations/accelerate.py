@@ -13,7 +13,7 @@ Example::
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import nn
@@ -22,9 +22,6 @@ from meltr.autograd.losses import Compute
 from meltr.bilevel.results import StepResult
 from meltr.errors import UserError
 from meltr.integrations.loop import FrameworkLoop
-
-if TYPE_CHECKING:
-    from accelerate import Accelerator
 
 _AUTOCAST = {"no": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 _KINDS = ("NO", "MULTI_CPU", "MULTI_GPU")
@@ -50,7 +47,7 @@ class AcceleratedBilevel(FrameworkLoop):
 
     def __init__(
         self,
-        accelerator: Accelerator,
+        accelerator: Any,
         model: nn.Module,
         combiner: nn.Module,
         outer_optimizer: Any = None,

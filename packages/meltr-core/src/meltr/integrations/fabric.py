@@ -16,7 +16,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import nn
@@ -25,9 +25,6 @@ from meltr.autograd.losses import Compute
 from meltr.bilevel.results import StepResult
 from meltr.errors import UserError
 from meltr.integrations.loop import FrameworkLoop
-
-if TYPE_CHECKING:
-    from lightning.fabric import Fabric
 
 AUTOCAST = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
 """Data types of the precisions of Lightning that autocast."""
@@ -51,7 +48,7 @@ class FabricBilevel(FrameworkLoop):
     """
 
     def __init__(
-        self, fabric: Fabric, model: Any, combiner: nn.Module, outer_optimizer: Any = None, **settings: Any
+        self, fabric: Any, model: Any, combiner: nn.Module, outer_optimizer: Any = None, **settings: Any
     ) -> None:
         inside = getattr(model, "_forward_module", None)
         if inside is None:

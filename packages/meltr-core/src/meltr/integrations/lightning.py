@@ -34,7 +34,7 @@ from meltr.bilevel.results import StepResult
 from meltr.errors import UserError
 from meltr.hypergradients.setup import Setup
 from meltr.integrations.fabric import AUTOCAST, check_lightning
-from meltr.integrations.loop import FrameworkLoop, by_name
+from meltr.integrations.loop import FrameworkLoop, by_name, without_wrapper
 from meltr.parallel.data_parallel import WrappedDataParallel
 from meltr.parallel.ranks import Ranks
 
@@ -137,11 +137,11 @@ class MeltrModule:
 
     def _loop(self, optimizer: Any) -> _Loop:
         """Return the loop of this ``fit``, with the state of the checkpoint that it resumes."""
-        raw = getattr(optimizer, "optimizer", optimizer)
+        raw = without_wrapper(optimizer)
         if self._meltr is None or self._meltr_optimizer is not raw:
             module: Any = self
             with torch.random.fork_rng(devices=[]):  # so that the batch draws the same numbers as without
-                settings = dict(self.configure_bilevel())
+                settings = {"inner_optimizer": raw, **self.configure_bilevel()}
             combiner = settings.pop("combiner", None)
             if not isinstance(combiner, nn.Module) or any(each is combiner for each in module.modules()):
                 found = "no combiner" if combiner is None else "a combiner that is a part of the module"

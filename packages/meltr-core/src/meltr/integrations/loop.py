@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -12,7 +13,7 @@ from torch import Tensor, nn
 from meltr.autograd.losses import Compute, Losses
 from meltr.bilevel.bilevel import Bilevel
 from meltr.bilevel.results import StepResult
-from meltr.errors import UserError
+from meltr.errors import UserError, did_you_mean
 from meltr.hypergradients.estimators import CentralDifference, OneSidedDifference
 from meltr.hypergradients.setup import Setup
 
@@ -56,6 +57,7 @@ class FrameworkLoop:
                 "Start one process per GPU with torchrun, or make one GPU visible: CUDA_VISIBLE_DEVICES=0.",
             )
         settings = dict(settings)
+        _check_names(settings)
         setup = settings.pop("setup", None) or Setup()
         if by_model and autocast is not None:
             _check_precise(settings)
@@ -63,11 +65,9 @@ class FrameworkLoop:
         self._optimizer_stepped = False
         setup = replace(setup, autocast=autocast, scaler=scaler)
         # A wrapped optimiser of the combiner would skip steps within a window, or scale them.
-        outer_optimizer = getattr(outer_optimizer, "optimizer", outer_optimizer)
-        try:
-            self.bilevel = Bilevel(model, combiner.to(device), outer_optimizer, setup=setup, **settings)
-        except TypeError as error:
-            raise UserError(f"Bilevel does not accept these settings: {error}", "See help(meltr.Bilevel).") from error
+        outer_optimizer = without_wrapper(outer_optimizer)
+        settings["inner_optimizer"] = without_wrapper(settings.get("inner_optimizer"))
+        self.bilevel = Bilevel(model, combiner.to(device), outer_optimizer, setup=setup, **settings)
 
     def __repr__(self) -> str:
         """Return the name of the class around that of `Bilevel`."""
@@ -88,8 +88,11 @@ class FrameworkLoop:
             how: Further arguments of `Bilevel.backward`.
         """
         self.after_step()
-        several = isinstance(compute, Sequence)
-        functions = [self._evaluated(each) for each in compute] if several else self._evaluated(compute)
+        functions: Compute | list[Compute]
+        if isinstance(compute, Sequence):
+            functions = [self._evaluated(each) for each in compute]
+        else:
+            functions = self._evaluated(compute)
         with torch.autocast(self._device.type, enabled=False):
             result = self.bilevel.backward(functions, accumulate=accumulate, **how)
         self._optimizer_stepped = last
@@ -122,6 +125,23 @@ class FrameworkLoop:
                 return compute()
 
         return outside
+
+
+def without_wrapper(optimizer: Any) -> Any:
+    """Return the optimiser inside the one that a library returned; any other as it is."""
+    return getattr(optimizer, "optimizer", optimizer)
+
+
+def _check_names(settings: Mapping[str, Any]) -> None:
+    """Check that `Bilevel` has the arguments.
+
+    Raises:
+        UserError: If it lacks one.
+    """
+    known = inspect.signature(Bilevel).parameters.keys() - {"model", "combiner", "outer_optimizer"}
+    for name in settings:
+        if name not in known:
+            raise UserError(f"Bilevel has no setting {name!r}.", did_you_mean(name, known))
 
 
 def _check_precise(settings: Mapping[str, Any]) -> None:

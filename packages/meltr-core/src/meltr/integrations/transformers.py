@@ -19,7 +19,7 @@ import copy
 import io
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -30,11 +30,16 @@ from meltr.integrations.accelerate import AcceleratedBilevel
 from meltr.integrations.libraries import missing
 from meltr.integrations.loop import StepMeans
 
-try:
-    from transformers import Trainer, TrainerCallback
-    from transformers.trainer_utils import get_last_checkpoint
-except ImportError as error:
-    raise missing("transformers", __name__) from error
+if TYPE_CHECKING:  # a type checker would have to read all of the library
+    Trainer: Any
+    TrainerCallback: Any
+    get_last_checkpoint: Any
+else:
+    try:
+        from transformers import Trainer, TrainerCallback
+        from transformers.trainer_utils import get_last_checkpoint
+    except ImportError as error:
+        raise missing("transformers", __name__) from error
 
 FILE = "meltr.pt"
 """The file in a checkpoint of the Trainer that holds phi, the outer optimiser and the counters."""
@@ -96,6 +101,11 @@ class BilevelTraining:
             "Define compute_losses(self, model, inputs); it returns the losses by name, the primary one first.",
         )
 
+    @property
+    def bilevel(self) -> AcceleratedBilevel | None:
+        """The loop with the `Bilevel`; None before the first step."""
+        return self._loop
+
     def training_step(
         self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Tensor | int | None = None
     ) -> Tensor:
@@ -112,7 +122,8 @@ class BilevelTraining:
             last=trainer.accelerator.sync_gradients,
         )
         self._means.add(result)
-        return result.combined.to(trainer.args.device) / steps
+        share: Tensor = result.combined.to(trainer.args.device) / steps
+        return share
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
         """Log, with losses and task weights by name if the log is about training steps."""
@@ -162,7 +173,7 @@ class BilevelTraining:
         if self._loop is None or self._loop_model is not model:
             trainer: Any = self
             state = None if self._loop is None else self._loop.state_dict()
-            settings = {"seed": trainer.args.seed, **self._settings}
+            settings = {"seed": trainer.args.seed, "inner_optimizer": trainer.optimizer, **self._settings}
             optimizer = self.outer_optimizer
             self._loop = AcceleratedBilevel(
                 trainer.accelerator, model, self.combiner, optimizer, save=False, **settings
@@ -176,11 +187,11 @@ class BilevelTraining:
         return self._loop
 
 
-class MeltrTrainer(BilevelTraining, Trainer):
+class MeltrTrainer(BilevelTraining, Trainer):  # type: ignore[misc]
     """A ``Trainer`` whose `compute_losses` returns several losses by name; see `BilevelTraining`."""
 
 
-class _TrainBegin(TrainerCallback):
+class _TrainBegin(TrainerCallback):  # type: ignore[misc]
     """Tells the trainer that training begins, also after a smaller batch size was chosen.
 
     Args:
