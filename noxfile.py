@@ -20,7 +20,7 @@ ADAPTERS = sorted(
     if path.parent.name != "meltr-core"
 )
 PINS = ("-c", "constraints.txt")
-EXTRAS = "captions,plots,tensorboard,text,torchjd,video"
+EXTRAS = "accelerate,captions,lightning,plots,tensorboard,text,torchjd,transformers,video"
 SOLVERS = ("cvxpy", "ecos; python_version < '3.13'")
 """What CAGrad and NashMTL need besides; ecos has no wheels for newer Pythons. The tests of both are skipped without."""
 
@@ -55,14 +55,21 @@ def types(session: nox.Session) -> None:
 @nox.session
 def tests(session: nox.Session) -> None:
     """The tests, but for slow ones and those that need a GPU."""
-    install_all(session, "pytest", "pytest-xdist", "hypothesis", "scipy", *SOLVERS, compiled=True)
+    install_all(session, "pytest", "pytest-xdist", "hypothesis", "peft", "scipy", *SOLVERS, compiled=True)
     session.run("pytest", *PARALLEL, "-m", "not slow and not gpu", *session.posargs, env={"OMP_NUM_THREADS": "1"})
+
+
+@nox.session
+def trackers(session: nox.Session) -> None:
+    """The tests of the trackers with the libraries themselves, which are large; the session tests has stand-ins."""
+    install_all(session, "pytest", "wandb", "mlflow", "trackio")
+    session.run("pytest", f"{CORE}/tests/observers/test_trackers.py", *session.posargs)
 
 
 @nox.session
 def coverage(session: nox.Session) -> None:
     """The same tests with their coverage, printed by room. Measuring slows them down, so it is a session of its own."""
-    install_all(session, "pytest", "pytest-xdist", "pytest-cov", "hypothesis", "scipy", *SOLVERS, compiled=True)
+    install_all(session, "pytest", "pytest-xdist", "pytest-cov", "hypothesis", "peft", "scipy", *SOLVERS, compiled=True)
     options = (*PARALLEL, "-m", "not slow and not gpu", "--cov", "--cov-report=")
     session.run("pytest", *options, *session.posargs, env={"OMP_NUM_THREADS": "1"})
     session.run("python", f"{CORE}/tests/helpers/coverage_rooms.py")
@@ -71,7 +78,7 @@ def coverage(session: nox.Session) -> None:
 @nox.session
 def tests_slow(session: nox.Session) -> None:
     """The slow tests."""
-    install_all(session, "pytest", "pytest-xdist", "hypothesis", "scipy", compiled=True)
+    install_all(session, "pytest", "pytest-xdist", "hypothesis", "peft", "scipy", compiled=True)
     nothing_marked = 5
     session.run("pytest", "-m", "slow", *session.posargs, success_codes=[0, nothing_marked])
 
@@ -92,7 +99,7 @@ def minimums(session: nox.Session) -> None:
     """The tests with the oldest versions that the packages claim to support."""
     packages = [part for package in ADAPTERS for part in ("-e", package)]
     session.install("--resolution", "lowest-direct", "-e", f"{CORE}[{EXTRAS}]", *packages)
-    session.install("pytest", "pytest-xdist", "hypothesis", "scipy")
+    session.install("pytest", "pytest-xdist", "hypothesis", "peft", "scipy")
     session.run("pytest", *PARALLEL, "-m", "not slow and not gpu", *session.posargs, env={"OMP_NUM_THREADS": "1"})
 
 

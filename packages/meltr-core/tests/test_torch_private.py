@@ -112,6 +112,7 @@ def test_compiled_modules_are_recognised():
     plain, own = nn.Linear(1, 1), nn.Linear(1, 1)
     assert not torch_private.is_compiled(plain)
     assert torch_private.is_compiled(torch.compile(plain))
+    assert torch_private.without_compiler(torch.compile(plain)) is torch_private.without_compiler(plain) is plain
     own.compile()
     assert torch_private.is_compiled(own)
 

@@ -132,6 +132,12 @@ def keep_buffers_of_compiled_graphs() -> None:
     config.donated_buffer = False
 
 
+def without_compiler(module: nn.Module) -> nn.Module:
+    """Return the module inside the one that ``torch.compile`` returned; any other module as it is."""
+    inside = getattr(module, "_orig_mod", module)
+    return inside if isinstance(inside, nn.Module) else module
+
+
 def is_compiled(module: nn.Module) -> bool:
     """Tell whether a module was compiled, by ``Module.compile()`` or ``torch.compile``."""
     compiler = sys.modules.get("torch._dynamo.eval_frame")  # not imported here: it takes seconds

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 import meltr
 from command_line import call
@@ -30,6 +31,7 @@ PAGES = (
     "docs/cli.md",
     "docs/data.md",
     "docs/scaling.md",
+    "docs/integrations.md",
     "docs/efficiency.md",
     "docs/results.md",
     "CONTRIBUTING.md",
@@ -149,6 +151,43 @@ def test_the_python_example_of_the_readme_runs():
     assert names["bilevel"].outer_steps == 2
     assert names["result"].losses.shape == names["result"].sensitivities.shape == (2,)
     assert names["result"].outer.applied
+
+
+INTEGRATIONS = {
+    "meltr.integrations.transformers": "transformers",
+    "meltr.integrations.accelerate": "accelerate",
+    "meltr.integrations.lightning": "lightning",
+    "meltr.integrations.fabric": "lightning",
+}
+
+
+@pytest.mark.parametrize(("module", "library"), INTEGRATIONS.items(), ids=list(INTEGRATIONS))
+def test_the_examples_of_the_integrations_run(module, library, tmp_path, monkeypatch):
+    """Each as it stands; its combiner is trained."""
+    pytest.importorskip(library)
+    pytest.importorskip("accelerate" if library == "transformers" else library)
+    for name in ("CUDA_VISIBLE_DEVICES", "ACCELERATE_USE_CPU", "TRANSFORMERS_VERBOSITY"):
+        monkeypatch.setenv(name, {"ACCELERATE_USE_CPU": "1", "TRANSFORMERS_VERBOSITY": "error"}.get(name, ""))
+    if library in ("transformers", "accelerate"):
+        from accelerate.state import AcceleratorState, GradientState
+
+        AcceleratorState._reset_state(reset_partial_state=True)
+        GradientState._reset_state()
+    (example,) = [
+        block for block in python_blocks(read(ROOT / "docs" / "integrations.md")) if f"from {module} " in block
+    ]
+    monkeypatch.chdir(tmp_path)
+    torch.manual_seed(0)
+    names: dict[str, Any] = {"__name__": "example"}
+    exec(compile(example, "integrations.md", "exec"), names)
+    bilevel = names["module"].bilevel if "module" in names else names.get("bilevel") or names["trainer"].bilevel
+    assert bilevel.state_dict()["outer_steps"] >= 2
+
+
+def test_every_example_of_the_integrations_page_is_one_that_runs():
+    text = read(ROOT / "docs" / "integrations.md")
+    assert len(python_blocks(text)) == len(INTEGRATIONS)
+    assert all(f"`{module}`" in text for module in INTEGRATIONS)
 
 
 def test_the_manifests_of_the_data_page_are_read(tmp_path):

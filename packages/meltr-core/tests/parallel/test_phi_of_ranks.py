@@ -16,6 +16,8 @@ def train(ranks: Ranks, first: str) -> dict[str, torch.Tensor]:
     """Return phi of this process before and after 20 steps of a user's loop under DistributedDataParallel."""
     torch.manual_seed(ranks.rank)  # the mistake, or the intention: data, weights and phi differ
     model = DistributedDataParallel(nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 3)))
+    if first == "compiled":
+        model = torch.compile(model, backend="eager")
     combiner = LossTransformer(3, width=8, heads=2, feedforward=8, scale_hidden=8, dropout=0.1, start="random")
     before = torch.cat([p.detach().flatten().clone() for p in combiner.parameters()])
     bilevel = Bilevel(model, combiner, torch.optim.Adam(combiner.parameters(), 0.01), every=2)
@@ -41,13 +43,13 @@ def train(ranks: Ranks, first: str) -> dict[str, torch.Tensor]:
 
 
 def train_both(ranks: Ranks) -> dict[str, dict[str, torch.Tensor]]:
-    """Return what `train` finds, with either method called first."""
-    return {first: train(ranks, first) for first in ("backward", "outer_step")}
+    """Return what `train` finds, with either method called first, and with a compiled wrapper."""
+    return {first: train(ranks, first) for first in ("backward", "outer_step", "compiled")}
 
 
 def test_phi_is_the_same_in_all_processes():
     results = [ended.result for ended in run_ranks(train_both)]
-    for first, extra in (("backward", 0), ("outer_step", 1)):
+    for first, extra in (("backward", 0), ("outer_step", 1), ("compiled", 0)):
         one, two = (result[first] for result in results)
         assert not torch.equal(one["before"], two["before"])
         assert torch.equal(one["after"], two["after"])

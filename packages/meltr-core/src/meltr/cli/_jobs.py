@@ -24,6 +24,7 @@ from meltr.folders.places import begun_before, choose_folder
 from meltr.folders.run_folder import RunFolder, seed_folder
 from meltr.folders.seeds_folder import SeedsFolder, aggregate
 from meltr.hookspecs import hookimpl
+from meltr.observers.tracker import tracker
 from meltr.plugins import Registry
 from meltr.settings import difference, resolve
 from meltr.specs import RunSpec
@@ -143,14 +144,14 @@ class Manner:
     Args:
         quiet: Show no progress.
         fast_dev_run: A few steps of everything, nothing kept.
-        tensorboard: Also write TensorBoard events.
+        trackers: Names of the trackers that get the numbers of the run, see `meltr.observers.tracker.TRACKERS`.
         from_scratch: Start a resumed run at step 0 if no checkpoint is whole.
         stop: What may ask a run to stop.
     """
 
     quiet: bool = False
     fast_dev_run: bool = False
-    tensorboard: bool = False
+    trackers: tuple[str, ...] = ()
     from_scratch: bool = False
     stop: StopRequests | None = None
 
@@ -213,13 +214,12 @@ def perform(job: Job, how: Manner, ranks: Ranks | None = None) -> dict[str, Any]
     return together
 
 
-def _observers(quiet: bool, tensorboard: bool) -> list[object]:
+def _observers(quiet: bool, trackers: Sequence[str]) -> list[object]:
     from meltr.observers.console import ConsoleObserver
-    from meltr.observers.tensorboard import TensorboardObserver
 
     if not is_first():
         return []
-    return [_QuietWarnings() if quiet else ConsoleObserver(), *([TensorboardObserver()] if tensorboard else [])]
+    return [_QuietWarnings() if quiet else ConsoleObserver(), *map(tracker, trackers)]
 
 
 class _QuietWarnings:
@@ -256,7 +256,7 @@ def _execute(job: Job, spec: RunSpec, folder: Path | None, how: Manner, ranks: R
             spec,
             run_dir=folder,
             registry=job.registry,
-            observers=_observers(how.quiet, how.tensorboard),
+            observers=_observers(how.quiet, how.trackers),
             resume=resume,
             fast_dev_run=how.fast_dev_run,
             ranks=ranks,

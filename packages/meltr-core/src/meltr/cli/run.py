@@ -17,6 +17,7 @@ from meltr.cli.output import print_json, remark
 from meltr.engine.stop_requests import StopRequests
 from meltr.errors import UserError
 from meltr.folders.claims import Claim
+from meltr.observers.tracker import TRACKERS, check_names
 from meltr.settings import dump_yaml
 
 _OUTPUT = "Output"
@@ -70,7 +71,16 @@ FastDevRun = Annotated[
     ),
 ]
 TensorBoard = Annotated[
-    bool, typer.Option("--tensorboard", help="Also write TensorBoard events (an extra).", rich_help_panel=_OUTPUT)
+    bool, typer.Option("--tensorboard", help="The same as --tracker tensorboard.", rich_help_panel=_OUTPUT)
+]
+Trackers = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--tracker",
+        metavar="NAME",
+        help=f"Also send the numbers to {', '.join(TRACKERS)} (each an extra); may be repeated.",
+        rich_help_panel=_OUTPUT,
+    ),
 ]
 Quiet = Annotated[bool, typer.Option("--quiet", help="Show no progress.", rich_help_panel=_OUTPUT)]
 
@@ -111,12 +121,15 @@ def run(
     dry_run: DryRun = False,
     fast_dev_run: FastDevRun = False,
     tensorboard: TensorBoard = False,
+    tracker: Trackers = None,
     quiet: Quiet = False,
     as_json: opt.AsJson = False,
 ) -> None:
     """Train a backbone on a task and test the best checkpoint."""
     selection = Selection.of(locals())
     limit = seconds_of(max_time)
+    check_names(tracker or [])
+    trackers = tuple(dict.fromkeys([*(["tensorboard"] if tensorboard else []), *(tracker or [])]))
     job = _job(
         ctx, selection, resume=resume, output_dir=output_dir, name=name, overwrite=overwrite, fast_dev_run=fast_dev_run
     )
@@ -132,7 +145,7 @@ def run(
         claim = Claim(
             job.folder, resume=job.resume, named=named, overwrite=overwrite and not job.resume, force=force, say=remark
         )
-    how = Manner(quiet=quiet or as_json, fast_dev_run=fast_dev_run, tensorboard=tensorboard, from_scratch=from_scratch)
+    how = Manner(quiet=quiet or as_json, fast_dev_run=fast_dev_run, trackers=trackers, from_scratch=from_scratch)
     train, listening = job.spec.train, StopRequests(several=several()).listening(limit)
     with listening as stop, together(job.spec.device, train.rank_timeout) as ranks:
         job, results = performed(job, claim, dataclasses.replace(how, stop=stop), ranks)

@@ -35,6 +35,7 @@ class RunFolder:
         self.predictions = path / "predictions"
         self.plots = path / "plots"
         self.tensorboard = path / "tensorboard"
+        self.trackers = path / "trackers.json"
 
     def predictions_of(self, split: str) -> Path:
         """Return the file with the rows that an adapter predicted for a split."""

@@ -1,1 +1,1 @@
-"""Observers of a run: the metrics file, the console, ``log.txt`` and TensorBoard. Imports nothing heavy."""
+"""Observers of a run: the metrics file, the console, ``log.txt``, TensorBoard and trackers. Imports nothing heavy."""

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from meltr.errors import UserError
 from meltr.folders.run_folder import RunFolder
 from meltr.hookspecs import hookimpl
+from meltr.observers import scalars
 
 if TYPE_CHECKING:
     from meltr.context import Evaluation, RunContext, StepRecord
@@ -34,24 +35,12 @@ class TensorboardObserver:
     @hookimpl
     def on_step_end(self, context: RunContext, record: StepRecord) -> None:
         """Write a logged step."""
-        self._scalars(context, record.step, {f"loss/{name}": value for name, value in record.losses.items()})
-        pulls = {f"sensitivity/{name}": value for name, value in record.sensitivities.items()}
-        products = {f"gradient_product/{name}": value for name, value in (record.gradient_products or {}).items()}
-        others = {
-            "loss/combined": record.combined,
-            "training/lr": record.lr,
-            "training/epoch": record.epoch,
-            "training/examples_per_second": record.examples_per_second,
-            "training/memory_mb": record.memory_mb,
-        }
-        if record.outer_gradient_norm is not None:
-            others["training/outer_gradient_norm"] = record.outer_gradient_norm
-        self._scalars(context, record.step, pulls | products | others)
+        self._scalars(context, record.step, scalars.of_step(record))
 
     @hookimpl
     def on_evaluation(self, context: RunContext, split: str, step: int, evaluation: Evaluation) -> None:
         """Write an evaluation."""
-        self._scalars(context, step, {f"{split}/{name}": value for name, value in evaluation.metrics.items()})
+        self._scalars(context, step, scalars.of_evaluation(split, evaluation))
         if self._writer is not None:
             self._writer.flush()
 

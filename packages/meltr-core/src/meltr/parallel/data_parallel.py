@@ -16,6 +16,7 @@ from meltr.autograd.vectors import Direction, dot, products
 from meltr.parallel.ranks import Ranks
 from meltr.parallel.sharing import Averaging, Sharing
 from meltr.shards import local
+from meltr.torch_private import without_compiler
 
 
 class LossModule(nn.Module):
@@ -240,10 +241,12 @@ def sharing_of(model: nn.Module) -> tuple[Sharing, nn.Module]:
     """Return how processes share a model, as determined by its wrapper, and the model without the wrapper.
 
     Args:
-        model: A plain module, one wrapped in DistributedDataParallel, or one that ``fully_shard`` was applied to.
+        model: A plain module, one wrapped in DistributedDataParallel (and then perhaps compiled), or one that
+            ``fully_shard`` was applied to.
     """
-    if isinstance(model, DistributedDataParallel):
-        return WrappedDataParallel(Ranks.current(), model), model.module
+    wrapper = without_compiler(model)
+    if isinstance(wrapper, DistributedDataParallel):
+        return WrappedDataParallel(Ranks.current(), wrapper), wrapper.module
     if sharded_modules(model):
         return Sharded(Ranks.current(), model), model
     return Sharing(), model
