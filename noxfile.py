@@ -47,7 +47,7 @@ def lint(session: nox.Session) -> None:
 @nox.session
 def types(session: nox.Session) -> None:
     """Types (mypy, strict)."""
-    install_all(session, "mypy", "types-PyYAML")
+    install_all(session, "mypy", "pytest", "types-PyYAML")
     for package in (CORE, *ADAPTERS):
         session.run("mypy", f"{package}/src")
 

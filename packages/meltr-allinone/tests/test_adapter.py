@@ -1,4 +1,4 @@
-"""The adapter in whole runs: losses of every task, heads, scoring, weights, resume, prediction, the command line."""
+"""The adapter in whole runs: losses of every task, heads, scoring, weights, prediction, the command line."""
 
 from __future__ import annotations
 
@@ -12,7 +12,6 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-import meltr
 from allinone_clips import SMALL
 from command_line import call
 from meltr.context import Data, PredictRequest, RunContext
@@ -218,41 +217,6 @@ def test_the_default_is_the_papers() -> None:
     (inner,) = (cells[0] for name, cells in told.items() if name.startswith("backbone optimiser"))
     _, rate, schedule = inner.split(", ")
     assert (spec.train.lr, f"{spec.train.schedule} decay") == (float(rate), schedule)
-
-
-# Resume
-
-
-class StopError(Exception):
-    pass
-
-
-class StopAt:
-    """Ends a run when a checkpoint is complete."""
-
-    def __init__(self, name: str) -> None:
-        self.name = name
-
-    @meltr.hookimpl
-    def on_checkpoint(self, path: Path) -> None:
-        if path.name == self.name:
-            raise StopError
-
-
-def test_a_resumed_run_ends_like_an_uninterrupted_one(make_spec: Callable[..., RunSpec], tmp_path: Path) -> None:
-    settings = {"combiner_options__width": 16, "combiner_options__heads": 2, "bilevel__outer_lr": 1e-2}
-    spec = make_spec(combiner="meltr", train__max_steps=5, train__checkpoint_every=3, **settings)
-    whole = execute(spec, run_dir=tmp_path / "whole", registry=discover())
-    with pytest.raises(StopError):
-        execute(spec, run_dir=tmp_path / "cut", registry=discover(), observers=[StopAt("step-000003")])
-    resumed = execute(spec, run_dir=tmp_path / "cut", registry=discover(), resume=True)
-    assert resumed["test"] == whole["test"]
-    for part in ("backbone", "combiner"):
-        one, other = (
-            load_file(tmp_path / name / "checkpoints" / "last" / f"{part}.safetensors") for name in ("whole", "cut")
-        )
-        assert one.keys() == other.keys()
-        assert all(torch.equal(one[key], other[key]) for key in one)
 
 
 def test_weights_of_a_run_start_another_of_the_same_size(make_spec: Callable[..., RunSpec], tmp_path: Path) -> None:

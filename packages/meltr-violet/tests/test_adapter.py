@@ -1,4 +1,4 @@
-"""The adapter in whole runs: losses of every task, what is left out, weights, resume, and the command line."""
+"""The adapter in whole runs: losses of every task, what is left out, weights, and the command line."""
 
 from __future__ import annotations
 
@@ -152,42 +152,6 @@ def test_texts_and_vocabularies_beyond_the_model(make_context: MakeContext, tmp_
     huge = meltr.Data(train=data.train, validation=None, meta={**data.meta, "vocabulary": 40_000})
     with pytest.raises(UserError, match="40,000 tokens, the published model 30,522"):
         adapter.build_model(large, huge)
-
-
-# Resume
-
-
-class StopError(Exception):
-    pass
-
-
-class StopAt:
-    """Ends a run when a checkpoint is complete."""
-
-    def __init__(self, name: str) -> None:
-        self.name = name
-
-    @meltr.hookimpl
-    def on_checkpoint(self, path: Path) -> None:
-        if path.name == self.name:
-            raise StopError
-
-
-def test_a_resumed_run_ends_like_an_uninterrupted_one(make_spec: MakeSpec, tmp_path: Path) -> None:
-    settings = {"combiner_options__width": 16, "combiner_options__heads": 2, "bilevel__outer_lr": 1e-2}
-    spec = make_spec(combiner="meltr", train__max_steps=5, train__checkpoint_every=3, train__lr=1e-3, **settings)
-    whole = execute(spec, run_dir=tmp_path / "whole", registry=discover())
-    with pytest.raises(StopError):
-        execute(spec, run_dir=tmp_path / "cut", registry=discover(), observers=[StopAt("step-000003")])
-    resumed = execute(spec, run_dir=tmp_path / "cut", registry=discover(), resume=True)
-    assert (resumed["steps"], resumed["outer_steps"]) == (whole["steps"], whole["outer_steps"])
-    assert resumed["test"] == whole["test"]
-    for part in ("backbone", "combiner"):
-        one, other = (
-            load_file(tmp_path / name / "checkpoints" / "last" / f"{part}.safetensors") for name in ("whole", "cut")
-        )
-        assert one.keys() == other.keys()
-        assert all(torch.equal(one[key], other[key]) for key in one)
 
 
 # The command line

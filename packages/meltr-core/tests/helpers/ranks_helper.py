@@ -22,10 +22,10 @@ from typing import Any
 import torch
 from torch.distributed import TCPStore
 
+from meltr.testing.processes import PRELOADED
+
 _FORKS = multiprocessing.get_context("forkserver")
-_FORKS.set_forkserver_preload(
-    ["torch._dynamo", "torch.distributed.fsdp", "meltr.parallel.sharded", "meltr.bilevel.bilevel"]
-)
+_FORKS.set_forkserver_preload(list(PRELOADED))
 
 
 @dataclass(frozen=True)

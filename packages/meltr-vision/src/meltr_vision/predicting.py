@@ -30,11 +30,13 @@ def classify(
         device: Device of the model.
 
     Raises:
-        UserError: If the request contains a question or a search, or if a file is not an image.
+        UserError: If the request has no image, or has a question or a search, or if a file is not an image.
     """
     for option, text in (("--question", request.question), ("--search", request.search)):
         if text is not None:
             raise UserError(f"This run classifies images: it cannot use {option}.", "Remove it.")
+    if not request.media:
+        raise UserError("This run classifies images: it needs at least one.", "Give --image FILE.")
     pipeline = Pipeline(tuple(meta["mean"]), tuple(meta["std"]), meta["image_size"])
     rows: list[dict[str, Any]] = []
     for start in range(0, len(request.media), batch_size):

@@ -173,6 +173,16 @@ def _priced(row: Row, plain: tuple[Timing, float | None], price: tuple[Timing, f
     return dataclasses.replace(row, time=price[0].ratio, memory=memory)
 
 
+def allowed_error(precision: str, *, differences: bool) -> float:
+    """Return the relative error of g that an estimator may have.
+
+    Args:
+        precision: ``train.precision`` of the run.
+        differences: The estimator uses finite differences.
+    """
+    return TOLERANCES.get(precision, TOLERANCES_LOW)[differences]
+
+
 def _estimator_row(
     run: FixedRun,
     name: str,
@@ -193,13 +203,12 @@ def _estimator_row(
     except Exception as error:
         return Row(name, None, cause(error))
     steppers[f"estimator {name}"] = stepper
-    low = TOLERANCES.get(run.spec.train.precision, TOLERANCES_LOW)
     return Row(
         name,
         found.estimator,
         cause=" ".join(found.messages),
         agreement=agreement(found.products, oracle.found.products),
-        tolerance=tolerance or low[found.estimator in DIFFERENCES],
+        tolerance=tolerance or allowed_error(run.spec.train.precision, differences=found.estimator in DIFFERENCES),
         finite=_finite(found),
         repeatable=torch.equal(found.products, again.products),
         traces=(*([] if found.weights_kept else ["weights"]), *left),

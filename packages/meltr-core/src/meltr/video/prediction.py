@@ -63,6 +63,8 @@ def check_request(request: PredictRequest, context: RunContext, *, must_choose: 
         raise UserError(f"This run {use.does}: it needs --{use.needs}.", hint)
     if must_choose and not request.choices:
         raise UserError("This run chooses among given answers: it needs --choices.", hint)
+    if not request.media:
+        raise UserError(f"This run {use.does}: it needs at least one video or image.", hint)
 
 
 def chosen_answers(request: PredictRequest, names: Sequence[str]) -> list[int]:

@@ -87,6 +87,11 @@ def write(
     return folder
 
 
+def splits_of(dataset: str) -> tuple[str, ...]:
+    """Return the splits that the sample of a data set has; UserError if it has no sample."""
+    return tuple(_layout(dataset).splits)
+
+
 def cached(dataset: str, *, seed: int = 0, progress: Progress | None = None) -> Path:
     """Return the folder of a synthetic sample in the user's cache, and write it first if it is missing.
 
