@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import tomllib
 from pathlib import Path
 
@@ -161,3 +162,19 @@ def audit(session: nox.Session) -> None:
     install_all(session, "pip-audit", "ruff")
     session.run("ruff", "check", "--select", "S", "--ignore", "S101,S311", ".")
     session.run("pip-audit", "--skip-editable", *session.posargs)
+
+
+@nox.session
+@nox.parametrize("kind", ["plain", "image", "text", "video"])
+def kit(session: nox.Session, kind: str) -> None:
+    """`meltr new-backbone`: a package of each kind in an empty environment, as its author has it; its tests."""
+    extras = "[text,video]" if kind == "video" else ""
+    session.install(*PINS, f"./{CORE}{extras}")
+    folder = Path(session.create_tmp())
+    shutil.rmtree(folder / f"meltr-a-{kind}", ignore_errors=True)
+    session.run("meltr", "new-backbone", f"a-{kind}", "--kind", kind, "--output-dir", str(folder))
+    words = {"text": ["--sample"], "video": ["--task", "qa", "--dataset", "msvd", "--sample"]}.get(kind, [])
+    with session.chdir(folder / f"meltr-a-{kind}"):
+        session.install("-e", ".[test]")
+        session.run("pytest", env={"OMP_NUM_THREADS": "1"})
+        session.run("meltr", "run", "--backbone", f"a-{kind}", *words, "--quiet")

@@ -172,7 +172,8 @@ class PredictRequest:
         question: Question about each of `media`.
         choices: Answers to choose from.
         search: Text to rank `media` by.
-        top: Number of answers (for each of `media`) or of found files; at least one.
+        top: Number of answers (for each of `media` or `text`) or of found files; at least one.
+        text: Texts to classify.
     """
 
     media: tuple[Path, ...] = ()
@@ -180,6 +181,7 @@ class PredictRequest:
     choices: tuple[str, ...] = ()
     search: str | None = None
     top: int = 5
+    text: tuple[str, ...] = ()
 
 
 FILE_KEYS = ("video", "image")

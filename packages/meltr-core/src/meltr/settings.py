@@ -20,6 +20,7 @@ from meltr.specs import (
     CombinerInfo,
     PresetInfo,
     RunSpec,
+    TaskInfo,
 )
 
 FIDELITY: dict[str, dict[str, Any]] = {
@@ -106,7 +107,8 @@ def resolve(
     merged: dict[str, _Value] = {}
     for layer in _without_foreign_options(layers, info.name, parts):
         merged.update({keys.expand(key, item.origin): item for key, item in layer.values.items()})
-    merged.update({key: _Value(value, "flags") for key, value in _identity(info, recipe, combiner).items()})
+    identity = {**_identity(info, recipe, combiner), "task": spec_task, "dataset": spec_dataset}
+    merged.update({key: _Value(value, "flags") for key, value in identity.items()})
     if plugins:
         merged["plugins"] = _Value([str(file.expanduser().absolute()) for file in plugins], "--plugin")
     return _validated(registry, keys, merged, task=spec_task)
@@ -149,13 +151,26 @@ def _pick(key: str, layers: Sequence[_Layer]) -> str | None:
     return None
 
 
+def _only_choice(kind: str, info: BackboneInfo, task: TaskInfo | None) -> str | None:
+    """Return the task or data set that is missing, if the backbone has only one; None otherwise."""
+    if kind == "task":
+        names = {entry.task for entry in info.tasks}
+    else:
+        names = {name for entry in info.tasks if task and entry.task == task.name for name in entry.datasets}
+    return names.pop() if len(names) == 1 else None
+
+
 def _select(registry: Registry, layers: Sequence[_Layer]) -> tuple[BackboneInfo, str, str]:
-    """Return backbone, task and data set of the run, checked to be compatible."""
-    chosen = {}
+    """Return backbone, task and data set of the run, checked to be compatible; the only choice may be unsaid."""
+    chosen: dict[str, Any] = {}
     for kind in ("backbone", "task", "dataset"):
         value = _pick(kind, layers)
+        if value is None and "backbone" in chosen:
+            value = _only_choice(kind, chosen["backbone"], chosen.get("task"))
         if value is None:
-            names = ", ".join(sorted(getattr(registry, f"{kind}s"))) or "none is installed"
+            entries = chosen["backbone"].tasks if "backbone" in chosen else ()
+            able = {"task": [e.task for e in entries], "dataset": [d for e in entries for d in e.datasets]}.get(kind)
+            names = ", ".join(sorted(set(able or getattr(registry, f"{kind}s")))) or "none is installed"
             raise UserError(f"--{kind} is missing", f"Valid choices: {names}. `meltr list` shows the combinations.")
         chosen[kind] = getattr(registry, kind)(value)
     info, task, dataset = chosen["backbone"], chosen["task"].name, chosen["dataset"].name

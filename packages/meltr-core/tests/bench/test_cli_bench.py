@@ -142,7 +142,7 @@ def test_the_list_names_cases_and_variants_without_torch():
         (["--case", "transformer-small", "--precision", "fp8"], "train.precision = fp8"),
         (["--case", "transformer-small", "--set", "options.heads=5"], "heads=5 does not divide width=192"),
         (["--plot", "bars.gif"], "Valid choices: pdf, png, svg."),
-        (["--backbone", "toy"], "--task is missing"),
+        (["--backbone", "toy", "--task", "qa"], "does not support task 'qa'"),
     ],
 )
 def test_wrong_input_is_explained_before_anything_is_measured(words, message):

@@ -271,9 +271,18 @@ def test_impossible_combinations(registry):
     assert "3 weights for 2 losses" in error.message
     assert "main, side" in error.hint
     assert "combiner_options.weights: is required" in refused(registry, flags={"combiner": "fixed"}).message
-    assert "--task is missing" in refused(registry, task=None).message
+    error = refused(registry, task=None)
+    assert (error.message, error.hint.split(".")[0]) == ("--task is missing", "Valid choices: count, sort")
     assert "'big'" not in refused(registry, backbone="toi").message
     assert "unknown combiner 'sun'" in refused(registry, flags={"combiner": "sun"}).message
+
+
+def test_what_has_one_choice_may_be_unsaid(registry):
+    flags = {"combiner": "primary"}
+    assert resolve(registry, backbone="toy", task="count", flags=flags).dataset == "shapes"
+    error = refused(registry, dataset=None)
+    assert (error.message, error.hint.split(".")[0]) == ("--dataset is missing", "Valid choices: letters, shapes")
+    assert resolve(registry, backbone="toy", task="count", config={"dataset": "shapes"}, flags=flags).task == "count"
 
 
 def test_config_files_that_cannot_be_read(registry, config, tmp_path):

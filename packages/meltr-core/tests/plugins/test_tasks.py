@@ -10,13 +10,15 @@ import pytest
 from meltr import builtin
 from meltr.engine.hooks import better
 from meltr.metrics.classification import topk_accuracy
+from meltr.texts import plugin as texts_plugin
+from meltr.texts.results import text_metrics
 from meltr.video import plugin
 from meltr.video.tasks.captions import corpus_scores
 from meltr.video.tasks.regression import sentiment_metrics
 from meltr.video.tasks.retrieval import retrieval_metrics
 from places import ROOT
 
-TASKS = {task.name: task for module in (builtin, plugin) for task in module.register_tasks()}
+TASKS = {task.name: task for module in (builtin, texts_plugin, plugin) for task in module.register_tasks()}
 GUIDE = ROOT / "docs" / "plugins.md"
 
 
@@ -30,6 +32,7 @@ def caption_metrics(said):
 PREDICTED = {
     "classification": (lambda scores: topk_accuracy(scores, range(6)), np.eye(6), 1 - np.eye(6)),
     "action": (lambda scores: topk_accuracy(scores, range(6)), np.eye(6), 1 - np.eye(6)),
+    "text-classification": (lambda guesses: text_metrics(guesses, [0, 1, 2]), [0, 1, 2], [1, 2, 0]),
     "retrieval": (retrieval_metrics, np.eye(6), 1 - np.eye(6)),
     "captioning": (
         caption_metrics,
@@ -61,6 +64,6 @@ def test_the_plugin_guide_lists_them_with_their_metrics_in_order():
     listed = {
         name: tuple(re.findall(r"`([^`]+)`", metrics))
         for names, metrics in rows
-        for name in re.findall(r"`(\w+)`", names)
+        for name in re.findall(r"`([\w-]+)`", names)
     }
     assert listed == {name: task.metrics for name, task in TASKS.items()}

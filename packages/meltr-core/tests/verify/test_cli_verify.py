@@ -128,7 +128,7 @@ def test_low_precision_is_held_to_less():
     [
         ([*CHOICE, "--combiner", "sum"], "combiner 'sum' is not trained by a hypergradient"),
         (["--backbone", "toi", "--task", "classification", "--dataset", "rings"], "Did you mean 'toy'?"),
-        (["--backbone", "toy"], "--task is missing"),
+        (["--task", "classification"], "--backbone is missing"),
         ([*CHOICE, "--set", "estimatr=forward"], "Did you mean 'bilevel.estimator' or"),
     ],
 )

@@ -25,7 +25,10 @@ from meltr.plugins import Registry, discover
 from meltr.plugins.discovery import CHOSEN
 from meltr.version import __version__
 
-COMMANDS = ("run", "evaluate", "plot", "compare", "data", "verify", "bench", "helps", "list_", "config", "doctor")
+COMMANDS = (
+    *("run", "evaluate", "plot", "compare", "data", "verify", "bench", "helps", "list_", "config", "doctor"),
+    "new_backbone",
+)
 """Modules of `meltr.cli`, in the order of ``meltr --help``."""
 
 _DEBUG = "meltr.debug"

@@ -61,3 +61,25 @@ def per_class_accuracy(
     hit = np.bincount(right[known], weights=found[known], minlength=classes)
     with np.errstate(invalid="ignore"):
         return 100 * hit / np.where(count > 0, count, np.nan)
+
+
+def macro_f1(predicted: npt.ArrayLike, labels: npt.ArrayLike) -> float:
+    """Return the mean of the F1 scores of all classes in percent.
+
+    A class counts if it is predicted or correct for some example; its F1 is 2 TP / (2 TP + FP + FN).
+
+    Args:
+        predicted: Shape (N,): the predicted class.
+        labels: Shape (N,): the correct class; -100: none of the classes, so that every prediction is wrong.
+
+    Raises:
+        ValueError: If the shapes differ or there is no example.
+    """
+    found, right = np.asarray(predicted), np.asarray(labels)
+    if found.shape != right.shape or found.ndim != 1 or not len(found):
+        raise ValueError(f"expected two vectors of the same length, got the shapes {found.shape} and {right.shape}")
+    scores = []
+    for each in sorted({*found.tolist(), *right.tolist()} - {IGNORED}):
+        hit = np.count_nonzero((found == each) & (right == each))
+        scores.append(2 * hit / (np.count_nonzero(found == each) + np.count_nonzero(right == each)))
+    return 100 * float(np.mean(scores))

@@ -25,7 +25,7 @@ GROUP = "meltr"
 CHOSEN = "MELTR_PLUGINS"
 """Environment variable with the installed plugins to load; `--no-plugins` sets it to nothing."""
 
-BUILTIN = ("meltr.builtin", "meltr.video.plugin")
+BUILTIN = ("meltr.builtin", "meltr.video.plugin", "meltr.texts.plugin")
 """Modules of core's own plugins; they use the hooks that every plugin has."""
 
 

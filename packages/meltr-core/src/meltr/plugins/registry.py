@@ -75,6 +75,11 @@ class Registry:
                 return plugin.source
         raise KeyError(f"{kind} {name}")
 
+    def sources(self) -> dict[str, str]:
+        """Return every plugin that was found, healthy or broken, with its package or file."""
+        healthy = {plugin.name: plugin.source for plugin in self._plugins}
+        return healthy | {plugin.name: plugin.source for plugin in self.broken}
+
     def backbone(self, name: str) -> BackboneInfo:
         """Return the backbone `name`; UserError with the valid choices if there is none."""
         return self._get("backbone", name, self.backbones)

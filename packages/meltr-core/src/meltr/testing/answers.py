@@ -47,7 +47,9 @@ class Answers(Case):
         for request in requests:
             answer = run.predict(request)
             rows = [_as_json(row) for row in answer.rows]
-            assert 1 <= len(rows) <= request.top * max(1, len(request.media)), f"{len(rows)} rows for {request}"
+            assert 1 <= len(rows) <= request.top * max(1, len(request.media), len(request.text)), (
+                f"{len(rows)} rows for {request}"
+            )
             again = [_as_json(row) for row in run.predict(request).rows]
             assert rows == again, f"two answers to {request}"
             assert answer.what.strip(), "Prediction.what must describe the rows"

@@ -55,6 +55,7 @@ def check_request(request: PredictRequest, context: RunContext, *, must_choose: 
     use = USES[context.spec.task]
     hint = f"For example: meltr predict {context.run_dir} {use.ask}{' --choices a,b,c' if must_choose else ''}"
     given = {"question": request.question, "search": request.search, "choices": request.choices or None}
+    given["text"] = request.text or None
     useful = {use.needs, "choices"} if use.choosing else {use.needs}
     for name, value in given.items():
         if value is not None and name not in useful:

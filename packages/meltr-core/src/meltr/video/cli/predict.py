@@ -34,6 +34,7 @@ Videos = Annotated[
 ]
 Question = Annotated[str | None, typer.Option(help="A question about each of them.", rich_help_panel=_ASK)]
 Choices = Annotated[str | None, typer.Option(help="Answers to choose from: a,b,c.", rich_help_panel=_ASK)]
+Text = Annotated[list[str] | None, typer.Option(help="A text to classify; may be repeated.", rich_help_panel=_ASK)]
 Search = Annotated[str | None, typer.Option(help="Rank them by this text.", rich_help_panel=_ASK)]
 Top = Annotated[int, typer.Option(min=1, help="Number of answers, or of files.", rich_help_panel=_ANSWER)]
 Sheet = Annotated[
@@ -56,6 +57,7 @@ def predict(
     question: Question = None,
     choices: Choices = None,
     search: Search = None,
+    text: Text = None,
     top: Top = 5,
     sheet: Sheet = None,
     checkpoint: Annotated[str, typer.Option(help="best, last, or a name such as step-000500.")] = "best",
@@ -64,12 +66,14 @@ def predict(
     trust: Trust = False,
     as_json: AsJson = False,
 ) -> None:
-    """Predict with a trained run: classify or caption videos, answer a --question, or rank them by a text (--search).
+    """Predict with a trained run: classify or caption videos, answer a --question, rank them by a text (--search).
+
+    A run on texts classifies a --text.
 
     The data set is not needed.
     """
     media = _named(video or (), image or ())
-    request = PredictRequest(media, question, _split_choices(choices), search, top)
+    request = PredictRequest(media, question, _split_choices(choices), search, top, tuple(text or ()))
     _check(request, videos, sheet)
     aside = set_aside(run)
     if aside is not None:
@@ -121,6 +125,11 @@ def _split_choices(text: str | None) -> tuple[str, ...]:
 def _check(request: PredictRequest, folder: Path | None, sheet: Path | None) -> None:
     """Reject options that cannot be combined in any run."""
     anything = bool(request.media) or folder is not None
+    if any(not text.strip() for text in request.text):
+        raise UserError("--text is empty", "Give a text: --text 'the film was great'")
+    if request.text and (anything or sheet is not None):
+        option = "--sheet" if sheet is not None else "videos and images"
+        raise UserError(f"--text cannot be combined with {option}", "Use one of them.")
     for option, text in (("--question", request.question), ("--search", request.search)):
         if text is not None and not text.strip():
             raise UserError(f"{option} is empty", f"Give a text: {option} 'a man plays the guitar'")
@@ -134,8 +143,8 @@ def _check(request: PredictRequest, folder: Path | None, sheet: Path | None) -> 
         raise UserError(
             "--question needs a video to ask about", "Add --video FILE, or --videos DIR for all files of a folder."
         )
-    if not anything:
-        raise UserError("no video or image was given", "Use --video FILE, --image FILE, or --videos DIR.")
+    if not anything and not request.text:
+        raise UserError("no video or image was given", "Use --video FILE, --image FILE, --videos DIR, or --text TEXT.")
     if sheet is not None and (sheet.suffix.lower() != ".png" or sheet.is_dir()):
         raise UserError(f"--sheet {sheet} is not the name of a PNG file", "For example: --sheet found.png")
 

@@ -1,0 +1,13 @@
+"""Texts with a class each: tables of the user, a synthetic sample, splits, metrics and predictions. Imports no torch.
+
+corpus = cut(open_texts(context.spec), context.spec)
+corpus.splits["train"][0].text, corpus.classes
+"""
+
+from meltr.texts.corpus import TextCorpus as TextCorpus
+from meltr.texts.corpus import TextItem as TextItem
+from meltr.texts.opening import cut as cut
+from meltr.texts.opening import open_texts as open_texts
+from meltr.texts.results import evaluation as evaluation
+from meltr.texts.results import predicted as predicted
+from meltr.texts.results import texts_of as texts_of
