@@ -96,10 +96,19 @@ class Keys:
             return key
         paths = [path for path in self.fields if path.rpartition(".")[2] == key]
         if len(paths) > 1:
-            raise UserError(f"setting {key!r} ({origin}) is ambiguous", f"Use one of: {', '.join(paths)}.")
+            named = ", ".join(f"{path} ({self._owner(path)})" for path in paths)
+            raise UserError(f"setting {key!r} ({origin}) is ambiguous", f"Use one of: {named}.")
         if not paths:
             raise UserError(f"unknown setting {key!r} ({origin})", self._guess(key))
         return paths[0]
+
+    def _owner(self, path: str) -> str:
+        """Return whose setting a full path is."""
+        section = path.rpartition(".")[0]
+        if section == "options" and self.backbone is not None:
+            return f"backbone {self.backbone.name!r}"
+        kind = section.removesuffix("_options")
+        return f"{kind} {getattr(self.parts, kind).name!r}" if kind in Parts._fields else "core"
 
     def _guess(self, key: str) -> str:
         section, _, leaf = key.rpartition(".")

@@ -207,7 +207,7 @@ def test_unknown_and_ambiguous_settings(registry, config):
     assert "meltr config schema --backbone toy" in error.hint
     error = refused(registry, sets=["lr=3"])
     assert "ambiguous" in error.message
-    assert "train.lr, options.lr" in error.hint
+    assert "train.lr (core), options.lr (backbone 'toy')" in error.hint
     assert "'train.momentum'" in refused(registry, sets=["bilevel.momentum=3"]).hint
     assert "combiner 'fixed'" in refused(registry, sets=["weights=1,1"]).hint
     assert "settings.yaml" in refused(registry, config=config("train: {speed: 3}")).message

@@ -22,6 +22,7 @@ from typer.core import TyperGroup
 
 from meltr.errors import MeltrError, StoppedRun
 from meltr.plugins import Registry, discover
+from meltr.plugins.blame import blame_of
 from meltr.plugins.discovery import CHOSEN
 from meltr.version import __version__
 
@@ -180,4 +181,7 @@ def _answer(error: Exception) -> tuple[str, str | None, int] | None:
     if type(error).__name__ == "OutOfMemoryError":
         hint = "Lower --batch-size, or use --set precision=bf16."
         return f"the device ran out of memory: {str(error).splitlines()[0]}", hint, 1
+    blame = blame_of(error)
+    if blame is not None:
+        return blame[0], "\n".join(part for part in (blame[1], "Add --debug to see the traceback.") if part), 1
     return None

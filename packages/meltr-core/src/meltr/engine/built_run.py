@@ -17,7 +17,7 @@ from meltr.engine.building import check, estimator_of, scheme_of
 from meltr.engine.hooks import Hooks
 from meltr.engine.stored_data import stored_data
 from meltr.engine.wrapping import use_tf32, wrap
-from meltr.errors import PluginError, UserError
+from meltr.errors import MeltrError, PluginError, UserError
 from meltr.folders.run_folder import RunFolder
 from meltr.hypergradients.estimators import Estimator
 from meltr.hypergradients.schemes import Scheme
@@ -26,7 +26,7 @@ from meltr.parallel.ranks import Ranks
 from meltr.parallel.sharing import Sharing
 from meltr.plugins import Registry, load_object, run_manager
 from meltr.seeding import derive, seed_everything
-from meltr.specs import CombinerInfo, RunSpec
+from meltr.specs import CombinerInfo, DatasetInfo, RunSpec
 
 
 @dataclass
@@ -74,7 +74,7 @@ def build_run(
     check(spec, ranks, scheme, estimator)
     combiner_info, device, generator = registry.combiner(spec.combiner), context.device, context.generator
     seed_everything(derive(spec.seed, "data"), generator)
-    data = hooks.build_data(context)
+    data = _read(hooks, context, registry.dataset(spec.dataset))
     if trained and run_dir is not None:
         data = _left_out_as_trained(data, RunFolder(run_dir))
     context = without_losses(data.left_out, context)
@@ -104,6 +104,21 @@ def build_run(
         sharing=sharing,
         blocks=blocks,
     )
+
+
+def _read(hooks: Hooks, context: RunContext, dataset: DatasetInfo) -> Data:
+    """Call `build_data`; an adapter that fails for want of a folder need not have said so itself."""
+    spec = context.spec
+    try:
+        return hooks.build_data(context)
+    except MeltrError:
+        raise
+    except Exception as error:
+        if dataset.embedded or spec.data_root is not None or spec.sample:
+            raise
+        layout = f"DIR must hold:\n{dataset.layout}" if dataset.layout else "The plugin does not tell what it holds."
+        hint = f"Give --data-root DIR. {layout}"
+        raise UserError(f"{dataset.name} needs its files, and --data-root was not given", hint) from error
 
 
 def _left_out_as_trained(data: Data, folder: RunFolder) -> Data:

@@ -18,6 +18,7 @@ from meltr.engine.batches import slice_batch
 from meltr.errors import MeltrError, PluginError
 from meltr.files import encode
 from meltr.optim.building import autocast_dtype, parameter_groups
+from meltr.plugins.blame import blamed, homes
 
 
 class Hooks:
@@ -30,11 +31,13 @@ class Hooks:
 
     def __init__(self, manager: pluggy.PluginManager, plugin: str) -> None:
         self._hook = manager.hook
+        self._homes = homes(manager)
         self.plugin = plugin
 
     def build_data(self, context: RunContext) -> Data:
         """Call `build_data` and check what it returns."""
-        data = self._hook.build_data(context=context)
+        with self._blamed("build_data"):
+            data = self._hook.build_data(context=context)
         if not isinstance(data, Data):
             raise self._error("build_data", f"returned {type(data).__name__}, expected meltr.Data")
         if not isinstance(data.train, BatchSource):
@@ -47,14 +50,16 @@ class Hooks:
 
     def build_model(self, context: RunContext, data: Data) -> nn.Module:
         """Call `build_model` and check what it returns."""
-        model = self._hook.build_model(context=context, data=data)
+        with self._blamed("build_model"):
+            model = self._hook.build_model(context=context, data=data)
         if not isinstance(model, nn.Module):
             raise self._error("build_model", f"returned {type(model).__name__}, expected torch.nn.Module")
         return model
 
     def parameter_groups(self, model: nn.Module, context: RunContext) -> list[dict[str, Any]]:
         """Call the optional `parameter_groups` and check what it returns."""
-        groups = self._hook.parameter_groups(model=model, context=context)
+        with self._blamed("parameter_groups"):
+            groups = self._hook.parameter_groups(model=model, context=context)
         if groups is not None and not all(isinstance(g, Mapping) and "params" in g for g in groups):
             raise self._error("parameter_groups", "must return mappings with a 'params' entry")
         try:
@@ -64,7 +69,8 @@ class Hooks:
 
     def blocks(self, model: nn.Module) -> list[nn.Module]:
         """Call the optional `model_blocks`, or find the blocks."""
-        blocks = self._hook.model_blocks(model=model)
+        with self._blamed("model_blocks"):
+            blocks = self._hook.model_blocks(model=model)
         if blocks is None:
             return find_blocks(model)
         inside = {id(module) for module in model.modules()}
@@ -74,7 +80,8 @@ class Hooks:
 
     def slice_batch(self, batch: Any, start: int, stop: int) -> Any:
         """Call the optional `slice_batch`, or slice tensors and lists."""
-        part = self._hook.slice_batch(batch=batch, start=start, stop=stop)
+        with self._blamed("slice_batch"):
+            part = self._hook.slice_batch(batch=batch, start=start, stop=stop)
         return slice_batch(batch, start, stop) if part is None else part
 
     def check_parts(self, fingerprints: Sequence[str]) -> None:
@@ -88,7 +95,8 @@ class Hooks:
 
     def losses(self, model: nn.Module, batch: Any, context: RunContext) -> dict[str, Tensor]:
         """Call `compute_task_losses`; check names, order, shape, type, device and gradient."""
-        losses = self._hook.compute_task_losses(model=model, batch=batch, context=context)
+        with self._blamed("compute_task_losses"):
+            losses = self._hook.compute_task_losses(model=model, batch=batch, context=context)
         hook = "compute_task_losses"
         if not isinstance(losses, Mapping):
             raise self._error(hook, f"returned {type(losses).__name__}, expected a mapping of names to tensors")
@@ -118,7 +126,7 @@ class Hooks:
 
     def evaluate(self, model: nn.Module, data: Any, context: RunContext) -> Evaluation:
         """Call `evaluate` in eval mode without gradients; check that all metrics of the task are present."""
-        with _inference(model, context):
+        with self._blamed("evaluate"), _inference(model, context):
             result = self._hook.evaluate(model=model, data=data, context=context)
         if not isinstance(result, Evaluation):
             raise self._error("evaluate", f"returned {type(result).__name__}, expected meltr.Evaluation")
@@ -148,7 +156,7 @@ class Hooks:
 
     def predict(self, model: nn.Module, request: PredictRequest, data: Data, context: RunContext) -> Prediction:
         """Call `predict` in eval mode without gradients; check the rows that it returns."""
-        with _inference(model, context):
+        with self._blamed("predict"), _inference(model, context):
             result = self._hook.predict(model=model, request=request, data=data, context=context)
         if not isinstance(result, Prediction):
             raise self._error("predict", f"returned {type(result).__name__}, expected meltr.Prediction")
@@ -165,27 +173,36 @@ class Hooks:
 
     def run_start(self, context: RunContext, data: Data) -> None:
         """Tell the observers that training begins."""
-        self._hook.on_run_start(context=context, data=data)
+        with self._blamed("on_run_start"):
+            self._hook.on_run_start(context=context, data=data)
 
     def step_end(self, context: RunContext, record: StepRecord) -> None:
         """Tell the observers about a logged step."""
-        self._hook.on_step_end(context=context, record=record)
+        with self._blamed("on_step_end"):
+            self._hook.on_step_end(context=context, record=record)
 
     def evaluation(self, context: RunContext, split: str, step: int, evaluation: Evaluation) -> None:
         """Tell the observers about an evaluation."""
-        self._hook.on_evaluation(context=context, split=split, step=step, evaluation=evaluation)
+        with self._blamed("on_evaluation"):
+            self._hook.on_evaluation(context=context, split=split, step=step, evaluation=evaluation)
 
     def checkpoint(self, context: RunContext, path: Path) -> None:
         """Tell the observers about a checkpoint."""
-        self._hook.on_checkpoint(context=context, path=path)
+        with self._blamed("on_checkpoint"):
+            self._hook.on_checkpoint(context=context, path=path)
 
     def message(self, context: RunContext, message: str, level: str = "info") -> None:
         """Send a message to the observers."""
-        self._hook.on_message(context=context, level=level, message=message)
+        with self._blamed("on_message"):
+            self._hook.on_message(context=context, level=level, message=message)
 
     def run_end(self, context: RunContext, results: Mapping[str, Any]) -> None:
         """Tell the observers that the run ended normally."""
-        self._hook.on_run_end(context=context, results=results)
+        with self._blamed("on_run_end"):
+            self._hook.on_run_end(context=context, results=results)
+
+    def _blamed(self, hook: str) -> contextlib.AbstractContextManager[None]:
+        return blamed("an observer" if hook.startswith("on_") else f"plugin {self.plugin!r}", hook, self._homes)
 
     def _error(self, hook: str, problem: str) -> MeltrError:
         return PluginError(f"Plugin {self.plugin!r}, hook {hook}: {problem}.")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from typing import Any
 
@@ -9,6 +10,7 @@ import pluggy
 
 from meltr.errors import PluginError, did_you_mean
 from meltr.hookspecs import PROJECT, AdapterSpecs, DiscoverySpecs, ObserverSpecs
+from meltr.plugins.blame import trace
 from meltr.specs import (
     PLUGIN_API,
     BackboneInfo,
@@ -30,6 +32,10 @@ KINDS = {
 """What plugins register, each by a hook ``register_KINDs``, and the type of its description."""
 
 
+TRACE = "MELTR_TRACE_PLUGINS"
+"""Environment variable: 1 prints every call of a hook to standard error."""
+
+
 def new_manager(*specs: type, plugin: object = None) -> pluggy.PluginManager:
     """Return a plugin manager that knows the hooks of `specs`, with `plugin` registered."""
     manager = pluggy.PluginManager(PROJECT)
@@ -37,6 +43,8 @@ def new_manager(*specs: type, plugin: object = None) -> pluggy.PluginManager:
         manager.add_hookspecs(each)
     if plugin is not None:
         manager.register(plugin)
+    if os.environ.get(TRACE, "0") not in ("", "0"):
+        trace(manager)
     return manager
 
 

@@ -10,6 +10,7 @@ import pytest
 
 from meltr.errors import UserError
 from meltr.plugins import Registry, load_object
+from meltr.setting_keys import Keys
 from meltr.specs import BackboneInfo, RunSpec
 from meltr.testing.case import Case
 
@@ -49,6 +50,16 @@ class Registration(Case):
             model = load_object(path)
             assert model.model_config.get("extra") == "forbid", f"{path} must derive from meltr.specs.Info"
             assert model(**spec.options).model_dump(mode="json") == spec.options, "options do not survive a run.yaml"
+
+    def test_names_of_options_are_not_taken(self, registry: Registry) -> None:
+        """``--set NAME=VALUE`` must mean one setting: core and the default combiner have theirs."""
+        info = registry.backbone(self.backbone)
+        if info.options is None:
+            pytest.skip("the backbone has no options")
+        keys = Keys(registry, None)
+        taken = {path.rpartition(".")[2]: path for path in keys.fields}
+        clash = {name: taken[name] for name in load_object(info.options).model_fields if name in taken}
+        assert not clash, f"options with the names of other settings: {clash}"
 
 
 def _module_of(info: BackboneInfo, registry: Registry) -> ModuleType:
