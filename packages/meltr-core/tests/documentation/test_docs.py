@@ -28,6 +28,7 @@ PAGES = (
     "docs/architecture.md",
     "docs/method.md",
     "docs/plugins.md",
+    "docs/write_a_backbone.md",
     "docs/cli.md",
     "docs/data.md",
     "docs/scaling.md",

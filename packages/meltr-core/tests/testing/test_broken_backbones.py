@@ -87,7 +87,7 @@ BROKEN = {
         'ranks = {"rank": context.rank, "world_size": context.world_size}',
         'ranks = {"rank": 0, "world_size": context.world_size}',
         "test_two_processes_agree_with_one",
-        "in one process and",
+        "returned the same training batch",
     ),
 }
 """Kind -> a part of the toy backbone, what stands there instead, the test that fails, and words of its message."""

@@ -44,7 +44,9 @@ def test_each_task_takes_what_it_needs_and_refuses_the_rest(task: str) -> None:
 def test_choices_are_for_runs_that_choose() -> None:
     with pytest.raises(UserError, match="it cannot use --choices"):
         check_request(PredictRequest(search="x", choices=("a",)), context("retrieval"))
-    check_request(PredictRequest(choices=("a",)), context("action"))
+    check_request(PredictRequest(media=tuple(FILES), choices=("a",)), context("action"))
+    with pytest.raises(UserError, match="needs at least one video or image"):
+        check_request(PredictRequest(choices=("a",)), context("action"))
     with pytest.raises(UserError, match="it needs --choices") as found:
         check_request(PredictRequest(question="x"), context("qa"), must_choose=True)
     assert found.value.hint is not None

@@ -17,7 +17,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from meltr.engine.batches import batch_at, to_device
+from meltr.engine.batches import batch_at, fingerprint, to_device
 from meltr.engine.built_run import open_run, without_losses
 from meltr.parallel.ranks import Ranks, joined
 from meltr.plugins import Registry, discover, load_object
@@ -56,6 +56,7 @@ class Work:
         double: In float64.
         port: Of the store, on this machine.
         folder: Where they write.
+        environment: That of the test; the process that is forked may have been started under another one.
     """
 
     spec: RunSpec
@@ -64,6 +65,7 @@ class Work:
     double: bool
     port: int
     folder: str
+    environment: dict[str, str]
 
 
 class Processes(Case):
@@ -114,6 +116,8 @@ def evaluate_losses(
     seed_everything(derive(spec.seed, "model"), context.generator)
     model = hooks.build_model(context, data).eval()
     batch = to_device(batch_at(data.train, 0, 0), ranks.device)
+    if ranks.size > 1:
+        hooks.check_parts(ranks.gather_objects(fingerprint(batch)))
     if double:
         model, batch = model.double(), map_tensors(lambda t: t.double() if t.is_floating_point() else t, batch)
     parameters = [each for each in model.parameters() if each.requires_grad]
@@ -144,7 +148,7 @@ def _in_two_processes(spec: RunSpec, files: Sequence[Path], names: Sequence[str]
     kinds: Any = dist
     store = kinds.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
     with tempfile.TemporaryDirectory(prefix="meltr-ranks-") as folder:
-        work = Work(spec, tuple(files), tuple(names), double, store.port, folder)
+        work = Work(spec, tuple(files), tuple(names), double, store.port, folder, dict(os.environ))
         launcher = _clean_processes().Process(target=_launch, args=(work,))
         launcher.start()
         launcher.join(TIMEOUT)
@@ -168,6 +172,8 @@ def _clean_processes() -> Any:
 
 def _launch(work: Work) -> None:
     """Import the adapter once, then start both processes; end with 1 if one of them fails."""
+    os.environ.clear()
+    os.environ.update(work.environment)
     kind = "fork" if "fork" in multiprocessing.get_all_start_methods() else "spawn"
     torch.set_num_threads(1)
     load_object(discover(work.files).backbone(work.spec.backbone).adapter)
@@ -194,7 +200,7 @@ def _environment(rank: int, port: int) -> dict[str, str]:
 
 def _process(rank: int, work: Work) -> None:
     """Evaluate the part of one process; write what it found, and what it printed, into the folder."""
-    os.environ.update(_environment(rank, work.port))
+    os.environ.update(work.environment | _environment(rank, work.port))
     with (
         Path(work.folder, f"{rank}.txt").open("w", encoding="utf-8") as out,
         redirect_stdout(out),
