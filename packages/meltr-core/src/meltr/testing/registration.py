@@ -37,7 +37,8 @@ class Registration(Case):
         info = registry.backbone(self.backbone)
         options = [info.options.partition(":")[0]] if info.options else []
         words = [_module_of(info, registry).__name__, ",".join(_HEAVY), *options]
-        found = subprocess.run([sys.executable, "-c", _LOOK, *words], capture_output=True, text=True, check=False)
+        command = [sys.executable, "-c", _LOOK, *words]
+        found = subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603, our own words
         assert found.returncode == 0, found.stderr
         assert found.stdout.strip() == "[]", f"{words[0]} and {options} import {found.stdout.strip()}"
 
