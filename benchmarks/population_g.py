@@ -4,9 +4,9 @@
 
 At several moments of a short training run with the plain sum, the weights are held. The population's g is J v with J
 and v each the mean over many batches. Beside it stands what one outer step would have seen on each of those batches:
-the exact g of the batch, that of half the batch, `cross` (v from one half, J from the other), `primary-step` (the drop
-of the losses in a step of the run's optimiser), and means of ten. A sign is right if it is the population's.
-`primary-step` follows the optimiser's direction, not v, so it is compared with its own mean over the batches.
+the exact g of the batch, that of half the batch, `cross` (v from one half, J from the other), and means of ten. The
+row `drop in a step` is not g: it is the drop of the losses in a step of the run's own optimiser on the primary loss,
+over its rate, and its momentum holds earlier gradients of the sum. A sign is right if it is the population's.
 """
 
 from __future__ import annotations
@@ -71,8 +71,8 @@ class Moments:
         optimizer.zero_grad()
         return (before.detach() - after) / optimizer.param_groups[0]["lr"]
 
-    def measure(self, batches: Sequence[Any]) -> tuple[Tensor, Tensor, dict[str, list[Tensor]]]:
-        """Return the population's g, its g along the optimiser's steps, and each way's g on every batch."""
+    def measure(self, batches: Sequence[Any]) -> tuple[Tensor, dict[str, list[Tensor]]]:
+        """Return the population's g, and each way's g on every batch."""
         ways: dict[str, list[Tensor]] = defaultdict(list)
         total = None
         for number, batch in enumerate(batches):
@@ -83,12 +83,11 @@ class Moments:
             ways["one batch"].append(whole @ whole[0])
             ways["half a batch"].append(one @ one[0])
             ways["cross"].append(two @ one[0])
-            ways["primary-step"].append(self.drop(batch, number))
+            ways["drop in a step"].append(self.drop(batch, number))
             total = whole if total is None else total + whole
         assert total is not None
         mean = total / len(batches)
-        steps = torch.stack(ways["primary-step"]).mean(0)
-        return mean @ mean[0], steps, dict(ways)
+        return mean @ mean[0], dict(ways)
 
 
 def train_step(run: FixedRun, batch: Any) -> None:
@@ -129,14 +128,13 @@ def main() -> None:
             for _ in range(chosen.steps):
                 train_step(run, to_device(next(stream), run.device))
             batches = [to_device(next(stream), run.device) for _ in range(chosen.batches)]
-            truth, along_steps, ways = Moments(run).measure(batches)
+            truth, ways = Moments(run).measure(batches)
             for way in list(ways):
                 ways[f"{way}, mean of ten"] = list(means_of_ten(ways[way]))
             for way, values in ways.items():
-                own = along_steps if way.startswith("primary-step") else truth
                 for value in values:
-                    right[way].append((value.sign() == own.sign()).tolist())
-                    ratios[way].append((value / own).tolist())
+                    right[way].append((value.sign() == truth.sign()).tolist())
+                    ratios[way].append((value / truth).tolist())
             print(f"# seed {seed}, after {(moment + 1) * chosen.steps} steps: {truth.tolist()}", flush=True)
     print(f"\n| {chosen.case}: g of | " + " | ".join(names) + " |")
     print("| --- |" + " ---: |" * len(names))
@@ -146,7 +144,7 @@ def main() -> None:
             share = statistics.mean(each[place] for each in right[way])
             cells.append(f"{share:.0%}, {statistics.median(each[place] for each in ratios[way]):.2f}")
         print(f"| {way} | " + " | ".join(cells) + " |")
-    print("\nEach cell: right signs, median ratio to the population's g (primary-step: to its own mean).")
+    print("\nEach cell: right signs, median ratio to the population's g.")
 
 
 if __name__ == "__main__":

@@ -100,7 +100,7 @@ def register_schemes() -> list[SchemeInfo]:
         ),
         SchemeInfo(
             name="primary-step",
-            summary="One inner step per cycle descends the primary loss alone; g is what it does to every loss.",
+            summary="q = v, the gradient of an inner step: one step of each cycle descends the primary loss alone.",
             factory=f"{home}:PrimaryStep",
         ),
         SchemeInfo(

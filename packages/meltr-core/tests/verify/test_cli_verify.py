@@ -53,7 +53,7 @@ def test_json_has_everything():
         assert row["time"] > 0
         assert row["memory"] > 0
     schemes = {row["name"]: row for row in content["schemes"]}
-    assert set(schemes) == {"aid-fp-lite", "aid-fp", "aid-cg", "stocbio", "itd", "sama", "none"}
+    assert set(schemes) == {"aid-fp-lite", "aid-fp", "aid-cg", "stocbio", "itd", "sama", "primary-step", "none"}
     assert next(iter(schemes)) == BilevelSpec().scheme
     assert schemes["aid-fp-lite"]["hessian"] < 1e-5
     assert content["milliseconds"] > 0

@@ -111,7 +111,7 @@ class Bilevel:
         self.combiner, self.every, self.steps = combiner, every, 0
         self.gamma, self.outer_optimizer = gamma, outer_optimizer
         self._window = Window()
-        self._begun, self._prepared = False, False
+        self._begun, self._prepared, self._on_primary = False, False, False
         setup, scope = setup or Setup(), scope or Scope()
         sharing, inside = (setup.sharing, model) if setup.sharing is not None else sharing_of(model)
         self._setup = ModelSetup(inside, setup, sharing)
@@ -230,12 +230,13 @@ class Bilevel:
         self._window.check(accumulate)
         if outer:
             self._window.require_closed("outer=True")
-        found = None if self._window.is_open else self._after_inner_step()
         if self._own is not None:
             self._own.resting = self._window.is_open
+            if not self._window.is_open:
+                self._own.after_step()
         self._begin()
         due = self.outer_step_due if outer is None else outer and self._outer is not None
-        rows = None
+        found, rows = None, None
         if due and self._kept is not None:
             check_kept_step(primary, outer_part, cross=cross)
         if due and outer_part is not None:
@@ -245,14 +246,19 @@ class Bilevel:
         )
         check_device(self.combiner, losses.values)
         self._prepare(losses.values)
-        if self._kept is not None and (due or self._kept.waits):
-            combined, a = self._kept.take(losses, 1 / accumulate)
+        if self._kept is not None and (due or self._on_primary):
+            if due:
+                combined, a, found = self._kept.take(losses, self.steps, 1 / accumulate)
+            else:
+                combined, a = self._kept.descend(losses, 1 / accumulate)
+            self._on_primary = True
         else:
             if due and self._outer is not None:
                 held_out = None if primary is None else self._evaluations.aside(primary, primary=True)
                 found, rows = self._take(losses, held_out, others)
             combined, a = self._inner.take(losses, rows, self.steps, 1 / accumulate)
         self.steps += self._window.count(accumulate)
+        self._on_primary = self._on_primary and self._window.is_open
         names = self._given.names_of(losses.size)
         return StepResult(losses.values, combined, a, found and replace(found, names=names), names)
 
@@ -290,24 +296,16 @@ class Bilevel:
         )
         return replace(found, names=self._given.names_of(len(found.products)))
 
-    def after_step(self) -> OuterResult | None:
-        """Do what needs the updated weights (FAMO, scheme ``primary-step``), and end a window early.
+    def after_step(self) -> None:
+        """Show the updated weights to a self-trained combiner that needs them (FAMO), and end a window early.
 
         Call it after ``optimizer.step()``. Otherwise the next `backward` does it, unless the optimiser stepped before
         the last call of a window (see `accumulate` of `backward`).
-
-        Returns:
-            The outer step of scheme ``primary-step``, if there was one; without this call, the next `backward` returns
-            it with its result.
         """
         self.steps += self._window.close()
-        return self._after_inner_step()
-
-    def _after_inner_step(self) -> OuterResult | None:
+        self._on_primary = False
         if self._own is not None:
             self._own.after_step()
-        found = None if self._kept is None else self._kept.finish()
-        return found and replace(found, names=self._given.names_of(len(found.products)))
 
     def count_from(self, steps: int, outer_steps: int) -> None:
         """Set the step counters, to measure a step in the middle of a run.
@@ -326,8 +324,8 @@ class Bilevel:
         It holds plain values and tensors: phi, the outer optimiser, the counters, the names of the losses and the state
         of the estimator. A window of micro-batches that is not complete is not part of it.
         """
-        if not self._window.is_open:
-            self._after_inner_step()
+        if self._own is not None and not self._window.is_open:
+            self._own.after_step()
         outer = None if self.outer_optimizer is None else self.outer_optimizer.state_dict()
         return {**self._progress(), "combiner": self.combiner.state_dict(), "outer_optimizer": outer}
 

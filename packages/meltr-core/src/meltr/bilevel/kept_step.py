@@ -1,12 +1,12 @@
-"""The outer step of scheme ``primary-step``: an inner step on the primary objective, then a look at its effect."""
+"""The outer step of scheme ``primary-step``: an inner step on the primary objective, whose gradient gives q."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
+from meltr.autograd.vectors import dense
 from meltr.bilevel.outer_step import OuterStep
-from meltr.bilevel.own_rule import OwnStep
 from meltr.bilevel.results import OuterResult
 from meltr.hypergradients.combiner_function import CombinerFunction
 from meltr.hypergradients.loss_values import LossValues
@@ -14,7 +14,7 @@ from meltr.hypergradients.objective import regulariser_slope
 
 
 class KeptStep:
-    """An inner step on the primary objective, and the outer step that follows the optimiser's.
+    """An inner step on the primary objective: its gradient is v, which costs no backward pass of its own.
 
     Args:
         function: m.
@@ -24,34 +24,46 @@ class KeptStep:
 
     def __init__(self, function: CombinerFunction, outer: OuterStep, gamma: float) -> None:
         self._function, self._outer, self._gamma = function, outer, gamma
-        self._waiting: OwnStep | None = None
 
-    @property
-    def waits(self) -> bool:
-        """True between the inner step on the primary objective and the outer step that it leads to."""
-        return self._waiting is not None
+    def take(self, losses: LossValues, step: int, share: float) -> tuple[Tensor, Tensor, OuterResult]:
+        """Add the gradient of the primary objective to ``.grad``, and train the combiner with g = J v.
 
-    def take(self, losses: LossValues, share: float) -> tuple[Tensor, Tensor]:
+        Args:
+            losses: l, with their graph, which is freed.
+            step: Inner steps taken so far.
+            share: Factor of the gradient: 1 / n for one of n micro-batches that come one call at a time.
+
+        Returns:
+            m(l), shape (), the weights of the losses in the inner gradient, shape (T+1,), and the outer step.
+        """
+        parameters = self._outer.parameters_of(losses)
+        before = [None if p.grad is None else p.grad.detach().clone() for p in parameters]
+        combined, weights = self.descend(losses, share)
+        added = [_added(p, was) for p, was in zip(parameters, before, strict=True)]
+        scale = 1.0 / share if losses.setup.scaler is None else 1.0 / (share * losses.setup.scaler.get_scale())
+        direction = [None if part is None else part.mul_(scale) for part in added]
+        return combined, weights, self._outer.take_along(losses, parameters, direction, step=step)
+
+    def descend(self, losses: LossValues, share: float) -> tuple[Tensor, Tensor]:
         """Add the gradient of the primary objective to ``.grad``; return m(l) and the weights of the losses in it.
 
         Args:
-            losses: l, with their graph; the first ones of a window of micro-batches are evaluated again later.
-            share: Factor of the gradient: 1 / n for one of n micro-batches that come one call at a time.
+            losses: l, with their graph, which is freed.
+            share: Factor of the gradient.
         """
         combined, a = self._function.task_weights(losses.values)
         weights = torch.zeros_like(a)
         weights[:1].fill_(1.0)  # ``weights[0] = 1`` waits for the device
         slope = regulariser_slope(losses.values, combined, a, self._gamma)
         weights = weights if slope is None else weights + slope
-        if self._waiting is None:
-            self._waiting = OwnStep(losses, [], after=True)
         losses.backward(weights * share)
         return combined, weights
 
-    def finish(self) -> OuterResult | None:
-        """Evaluate the losses after the optimiser's step, and train the combiner; None if no step waits for it."""
-        waiting, self._waiting = self._waiting, None
-        if waiting is None:
-            return None
-        before = waiting.losses
-        return self._outer.conclude(before, (before - waiting.losses_again()).double())
+
+def _added(parameter: Tensor, before: Tensor | None) -> Tensor | None:
+    """Return what a backward pass has added to ``.grad``, as a new tensor."""
+    if parameter.grad is None:
+        return None
+    now = dense(parameter.grad.detach())
+    assert now is not None
+    return now.clone() if before is None else now - before

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -19,6 +19,7 @@ from meltr.hypergradients.combiner_function import CombinerFunction
 from meltr.hypergradients.estimators import Estimator
 from meltr.hypergradients.estimators.checking import checked
 from meltr.hypergradients.loss_values import LossValues
+from meltr.hypergradients.micro_batches import MicroBatches
 from meltr.hypergradients.problem import OuterProblem
 from meltr.hypergradients.rows import Rows
 from meltr.hypergradients.schemes import Scheme
@@ -108,6 +109,28 @@ class OuterStep:
             result = self.conclude(auxiliary.values, products, direct_at)
         return result, problem.rows if share_rows else None
 
+    def parameters_of(self, losses: LossValues) -> list[Tensor]:
+        """Return the parameters that an outer step with these losses considers."""
+        return self._weights.of(losses)
+
+    def take_along(
+        self, losses: LossValues, parameters: Sequence[Tensor], direction: Direction, *, step: int
+    ) -> OuterResult:
+        """Train the combiner with g = J q for a q that is known; the losses may have lost their graph.
+
+        Args:
+            losses: All losses; they are evaluated again.
+            parameters: The parameters that the outer step considers.
+            direction: q, one entry per parameter; its contents may be overwritten.
+            step: Inner steps taken so far.
+        """
+        again = MicroBatches(losses.functions(), losses.values)
+        problem = self._problem(again, None, None, step, share_rows=False, parameters=parameters)
+        with losses.setup.preserved_buffers():
+            products = self._products(problem, direction)
+        with problem.one_draw():
+            return self.conclude(losses.values, products)
+
     def conclude(self, losses: Tensor, products: Tensor, direct_at: Tensor | None = None) -> OuterResult:
         """Train the combiner with a gradient alignment that is known.
 
@@ -136,11 +159,13 @@ class OuterStep:
         step: int,
         *,
         share_rows: bool,
+        parameters: Sequence[Tensor] | None = None,
     ) -> OuterProblem:
         with self._draws.of_step(step):
             state = auxiliary.setup.random_state() if self._function.draws else None
             combined, a = self._function.task_weights(auxiliary.values)
-        parameters, rule = self._weights.of(auxiliary), self._rule
+        rule, known = self._rule, parameters is not None
+        parameters = self._weights.of(auxiliary) if parameters is None else parameters
         check_layout(parameters)
         return OuterProblem(
             parameters,
@@ -150,7 +175,7 @@ class OuterStep:
             a,
             gamma=rule.gamma,
             primary=primary,
-            keep_rows=rule.estimator.keeps_rows(auxiliary),
+            keep_rows=not known and rule.estimator.keeps_rows(auxiliary),
             # The inner gradient outside the scope, and second derivatives, need the graph after the rows are computed.
             retain_graph=not share_rows or rule.scheme.needs_second_derivative,
             rows_for_inner_step=share_rows,

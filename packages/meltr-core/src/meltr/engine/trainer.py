@@ -185,11 +185,9 @@ class Trainer:
         if self.scaler is None:  # A scaler skips steps whose gradient is not finite, and lowers its scale.
             self.guard.check_gradients(self.step)
         self._step_optimizer()
-        late = self.bilevel.after_step()
+        self.bilevel.after_step()
         position = self.step / self.steps_per_epoch
         self.meter.update(result, step=self.step, epoch=position, examples=self.batch_size)
-        if late is not None:
-            self.meter.update_outer(late, step=self.step, epoch=position)
         if replayed:
             drawn = outer.replay(batch, step=self.step, index=index)
             if drawn is not None:

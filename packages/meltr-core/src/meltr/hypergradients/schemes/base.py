@@ -16,8 +16,8 @@ class Scheme(abc.ABC):
 
     Attributes:
         name: The name used with ``--set scheme=``.
-        takes_inner_step: True if q is a step of the inner optimiser on the primary objective, which is kept; then
-            `direction` is not called.
+        takes_inner_step: True if q is the gradient of an inner step on the primary objective; then `direction` is not
+            called.
     """
 
     name: ClassVar[str]

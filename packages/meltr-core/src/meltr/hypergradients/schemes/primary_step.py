@@ -1,4 +1,4 @@
-"""The cheapest outer step: one inner step of every cycle descends the primary loss alone, and is kept."""
+"""The cheapest outer step: one inner step of every cycle descends the primary loss alone, with the gradient v."""
 
 from __future__ import annotations
 
@@ -12,22 +12,22 @@ from meltr.hypergradients.schemes.base import Scheme
 
 @dataclass(frozen=True)
 class PrimaryStep(Scheme):
-    """g_t = l_t(w) - l_t(w'), where w' is w after one step of the inner optimiser on the primary objective.
+    """q = v = grad_w L_pri, as in AID-FP-Lite, and the inner step of that batch descends L_pri with the same gradient.
 
-    The step is an ordinary inner step of the run, with the learning rate, momentum and preconditioning of the inner
-    optimiser, and it is kept. So q = w - w' comes for nothing, and g, J q up to second order, is the drop of every loss
-    on the batch of that step. Not in the paper.
+    So neither v nor g needs a backward pass of its own, and no graph is kept. g is that of AID-FP-Lite. In return, one
+    inner step of every K does not see the combiner. Not in the paper.
 
-    Cost: one forward pass without a graph. Extra memory: none. One inner step of K does not see the combiner.
+    Cost: that of the estimator alone, one forward pass without a graph with one-sided differences. Extra memory: one
+    gradient, after the graph is freed.
     """
 
     name: ClassVar[str] = "primary-step"
     takes_inner_step: ClassVar[bool] = True
 
     def direction(self, problem: OuterProblem) -> Direction:
-        """Refuse: the inner optimiser takes the step.
+        """Refuse: the direction is the inner gradient, which is taken first.
 
         Raises:
             RuntimeError: Always.
         """
-        raise RuntimeError("the direction of primary-step is the step that the inner optimiser takes")
+        raise RuntimeError("the direction of primary-step is the gradient of an inner step")
