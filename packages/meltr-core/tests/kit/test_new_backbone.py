@@ -42,7 +42,7 @@ def installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
         return source.parent
 
     yield render
-    for module in [each for each in sys.modules if each.startswith("meltr_made_")]:
+    for module in [name for name, each in sys.modules.items() if str(tmp_path) in str(getattr(each, "__file__", ""))]:
         del sys.modules[module]
 
 
