@@ -173,16 +173,23 @@ def _select(registry: Registry, layers: Sequence[_Layer]) -> tuple[BackboneInfo,
             names = ", ".join(sorted(set(able or getattr(registry, f"{kind}s")))) or "none is installed"
             raise UserError(f"--{kind} is missing", f"Valid choices: {names}. `meltr list` shows the combinations.")
         chosen[kind] = getattr(registry, kind)(value)
+        if kind == "task":
+            _require_task(registry, chosen["backbone"], chosen["task"].name)
     info, task, dataset = chosen["backbone"], chosen["task"].name, chosen["dataset"].name
     tasks = {entry.task: entry for entry in info.tasks}
-    if task not in tasks:
-        able = [each.name for each in registry.backbones.values() if any(entry.task == task for entry in each.tasks)]
-        hint = f"Its tasks: {', '.join(tasks)}. Backbones for {task!r}: {', '.join(able) or 'none'}."
-        raise UserError(f"backbone {info.name!r} does not support task {task!r}", hint)
     if dataset not in tasks[task].datasets:
         hint = f"Valid choices: {', '.join(tasks[task].datasets)}."
         raise UserError(f"backbone {info.name!r} does not support data set {dataset!r} for task {task!r}", hint)
     return info, task, dataset
+
+
+def _require_task(registry: Registry, info: BackboneInfo, task: str) -> None:
+    """Raise UserError if a backbone does not support a task."""
+    tasks = [entry.task for entry in info.tasks]
+    if task not in tasks:
+        able = [each.name for each in registry.backbones.values() if any(entry.task == task for entry in each.tasks)]
+        hint = f"Its tasks: {', '.join(tasks)}. Backbones for {task!r}: {', '.join(able) or 'none'}."
+        raise UserError(f"backbone {info.name!r} does not support task {task!r}", hint)
 
 
 _TRUE = ("True", "true", "yes", "on", "1")

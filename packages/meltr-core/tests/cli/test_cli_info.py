@@ -266,9 +266,10 @@ def test_doctor_names_what_the_extra_video_lacks(monkeypatch, absent):
 
 
 def test_doctor_knows_every_extra_that_runs_use():
-    """Those of the package, but for libraries of combiners, whose own message tells what to install."""
+    """Those of the package, but for libraries whose own message tells what to install."""
+    others = {"torchjd", "accelerate", "lightning", "transformers", "wandb", "mlflow", "trackio", "testing"}
     project = tomllib.loads((CORE / "pyproject.toml").read_text())["project"]
-    assert {extra for _, _, extra, _ in doctor.EXTRAS} == set(project["optional-dependencies"]) - {"torchjd"}
+    assert {extra for _, _, extra, _ in doctor.EXTRAS} == set(project["optional-dependencies"]) - others
 
 
 def test_doctor_sees_a_full_disk_and_a_locked_folder(monkeypatch, tmp_path):

@@ -73,7 +73,7 @@ class OuterStep:
     ) -> None:
         self._function, self._rule, self._update = function, rule, update
         self._weights, self._draws, self._average, self._log = weights, draws, average, log
-        self.taken = 0
+        self.taken, self._checked = 0, False
 
     def count_from(self, taken: int) -> None:
         """Set the number of outer steps taken."""
@@ -189,6 +189,7 @@ class OuterStep:
         if all(part is None for part in direction):
             return torch.zeros(problem.size, dtype=torch.float64, device=problem.auxiliary.values.device)
         estimator = self._rule.estimator
-        if self.taken == 0 and estimator.tolerance is not None:
+        first, self._checked = self.taken == 0 and not self._checked, True
+        if first and estimator.tolerance is not None:
             return checked(estimator, problem, direction)
         return estimator(problem, direction)

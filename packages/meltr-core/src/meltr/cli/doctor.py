@@ -30,7 +30,11 @@ EXTRAS = (
     ("transformers", "transformers", "text", "no texts can be read"),
     ("pycocoevalcap", "pycocoevalcap", "captions", "no captions can be scored"),
 )
-"""Package, its module, the extra that installs it, and what does not work without it."""
+"""Package, its module, the extra that installs it, and what does not work without it: what runs use.
+
+Extras for other loops (accelerate, lightning, transformers), combiners (torchjd), trackers and the tests of plugin
+authors are not among them: their own messages say what to install.
+"""
 
 DISTRIBUTION = "meltr-core"
 """The package of this command."""

@@ -43,7 +43,7 @@ class AskedFeatures:
             array = npy_array(file)
         except UnreadableError as error:
             hint = "It must be an array of shape (frames, width), saved with numpy.save."
-            raise UserError(f"{file} cannot be read: {error.problem}", hint) from error
+            raise UserError(f"{file} {error.problem}", hint) from error
         return checked(array, str(file), self.record.width)
 
     def _opened(self) -> Extractor:
