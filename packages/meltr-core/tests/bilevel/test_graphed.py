@@ -186,3 +186,27 @@ def test_double_backward_is_an_error():
     (gradient,) = torch.autograd.grad(losses["a"], model.body[0].weight, create_graph=True)
     with pytest.raises(RuntimeError, match="does not require grad"):
         gradient.sum().backward()
+
+
+def test_a_refused_recording_draws_the_numbers_of_a_plain_evaluation():
+    """An outer step replays the numbers of the first evaluation: another draw there would be another function."""
+    generator = torch.Generator()
+    model, batch = Model().double(), batches(1)[0]
+
+    def drawing(each):
+        noise = torch.rand((), generator=generator, dtype=torch.float64)
+        return {name: loss * noise for name, loss in model.losses(each).items()}
+
+    def refusing(function):
+        function()
+        raise RuntimeError("no capture")
+
+    graphs = GraphedLosses(model, refusing, lambda: RandomState((), [generator]))
+    found = []
+    for number in range(4):
+        generator.manual_seed(number)
+        losses = graphs.of(drawing, batch, NAMES)()
+        generator.manual_seed(number)
+        assert torch.equal(losses["a"], drawing(batch)["a"])
+        found.append(graphs.refused)
+    assert found == ["", "", "no capture", "no capture"]

@@ -93,6 +93,22 @@ def test_a_gradient_scaler_does_not_scale_g():
     torch.testing.assert_close(*found, rtol=1e-8, atol=1e-10)
 
 
+def test_the_direct_term_is_that_of_the_paper_s_scheme():
+    found = []
+    for scheme in (PrimaryStep(), AIDFPLite()):
+        model, _, _, bilevel = loop(scheme, gamma=0.3, direct_term=True, estimator=estimator_of("per_task"))
+        bilevel.backward(model.losses, outer=True)
+        found.append(flat(bilevel.outer_optimizer.seen))
+    torch.testing.assert_close(*found, rtol=1e-9, atol=1e-12)
+
+
+def test_an_optimiser_that_steps_in_the_backward_pass_is_refused():
+    model, _, _, bilevel = loop()
+    model.w.register_post_accumulate_grad_hook(lambda p: setattr(p, "grad", None))
+    with pytest.raises(LoopError, match="aid-fp-lite"):
+        bilevel.backward(model.losses, outer=True)
+
+
 def test_the_regulariser_is_part_of_the_step():
     model, m, optimizer, bilevel = loop(gamma=0.3)
     losses = model.losses().detach()

@@ -6,8 +6,6 @@ that uses the losses (vector-Jacobian products, evaluations at displaced weights
 
 from __future__ import annotations
 
-import random
-import sys
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import Any
 
@@ -113,18 +111,20 @@ class GraphedLosses:
             self._calls[key] = self._calls.get(key, 0) + 1
             if self._calls[key] <= _PLAIN_CALLS or len(self._recordings) >= _MOST:
                 return self._watched(compute, batch)
+            start = self._snapshot()
             try:
-                self._recordings[key] = _Recording(self._model, compute, batch, self._record, self._snapshot())
+                self._recordings[key] = _Recording(self._model, compute, batch, self._record, start)
             except (NotRecordedError, RuntimeError) as error:
+                start.restore()  # the attempt drew numbers; this evaluation draws those of a plain one
                 self._refuse(str(error).strip().splitlines()[0])
                 return compute(batch)
         return self._recordings[key](batch)
 
     def _watched(self, compute: Callable[[Any], Losses], batch: Any) -> Losses:
         """Evaluate the losses, and see whether they draw random numbers on the host."""
-        before = _host_generators()
+        before = RandomState()
         losses = compute(batch)
-        if not _same(before, _host_generators()):
+        if not before.is_host_of(RandomState()):
             self._refuse("the losses draw random numbers on the host")
         return losses
 
@@ -271,15 +271,3 @@ def _kind_of(batch: Any) -> Hashable:
 def _precision() -> tuple[Hashable, ...]:
     autocast = torch.is_autocast_enabled("cuda"), torch.get_autocast_dtype("cuda"), torch.is_autocast_enabled("cpu")
     return *autocast, torch.get_float32_matmul_precision()
-
-
-def _host_generators() -> tuple[Any, ...]:
-    numpy = sys.modules.get("numpy")
-    return random.getstate(), None if numpy is None else numpy.random.get_state(), torch.get_rng_state()
-
-
-def _same(one: tuple[Any, ...], other: tuple[Any, ...]) -> bool:
-    same_numpy = one[1] is None or all(
-        bool((a == b).all()) if hasattr(a, "all") else a == b for a, b in zip(one[1], other[1], strict=True)
-    )
-    return one[0] == other[0] and same_numpy and torch.equal(one[2], other[2])

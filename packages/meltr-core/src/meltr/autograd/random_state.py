@@ -29,6 +29,11 @@ class RandomState:
         self._devices = {d: torch.get_device_module(d).get_rng_state(d) for d in set(devices) if d.type in _SEEDABLE}
         self._generators = [(g, g.get_state()) for g in generators]
 
+    def is_host_of(self, other: RandomState) -> bool:
+        """Tell whether Python's, NumPy's and torch's CPU generator are in the same state in another snapshot."""
+        numpy = _comparable(self._numpy) == _comparable(other._numpy)
+        return numpy and self._python == other._python and torch.equal(self._cpu, other._cpu)
+
     def restore(self) -> None:
         """Restore the state of every generator."""
         random.setstate(self._python)
@@ -42,3 +47,8 @@ class RandomState:
 
 
 _SEEDABLE = ("cuda", "xpu")
+
+
+def _comparable(state: Any) -> tuple[Any, ...]:
+    """Return a state of NumPy's generator with its array as bytes; empty if there is none."""
+    return () if state is None else tuple(each.tobytes() if hasattr(each, "tobytes") else each for each in state)

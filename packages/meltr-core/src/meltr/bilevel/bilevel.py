@@ -20,15 +20,15 @@ from torch import Tensor, nn
 
 from meltr.autograd.losses import Compute
 from meltr.bilevel.average import AveragedAlignment
-from meltr.bilevel.checks import Fresh, check_device, check_kept_step, check_optimizer, check_rule
+from meltr.bilevel.checks import Fresh, check_device, check_optimizer, check_primary_step, check_rule
 from meltr.bilevel.combiner_update import CombinerUpdate
 from meltr.bilevel.draws import CombinerDraws
 from meltr.bilevel.evaluations import Evaluations
 from meltr.bilevel.given import GivenLosses
 from meltr.bilevel.inner_step import ByBackward, ByKeptRows, ByRule, InnerStep
-from meltr.bilevel.kept_step import KeptStep
 from meltr.bilevel.outer_step import OuterRule, OuterStep
 from meltr.bilevel.own_rule import OwnRule
+from meltr.bilevel.primary_inner_step import PrimaryInnerStep
 from meltr.bilevel.results import OuterResult, StepResult
 from meltr.bilevel.saved import Progress
 from meltr.bilevel.weights import OuterWeights, Weights
@@ -127,13 +127,13 @@ class Bilevel:
             keep_buffers_of_compiled_graphs()
             update = CombinerUpdate(combiner, outer_optimizer, sharing, outer_clip_norm, log)
         self._own = OwnRule(combiner, update, self._seen) if isinstance(combiner, SelfTrained) else None
-        self._outer, self._kept = None, None
+        self._outer, self._primary = None, None
         if update is not None and not isinstance(combiner, (SelfTrained, GradientCombiner)):
             rule = OuterRule(self.scheme, self.estimator, gamma, direct_term, inner_optimizer)
             self._outer = OuterStep(
                 function, rule, update=update, weights=self._seen, draws=draws, average=self._average, log=log
             )
-            self._kept = KeptStep(function, self._outer, gamma) if self.scheme.takes_inner_step else None
+            self._primary = PrimaryInnerStep(function, self._outer, gamma) if self.scheme.takes_inner_step else None
         self._inner = self._inner_step(function, draws)
         self._evaluations = Evaluations(
             self._setup,
@@ -237,20 +237,20 @@ class Bilevel:
         self._begin()
         due = self.outer_step_due if outer is None else outer and self._outer is not None
         found, rows = None, None
-        if due and self._kept is not None:
-            check_kept_step(primary, outer_part, cross=cross)
+        if due and self._primary is not None:
+            check_primary_step(primary, outer_part, cross=cross)
         if due and outer_part is not None:
             found, due = self._outer_step_on_part(outer_part, primary, others), False
         losses = self._evaluations.first(
-            compute, outer=due and self._kept is None, cross=cross, again=self._looks_again(due=due)
+            compute, outer=due and self._primary is None, cross=cross, again=self._looks_again(due=due)
         )
         check_device(self.combiner, losses.values)
         self._prepare(losses.values)
-        if self._kept is not None and (due or self._on_primary):
+        if self._primary is not None and (due or self._on_primary):
             if due:
-                combined, a, found = self._kept.take(losses, self.steps, 1 / accumulate)
+                combined, a, found = self._primary.take(losses, self.steps, 1 / accumulate)
             else:
-                combined, a = self._kept.descend(losses, 1 / accumulate)
+                combined, a = self._primary.descend(losses, 1 / accumulate)
             self._on_primary = True
         else:
             if due and self._outer is not None:
@@ -286,7 +286,7 @@ class Bilevel:
         Raises:
             ValueError: If the combiner is not trained by outer steps.
         """
-        if self._outer is None or self._kept is not None:
+        if self._outer is None or self._primary is not None:
             raise ValueError("outer_step needs an outer_optimizer, and a combiner that is trained by outer steps")
         self._window.require_closed("outer_step()")
         self._begin()
@@ -369,7 +369,7 @@ class Bilevel:
 
     def _looks_again(self, *, due: bool) -> bool:
         """True if the losses of this inner step are evaluated again after it, or for a rule of the combiner's own."""
-        return (due and self._kept is not None) or (self._own is not None and self._own.evaluates_again)
+        return (due and self._primary is not None) or (self._own is not None and self._own.evaluates_again)
 
     def _prepare(self, losses: Tensor) -> None:
         """Show the combiner the first losses of the run, once."""

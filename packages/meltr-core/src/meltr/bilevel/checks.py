@@ -96,7 +96,7 @@ def check_device(combiner: nn.Module, losses: Tensor) -> None:
         return
 
 
-def check_kept_step(primary: object, outer_part: object, *, cross: bool) -> None:
+def check_primary_step(primary: object, outer_part: object, *, cross: bool) -> None:
     """Check that an outer step of scheme ``primary-step`` has only the batch of its inner step.
 
     Raises:

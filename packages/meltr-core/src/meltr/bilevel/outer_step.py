@@ -129,7 +129,7 @@ class OuterStep:
         with losses.setup.preserved_buffers():
             products = self._products(problem, direction)
         with problem.one_draw():
-            return self.conclude(losses.values, products)
+            return self.conclude(losses.values, products, losses.values if self._rule.direct_term else None)
 
     def conclude(self, losses: Tensor, products: Tensor, direct_at: Tensor | None = None) -> OuterResult:
         """Train the combiner with a gradient alignment that is known.

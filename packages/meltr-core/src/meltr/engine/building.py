@@ -79,10 +79,10 @@ def check(spec: RunSpec, ranks: Ranks, scheme: Scheme, estimator: Estimator) -> 
     if spec.train.cuda_graphs:
         _check_graphs(spec, ranks, scheme, estimator)
     outer = spec.bilevel
-    if scheme.takes_inner_step and (outer.outer_batch != "shared" or outer.outer_fraction != 1 or outer.direct_term):
+    if scheme.takes_inner_step and (outer.outer_batch != "shared" or outer.outer_fraction != 1):
         raise UserError(
             f"scheme={scheme.name} takes its outer step on the whole batch of an inner step.",
-            "Use --set outer_batch=shared --set outer_fraction=1 --set direct_term=false, or another scheme.",
+            "Use --set outer_batch=shared --set outer_fraction=1, or another scheme.",
         )
     if outer.outer_batch == "cross" and outer.outer_fraction != 1:
         raise UserError("outer_batch=cross needs outer_fraction=1.", "Use --set outer_fraction=1.")

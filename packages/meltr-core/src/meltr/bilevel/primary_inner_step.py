@@ -8,12 +8,13 @@ from torch import Tensor
 from meltr.autograd.vectors import dense
 from meltr.bilevel.outer_step import OuterStep
 from meltr.bilevel.results import OuterResult
+from meltr.errors import LoopError
 from meltr.hypergradients.combiner_function import CombinerFunction
 from meltr.hypergradients.loss_values import LossValues
 from meltr.hypergradients.objective import regulariser_slope
 
 
-class KeptStep:
+class PrimaryInnerStep:
     """An inner step on the primary objective: its gradient is v, which costs no backward pass of its own.
 
     Args:
@@ -35,11 +36,19 @@ class KeptStep:
 
         Returns:
             m(l), shape (), the weights of the losses in the inner gradient, shape (T+1,), and the outer step.
+
+        Raises:
+            LoopError: If the backward pass leaves no gradient, as with an optimiser that steps in it.
         """
         parameters = self._outer.parameters_of(losses)
         before = [None if p.grad is None else p.grad.detach().clone() for p in parameters]
         combined, weights = self.descend(losses, share)
         added = [_added(p, was) for p, was in zip(parameters, before, strict=True)]
+        if all(part is None for part in added):
+            raise LoopError(
+                "scheme primary-step needs the gradient that the backward pass leaves in .grad, and there is none.",
+                "With an optimiser that steps in the backward pass, use scheme aid-fp-lite.",
+            )
         scale = 1.0 / share if losses.setup.scaler is None else 1.0 / (share * losses.setup.scaler.get_scale())
         direction = [None if part is None else part.mul_(scale) for part in added]
         return combined, weights, self._outer.take_along(losses, parameters, direction, step=step)
