@@ -27,6 +27,9 @@ CASES = {
     "aid-fp": {"scheme": scheme_of("aid-fp", step=0.1), "estimator": "difference"},
     "itd": {"scheme": scheme_of("itd"), "estimator": "difference"},
     "held-out": {"held_out": True},
+    "primary-step": {"scheme": scheme_of("primary-step"), "estimator": "difference"},
+    "primary-step-per_task": {"scheme": scheme_of("primary-step"), "estimator": "per_task", "accumulate": 2},
+    "cross": {"accumulate": 2, "cross": True, "estimator": "per_task"},
 }
 
 
@@ -83,6 +86,7 @@ def train(ranks: Ranks, parallel: str, case: str) -> dict[str, torch.Tensor]:
     settings = dict(CASES[case])
     count, contrastive = settings.pop("losses", 3), settings.pop("contrastive", False)
     accumulate, held_out = settings.pop("accumulate", 1), settings.pop("held_out", False)
+    cross = settings.pop("cross", False)
     estimator, scheme = (
         estimator_of(settings.pop("estimator", "auto")),
         settings.pop("scheme", scheme_of("aid-fp-lite")),
@@ -105,13 +109,14 @@ def train(ranks: Ranks, parallel: str, case: str) -> dict[str, torch.Tensor]:
     start = torch.cat([p.detach().flatten().clone() for p in m.parameters()])
     for step in range(STEPS):
         size = ranks.size * accumulate
-        pieces = [batch_of(step, rank=ranks.rank * accumulate + i, size=size) for i in range(accumulate)]
+        # The halves of the joined batch are the halves of all processes.
+        pieces = [batch_of(step, rank=i * ranks.size + ranks.rank, size=size) for i in range(accumulate)]
         compute = [lambda b=b: losses(model, b, count=count, contrastive=contrastive) for b in pieces]
         primary = None
         if held_out:
             other = batch_of(1000 + step, rank=ranks.rank, size=ranks.size)
             primary = lambda other=other: losses(model, other, count=1, contrastive=contrastive)  # noqa: E731
-        result = bilevel.backward(compute, primary=primary)
+        result = bilevel.backward(compute, primary=primary, cross=cross)
         optimizer.step()
         optimizer.zero_grad()
         products = result.outer.products if result.outer else products

@@ -20,8 +20,11 @@ DDP = (
     "aid-fp",
     "itd",
     "held-out",
+    "primary-step",
+    "primary-step-per_task",
+    "cross",
 )
-FSDP = ("mean", "contrastive", "per_task", "accumulate", "aid-fp", "itd", "held-out")
+FSDP = ("mean", "contrastive", "per_task", "accumulate", "aid-fp", "itd", "held-out", *DDP[-3:])
 TWO = [*(f"ddp:{case}" for case in DDP), *(f"fsdp:{case}" for case in FSDP)]
 
 

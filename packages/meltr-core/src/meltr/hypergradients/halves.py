@@ -67,5 +67,8 @@ class Halves(LossValues):
         Raises:
             ValueError: If no loss depends on a leaf that requires a gradient.
         """
+        if isinstance(self.first, BatchValues) and isinstance(self.second, BatchValues):
+            self.second.backward(weights / 2, beside=self.first)
+            return
         self.first.backward(weights / 2)
         self.second.backward(weights / 2)

@@ -192,14 +192,22 @@ class BatchValues(LossValues):
         """Evaluate once more at the current weights; buffers and generators are restored."""
         return self.function.run(graph=graph, replay=True, keep_buffers=True, precise=precise)
 
-    def backward(self, weights: Tensor) -> None:
+    def backward(self, weights: Tensor, *, beside: BatchValues | None = None) -> None:
         """Add J^T weights to ``.grad`` of every leaf; the graph is freed.
+
+        Args:
+            weights: Weights of the losses, shape (T+1,).
+            beside: Losses of another batch, weighted alike: their gradient is part of the same backward pass, so that
+                hooks are called once, and processes average the sum once.
 
         Raises:
             ValueError: If no loss depends on a leaf that requires a gradient.
         """
         assert self._averaging is not None
         live, seeds = self._live(list(weights))
+        if beside is not None:
+            more, weighted = beside._live(list(weights))
+            live, seeds = [*live, *more], [*seeds, *weighted]
         if not live:
             raise ValueError("no loss depends on a trainable parameter")
         with self.setup.as_evaluated():
