@@ -32,6 +32,7 @@ def register_backbones() -> list[BackboneInfo]:
             ),
             options="meltr_allinone.options:AllInOneOptions",
             presets=PRESETS,
+            recipes="meltr_allinone:recipes",
             released=RELEASED,
             default_presets=DEFAULTS,
             sample_presets=SAMPLE_DEFAULTS,

@@ -29,6 +29,7 @@ def register_backbones() -> list[BackboneInfo]:
             ),
             options="meltr_alpro.options:AlproOptions",
             presets=PRESETS,
+            recipes="meltr_alpro:recipes",
             released=RELEASED,
             default_presets=DEFAULTS,
             sample_presets=SAMPLE_DEFAULTS,

@@ -1,4 +1,4 @@
-"""Merges defaults, preset, file, flags and ``--set`` into a complete, checked `RunSpec`. Imports no torch."""
+"""Merges defaults, recipe, file, flags and ``--set`` into a complete, checked `RunSpec`. Imports no torch."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ import yaml
 from pydantic import ValidationError
 from pydantic.fields import FieldInfo
 
-from meltr.errors import PluginError, UserError, did_you_mean
+from meltr.errors import UserError, did_you_mean
 from meltr.limits import SETTINGS_BYTES, UnreadableError, file_text, from_yaml
 from meltr.plugins import Registry
+from meltr.recipes import check_identity, find_recipe, settings_for
 from meltr.setting_keys import DEFAULTS, OPTION_SECTIONS, SECTIONS, Keys, Parts, alternatives
 from meltr.specs import (
     BackboneInfo,
     CombinerInfo,
-    PresetInfo,
     RunSpec,
     TaskInfo,
 )
@@ -64,14 +64,15 @@ def resolve(
     sets: Sequence[str] = (),
     plugins: Sequence[Path] = (),
 ) -> RunSpec:
-    """Merge defaults < preset < fidelity < combiner < config file < flags < ``--set`` and check the result.
+    """Merge defaults < recipe < fidelity < combiner < config file < flags < ``--set`` and check the result.
 
     Args:
         registry: The plugins found.
         backbone: Name of the backbone; like `task`, `dataset` and `preset`, it may come from `config` instead.
         task: Name of the task.
         dataset: Name of the data set.
-        preset: Name of a preset, ``"none"``, or None for the backbone's default for this task and data set.
+        preset: Name of a recipe, ``"none"``, or None for the backbone's default for this task and data set. A recipe
+            in a file also says backbone, task and data set.
         config: YAML file, nested or dotted (such as a run.yaml), or its content.
         flags: Setting -> value; None values are skipped.
         sets: ``"setting=value"`` strings.
@@ -88,18 +89,24 @@ def resolve(
         _layer(flag_values, "flags", loose=()),
         _Layer(dict(_split_set(text) for text in sets)),
     ]
+    named = _pick("preset", layers)
+    whole = find_recipe(registry, named)
+    if whole is not None:
+        layers.insert(0, _layer({kind: getattr(whole, kind) for kind in _SELECTION[:3]}, f"recipe {named}"))
     info, spec_task, spec_dataset = _select(registry, layers)
-    sample = _pick("sample", layers) in _TRUE
-    released = _pick("fidelity", layers) == "released"
-    default = _default_preset(info, spec_task, spec_dataset, sample=sample, released=released)
-    recipe = _find_preset(info, _pick("preset", layers) or default)
-    preset_layer = _layer(_flatten(recipe.settings), f"preset {recipe.name}") if recipe else _layer({}, "")
-    chosen_by = [preset_layer, *layers]
+    if whole is not None:
+        check_identity(whole, info.name, spec_task, spec_dataset)
+    sample, released = _pick("sample", layers) in _TRUE, _pick("fidelity", layers) == "released"
+    recipes = settings_for(info, spec_task, spec_dataset, recipe=whole, name=named, sample=sample, released=released)
+    recipe_layers = [_layer(_flatten(settings), f"recipe {name}") for name, settings in recipes.items()]
+    chosen_by = [*recipe_layers, *layers]
     combiner = registry.combiner(_pick("combiner", chosen_by) or DEFAULTS["combiner"])
     wanted = str(_pick("fidelity", chosen_by))
     fidelity = {**FIDELITY.get(wanted, {}), **(info.released if wanted == "released" else {})}
+    if combiner.name != DEFAULTS["combiner"]:  # which these settings are for; a recipe may have chosen another
+        fidelity = {key: value for key, value in fidelity.items() if not key.startswith("combiner_options.")}
     brought = _layer(combiner.settings, f"combiner {combiner.name}", loose=("scheme_options", "estimator_options"))
-    layers = [preset_layer, _layer(fidelity, "fidelity"), brought, *layers]
+    layers = [*recipe_layers, _layer(fidelity, "fidelity"), brought, *layers]
     parts = Parts.named(
         registry, combiner=combiner.name, scheme=_pick("scheme", layers), estimator=_pick("estimator", layers)
     )
@@ -107,7 +114,8 @@ def resolve(
     merged: dict[str, _Value] = {}
     for layer in _without_foreign_options(layers, info.name, parts):
         merged.update({keys.expand(key, item.origin): item for key, item in layer.values.items()})
-    identity = {**_identity(info, recipe, combiner), "task": spec_task, "dataset": spec_dataset}
+    identity = {"backbone": info.name, "preset": next(reversed(recipes), None), "combiner": combiner.name}
+    identity |= {"task": spec_task, "dataset": spec_dataset}
     merged.update({key: _Value(value, "flags") for key, value in identity.items()})
     if plugins:
         merged["plugins"] = _Value([str(file.expanduser().absolute()) for file in plugins], "--plugin")
@@ -195,29 +203,6 @@ def _require_task(registry: Registry, info: BackboneInfo, task: str) -> None:
 _TRUE = ("True", "true", "yes", "on", "1")
 
 
-def _default_preset(info: BackboneInfo, task: str, dataset: str, *, sample: bool, released: bool) -> str | None:
-    """Return the name of the preset used if none is given."""
-    chosen = [info.sample_presets] * sample + [info.released_presets] * released + [info.default_presets]
-    for names in chosen:
-        for key in (f"{task}/{dataset}", dataset, task):
-            if key in names:
-                return names[key]
-    return None
-
-
-def _find_preset(info: BackboneInfo, name: str | None) -> PresetInfo | None:
-    presets = {preset.name: preset for preset in info.presets}
-    if name is None or (name == "none" and name not in presets):
-        return None
-    if name not in presets:
-        raise UserError(f"backbone {info.name!r} has no preset {name!r}", did_you_mean(name, [*presets, "none"]))
-    recipe = presets[name]
-    fixed = sorted({"backbone", "task", "dataset", "preset"} & recipe.settings.keys())
-    if fixed:
-        raise PluginError(f"preset {name!r} of backbone {info.name!r} sets {', '.join(fixed)}, which a preset cannot")
-    return recipe
-
-
 def _without_foreign_options(layers: Sequence[_Layer], backbone: str, parts: Parts) -> Iterable[_Layer]:
     """Drop settings of a preset or file for a backbone, combiner, scheme or estimator that is not in use."""
     current = dict(DEFAULTS)
@@ -231,10 +216,6 @@ def _without_foreign_options(layers: Sequence[_Layer], backbone: str, parts: Par
         if "options" in layer.loose and (_pick("backbone", [layer]) or backbone) != backbone:
             foreign.add("options")
         yield layer._replace(values={k: v for k, v in layer.values.items() if k.partition(".")[0] not in foreign})
-
-
-def _identity(info: BackboneInfo, recipe: PresetInfo | None, combiner: CombinerInfo) -> dict[str, Any]:
-    return {"backbone": info.name, "preset": recipe.name if recipe else None, "combiner": combiner.name}
 
 
 def _validated(registry: Registry, keys: Keys, merged: Mapping[str, _Value], *, task: str) -> RunSpec:

@@ -59,10 +59,10 @@ class DatasetInfo(Info):
 
 
 class PresetInfo(Info):
-    """A named set of settings: a recipe.
+    """A recipe in Python: a named set of settings for a task. Whole runs are files, see `BackboneInfo.recipes`.
 
     Args:
-        name: The name used with ``--preset``.
+        name: The name used with ``--recipe``.
         summary: Source, cost and expected result in one line.
         settings: Dotted setting -> value, e.g. ``{"train.lr": 0.1, "options.depth": 4}``.
     """
@@ -127,7 +127,8 @@ class BackboneInfo(Info):
         tasks: The tasks it supports.
         options: ``"module:Model"``, a pydantic model (extra="forbid") of its own settings (``options.*``), or None.
             The module must not import torch.
-        presets: Recipes of this backbone.
+        presets: Recipes of this backbone in Python.
+        recipes: ``"package:folder"`` with its recipes in files, each a whole run; None: none.
         released: Dotted setting -> value that ``--fidelity released`` adds for this backbone.
         default_presets: ``"task/dataset"``, ``"dataset"`` or ``"task"`` -> name of the preset used when none is given.
         sample_presets: The same for ``--sample``; without an entry, `default_presets` applies.
@@ -142,6 +143,7 @@ class BackboneInfo(Info):
     tasks: tuple[BackboneTask, ...] = Field(min_length=1)
     options: str | None = Field(default=None, pattern=r"^[\w.]+:\w+$")
     presets: tuple[PresetInfo, ...] = ()
+    recipes: str | None = Field(default=None, pattern=r"^[\w.]+:[\w./-]+$")
     released: dict[str, Any] = {}
     default_presets: dict[str, str] = {}
     sample_presets: dict[str, str] = {}

@@ -309,6 +309,8 @@ finally:
     [
         ["--help"],
         ["list"],
+        ["recipes"],
+        ["table", "9"],
         ["list", "--json"],
         ["run", "--help"],
         ["config", "schema"],

@@ -30,6 +30,7 @@ PAGES = (
     "docs/plugins.md",
     "docs/write_a_backbone.md",
     "docs/cli.md",
+    "docs/recipes.md",
     "docs/data.md",
     "docs/scaling.md",
     "docs/integrations.md",

@@ -128,7 +128,7 @@ def test_default_presets_by_data_set_and_by_task(registry):
     none = resolve(registry, backbone="toy", task="sort", dataset="letters", preset="none")
     assert (none.preset, none.combiner) == (None, "meltr")
     assert "Did you mean 'letters'?" in refused(registry, preset="leters").hint
-    with pytest.raises(PluginError, match="sets dataset, which a preset cannot"):
+    with pytest.raises(PluginError, match="sets dataset, which a recipe cannot"):
         resolve(registry, **CHOICE, preset="bad")
 
 

@@ -38,6 +38,7 @@ def register_backbones() -> list[BackboneInfo]:
             ),
             options="meltr_univl.options:UnivlOptions",
             presets=PRESETS,
+            recipes="meltr_univl:recipes",
             released=RELEASED,
             default_presets=DEFAULTS,
             sample_presets=SAMPLE_DEFAULTS,

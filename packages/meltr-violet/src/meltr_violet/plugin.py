@@ -38,6 +38,7 @@ def register_backbones() -> list[BackboneInfo]:
             ),
             options="meltr_violet.options:VioletOptions",
             presets=PRESETS,
+            recipes="meltr_violet:recipes",
             released=RELEASED,
             default_presets=DEFAULTS,
             sample_presets=SAMPLE_DEFAULTS,

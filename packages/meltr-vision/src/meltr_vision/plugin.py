@@ -26,6 +26,7 @@ def register_backbones() -> list[BackboneInfo]:
             ),
             options="meltr_vision.options:VisionOptions",
             presets=PRESETS,
+            recipes="meltr_vision:recipes",
             default_presets=DEFAULTS,
             benchmarks=BENCHMARKS,
         )

@@ -147,6 +147,7 @@ class Manner:
         trackers: Names of the trackers that get the numbers of the run, see `meltr.observers.tracker.TRACKERS`.
         from_scratch: Start a resumed run at step 0 if no checkpoint is whole.
         stop: What may ask a run to stop.
+        plots: Draw the plots of ``meltr plot`` at the end.
     """
 
     quiet: bool = False
@@ -154,6 +155,7 @@ class Manner:
     trackers: tuple[str, ...] = ()
     from_scratch: bool = False
     stop: StopRequests | None = None
+    plots: bool = True
 
 
 def performed(job: Job, claim: Claim | None, how: Manner, ranks: Ranks | None) -> tuple[Job, dict[str, Any]]:
@@ -203,7 +205,8 @@ def perform(job: Job, how: Manner, ranks: Ranks | None = None) -> dict[str, Any]
             if job.seeds is not None and is_first() and not how.quiet:
                 remark(f"seed {spec.seed} ({number} of {len(job.seeds)})")
             done = _execute(job, spec, folder, how, ranks)
-            _draw(folder, quiet=how.quiet)
+            if how.plots:
+                _draw(folder, quiet=how.quiet)
         results.append(done)
     if job.seeds is None or job.folder is None:
         return results[0]

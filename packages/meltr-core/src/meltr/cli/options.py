@@ -43,7 +43,9 @@ Combiner = Annotated[
 Preset = Annotated[
     str | None,
     typer.Option(
-        help="Recipe of the backbone; 'none': no recipe; default: the backbone's for task and data set.",
+        "--recipe",
+        "--preset",
+        help="Recipe, such as table3/msvd; 'none': no recipe; default: the backbone's for task and data set.",
         rich_help_panel=_RUN,
     ),
 ]

@@ -84,6 +84,9 @@ def _free(path: Path) -> bool:
 
 
 def _wanted(spec: RunSpec, output_dir: Path, name: str | None) -> Path:
+    """Return the folder by the user's name, by the recipe of a whole run, or by the settings."""
+    if name is None and spec.preset is not None and "/" in spec.preset:
+        name = spec.preset.replace("/", "-")
     return output_dir / (name or "-".join((spec.backbone, spec.task, spec.dataset, spec.combiner)))
 
 

@@ -1,0 +1,1 @@
+"""Sweeps: many runs from one file, and which of them are done. Imports no torch."""
