@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import re
 import tomllib
 from pathlib import Path
@@ -54,3 +55,25 @@ def test_the_changelog_has_one_section_a_version():
     titles = re.findall(r"^## \[(.*?)\]", (ROOT / "CHANGELOG.md").read_text(encoding="utf-8"), re.M)
     assert len(titles) == len(set(titles))
     assert titles[0] in ("Unreleased", meltr.__version__)
+
+
+def test_an_audit_without_an_answer_is_a_failure():
+    spec = importlib.util.spec_from_file_location("audit", ROOT / "benchmarks" / "audit.py")
+    audit = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(audit)
+    own = {"name": "own", "skip_reason": audit.OWN}
+    unknown = {"name": "far", "skip_reason": "Dependency not found"}
+    fine = {"name": "fine", "version": "1", "vulns": []}
+    bad = {"name": "bad", "version": "1", "vulns": [{"id": "CVE-1", "fix_versions": ["2"]}]}
+    assert audit.verdict([own, fine])[0] == 0
+    assert audit.verdict([own, fine, unknown]) == (
+        0,
+        [
+            "1 packages audited, 0 vulnerabilities, 1 packages not audited",
+            "not audited, because the service does not know them: far",
+        ],
+    )
+    status, lines = audit.verdict([fine, bad])
+    assert (status, lines[0]) == (1, "bad 1: CVE-1, mended in 2")
+    status, lines = audit.verdict([own, unknown])
+    assert (status, lines[-1][:19]) == (2, "NOTHING WAS AUDITED")

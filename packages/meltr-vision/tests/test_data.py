@@ -330,6 +330,23 @@ def test_a_class_without_an_image_is_refused_with_what_is_there(tmp_path):
         read_image_folder(tmp_path, size=16)
 
 
+def test_broken_images_are_named_or_skipped_and_named_if_asked(tmp_path):
+    classes = ("train/cat", "train/dog", "test/cat", "test/dog")
+    folders(tmp_path, *(f"{each}/{number}.png" for each in classes for number in "01"))
+    for name in ("train/cat/0.png", "test/dog/1.png"):
+        (tmp_path / name).write_bytes(b"<html>")
+    with pytest.raises(UserError, match=r"1 of 4 images below .*\n  train/cat/0\.png"):
+        read_image_folder(tmp_path, size=16)
+    skipped = []
+    found = read_image_folder(tmp_path, size=16, skipped=skipped)
+    assert found.train.files == ("train/cat/1.png", "train/dog/0.png", "train/dog/1.png")
+    assert found.test.labels.tolist() == [0, 0, 1]
+    assert [each.split(" ")[0] for each in skipped] == ["train/cat/0.png", "test/dog/1.png"]
+    (tmp_path / "train/cat/1.png").write_bytes(b"")
+    with pytest.raises(UserError, match="classes without an image: cat"):
+        read_image_folder(tmp_path, size=16, skipped=[])
+
+
 def test_images_of_16_bits_and_orientation_are_read_as_in_core(tmp_path):
     ramp = np.tile(np.linspace(0, 65535, 16).astype(np.uint16), (16, 1))
     Image.fromarray(ramp).save(tmp_path / "a.png")

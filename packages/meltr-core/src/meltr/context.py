@@ -72,6 +72,8 @@ class Evaluation:
         predictions: JSON-serialisable rows, written to ``predictions/<split>.jsonl``.
         baselines: Name of a trivial baseline ("question without the video") -> its metrics, printed beside the result.
         skipped: Metric that could not be computed -> why, in a few words ("no Java"). Never the primary metric.
+        skipped_items: Item that was not evaluated, because its file is missing or broken -> name and reason; only with
+            ``data.allow_missing``. The metrics and the baselines are of the other items.
     """
 
     metrics: Mapping[str, float]
@@ -80,6 +82,7 @@ class Evaluation:
     predictions: tuple[Mapping[str, Any], ...] = ()
     baselines: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     skipped: Mapping[str, str] = field(default_factory=dict)
+    skipped_items: Mapping[str, str] = field(default_factory=dict)
 
     def summary(self) -> dict[str, Any]:
         """Return the entry for results.json."""
@@ -89,6 +92,7 @@ class Evaluation:
             "details": dict(self.details),
             "baselines": {name: dict(metrics) for name, metrics in self.baselines.items()},
             "skipped": dict(self.skipped),
+            **({"skipped_items": len(self.skipped_items)} if self.skipped_items else {}),
         }
 
 

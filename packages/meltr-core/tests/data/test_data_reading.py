@@ -14,7 +14,7 @@ from changed_toy import changed_toy, run_toy
 from command_line import call
 from meltr import MeltrError, PluginError, UserError
 from meltr.data.loader import LoaderBatches
-from meltr.data.reading import Items, read_batches
+from meltr.data.reading import Items, naming, read_batches, unreadable
 from places import TOY
 
 
@@ -187,3 +187,14 @@ def test_a_run_counts_what_it_skips(tmp_path):
     log = (tmp_path / "run" / "log.txt").read_text()
     assert log.count("skipped training item 77: clip 77 is truncated. (1 skipped so far)") == 1
     assert "skipped_items" not in run_toy(TOY, tmp_path / "other", combiner="sum")
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_all_items_that_cannot_be_read_are_found(workers, tmp_path):
+    faults = {3: "broken", 8: "broken"} | ({5: "dies", 6: "dies once"} if workers else {})
+    items = Items(Numbers(faults, tmp_path))
+    found = unreadable(items, range(2, 12), workers=workers, name_of=naming(Numbers({}), "test item"))
+    assert found.keys() == ({3, 5, 8} if workers else {3, 8})
+    assert found[8] == "test item 8 (clip-8): file8.mp4 is truncated."
+    with pytest.raises(PluginError, match="no such column"):
+        unreadable(Items(Numbers({4: "bug"})), range(12))

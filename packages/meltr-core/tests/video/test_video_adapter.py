@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -182,3 +183,57 @@ def test_what_an_adapter_lacks_is_named(make_spec: Make, monkeypatch: pytest.Mon
     assert "BackboneInfo.tasks" in str(refused.value.hint)
     with pytest.raises(TypeError, match="abstract"):
         meltr.video.VideoAdapter()  # type: ignore[abstract]
+
+
+def test_broken_files_of_an_evaluation_are_skipped_if_asked(make_spec: Make, cache: Path, tmp_path: Path) -> None:
+    """The metrics are those of the other items; what is skipped is counted, named, and no candidate of a baseline."""
+    root = tmp_path / "data"
+    shutil.copytree(sample(cache, "msvd"), root)
+    choice = {"sample": False, "data_root": root, "options__save_predictions": True}
+    adapter, data, context, model = prepared(make_spec("qa", "msvd", **choice))
+    whole = adapter.evaluate(model, data.test, context)
+    media = data.test.items[2].media
+    path = data.test.corpus.media[media]
+    path.write_bytes(path.read_bytes()[:300])
+    lost = [item for item in data.test.items if item.media == media]
+    with pytest.raises(UserError, match=rf"Cannot read test item \d+ \({lost[0].id}, video {media}\)"):
+        adapter.evaluate(model, data.test, context)
+    spec = make_spec("qa", "msvd", data__allow_missing=True, **choice)
+    adapter, data, context, model = prepared(spec)
+    for _ in range(2):  # The second evaluation knows already.
+        found = adapter.evaluate(model, data.test, context)
+        kept = [row for row in whole.predictions if row["id"] not in {item.id for item in lost}]
+        assert list(found.predictions) == kept
+        assert found.count == len(kept) == whole.count - len(lost)
+        assert found.metrics["accuracy"] == pytest.approx(
+            100 * sum(row["predicted"] == row["right"] for row in kept) / len(kept)
+        )
+        assert list(found.skipped_items) == [item.id for item in lost]
+    reason = found.skipped_items[lost[0].id]
+    assert f"({lost[0].id}, video {media})" in reason
+    assert path.name in reason
+    assert found.summary()["skipped_items"] == len(lost)
+    for each in {item.media for item in data.test.items}:
+        data.test.corpus.media[each].write_bytes(b"no film")
+    with pytest.raises(UserError, match=f"None of the {len(data.test.items)} test items can be read. The first: test"):
+        adapter.evaluate(model, data.test, context)
+
+
+def test_a_run_names_and_counts_the_skipped_items_of_its_evaluations(
+    make_spec: Make, cache: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    root, run = tmp_path / "data", tmp_path / "run"
+    shutil.copytree(sample(cache, "msrvtt-7k"), root)
+    spec = make_spec("retrieval", "msrvtt-7k", sample=False, data_root=root)
+    (media, *_) = [item.media for item in prepared(spec)[1].test.items]
+    execute(spec, run_dir=run, registry=discover([PLUGIN]))
+    (path,) = (root / "videos").rglob(f"{media}.*")
+    path.write_bytes(path.read_bytes()[:300])
+    with pytest.raises(UserError, match=f"video {media}"):
+        evaluate_run(run, registry=discover([PLUGIN]))
+    found = evaluate_run(run, registry=discover([PLUGIN]), allow_missing=True)
+    assert (found["skipped_items"], len(found["skipped_item_reasons"])) == (1, 1)
+    spec = make_spec("retrieval", "msrvtt-7k", sample=False, data_root=root, data__allow_missing=True)
+    results = execute(spec, run_dir=tmp_path / "other", registry=discover([PLUGIN]))
+    assert results["test"]["skipped_items"] == 1
+    assert (tmp_path / "other" / "log.txt").read_text().count(f"video {media}") == 1

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
-from meltr.cli.options import AsJson, Trust, plugins_of_run, registry_for
+from meltr.cli.options import AllowMissing, AsJson, Trust, plugins_of_run, registry_for
 from meltr.cli.output import print_json, remark, table
 from meltr.errors import UserError, did_you_mean
 from meltr.folders.places import set_aside
@@ -35,6 +35,7 @@ def evaluate(
     device: Annotated[str | None, typer.Option(help="auto, cpu, cuda, cuda:0, mps; default: the run's.")] = None,
     plugin: Annotated[list[Path] | None, typer.Option(help="Python file with a plugin, if it has moved.")] = None,
     trust: Trust = False,
+    allow_missing: AllowMissing = False,
     as_json: AsJson = False,
 ) -> None:
     """Evaluate a checkpoint on the test or the validation split."""
@@ -50,7 +51,13 @@ def evaluate(
         registry = registry_for(ctx, plugins_of_run(folder.path, folder.read_spec().plugins, plugin, trust=trust))
         with contextlib.redirect_stdout(sys.stderr):
             result = evaluate_run(
-                folder.path, registry=registry, split=split, checkpoint=checkpoint, device=device, data_root=data_root
+                folder.path,
+                registry=registry,
+                split=split,
+                checkpoint=checkpoint,
+                device=device,
+                data_root=data_root,
+                allow_missing=allow_missing,
             )
         results.append({"run_dir": str(folder.path), **result})
     several = SeedsFolder(run).seeds is not None
@@ -59,6 +66,8 @@ def evaluate(
         return
     for result in results:
         typer.echo(f"{result['run_dir']}: {split} split, checkpoint {result['checkpoint']}, {result['count']} examples")
+        for reason in result.get("skipped_item_reasons", ()):
+            remark(f"skipped {reason}")
         skipped = [[name, f"skipped ({reason})"] for name, reason in result.get("skipped", {}).items()]
         typer.echo(table([*([name, f"{value:.4g}"] for name, value in result["metrics"].items()), *skipped]))
         for name, metrics in result.get("baselines", {}).items():

@@ -79,7 +79,9 @@ DataRoot = Annotated[Path | None, typer.Option(help="Folder of the data set.", r
 Download = Annotated[bool, typer.Option("--download", help="Download missing data files.", rich_help_panel=_DATA)]
 AllowMissing = Annotated[
     bool,
-    typer.Option("--allow-missing", help="Skip examples whose video or image is missing.", rich_help_panel=_DATA),
+    typer.Option(
+        "--allow-missing", help="Skip examples whose video or image is missing or broken.", rich_help_panel=_DATA
+    ),
 ]
 Sample = Annotated[bool, typer.Option("--sample", help="Use a small synthetic sample instead.", rich_help_panel=_DATA)]
 Device = Annotated[str | None, typer.Option(help="auto, cpu, cuda, cuda:0, mps.", rich_help_panel=_DATA)]

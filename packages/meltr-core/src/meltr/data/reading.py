@@ -31,6 +31,20 @@ _GRACE = 0.3
 """Seconds in which a signal to all processes of a run reaches this one too."""
 
 
+class UnreadableItemError(UserError):
+    """The file of an item is missing or broken."""
+
+    index: int = -1
+    """Index of the item."""
+
+
+class DeadReaderError(MeltrError):
+    """A process that reads data died."""
+
+    index: int = -1
+    """Index of the item that it was reading; -1: not known."""
+
+
 class WorkerDiedError(Exception):
     """A worker process ended without an answer: how, and the item that it was reading (-1: not known)."""
 
@@ -167,9 +181,9 @@ def read_batches(
         skipped: Gets index -> reason for each item that another one stood in for.
 
     Raises:
-        UserError: If the file of an item is missing or broken.
+        UnreadableItemError: If the file of an item is missing or broken.
         PluginError: If the data set raised anything else.
-        MeltrError: If a worker process died.
+        DeadReaderError: If a worker process died.
     """
     done, deaths = 0, dict[int, int]()
     while done < len(batches):
@@ -190,6 +204,41 @@ def read_batches(
                 items.lost.add(index)
 
 
+def unreadable(
+    items: Items, indices: Sequence[int], *, workers: int = 0, name_of: Callable[[int], str] = str
+) -> dict[int, str]:
+    """Read items one by one; return the index of each whose file is missing or broken -> its name and the reason.
+
+    An item counts as broken too if the process that reads it dies twice.
+
+    Args:
+        items: The items.
+        indices: Indices of those to read.
+        workers: Processes that read; 0: this one.
+        name_of: Index -> name of the item in messages.
+
+    Raises:
+        PluginError: If the data set raised anything else.
+        DeadReaderError: If a worker process died, and it is not known over which item.
+    """
+    found, done, deaths = dict[int, str](), 0, set[int]()
+    while done < len(indices):
+        try:
+            for read in _read(items, [[index] for index in indices[done:]], Collate(len), workers):
+                done += 1
+                if read.failure is not None and not read.failure.input_is_wrong:
+                    raise error_of(read.failure, name_of)
+                if read.failure is not None:
+                    found[read.failure.index] = f"{name_of(read.failure.index)}: {read.failure.message}"
+        except WorkerDiedError as death:
+            if death.index < 0:
+                raise _death(death, name_of) from None
+            if death.index in deaths:
+                items.lost.add(death.index)
+            deaths.add(death.index)
+    return found
+
+
 def naming(dataset: object, noun: str) -> Callable[[int], str]:
     """Return a function from an index to a name for messages: that of the data set's own `item_name`, if it has one."""
     own = getattr(dataset, "item_name", None)
@@ -201,7 +250,9 @@ def error_of(failure: Failure, name_of: Callable[[int], str]) -> MeltrError:
     hint = _HINT if failure.hint is None else f"{failure.hint} Then go on with: meltr run --resume RUN"
     what = f"Cannot read {name_of(failure.index)}: {failure.message}"
     if failure.input_is_wrong:
-        return UserError(what, hint)
+        wrong = UnreadableItemError(what, hint)
+        wrong.index = failure.index
+        return wrong
     error = PluginError(what, hint)
     if failure.trace:
         error.__cause__ = RuntimeError(f"in the process that read it:\n{failure.trace}")
@@ -211,10 +262,12 @@ def error_of(failure: Failure, name_of: Callable[[int], str]) -> MeltrError:
 def _death(death: WorkerDiedError, name_of: Callable[[int], str]) -> MeltrError:
     how, index = death.how, death.index
     at = f" while it read {name_of(index)}" if index >= 0 else ""
-    return MeltrError(
+    error = DeadReaderError(
         f"A process that reads data died{at} ({how}).",
         "Was it out of memory, or is the file broken? Go on with: meltr run --resume RUN",
     )
+    error.index = index
+    return error
 
 
 def _read(items: Items, batches: Sequence[Sequence[int]], collate: Collate, workers: int) -> Iterator[Read]:

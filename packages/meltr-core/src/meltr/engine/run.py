@@ -184,8 +184,12 @@ def evaluate_run(
     checkpoint: str = "best",
     device: str | None = None,
     data_root: Path | None = None,
+    allow_missing: bool = False,
 ) -> dict[str, Any]:
     """Evaluate a checkpoint of a run on a split; writes ``evaluation-<split>.json`` into the run folder.
+
+    With `allow_missing`, or if the run had it, items whose files are missing or broken are skipped; the result counts
+    them in ``skipped_items`` and names them in ``skipped_item_reasons``.
 
     Raises:
         UserError: If the run, its checkpoint, its data or the split is missing.
@@ -195,6 +199,8 @@ def evaluate_run(
     changes: dict[str, Any] = {"device": device or stored.device}
     if data_root is not None:
         changes["data_root"] = data_root
+    if allow_missing:
+        changes["data"] = stored.data.model_copy(update={"allow_missing": True})
     spec = stored.model_copy(update=changes)
     checkpoints = Checkpoints(folder.checkpoints)
     path = checkpoints.chosen(checkpoint)
@@ -211,6 +217,7 @@ def evaluate_run(
         "checkpoint": path.name,
         "metric": built.context.task.metrics[0],
         **evaluation.summary(),
+        **({"skipped_item_reasons": list(evaluation.skipped_items.values())} if evaluation.skipped_items else {}),
     }
     write_json(folder.evaluation_of(split), results)
     if evaluation.predictions:

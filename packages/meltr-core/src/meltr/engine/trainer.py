@@ -112,6 +112,7 @@ class Trainer:
         self.state_guard = StateGuard(model, combiner, self.optimizer) if checkpoints else None
         self.state = TrainState()
         self.stop, self._saved = stop or StopRequests(), -1
+        self._named: set[str] = set()
         self._clock = 0.0
 
     @property
@@ -336,6 +337,10 @@ class Trainer:
         """Log an evaluation at the current step and tell the observers."""
         if self.metrics:
             self.metrics.evaluation(self.step, self.step / self.steps_per_epoch, split, evaluation)
+        for line in evaluation.skipped_items.values():
+            if line not in self._named:
+                self._named.add(line)
+                self._say(f"skipped {line}", "warning")
         if self.ranks.is_first:
             self.hooks.evaluation(self.context, split, self.step, evaluation)
 

@@ -94,7 +94,8 @@ def with_skipped(metrics: Mapping[str, Any], skipped: Mapping[str, str] | None) 
 def evaluation_line(split: str, step: int, evaluation: Evaluation) -> str:
     """Return an evaluation in one line."""
     metrics = metrics_text(with_skipped(evaluation.metrics, evaluation.skipped))
-    line = f"step {step}  {split}  {metrics}  ({evaluation.count:,} examples)"
+    skipped = f", {len(evaluation.skipped_items):,} skipped" if evaluation.skipped_items else ""
+    line = f"step {step}  {split}  {metrics}  ({evaluation.count:,} examples{skipped})"
     return "; ".join([line, *(f"{name}: {metrics_text(each)}" for name, each in evaluation.baselines.items())])
 
 

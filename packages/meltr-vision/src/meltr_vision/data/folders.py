@@ -23,12 +23,14 @@ SHOWN = 5
 """Maximum number of files in a message."""
 
 
-def read_image_folder(root: Path | None, *, size: int) -> Splits:
+def read_image_folder(root: Path | None, *, size: int, skipped: list[str] | None = None) -> Splits:
     """Read all images below `root` as RGB, with the shorter side resized to `size`, and crop the centre square.
 
     Args:
         root: Folder with ``train/``, and optionally ``val/`` and ``test/``.
         size: Side of the squares in pixels.
+        skipped: Gets the name of each image that cannot be read, with the reason, and the others are read; None: such
+            an image is an error.
 
     Raises:
         UserError: If folders are missing or empty, classes differ between splits, images cannot be read (with their
@@ -46,7 +48,9 @@ def read_image_folder(root: Path | None, *, size: int) -> Splits:
     listed = {part: _list(root / part, names) for part in ("train", "val", "test") if (root / part).is_dir()}
     _check_classes(root / "train", names, [names[label] for _, label in listed["train"]])
     _check_memory(sum(map(len, listed.values())), size)
-    found = {part: _read(root, files, names, size=size) for part, files in listed.items() if files}
+    found = {part: _read(root, files, names, size=size, skipped=skipped) for part, files in listed.items() if files}
+    if skipped:
+        _check_classes(root / "train", names, [names[label] for label in found["train"].labels])
     return Splits(train=found["train"], validation=found.get("val"), test=found.get("test"))
 
 
@@ -128,20 +132,26 @@ def read_square(file: Path, size: int, *, channels: int = 3) -> npt.NDArray[np.u
         return f"{type(error).__name__}: {error}"
 
 
-def _read(root: Path, files: Sequence[tuple[Path, int]], names: tuple[str, ...], *, size: int) -> ImageSet:
+def _read(
+    root: Path, files: Sequence[tuple[Path, int]], names: tuple[str, ...], *, size: int, skipped: list[str] | None
+) -> ImageSet:
     images = np.empty((len(files), 3, size, size), dtype=np.uint8)
-    broken = []
+    broken, whole = [], np.ones(len(files), dtype=bool)
     with ThreadPoolExecutor() as pool:
         for index, result in enumerate(pool.map(lambda entry: read_square(entry[0], size), files)):
             if isinstance(result, str):
                 broken.append(f"{files[index][0].relative_to(root)} ({result})")
+                whole[index] = False
             else:
                 images[index] = result
-    if broken:
+    if broken and (skipped is None or not whole.any()):
         first = "\n".join(f"  {each}" for each in broken[:SHOWN])
         raise UserError(
             f"{len(broken)} of {len(files)} images below {root} cannot be read; the first:\n{first}",
-            "Remove or replace them.",
+            "Remove or replace them, or skip them with --allow-missing.",
         )
+    if broken and skipped is not None:
+        skipped.extend(broken)
+        images, files = images[whole], [entry for entry, kept in zip(files, whole, strict=True) if kept]
     labels = np.array([label for _, label in files], dtype=np.int64)
     return ImageSet(images, labels, names, tuple(str(file.relative_to(root)) for file, _ in files))

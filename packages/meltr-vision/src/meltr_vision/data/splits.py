@@ -95,7 +95,11 @@ def _read(context: RunContext) -> Splits:
         )
     if spec.sample:
         return miniature(4)
-    return read_image_folder(spec.data_root, size=options.image_size or FOLDER_SIZE)
+    skipped: list[str] | None = [] if spec.data.allow_missing else None
+    read = read_image_folder(spec.data_root, size=options.image_size or FOLDER_SIZE, skipped=skipped)
+    if skipped:
+        context.notes.append(f"{len(skipped)} images cannot be read; skipped: {', '.join(skipped)}")
+    return read
 
 
 def _show(done: int, total: int | None) -> None:

@@ -59,7 +59,8 @@ class VideoAdapter(VideoBackbone[M]):
         def evaluated(split: str) -> Split | None:
             if split not in corpus.splits:
                 return None
-            return Split(split, corpus, encoder, spec.seed, workers, self.caption_scoring(context.options))
+            scoring, skip = self.caption_scoring(context.options), spec.data.allow_missing
+            return Split(split, corpus, encoder, spec.seed, workers, scoring, skip_broken=skip)
 
         return Data(
             train=batches("train"),

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from meltr.context import Evaluation, RunContext
+from meltr.data.reading import DeadReaderError, UnreadableItemError
 from meltr.errors import PluginError
 from meltr.metrics.classification import IGNORED, hits, per_class_accuracy, topk_accuracy
 from meltr.video.adapter.backbone import VideoBackbone
@@ -29,6 +30,9 @@ Probabilities = npt.NDArray[np.floating]
 def evaluate(backbone: VideoBackbone[Any], model: nn.Module, split: Split, context: RunContext) -> Evaluation:
     """Evaluate a split for the run's task, together with a trivial baseline.
 
+    Where the split skips broken files, the first item that cannot be read makes the split look for all of them; then
+    the others are evaluated from the start.
+
     Args:
         backbone: The backbone's methods.
         model: The model, in eval mode, on ``context.device``.
@@ -37,6 +41,7 @@ def evaluate(backbone: VideoBackbone[Any], model: nn.Module, split: Split, conte
 
     Raises:
         PluginError: If the task is not one of `LOOPS`, or the backbone lacks the method that it needs.
+        UserError: If an item cannot be read.
     """
     loop = LOOPS.get(context.spec.task)
     if loop is None:
@@ -44,10 +49,24 @@ def evaluate(backbone: VideoBackbone[Any], model: nn.Module, split: Split, conte
             f"VideoAdapter cannot evaluate the task {context.spec.task!r}; valid choices: {', '.join(LOOPS)}.",
             "Override the hook `evaluate` in the adapter.",
         )
-    found, beside = loop(backbone, model, split, context), split.baseline
+    while True:
+        part, known = split.readable(), len(split.unreadable)
+        try:
+            found = loop(backbone, model, part, context)
+            break
+        except (UnreadableItemError, DeadReaderError):
+            if len(split.unreadable) == known:
+                raise
+    beside = part.baseline
     details = {**found.details, **backbone.details(context)}
     kept = found.predictions if context.options.save_predictions else ()
-    return replace(found, details=details, predictions=kept, baselines={beside.name: beside.metrics})
+    return replace(
+        found,
+        details=details,
+        predictions=kept,
+        baselines={beside.name: beside.metrics},
+        skipped_items=dict(split.unreadable),
+    )
 
 
 def answers(backbone: VideoBackbone[Any], model: nn.Module, split: Split, context: RunContext) -> Evaluation:

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from meltr.data.reading import Items, naming, read_batches
+from meltr.data.reading import DeadReaderError, Items, UnreadableItemError, naming, read_batches, unreadable
+from meltr.errors import UserError
 from meltr.seeding import derive
 from meltr.video.adapter.encoder import Encoder, stacked
 from meltr.video.corpus import Corpus, Item
@@ -42,6 +43,9 @@ class Split:
         seed: The run's seed, for random frames.
         workers: Number of processes that read its videos.
         captions: How captions are scored.
+        skip_broken: Evaluate the other items if the files of some are missing or broken (``data.allow_missing``).
+        unreadable: Id of each item that was found to be unreadable -> name and reason; grows while the split is read.
+        places: Position of each item in the whole split; None: this is the whole split.
     """
 
     name: str
@@ -50,6 +54,10 @@ class Split:
     seed: int = 0
     workers: int = 0
     captions: CaptionScoring = CaptionScoring()
+    skip_broken: bool = False
+    unreadable: dict[str, str] = field(default_factory=dict, compare=False)
+    places: tuple[int, ...] | None = None
+    _parts: dict[int, Split] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     @property
     def items(self) -> tuple[Item, ...]:
@@ -62,7 +70,7 @@ class Split:
         Args:
             view: Number of the view: random frames differ between views and are fixed within one.
         """
-        return Evaluated(self.encoder, self.items, derive(self.seed, self.name, "view", view))
+        return Evaluated(self.encoder, self.items, derive(self.seed, self.name, "view", view), self.places)
 
     def batches(self, size: int, device: torch.device, view: int = 0) -> Iterator[dict[str, Tensor]]:
         """Yield the columns of its examples on `device`, `size` at a time.
@@ -71,12 +79,42 @@ class Split:
             size: Examples per batch.
             device: Device of the columns.
             view: See `examples`.
+
+        Raises:
+            UnreadableItemError: If the file of an item is missing or broken. With `skip_broken`, all items of the view
+                that cannot be read are then in `unreadable`.
+            DeadReaderError: The same, if a process died of it.
         """
         examples = self.examples(view)
         batches = [range(start, min(start + size, len(examples))) for start in range(0, len(examples), size)]
         name_of = naming(examples, f"{self.name} item")
-        for batch in read_batches(Items(examples), batches, workers=self.workers, name_of=name_of):
-            yield {name: column.to(device) for name, column in batch.items()}
+        try:
+            for batch in read_batches(Items(examples), batches, workers=self.workers, name_of=name_of):
+                yield {name: column.to(device) for name, column in batch.items()}
+        except (UnreadableItemError, DeadReaderError) as error:
+            if self.skip_broken and error.index >= 0:
+                rest = range(error.index, len(examples))
+                found = unreadable(Items(examples), rest, workers=self.workers, name_of=name_of)
+                self.unreadable.update({self.items[index].id: reason for index, reason in found.items()})
+            raise
+
+    def readable(self) -> Split:
+        """Return the split without the items that are known to be unreadable.
+
+        Raises:
+            UserError: If no item is left.
+        """
+        if not self.unreadable:
+            return self
+        number = len(self.unreadable)
+        if number not in self._parts:
+            places = tuple(place for place, item in enumerate(self.items) if item.id not in self.unreadable)
+            if not places:
+                first = next(iter(self.unreadable.values()))
+                raise UserError(f"None of the {len(self.items)} {self.name} items can be read. The first: {first}")
+            kept = {**self.corpus.splits, self.name: tuple(self.items[place] for place in places)}
+            self._parts[number] = replace(self, corpus=replace(self.corpus, splits=kept), places=places)
+        return self._parts[number]
 
     def texts(self) -> tuple[list[int], Mapping[str, Tensor]]:
         """Return the number of the video of each caption, and the captions as columns of M rows."""
@@ -103,11 +141,14 @@ class Evaluated(Dataset[dict[str, Tensor]]):
     Args:
         encoder: Turns them into tensors.
         items: The items.
-        seed: Random choices for an item depend on it and on the number of the item.
+        seed: Random choices for an item depend on it and on the place of the item.
+        places: Place of each item in the whole split; None: its number.
     """
 
-    def __init__(self, encoder: Encoder, items: tuple[Item, ...], seed: int) -> None:
-        self._encoder, self._items, self._seed = encoder, items, seed
+    def __init__(
+        self, encoder: Encoder, items: tuple[Item, ...], seed: int, places: tuple[int, ...] | None = None
+    ) -> None:
+        self._encoder, self._items, self._seed, self._places = encoder, items, seed, places
 
     def __len__(self) -> int:
         """Items."""
@@ -115,7 +156,8 @@ class Evaluated(Dataset[dict[str, Tensor]]):
 
     def __getitem__(self, index: int) -> dict[str, Tensor]:
         """Return the columns of an item and its ``number`` (); see `Encoder.evaluated`."""
-        columns = self._encoder.evaluated(self._items[index], derive(self._seed, index))
+        place = index if self._places is None else self._places[index]
+        columns = self._encoder.evaluated(self._items[index], derive(self._seed, place))
         return columns | {"number": torch.tensor(index)}
 
     def item_name(self, index: int) -> str:
