@@ -41,7 +41,9 @@ def make_context() -> Callable[..., RunContext]:
     return make
 
 
-def write_cifar(root: Path, dataset: str = "cifar100", *, train: int = 200, test: int = 100) -> dict[str, Any]:
+def write_cifar(
+    root: Path, dataset: str = "cifar100", *, train: int = 200, test: int = 100, coarse: bool = True
+) -> dict[str, Any]:
     """Write a tiny data set in the official layout; return what went into it: split -> (pixels NHWC, labels)."""
     rng = np.random.default_rng(0)
     hundred = dataset == "cifar100"
@@ -55,12 +57,17 @@ def write_cifar(root: Path, dataset: str = "cifar100", *, train: int = 200, test
         pixels = rng.integers(0, 256, (count, 32, 32, 3), dtype=np.uint8)
         labels = [int(i % classes) for i in rng.permutation(count)]
         rows = np.stack([np.concatenate([image[:, :, c].ravel() for c in range(3)]) for image in pixels])
-        (folder / name).write_bytes(pickle.dumps({"data": rows, key: labels, "batch_label": name}, protocol=2))
+        content = {"data": rows, key: labels, "batch_label": name}
+        if hundred and coarse:
+            content["coarse_labels"] = [label // 5 for label in labels]
+        (folder / name).write_bytes(pickle.dumps(content, protocol=2))
         if name.startswith("test"):
             written["test"] = (pixels, labels)
         else:
             written["train"] = ([*written["train"][0], *pixels], [*written["train"][1], *labels])
     names = {names_key: [f"name{i}" for i in range(classes)]}
+    if hundred and coarse:
+        names["coarse_label_names"] = [f"group{i}" for i in range(20)]
     (folder / ("meta" if hundred else "batches.meta")).write_bytes(pickle.dumps(names, protocol=2))
     return written
 

@@ -174,6 +174,12 @@ def _rivals() -> list[CombinerInfo]:
             settings={"bilevel.outer_lr": 0.025, "bilevel.outer_weight_decay": 1e-3},
         ),
         CombinerInfo(
+            name="cosine",
+            summary="Gradient similarity: auxiliary gradients count by their cosine with the primary (Du et al. 2018).",
+            factory="meltr.combiners.cosine:from_options",
+            options="meltr.combiners.options:CosineOptions",
+        ),
+        CombinerInfo(
             name="auto-lambda",
             summary="Auto-Lambda: weights learned through a look-ahead step (Liu et al., TMLR 2022).",
             factory="meltr.combiners.linear:auto_lambda",

@@ -14,12 +14,12 @@ from meltr_vision.building import build_classifier
 from meltr_vision.data.batches import EvalSplit
 from meltr_vision.data.splits import build_data
 from meltr_vision.losses import draw, task_losses
-from meltr_vision.model import Classifier
+from meltr_vision.model import LABELS, Classifier
 from meltr_vision.predicting import classify
 
 
 class VisionAdapter:
-    """Image classification with mixup and rotation as auxiliary losses."""
+    """Image classification with mixup, rotation and other labels as auxiliary losses."""
 
     @hookimpl
     def build_data(self, context: RunContext) -> Data:
@@ -38,6 +38,7 @@ class VisionAdapter:
             channels=data.meta["channels"],
             image_size=data.meta["image_size"],
             rotation="rotation" in context.losses,
+            others=data.meta["num_others"] if set(LABELS) & set(context.losses) else 0,
             notes=context.notes,
         )
 
@@ -69,7 +70,9 @@ class VisionAdapter:
             device=batch["image"].device,
             generator=context.generator,
         )
-        return task_losses(model, batch["image"], batch["label"], wanted=context.losses, draws=draws)
+        return task_losses(
+            model, batch["image"], batch["label"], wanted=context.losses, draws=draws, others=batch.get("other")
+        )
 
     @hookimpl
     def evaluate(self, model: Classifier, data: EvalSplit, context: RunContext) -> Evaluation:

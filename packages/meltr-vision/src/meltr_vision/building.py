@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from meltr.errors import UserError, did_you_mean
 from meltr.weights import FileKind, LoadReport, compare, copy_into, read_weights
 from meltr_vision.model import CifarTrunk, Classifier
-from meltr_vision.options import CIFAR_DEPTHS, VisionOptions
+from meltr_vision.options import CIFAR_DEPTHS, VGG, VisionOptions
+from meltr_vision.vgg import SMALLEST, VGG16
 
 _CHOOSE = "Set options.model (and options.shortcut) to the model that the file was made for."
 _FILE = FileKind("a file of weights of this model", _CHOOSE, _CHOOSE)
@@ -24,6 +25,7 @@ def build_classifier(
     channels: int,
     image_size: int,
     rotation: bool,
+    others: int = 0,
     notes: list[str] | None = None,
 ) -> Classifier:
     """Build the model that `options` describe.
@@ -34,13 +36,21 @@ def build_classifier(
         channels: Channels of its images.
         image_size: Side of the images in pixels.
         rotation: Add the rotation head.
+        others: Classes of the head for the other labels of the images; 0: no such head.
         notes: What was loaded is added to it.
 
     Raises:
         UserError: If the model is unknown, does not accept such images, or its weights are not available.
     """
     trunk: nn.Module
-    if options.timm_name is None:
+    if options.model == VGG:
+        if image_size < SMALLEST:
+            raise UserError(
+                f"{VGG} needs images of at least {SMALLEST} pixels, but they have {image_size}.",
+                f"Choose another model, or --set options.image_size={SMALLEST}.",
+            )
+        trunk, features = VGG16(channels=channels), VGG16.features
+    elif options.timm_name is None:
         trunk = CifarTrunk(CIFAR_DEPTHS[options.model], shortcut=options.shortcut, channels=channels)
         features = CifarTrunk.features
     else:
@@ -55,6 +65,7 @@ def build_classifier(
         features,
         classes,
         rotation=rotation,
+        others=others,
         batchnorm=options.batchnorm,
         channels_last=options.channels_last,
     )

@@ -1,4 +1,4 @@
-"""The three losses on one trunk: classification, mixup (Zhang et al. 2018) and rotation (Gidaris et al. 2018)."""
+"""The losses on one trunk: classification, mixup (Zhang et al. 2018), rotation (Gidaris et al. 2018), other labels."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from meltr_vision.model import ROTATIONS
+from meltr_vision.model import LABELS, ROTATIONS
 
 PROPOSALS = 16
 """Candidates drawn at once for a gamma variate. Each is accepted with a probability above 0.95."""
@@ -113,7 +113,13 @@ def rotate(images: Tensor, turns: Tensor) -> Tensor:
 
 
 def task_losses(
-    model: nn.Module, images: Tensor, labels: Tensor, *, wanted: tuple[str, ...], draws: Draws
+    model: nn.Module,
+    images: Tensor,
+    labels: Tensor,
+    *,
+    wanted: tuple[str, ...],
+    draws: Draws,
+    others: Tensor | None = None,
 ) -> dict[str, Tensor]:
     """Compute the losses named in `wanted`, each 0-dim float32, with one call of `model`.
 
@@ -121,6 +127,7 @@ def task_losses(
     - mixup: lambda CE(cls(f(x~)), y) + (1 - lambda) CE(cls(f(x~)), y_pi) with x~ = lambda x + (1 - lambda) x_pi
       (Zhang et al. 2018).
     - rotation: CE(rot(f(rotate(x, r))), r), for one r per image or all four (Gidaris et al. 2018).
+    - coarse, fine: CE(other(f(x)), y') with the other labels y' of the images.
 
     Args:
         model: Maps named images to named logits, see `meltr_vision.model.Classifier`.
@@ -128,11 +135,13 @@ def task_losses(
         labels: (B,), int64.
         wanted: Names of the losses.
         draws: Random numbers of the step.
+        others: y', (B,), int64; needed for ``coarse`` and ``fine``.
     """
     makers: dict[str, Callable[[], Tensor]] = {
         "classification": lambda: images,
         "mixup": lambda: mix(images, draws.lam, draws.permutation),
         "rotation": lambda: rotate(images.repeat(len(draws.turns) // len(images), 1, 1, 1), draws.turns),
+        **{name: lambda: images for name in LABELS},
     }
     logits = {name: each.float() for name, each in model({name: makers[name]() for name in wanted}).items()}
     losses = {}
@@ -142,6 +151,9 @@ def task_losses(
         elif name == "mixup":
             own, partner = F.cross_entropy(each, labels), F.cross_entropy(each, labels[draws.permutation])
             losses[name] = draws.lam * own + (1 - draws.lam) * partner
+        elif name in LABELS:
+            assert others is not None, f"the loss {name!r} needs the other labels"
+            losses[name] = F.cross_entropy(each, others)
         else:
             losses[name] = F.cross_entropy(each, labels)
     return losses

@@ -1,4 +1,4 @@
-"""The ResNets for CIFAR of He et al. 2015, section 4.2, and the classifier with its two heads."""
+"""The ResNets for CIFAR of He et al. 2015, section 4.2, and the classifier with its heads."""
 
 from __future__ import annotations
 
@@ -11,6 +11,9 @@ from torch.nn import functional as F
 
 ROTATIONS = 4
 """Quarter turns that the rotation head distinguishes."""
+
+LABELS = ("coarse", "fine")
+"""Losses on the other labels of CIFAR-100; they see the images of the primary loss."""
 
 _BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 
@@ -118,7 +121,9 @@ class Classifier(nn.Module):
         trunk: Maps images (B, C, H, W) to pooled features (B, F).
         features: F.
         classes: Number of classes.
-        rotation: True: add the rotation head, F -> 4. It is built last, so the other weights do not depend on it.
+        rotation: True: add the rotation head, F -> 4. Heads of auxiliary losses are built last, so the other weights do
+            not depend on them.
+        others: Classes of the head for the other labels of the images, F -> others; 0: no such head.
         batchnorm: ``clean`` or ``joint``, see `forward`.
         channels_last: True: convert images to channels-last memory order.
     """
@@ -130,6 +135,7 @@ class Classifier(nn.Module):
         classes: int,
         *,
         rotation: bool = False,
+        others: int = 0,
         batchnorm: str = "clean",
         channels_last: bool = False,
     ) -> None:
@@ -139,6 +145,7 @@ class Classifier(nn.Module):
         self.rot: nn.Linear | None = None
         if rotation:
             self.rot = nn.Linear(features, ROTATIONS)
+        self.other: nn.Linear | None = nn.Linear(features, others) if others else None
         self.batchnorm = batchnorm
         self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
         self._normalisations = [layer for layer in trunk.modules() if isinstance(layer, _BATCH_NORMS)]
@@ -146,10 +153,12 @@ class Classifier(nn.Module):
     def forward(self, images: Tensor | Mapping[str, Tensor]) -> Tensor | dict[str, Tensor]:
         """Return class logits (B, classes) for a tensor, or logits by name for named inputs.
 
-        The named input ``rotation`` goes to the rotation head and every other one to the class head. In training mode,
-        `batchnorm` decides how BatchNorm treats them. ``clean`` normalises each input by its own statistics, and only
-        ``classification`` updates the running averages, which then describe the images that evaluation sees. ``joint``
-        concatenates the inputs, so that statistics and running averages describe the mixture.
+        The named input ``rotation`` goes to the rotation head, ``coarse`` and ``fine`` to the head of the other labels,
+        and every other one to the class head. ``coarse`` and ``fine`` are the images of ``classification`` and share
+        its features if it is an input too. In training mode, `batchnorm` decides how BatchNorm treats the inputs.
+        ``clean`` normalises each by its own statistics, and only ``classification`` updates the running averages, which
+        then describe the images that evaluation sees. ``joint`` concatenates the inputs, so that statistics and running
+        averages describe the mixture.
 
         Args:
             images: (B, C, H, W), or name -> such a tensor.
@@ -157,12 +166,14 @@ class Classifier(nn.Module):
         if isinstance(images, Tensor):
             logits: Tensor = self.cls(self._features(images))
             return logits
+        shared = [name for name in images if name in LABELS and "classification" in images]
+        own = {name: each for name, each in images.items() if name not in shared}
         if self.batchnorm == "joint":
-            parts = self._features(torch.cat(list(images.values()))).split([len(each) for each in images.values()])
-            features = dict(zip(images, parts, strict=True))
+            parts = self._features(torch.cat(list(own.values()))).split([len(each) for each in own.values()])
+            features = dict(zip(own, parts, strict=True))
         else:
-            features = {name: self._separate(name, each) for name, each in images.items()}
-        return {name: self._head(name)(each) for name, each in features.items()}
+            features = {name: self._separate(name, each) for name, each in own.items()}
+        return {name: self._head(name)(features["classification" if name in shared else name]) for name in images}
 
     def _features(self, images: Tensor) -> Tensor:
         features: Tensor = self.trunk(images.contiguous(memory_format=self.memory_format))
@@ -175,6 +186,10 @@ class Classifier(nn.Module):
             return self._features(images)
 
     def _head(self, name: str) -> nn.Linear:
+        if name in LABELS:
+            if self.other is None:
+                raise RuntimeError("this model was built without a head for other labels")
+            return self.other
         if name != "rotation":
             return self.cls
         if self.rot is None:

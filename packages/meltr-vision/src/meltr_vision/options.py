@@ -13,6 +13,9 @@ from meltr.specs import Info
 CIFAR_DEPTHS = {"resnet20": 3, "resnet32": 5, "resnet44": 7, "resnet56": 9, "resnet110": 18}
 """Name -> basic blocks per stage (n of depth 6n + 2)."""
 
+VGG = "vgg16_bn"
+"""VGG-16 with BatchNorm, in its form for CIFAR."""
+
 TIMM_PREFIX = "timm/"
 
 
@@ -21,10 +24,14 @@ class VisionOptions(Info):
 
     Args:
         model: ``resnet20``, ``resnet32``, ``resnet44``, ``resnet56``, ``resnet110`` (the CIFAR family of He et al.
-            2015) or ``timm/<name>`` for any timm model with pooled features.
+            2015), ``vgg16_bn`` (VGG-16 with BatchNorm and one linear head, for images of 32 pixels or more), or
+            ``timm/<name>`` for any timm model with pooled features.
         shortcut: Option A (parameter-free) or B (1x1 convolution) where a CIFAR ResNet changes shape.
         pretrained: Start a timm model from its published weights (downloaded by timm on first use).
         weights_file: Start from this file instead: safetensors, or a state dict saved by torch; heads are skipped.
+        classes: Which labels of CIFAR-100 are the primary task: ``fine`` (100 classes) or ``coarse`` (20 superclasses).
+            The other ones are an auxiliary loss: ``--set losses=classification,coarse`` or
+            ``losses=classification,fine``.
         mixup_alpha: alpha of lambda ~ Beta(alpha, alpha), one lambda per batch.
         rotation: ``one``: one random quarter turn per image (1x cost); ``all``: all four copies (4x cost).
         batchnorm: ``clean``: each loss has its own pass, and only the clean one updates the running averages;
@@ -49,6 +56,7 @@ class VisionOptions(Info):
     shortcut: Literal["A", "B"] = "A"
     pretrained: bool = False
     weights_file: Path | None = None
+    classes: Literal["fine", "coarse"] = "fine"
     mixup_alpha: float = Field(1.0, gt=0)
     rotation: Literal["one", "all"] = "one"
     batchnorm: Literal["clean", "joint"] = "clean"
@@ -69,8 +77,8 @@ class VisionOptions(Info):
     @field_validator("model")
     @classmethod
     def _known_model(cls, value: str) -> str:
-        if value not in CIFAR_DEPTHS and not (value.startswith(TIMM_PREFIX) and len(value) > len(TIMM_PREFIX)):
-            hint = did_you_mean(value, [*CIFAR_DEPTHS, f"{TIMM_PREFIX}<name>"])
+        if value not in (*CIFAR_DEPTHS, VGG) and not (value.startswith(TIMM_PREFIX) and len(value) > len(TIMM_PREFIX)):
+            hint = did_you_mean(value, [*CIFAR_DEPTHS, VGG, f"{TIMM_PREFIX}<name>"])
             raise ValueError(f"unknown model {value!r}. {hint}")
         return value
 
@@ -93,5 +101,5 @@ class VisionOptions(Info):
 
     @property
     def timm_name(self) -> str | None:
-        """Name of the timm model; None for the CIFAR family."""
+        """Name of the timm model; None for the models of this package."""
         return self.model.removeprefix(TIMM_PREFIX) if self.model.startswith(TIMM_PREFIX) else None

@@ -11,16 +11,17 @@ from meltr_vision.presets import DEFAULTS, PRESETS
 
 @hookimpl
 def register_backbones() -> list[BackboneInfo]:
-    """Image classifiers: the CIFAR ResNets and timm's models."""
+    """Image classifiers: the CIFAR ResNets, VGG-16 and timm's models."""
     return [
         BackboneInfo(
             name="vision",
-            summary="Image classifiers: ResNet-20 to -110 for CIFAR, any timm model; mixup and rotation losses.",
+            summary="Image classifiers: CIFAR ResNets, VGG-16, any timm model; losses mixup, rotation, coarse, fine.",
             adapter="meltr_vision.adapter:VisionAdapter",
             tasks=(
                 BackboneTask(
                     task="classification",
-                    losses=("classification", "mixup", "rotation"),
+                    losses=("classification", "mixup", "rotation", "coarse", "fine"),
+                    default_losses=("classification", "mixup", "rotation"),
                     datasets=("cifar100", "cifar10", "digits", "image_folder"),
                 ),
             ),
@@ -41,7 +42,7 @@ def register_datasets() -> list[DatasetInfo]:
     return [
         DatasetInfo(
             name="cifar100",
-            summary="60,000 photos of 32x32 pixels in 100 classes (Krizhevsky 2009), fine labels.",
+            summary="60,000 photos of 32x32 pixels in 100 classes and 20 superclasses (Krizhevsky 2009).",
             tasks=tasks,
             layout=LAYOUTS["cifar100"],
             homepage=homepage,

@@ -94,6 +94,13 @@ MWNET = PresetInfo(
     },
 )
 
+MLS_BENCH = PresetInfo(
+    name="mls-bench",
+    summary="MLS-Bench, fine classes with coarse ones as helper: SGD 0.1, weight decay 5e-4, cosine, 200 epochs; batch "
+    "128 is ours.",
+    settings={**_SGD, "train.epochs": 200, "train.schedule": "cosine", "train.eval_every": 5},
+)
+
 QUICK = PresetInfo(
     name="quick",
     summary="A try in minutes on a CPU: resnet20, 5,000 training images, 4 epochs; accuracy far below a full run.",
@@ -150,5 +157,5 @@ TIMM = PresetInfo(
     },
 )
 
-PRESETS = (CIFAR, HE2015, COSINE200, REPDISTILLER, MWNET, QUICK, DIGITS, TIMM)
+PRESETS = (CIFAR, HE2015, COSINE200, REPDISTILLER, MWNET, MLS_BENCH, QUICK, DIGITS, TIMM)
 DEFAULTS = {"cifar10": "cifar", "cifar100": "cifar", "digits": "digits", "image_folder": "timm"}

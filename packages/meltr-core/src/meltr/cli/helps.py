@@ -23,7 +23,12 @@ _WHAT, _OUTPUT = "What to compare", "Output"
 
 Beds = Annotated[
     list[str] | None,
-    typer.Option("--bed", metavar="NAME", help="A bed; may be repeated. Default: all.", rich_help_panel=_WHAT),
+    typer.Option(
+        "--bed",
+        metavar="NAME",
+        help="A bed; may be repeated. Default: all whose data are there.",
+        rich_help_panel=_WHAT,
+    ),
 ]
 Methods = Annotated[
     list[str] | None,
@@ -94,11 +99,15 @@ def helps(
 
 def _list() -> None:
     """Print the beds and the methods."""
-    from meltr.helps.made import MADE
+    from meltr.helps.catalogue import BEDS
     from meltr.helps.methods import METHODS
 
     typer.echo("beds, and what the auxiliary losses do:")
-    typer.echo(table([[name, spec[0], spec[1]] for name, spec in MADE.items()]))
+    kinds = {True: "real", False: "made"}
+    typer.echo(table([[name, kinds[info.real], info.truth, info.summary] for name, info in BEDS.items()]))
+    for name, info in BEDS.items():
+        if lacks := info.missing():
+            typer.echo(f"{name} is skipped: {lacks}")
     typer.echo("methods (* are compared if none is named):")
     typer.echo(table([[f"{'*' if name in QUICK else ' '} {name}"] for name in METHODS]))
 
@@ -110,7 +119,7 @@ def _compared(beds: Sequence[str], methods: Sequence[str], seeds: Sequence[int],
         UserError: If a bed or a method is unknown, or the record is of other seeds.
     """
     from meltr.bench.table8 import circumstances
-    from meltr.helps.made import MADE, check_name, made
+    from meltr.helps.catalogue import BEDS, build, check_name
     from meltr.helps.methods import METHODS, method_named
     from meltr.helps.record import Record
     from meltr.helps.trial import train
@@ -120,12 +129,16 @@ def _compared(beds: Sequence[str], methods: Sequence[str], seeds: Sequence[int],
     wanted = list(METHODS) if "all" in methods else list(methods or QUICK)
     chosen = [method_named(name) for name in wanted]
     record = Record.begin(path, seeds, circumstances("cpu"))
-    for name in beds or MADE:
+    for name in beds or BEDS:
         missing = [each for each in chosen if not record.has(name, each.name)]
         if not missing:
             continue
-        remark(f"{name}: {MADE[name][1]}")
-        data = made(name, seeds)
+        lacks = None if beds else BEDS[name].missing()
+        if lacks:
+            remark(f"{name} is skipped: {lacks}")
+            continue
+        data = build(name, seeds)
+        remark(f"{name}: {BEDS[name].summary}")
         for each in missing:
             trial = train(data, each)
             record.add(name, each.name, trial)

@@ -127,6 +127,16 @@ class FamoOptions(Info):
     min_losses: tuple[float, ...] | None = None
 
 
+class CosineOptions(Info):
+    """Settings of gradient similarity.
+
+    Args:
+        weighted: Weigh an auxiliary gradient by its cosine with the primary one; false: by 1, or 0 if that is negative.
+    """
+
+    weighted: bool = True
+
+
 class AutoLambdaOptions(Info):
     """Settings of Auto-Lambda.
 

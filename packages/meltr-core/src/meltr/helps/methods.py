@@ -9,6 +9,7 @@ from typing import Any, Literal
 import torch
 
 from meltr.combiners.base import Combiner
+from meltr.combiners.cosine import CosineSimilarity
 from meltr.combiners.dwa import DynamicWeightAverage
 from meltr.combiners.famo import Famo
 from meltr.combiners.fixed import FixedCombiner
@@ -92,6 +93,7 @@ _ALL = (
     Method("dwa", DynamicWeightAverage),
     Method("gradnorm", GradNorm, 0.025),
     Method("famo", Famo, 0.025, outer_weight_decay=1e-3),
+    Method("cosine", CosineSimilarity, side_by_side=False),
     Method("pcgrad", _of_torchjd("PCGrad"), side_by_side=False),
     Method("upgrad", _of_torchjd("UPGrad"), side_by_side=False),
 )

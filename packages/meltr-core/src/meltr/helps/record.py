@@ -96,8 +96,9 @@ def _trial(values: dict[str, Any], seeds: int) -> Trial:
         [float(each) for each in values["last"]],
         [float(each) for each in values["weights"]],
         float(values["seconds"]),
+        [float(each) for each in values.get("validation", [])],
     )
-    if len(found.test) != seeds or len(found.last) != seeds:
+    if len(found.test) != seeds or len(found.last) != seeds or len(found.validation) not in (0, seeds):
         raise ValueError(f"{len(found.test)} test scores for {seeds} seeds")
     return found
 

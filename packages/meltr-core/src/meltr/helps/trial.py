@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -26,12 +26,14 @@ class Trial:
         last: Test score of every seed after the last epoch.
         weights: Task weights, the mean over steps and seeds, primary first.
         seconds: For all seeds.
+        validation: Validation score of every seed at that epoch, which the selection has seen; empty: not recorded.
     """
 
     test: list[float]
     last: list[float]
     weights: list[float]
     seconds: float
+    validation: list[float] = field(default_factory=list)
 
 
 def train(bed: Bed, method: Method) -> Trial:
@@ -44,13 +46,9 @@ def train(bed: Bed, method: Method) -> Trial:
     parts = [bed] if method.side_by_side else [bed.only(number) for number in range(len(bed.seeds))]
     begun = time.perf_counter()
     found = [_Run(part, method).finish() for part in parts]
-    weights = torch.stack([each[2] for each in found]).mean(0)
-    return Trial(
-        [score for each in found for score in each[0].tolist()],
-        [score for each in found for score in each[1].tolist()],
-        weights.tolist(),
-        time.perf_counter() - begun,
-    )
+    test, last, validation = ([score for each in found for score in each[place].tolist()] for place in range(3))
+    weights = torch.stack([each[3] for each in found]).mean(0)
+    return Trial(test, last, weights.tolist(), time.perf_counter() - begun, validation)
 
 
 class _Run:
@@ -83,8 +81,11 @@ class _Run:
             inner_optimizer=self._optimizer,
         )
 
-    def finish(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Train; return the selected and the last test scores, shape (S,), and the mean task weights, shape (T+1,)."""
+    def finish(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Train; return scores of shape (S,) and the mean task weights, shape (T+1,).
+
+        The scores: on test, selected and after the last epoch, and the best on validation.
+        """
         best = torch.full((self._count,), torch.inf, dtype=torch.float64)
         selected, weights, steps = best.clone(), torch.zeros(len(self._bed.losses)), 0
         for epoch in range(self._bed.epochs):
@@ -95,7 +96,7 @@ class _Run:
             validation, test = (self._bed.scores(self._network, split) for split in ("validation", "test"))
             better = validation < best
             best, selected = torch.where(better, validation, best), torch.where(better, test, selected)
-        return selected, test, weights / steps
+        return selected, test, best, weights / steps
 
     def _step(self, batch: Batch) -> Tensor:
         """Take one inner step, and an outer step if it is due; return the mean task weights, shape (T+1,)."""

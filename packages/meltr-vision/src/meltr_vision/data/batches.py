@@ -79,6 +79,8 @@ def crop_and_flip(pixels: Tensor, *, top: Tensor, left: Tensor, flip: Tensor, pa
 class ImageBatches:
     """Training batches ``{"image": (B, C, S, S) float32, "label": (B,) int64}`` of images in device memory.
 
+    With other labels of the images, they are the entry ``other``, (B,) int64.
+
     Order and augmentation are drawn on the CPU from (seed, epoch) and (seed, epoch, index), and copied to the device in
     one small transfer per batch. So batches do not depend on the device, and any batch can be made on its own.
 
@@ -86,6 +88,7 @@ class ImageBatches:
         images: (N, C, S, S) uint8, on the run's device; shared with other splits.
         labels: (N,) int64, on the same device.
         indices: Indices of the images of this split, (n,).
+        others: Other labels of the images, (N,) int64, on the same device; None: there are none.
         pipeline: Augmentation and normalisation.
         batch_size: Images per batch over all processes; a smaller set gives one smaller batch.
         seed: Seed of order and augmentation.
@@ -103,6 +106,7 @@ class ImageBatches:
         labels: Tensor,
         indices: np.ndarray[tuple[int], np.dtype[np.int64]],
         *,
+        others: Tensor | None = None,
         pipeline: Pipeline,
         batch_size: int,
         seed: int,
@@ -110,7 +114,7 @@ class ImageBatches:
         rank: int = 0,
         world_size: int = 1,
     ) -> None:
-        self.images, self.labels, self.pipeline = images, labels, pipeline
+        self.images, self.labels, self.others, self.pipeline = images, labels, others, pipeline
         self.indices = torch.from_numpy(np.ascontiguousarray(indices))
         self.batch_size = equal_parts(min(batch_size, len(indices)), world_size)
         self.seed, self.drop_last = seed, drop_last
@@ -152,7 +156,8 @@ class ImageBatches:
                 padding=pipeline.padding,
                 mode=pipeline.padding_mode,
             )
-        return {"image": pipeline.normalise(pixels), "label": self.labels[plan[0]]}
+        batch = {"image": pipeline.normalise(pixels), "label": self.labels[plan[0]]}
+        return batch if self.others is None else {**batch, "other": self.others[plan[0]]}
 
 
 @dataclass(frozen=True)

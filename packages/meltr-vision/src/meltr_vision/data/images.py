@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,12 +25,14 @@ class ImageSet:
         labels: (N,) int64, below ``len(names)``.
         names: Class names in the order of the labels.
         files: File of each image, if there are files.
+        others: Other labels of the images, (N,) int64: coarse ones beside fine ones, or the reverse; None: none.
     """
 
     images: npt.NDArray[np.uint8]
     labels: npt.NDArray[np.int64]
     names: tuple[str, ...]
     files: tuple[str, ...] = ()
+    others: npt.NDArray[np.int64] | None = None
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -60,6 +62,8 @@ class Cifar:
         classes: Number of classes.
         url: Address of the official archive.
         md5: Digest of the archive, from the official page.
+        other_key: Entry with the other labels of the images; empty: there are none.
+        others: Number of their classes.
     """
 
     dataset: str
@@ -72,6 +76,19 @@ class Cifar:
     classes: int
     url: str
     md5: str
+    other_key: str = ""
+    others: int = 0
+
+    def coarse(self) -> Cifar:
+        """Return the data set with its coarse labels as classes, and the fine ones as other labels."""
+        return replace(
+            self,
+            label_key=self.other_key,
+            names_key=self.names_key.replace("fine", "coarse"),
+            classes=self.others,
+            other_key=self.label_key,
+            others=self.classes,
+        )
 
     @property
     def files(self) -> tuple[str, ...]:
@@ -91,6 +108,8 @@ CIFARS = {
         classes=100,
         url="https://www.cs.toronto.edu/~kriz/cifar-100-python.tar.gz",
         md5="eb9058c3a382ffc7106e4002c42a8d85",
+        other_key="coarse_labels",
+        others=20,
     ),
     "cifar10": Cifar(
         dataset="cifar10",
@@ -142,8 +161,12 @@ def read_cifar(cifar: Cifar, root: Path | None, *, fetch: bool, progress: Progre
         raise UserError(f"{cifar.dataset} is not complete: {folder} {state}.", hint)
     names = _names(cifar, folder / cifar.meta)
     parts = [_read_batch(cifar, folder / name, names) for name in cifar.train]
+    others = [part.others for part in parts if part.others is not None]
     train = ImageSet(
-        np.concatenate([part.images for part in parts]), np.concatenate([part.labels for part in parts]), names
+        np.concatenate([part.images for part in parts]),
+        np.concatenate([part.labels for part in parts]),
+        names,
+        others=np.concatenate(others) if len(others) == len(parts) else None,
     )
     return Splits(train=train, test=_read_batch(cifar, folder / cifar.test, names))
 
@@ -173,18 +196,25 @@ def _read_batch(cifar: Cifar, file: Path, names: tuple[str, ...]) -> ImageSet:
     """Read one official file. A row has 3,072 bytes: red, green and blue planes of 32 rows each."""
     content = load_pickle(file)
     data, raw = _entry(cifar, file, content, "data"), _entry(cifar, file, content, cifar.label_key)
+    other = content.get(cifar.other_key)
     if not isinstance(data, np.ndarray) or data.dtype != np.uint8 or data.ndim != 2 or data.shape[1] != 3 * 32 * 32:
         shape = f"{data.dtype} {data.shape}" if isinstance(data, np.ndarray) else type(data).__name__
         raise _broken(cifar, file, f"data is {shape}, expected uint8 (N, 3072)")
-    try:
-        labels = np.asarray(raw, dtype=np.int64)
-    except (TypeError, ValueError, OverflowError):
-        raise _broken(cifar, file, f"{cifar.label_key} does not hold whole numbers")
-    if labels.shape != (len(data),) or len(data) == 0:
-        raise _broken(cifar, file, f"it has {len(data)} images, but labels of shape {labels.shape}")
-    if labels.min() < 0 or labels.max() >= cifar.classes:
-        raise _broken(cifar, file, f"labels from {labels.min()} to {labels.max()}, expected 0 to {cifar.classes - 1}")
-    return ImageSet(data.reshape(-1, 3, 32, 32), labels, names)
+
+    def checked(found: Any, key: str, classes: int) -> npt.NDArray[np.int64]:
+        try:
+            labels = np.asarray(found, dtype=np.int64)
+        except (TypeError, ValueError, OverflowError):
+            raise _broken(cifar, file, f"{key} does not hold whole numbers")
+        if labels.shape != (len(data),) or len(data) == 0:
+            raise _broken(cifar, file, f"it has {len(data)} images, but labels of shape {labels.shape}")
+        if labels.min() < 0 or labels.max() >= classes:
+            raise _broken(cifar, file, f"labels from {labels.min()} to {labels.max()}, expected 0 to {classes - 1}")
+        return labels
+
+    labels = checked(raw, cifar.label_key, cifar.classes)
+    others = None if other is None else checked(other, cifar.other_key, cifar.others)
+    return ImageSet(data.reshape(-1, 3, 32, 32), labels, names, others=others)
 
 
 def read_digits() -> Splits:
@@ -205,11 +235,14 @@ def read_digits() -> Splits:
     return Splits(train=train, test=test)
 
 
-def miniature(classes: int, *, size: int = 32, train: int = 20, test: int = 5, seed: int = 0) -> Splits:
+def miniature(
+    classes: int, *, others: int = 0, size: int = 32, train: int = 20, test: int = 5, seed: int = 0
+) -> Splits:
     """Make a learnable synthetic sample of a data set: each class is its own coloured grating with noise.
 
     Args:
         classes: Number of classes.
+        others: Classes of the other labels, which follow from the classes; 0: there are none.
         size: Side of the images in pixels.
         train: Training images per class.
         test: Test images per class.
@@ -227,6 +260,7 @@ def miniature(classes: int, *, size: int = 32, train: int = 20, test: int = 5, s
         a, f = angle[labels][:, None, None], 2 * np.pi * frequency[labels][:, None, None]
         wave = np.sin(f * (np.cos(a) * x + np.sin(a) * y) + phase)
         values = colour[labels] + 40 * wave[:, None] + rng.normal(0, 12, (len(labels), 3, size, size))
-        return ImageSet(values.clip(0, 255).astype(np.uint8), labels, names)
+        second = labels * others // classes if others else None
+        return ImageSet(values.clip(0, 255).astype(np.uint8), labels, names, others=second)
 
     return Splits(train=part(train), test=part(test))

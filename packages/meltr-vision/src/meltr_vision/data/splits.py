@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,7 @@ from meltr.seeding import derive
 from meltr_vision.data.batches import EvalSplit, ImageBatches, Pipeline
 from meltr_vision.data.folders import read_image_folder
 from meltr_vision.data.images import CIFARS, ImageSet, Splits, miniature, read_cifar, read_digits
+from meltr_vision.model import LABELS
 from meltr_vision.options import VisionOptions
 
 FOLDER_SIZE = 224
@@ -52,12 +54,17 @@ def build_data(context: RunContext) -> Data:
         len(read.train), parts, seed=spec.data.split_seed, limit=spec.data.train_limit, labels=read.train.labels
     )
     images, labels = _resident(read.train, context.device)
+    gone = _dropped(spec.losses, read.train, options)
+    others = None
+    if read.train.others is not None and set(spec.losses) & set(LABELS) - set(gone):
+        others = torch.from_numpy(read.train.others).to(context.device)
 
     def source(indices: Indices, stream: int) -> ImageBatches:
         return ImageBatches(
             images,
             labels,
             indices,
+            others=others,
             pipeline=pipeline,
             batch_size=spec.train.batch_size,
             seed=derive(spec.seed, stream),
@@ -77,7 +84,18 @@ def build_data(context: RunContext) -> Data:
     meta = _meta(read, pipeline, context) | {
         "splits": {name: len(each.indices) for name, each in sizes.items() if each is not None}
     }
-    return Data(train=train, validation=validation, test=test, held_out=held_out, meta=meta)
+    return Data(train=train, validation=validation, test=test, held_out=held_out, meta=meta, left_out=gone)
+
+
+def _dropped(losses: Sequence[str], train: ImageSet, options: VisionOptions) -> dict[str, str]:
+    """Return the losses on other labels that these images do not have, and why."""
+    gone = {}
+    for name in sorted(set(losses) & set(LABELS)):
+        if train.others is None:
+            gone[name] = f"these images have no {name} labels beside those of the primary task"
+        elif name == options.classes:
+            gone[name] = f"the {name} classes are the primary task (options.classes={name})"
+    return gone
 
 
 def _read(context: RunContext) -> Splits:
@@ -86,8 +104,14 @@ def _read(context: RunContext) -> Splits:
         return read_digits()
     if spec.dataset in CIFARS:
         cifar = CIFARS[spec.dataset]
+        if options.classes == "coarse":
+            if not cifar.others:
+                raise UserError(
+                    f"options.classes=coarse, but {spec.dataset} has no coarse labels.", "Use --dataset cifar100."
+                )
+            cifar = cifar.coarse()
         if spec.sample:
-            return miniature(cifar.classes)
+            return miniature(cifar.classes, others=cifar.others)
         return read_cifar(cifar, spec.data_root, fetch=spec.data.download, progress=_show)
     if spec.dataset != "image_folder":
         raise UserError(
@@ -177,6 +201,7 @@ def _meta(read: Splits, pipeline: Pipeline, context: RunContext) -> dict[str, An
     own = {"train": read.train, "validation": read.validation, "test": read.test}
     return {
         "num_classes": len(read.train.names),
+        **({} if read.train.others is None else {"num_others": int(read.train.others.max()) + 1}),
         "class_names": list(read.train.names),
         "image_size": pipeline.image_size,
         "stored_size": int(read.train.images.shape[2]),

@@ -1,0 +1,93 @@
+"""All beds by name, and what those on real data need."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from importlib.util import find_spec
+
+from meltr.errors import UserError, did_you_mean
+from meltr.helps import real, recorded
+from meltr.helps.beds import Bed
+from meltr.helps.made import MADE, made
+
+
+@dataclass(frozen=True)
+class BedInfo:
+    """A bed of the catalogue.
+
+    Args:
+        truth: What the auxiliary tasks do to the primary task: by construction, or by a grid of fixed weights.
+        summary: One line.
+        build: Makes the bed for some seeds.
+        missing: Returns what is needed and not there, and where it belongs; None if nothing is.
+        real: True if the data are real.
+    """
+
+    truth: str
+    summary: str
+    build: Callable[[Sequence[int]], Bed]
+    missing: Callable[[], str | None] = lambda: None
+    real: bool = True
+
+
+def _package(module: str, name: str) -> Callable[[], str | None]:
+    return lambda: None if find_spec(module) else f"the package {name} is not installed: pip install {name}"
+
+
+_CIFAR = "CIFAR-100, principal components:"
+
+BEDS: dict[str, BedInfo] = {
+    **{name: BedInfo(spec[0], spec[1], partial(made, name), real=False) for name, spec in MADE.items()},
+    "digits": BedInfo(
+        "help", "60 labels of scikit-learn's digits; five helpers.", real.digits, _package("sklearn", "scikit-learn")
+    ),
+    "mnist1d": BedInfo("mixed", "400 labels of MNIST-1D; three helpers.", real.mnist1d, _package("mnist1d", "mnist1d")),
+    "mosi": BedInfo("hurt", "CMU-MOSI: sentiment; six helpers.", recorded.mosi, partial(recorded.missing, "mosi")),
+    "pom": BedInfo(
+        "neutral", "POM: one rating; sixteen other ratings.", recorded.pom, partial(recorded.missing, "pom")
+    ),
+    "pom-contrary": BedInfo(
+        "contradictory",
+        "POM: the same, and two that contradict the first.",
+        partial(recorded.pom, contrary=True),
+        partial(recorded.missing, "pom"),
+    ),
+    "cifar-few": BedInfo(
+        "help",
+        f"{_CIFAR} 1,200 fine labels; three helpers.",
+        partial(recorded.cifar, few=True),
+        partial(recorded.missing, "cifar100"),
+    ),
+    "cifar-coarse": BedInfo(
+        "neutral",
+        f"{_CIFAR} 20 classes; fine classes as helper, and two more.",
+        partial(recorded.cifar, few=False),
+        partial(recorded.missing, "cifar100"),
+    ),
+}
+"""Every bed by name: the made ones first."""
+
+
+def check_name(name: str) -> None:
+    """Raise a UserError if no bed has this name."""
+    if name not in BEDS:
+        raise UserError(f"unknown bed {name!r}", did_you_mean(name, list(BEDS)))
+
+
+def build(name: str, seeds: Sequence[int]) -> Bed:
+    """Make a bed.
+
+    Args:
+        name: One of `BEDS`.
+        seeds: One number per copy.
+
+    Raises:
+        UserError: If the name is unknown, or its data are not there.
+    """
+    check_name(name)
+    lacks = BEDS[name].missing()
+    if lacks:
+        raise UserError(f"bed {name!r}: {lacks}", "Beds without data: meltr helps --list")
+    return BEDS[name].build(seeds)
