@@ -21,7 +21,7 @@ ADAPTERS = sorted(
     if path.parent.name != "meltr-core"
 )
 PINS = ("-c", "constraints.txt")
-EXTRAS = "accelerate,captions,lightning,plots,tensorboard,text,torchjd,transformers,video"
+EXTRAS = "accelerate,captions,generation,lightning,plots,tensorboard,text,torchjd,transformers,video"
 SOLVERS = ("cvxpy", "ecos; python_version < '3.13'")
 """What CAGrad and NashMTL need besides; ecos has no wheels for newer Pythons. The tests of both are skipped without."""
 
@@ -79,7 +79,7 @@ def coverage(session: nox.Session) -> None:
 @nox.session
 def tests_slow(session: nox.Session) -> None:
     """The slow tests."""
-    install_all(session, "pytest", "pytest-xdist", "hypothesis", "peft", "scipy", compiled=True)
+    install_all(session, "pytest", "pytest-xdist", "hypothesis", "peft", "scipy", "datasets", compiled=True)
     nothing_marked = 5
     session.run("pytest", "-m", "slow", *session.posargs, success_codes=[0, nothing_marked])
 

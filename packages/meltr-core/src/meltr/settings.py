@@ -13,6 +13,7 @@ from pydantic.fields import FieldInfo
 
 from meltr.errors import UserError, did_you_mean
 from meltr.limits import SETTINGS_BYTES, UnreadableError, file_text, from_yaml
+from meltr.loss_choice import choose, declared
 from meltr.plugins import Registry
 from meltr.recipes import check_identity, find_recipe, settings_for
 from meltr.setting_keys import DEFAULTS, OPTION_SECTIONS, SECTIONS, Keys, Parts, alternatives
@@ -225,7 +226,9 @@ def _validated(registry: Registry, keys: Keys, merged: Mapping[str, _Value], *, 
         section, _, name = path.rpartition(".")
         (nested[section] if section else nested)[name] = _parse(item.value, keys.fields[path], path, item.origin)
     assert keys.backbone is not None
-    nested["losses"] = _choose_losses(keys.backbone, task, nested.get("losses"), nested.get("primary"))
+    wanted, primary, entry = nested.get("losses"), nested.get("primary"), keys.backbone.task(task)
+    late = entry.losses_of is not None  # Its losses depend on settings, which are checked first.
+    nested["losses"] = entry.losses if late else choose(keys.backbone, task, entry.losses, wanted, primary)
     problems: list[str] = []
     for section in OPTION_SECTIONS:
         if section in keys.models:
@@ -245,6 +248,10 @@ def _validated(registry: Registry, keys: Keys, merged: Mapping[str, _Value], *, 
         hint = f"`{_schema_command(keys)}` lists them all."
         noun = "this setting is" if len(problems) == 1 else "these settings are"
         raise UserError("\n".join([f"{noun} not valid:", *problems]), hint)
+    if late:
+        options = keys.models["options"].model_validate(spec.options) if "options" in keys.models else None
+        losses = choose(keys.backbone, task, declared(keys.backbone, spec, options), wanted, primary)
+        spec = spec.model_copy(update={"losses": losses})
     _check_combiner(spec, keys.parts.combiner)
     return spec
 
@@ -265,20 +272,6 @@ def _explain(error: ValidationError, merged: Mapping[str, _Value], section: str)
         message = "is required, but nothing sets it" if each["type"] == "missing" else each["msg"]
         lines.append(f"  {known or path}{found}: {message.removeprefix('Value error, ')}")
     return lines
-
-
-def _choose_losses(info: BackboneInfo, task: str, wanted: Sequence[str] | None, primary: str | None) -> list[str]:
-    """Return the losses in use, primary first; UserError if one is unknown or the primary is missing."""
-    entry = info.task(task)
-    for name in [*(wanted or ()), *([primary] if primary else [])]:
-        if name not in entry.losses:
-            message = f"backbone {info.name!r} has no loss {name!r} for task {task!r}"
-            raise UserError(message, did_you_mean(str(name), entry.losses))
-    first = primary or entry.losses[0]
-    if wanted and first not in wanted:
-        others = ",".join([first, *wanted])
-        raise UserError(f"the primary loss {first!r} cannot be removed", f"Use --set losses={others}.")
-    return list(dict.fromkeys([first, *(wanted or entry.default_losses or entry.losses)]))
 
 
 def _check_combiner(spec: RunSpec, combiner: CombinerInfo) -> None:

@@ -80,12 +80,17 @@ class BackboneTask(Info):
         losses: Every loss that the backbone can compute for the task, primary first.
         datasets: Names of the registered data sets that the backbone can read for the task.
         default_losses: The losses that are on by default (empty: all), primary first.
+        losses_of: ``"module:function"``, for losses that depend on the run, such as one for each column of a table:
+            called as ``function(spec, options)`` with the run, complete but for its losses, and the backbone's own
+            settings. It returns the names of all losses that this run can have, primary first, and replaces `losses`,
+            which says what ``meltr list --json`` shows. The module must not import torch; the function may.
     """
 
     task: str
     losses: tuple[str, ...] = Field(min_length=1)
     datasets: tuple[str, ...] = Field(min_length=1)
     default_losses: tuple[str, ...] = ()
+    losses_of: str | None = Field(default=None, pattern=r"^[\w.]+:\w+$")
 
     @model_validator(mode="after")
     def _consistent(self) -> BackboneTask:

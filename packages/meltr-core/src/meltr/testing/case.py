@@ -87,7 +87,8 @@ class Case:
         info = registry.backbone(cls.backbone)
         task = cls.task or info.tasks[0].task
         entry = info.task(task)
-        flags = {"device": os.environ.get(DEVICE, "cpu"), "losses": list(entry.losses), **SMALL, **cls.settings}
+        losses = None if entry.losses_of else list(entry.losses)
+        flags = {"device": os.environ.get(DEVICE, "cpu"), "losses": losses, **SMALL, **cls.settings}
         flags |= {name.replace("__", "."): value for name, value in others.items()}
         return resolve(
             registry,

@@ -12,15 +12,17 @@ class TextItem:
 
     Args:
         text: The text, not empty.
-        label: Name of its class.
+        label: Name of its class; empty for the task ``text-to-text``.
         id: File and line, for messages; unique.
-        columns: The further columns of its line, by name: labels of other tasks.
+        columns: The further columns of its line, by name: labels of other tasks. Empty cells are absent.
+        target: The text to write for it, in the task ``text-to-text``; empty for others.
     """
 
     text: str
     label: str
     id: str
     columns: Mapping[str, str] = field(default_factory=dict)
+    target: str = ""
 
 
 @dataclass(frozen=True)
@@ -29,11 +31,17 @@ class TextCorpus:
 
     Args:
         splits: Name of a split (``train``, ``validation``, ``test``, ``held_out``) -> its texts.
-        classes: Names of the classes of the training texts, sorted; a class is known by its index here.
+        classes: Names of the classes of the training texts, sorted; a class is known by its index here. Empty for the
+            task ``text-to-text``.
     """
 
     splits: Mapping[str, tuple[TextItem, ...]]
     classes: tuple[str, ...]
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """Names of the further columns of the training texts, in the order of their first appearance."""
+        return tuple(dict.fromkeys(name for item in self.splits["train"] for name in item.columns))
 
     def index_of(self, label: str) -> int:
         """Return the index of a class; -100 if no training text has it."""

@@ -9,10 +9,13 @@ from meltr.errors import UserError
 from meltr.specs import RunSpec
 from meltr.texts import sample, tables
 from meltr.texts.corpus import TextCorpus
+from meltr.texts.names import LABEL, TARGET, WRITING
 
 
 def open_texts(spec: RunSpec) -> TextCorpus:
-    """Return the texts of a run's folder or, with ``sample``, a synthetic sample.
+    """Return the texts of a run's folder or file or, with ``sample``, a synthetic sample.
+
+    Texts of the task ``text-to-text`` have targets, those of others a class each.
 
     Raises:
         UserError: If neither is given, both are, or the tables are not valid.
@@ -21,10 +24,10 @@ def open_texts(spec: RunSpec) -> TextCorpus:
         message = f"--sample uses synthetic texts, but --data-root {spec.data_root} was given too"
         raise UserError(message, "Remove one of them.")
     if spec.sample:
-        return sample.sample()
+        return sample.sample(targets=spec.task == WRITING)
     if spec.data_root is None:
         raise UserError("the texts need --data-root DIR", f"DIR must hold:\n{tables.LAYOUT}Or try --sample.")
-    return tables.read(spec.data_root)
+    return tables.read(spec.data_root, answer=TARGET if spec.task == WRITING else LABEL)
 
 
 def cut(corpus: TextCorpus, spec: RunSpec) -> TextCorpus:
@@ -40,7 +43,7 @@ def cut(corpus: TextCorpus, spec: RunSpec) -> TextCorpus:
         UserError: If nothing is left to train on.
     """
     train = corpus.splits["train"]
-    labels = [corpus.index_of(item.label) for item in train]
+    labels = [corpus.index_of(item.label) for item in train] if corpus.classes else None
     parts = {} if "validation" in corpus.splits else {"validation": spec.data.validation}
     if spec.bilevel.outer_batch == "held_out":
         parts["held_out"] = spec.data.held_out

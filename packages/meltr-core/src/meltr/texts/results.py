@@ -50,9 +50,9 @@ def texts_of(request: PredictRequest) -> tuple[str, ...]:
     given = {"--video or --image": request.media, "--question": request.question, "--search": request.search}
     for option, value in (given | {"--choices": request.choices}).items():
         if value:
-            raise UserError(f"This run classifies texts: it cannot use {option}.", hint)
+            raise UserError(f"This run reads texts: it cannot use {option}.", hint)
     if not request.text:
-        raise UserError("This run classifies texts: it needs --text.", hint)
+        raise UserError("This run reads texts: it needs --text.", hint)
     return request.text
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 
 from meltr.texts.corpus import TextCorpus, TextItem
 
@@ -16,13 +17,23 @@ _THINGS = ("film", "book", "song", "play", "story", "meal")
 _TIMES = ("today", "last night", "again", "in the end", "at noon")
 
 
-def sample(seed: int = 0) -> TextCorpus:
+def sample(seed: int = 0, *, targets: bool = False) -> TextCorpus:
     """Return the sample; the same seed gives the same texts.
 
     ``not great`` is bad and ``not dull`` is good, so that a class needs two words.
+
+    Args:
+        seed: Of the texts.
+        targets: Each text has a target, such as ``a bad film``, in place of its class.
     """
     splits = {split: tuple(_sentence(seed, split, number) for number in range(count)) for split, count in SIZES.items()}
-    return TextCorpus(splits, ("bad", "good", "neutral"))
+    if not targets:
+        return TextCorpus(splits, ("bad", "good", "neutral"))
+    short = {
+        split: tuple(replace(item, label="", target=f"a {item.label} {item.columns['thing']}") for item in items)
+        for split, items in splits.items()
+    }
+    return TextCorpus(short, ())
 
 
 def _sentence(seed: int, split: str, number: int) -> TextItem:

@@ -7,11 +7,16 @@ import typer
 from meltr.cli.data import add_command
 from meltr.hookspecs import hookimpl
 from meltr.specs import DatasetInfo, TaskInfo
+from meltr.texts.names import TASKS as TEXT_TASKS
+from meltr.texts.tables import LAYOUT as TEXT_LAYOUT
 from meltr.video.annotations import READERS, layout
 from meltr.video.cli import predict
 from meltr.video.cli.cache import cache
 from meltr.video.cli.check import check
 from meltr.video.cli.sample import sample
+
+MANIFEST = "manifest"
+OWN = "Your own videos or images (captions, questions, labels, scores), or texts with a label or a target each."
 
 
 @hookimpl
@@ -45,14 +50,20 @@ def register_tasks() -> list[TaskInfo]:
 
 @hookimpl
 def register_datasets() -> list[DatasetInfo]:
-    """The data sets that `meltr.video.annotations` reads."""
-    layouts = [layout(name) for name in READERS]
-    return [
-        DatasetInfo(
-            name=each.dataset, summary=each.summary, tasks=each.tasks, layout=each.text(), homepage=each.homepage
+    """The data sets that `meltr.video.annotations` reads; a manifest of texts is read by `meltr.texts`."""
+    found = []
+    for each in (layout(name) for name in READERS):
+        of_texts = each.dataset == MANIFEST
+        found.append(
+            DatasetInfo(
+                name=each.dataset,
+                summary=OWN if of_texts else each.summary,
+                tasks=(*each.tasks, *(TEXT_TASKS if of_texts else ())),
+                layout=f"{each.text()}\nOf texts:\n{TEXT_LAYOUT}" if of_texts else each.text(),
+                homepage=each.homepage,
+            )
         )
-        for each in layouts
-    ]
+    return found
 
 
 @hookimpl
