@@ -230,6 +230,8 @@ class TrainSpec(Info):
         max_steps: Stop after at most this many steps, before `epochs` is reached; the schedules end there too.
         batch_size: Examples per step, over all processes and micro-batches.
         accumulate: Number of micro-batches that a process splits its batch into, evaluated one by one to save memory.
+        accumulate_weights: Task weights of the micro-batches: ``current``: those of their mean losses, for which every
+            micro-batch is evaluated once more; ``last``: those of the preceding step (not in steps with an outer step).
         optimizer: Optimiser of w; ``bert_adam``: Adam without bias correction.
         lr: Peak learning rate.
         schedule: ``constant``; ``linear`` or ``cosine`` to zero; ``step``: multiplied by `lr_decay` at each of
@@ -283,6 +285,7 @@ class TrainSpec(Info):
     cuda_graphs: bool = False
     activation_checkpointing: bool = False
     accumulate: int = Field(1, ge=1)
+    accumulate_weights: Literal["current", "last"] = "current"
     threads: int | None = Field(None, ge=1)
     parallel: Literal["ddp", "fsdp"] = "ddp"
     rank_timeout: float = Field(300.0, gt=0, le=1e6)
