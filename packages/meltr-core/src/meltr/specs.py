@@ -360,6 +360,8 @@ class DataSpec(Info):
         eval_limit: Evaluate on at most this many examples; None: all.
         split_seed: Seed of the splits; runs with different training seeds use the same splits.
         download: Download the official files if they are missing.
+        workers: Processes that read and decode examples, if the backbone does not keep them in memory; they stay alive
+            over epochs. None: one per core, up to 8, if there is something to decode; 0: the training process reads.
         allow_missing: Skip examples whose video or image is missing, instead of stopping with an error.
     """
 
@@ -369,6 +371,7 @@ class DataSpec(Info):
     eval_limit: int | None = Field(None, ge=1)
     split_seed: int = 0
     download: bool = False
+    workers: int | None = Field(None, ge=0)
     allow_missing: bool = False
 
 

@@ -166,7 +166,7 @@ def test_an_answer_outside_the_vocabulary_is_counted_and_never_right(make_spec: 
 
 def test_batches_do_not_depend_on_who_reads_them(make_spec: Make) -> None:
     here, there = (
-        list(prepared(make_spec("qa", "msvd", options__workers=workers))[1].train.batches(0)) for workers in (0, 1)
+        list(prepared(make_spec("qa", "msvd", data__workers=workers))[1].train.batches(0)) for workers in (0, 1)
     )
     assert all(torch.equal(one[key], other[key]) for one, other in zip(here, there, strict=True) for key in one)
 

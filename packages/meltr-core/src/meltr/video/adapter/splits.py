@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from meltr.data.reading import Items, naming, read_batches
+from meltr.data.reading import Items, Reader, naming
 from meltr.seeding import derive
 from meltr.video.adapter.encoder import Encoder, stacked
 from meltr.video.corpus import Corpus, Item
@@ -75,7 +75,7 @@ class Split:
         examples = self.examples(view)
         batches = [range(start, min(start + size, len(examples))) for start in range(0, len(examples), size)]
         name_of = naming(examples, f"{self.name} item")
-        for batch in read_batches(Items(examples), batches, workers=self.workers, name_of=name_of):
+        for batch in Reader(Items(examples), workers=self.workers, name_of=name_of).batches(batches):
             yield {name: column.to(device) for name, column in batch.items()}
 
     def texts(self) -> tuple[list[int], Mapping[str, Tensor]]:
