@@ -30,10 +30,12 @@ def make_context(sample: Sample) -> Make:
         run_dir: Path | None = None,
         losses: tuple[str, ...] = ("vtm", "mlm"),
         settings: dict[str, dict[str, Any]] | None = None,
+        workers: int | None = None,
         **options: Any,
     ) -> RunContext:
         if data_root is None:
             sample(dataset)
+        given = settings or {}
         spec = RunSpec(
             backbone="allinone",
             task=task,
@@ -41,7 +43,7 @@ def make_context(sample: Sample) -> Make:
             losses=losses,
             data_root=data_root,
             sample=data_root is None,
-            **{"train": {"batch_size": 4}} | (settings or {}),
+            **{"train": {"batch_size": 4}, **given, "data": {"workers": workers, **given.get("data", {})}},
         )
         return RunContext(
             spec=spec,

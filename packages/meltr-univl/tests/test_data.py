@@ -45,7 +45,7 @@ def make() -> Make:
     def context(task: str, dataset: str, root: Path | None = None, **given: Any) -> RunContext:
         run_dir, follows = given.pop("run_dir", None), given.pop("weights_follow", False)
         data, train = given.pop("data", {}), {"batch_size": given.pop("batch_size", 2)}
-        settings = {"size": "tiny", "text_length": 10, "video_length": 6, "workers": 0, **given}
+        settings = {"size": "tiny", "text_length": 10, "video_length": 6, **given}
         spec = RunSpec(
             backbone="univl",
             task=task,
@@ -53,7 +53,7 @@ def make() -> Make:
             losses=("align",),
             data_root=root,
             sample=root is None,
-            data={"validation": 1, **data},
+            data={"validation": 1, "workers": 0, **data},
             train=train,
             options=settings,
         )
@@ -119,7 +119,7 @@ def test_captions_from_video_with_and_without_transcript(make: Make, tmp_path: P
     root = write_youcook(tmp_path)
     data = build_data(make("captioning", "youcook2", root, inputs=inputs, no_text="none", data={"validation": 0}))
     wanted = {"v": ["none"] * 3, "v+t": ["none", "okay so now", "none"]}[inputs]
-    train = Examples(data.test.encoder, data.train._dataset.items)
+    train = Examples(data.test.encoder, data.train.dataset.items)
     assert said(train, "text") == wanted
     assert said(train, "caption_output") == ["mix", "spread margarine", "cut the bread"]
     assert [row["video_mask"].sum().item() for row in rows(train)] == [4, 5, 6]

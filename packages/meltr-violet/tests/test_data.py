@@ -171,7 +171,7 @@ def test_splits_share_no_video(make_context: Make) -> None:
 def test_batches_are_the_same_whatever_reads_them(make_context: Make, sample: Sample) -> None:
     """In memory, or by a process that decodes."""
     kept = everything(build_data(make_context()))
-    anew = everything(build_data(make_context(options__workers=1, options__memory_mb=0)))
+    anew = everything(build_data(make_context(data__workers=1, options__memory_mb=0)))
     assert all(torch.equal(kept[name], anew[name]) for name in kept)
 
 
@@ -350,7 +350,7 @@ def test_a_frame_cache_in_place_of_the_videos(
 ) -> None:
     media = read("msvd", "qa", sample("msvd")).media
     fill_cache(media, tmp_path / "cache", CacheSettings(2, size=None, quality=None))
-    given = {"data_root": sample("msvd"), "options__vocabulary": vocabulary, "options__workers": 0}
+    given = {"data_root": sample("msvd"), "options__vocabulary": vocabulary, "data__workers": 0}
     decoded = everything(build_data(make_context(**given)))
     cached = everything(build_data(make_context(**given, options__frame_cache=tmp_path / "cache")))
     assert all(torch.equal(decoded[name], cached[name]) for name in decoded)
@@ -417,7 +417,7 @@ def test_a_damaged_video_is_named_or_left_out_by_the_cache(
     root = write_manifest(tmp_path / "data", clips[:6], rows)
     damaged = root / clips[2].name
     damaged.write_bytes(damaged.read_bytes()[:600])
-    given = {"data_root": root, "options__vocabulary": vocabulary, "options__workers": 0, "data__validation": 0}
+    given = {"data_root": root, "options__vocabulary": vocabulary, "data__workers": 0, "data__validation": 0}
     with pytest.raises(UserError, match=clips[2].name):
         everything(build_data(make_context("qa", "manifest", **given)))
     media = read("manifest", "qa", root).media
@@ -439,7 +439,7 @@ def test_short_videos_and_images(make_context: Make, vocabulary: Path, tmp_path:
         lines.append({"image": f"{number}.png", "split": "train", "label": "ab"[number % 2]})
     (tmp_path / "data" / "manifest.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     given = {"data_root": tmp_path / "data", "options__vocabulary": vocabulary, "data__validation": 0}
-    rows = everything(build_data(make_context("action", "manifest", **given, options__workers=0)))
+    rows = everything(build_data(make_context("action", "manifest", **given, data__workers=0)))
     assert torch.equal(rows["frames"][:, 0], rows["frames"][:, 1])
     assert len({frames.numpy().tobytes() for frames in rows["frames"]}) == 4
 
@@ -450,7 +450,7 @@ def test_an_answer_outside_the_vocabulary_has_no_number(
     rows = [*questions(2), *questions(2, answer="no"), *questions(1, "test", "perhaps"), *questions(1, "test", "no")]
     root = write_manifest(tmp_path / "data", clips[:6], rows)
     context = make_context(
-        "qa", "manifest", data_root=root, options__vocabulary=vocabulary, options__workers=0, data__validation=0
+        "qa", "manifest", data_root=root, options__vocabulary=vocabulary, data__workers=0, data__validation=0
     )
     data = build_data(context)
     assert data.meta["answers"] == ["no", "yes"]

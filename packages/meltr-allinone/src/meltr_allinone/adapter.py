@@ -112,6 +112,11 @@ class AllInOneAdapter(VideoAdapter[AllInOne]):
         )
         return how.scores(model, texts["ids"], (normalised(each["video"], options.normalisation) for each in videos))
 
+    def scores_pairs_alone(self, context: RunContext) -> bool:
+        """Return True unless pairs are re-ranked, or the order of patches is drawn for all videos together."""
+        scoring = scoring_of(context.options, context.spec.losses)
+        return scoring == "dual" or (scoring == "joint" and _order_seed(context) is None)
+
     def views(self, context: RunContext) -> int:
         """Return the number of random clips per video whose scores are averaged."""
         return int(context.options.retrieval_views)

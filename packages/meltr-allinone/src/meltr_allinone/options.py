@@ -48,7 +48,7 @@ class AllInOneOptions(FrameOptions):
             pair); ``rerank`` (joint passes re-rank the dual encoder's best); ``auto``: ``dual`` if the loss
             ``contrastive`` is in use, else ``joint``.
         rerank: Number of best candidates to re-rank.
-        memory_mb: Keep frames in memory up to this many MiB (with ``workers=0``), half of it for evaluation.
+        memory_mb: Keep frames in memory up to this many MiB (with ``data.workers=0``), half of it for evaluation.
     """
 
     size: Literal["base", "small", "ti", "tiny"] = "base"

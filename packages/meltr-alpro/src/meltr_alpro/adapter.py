@@ -101,3 +101,7 @@ class AlproAdapter(VideoAdapter[Alpro]):
         pairs = options.pairs_per_pass or PAIRS_PER_PASS
         how = Retrieval(options.scoring, options.rerank, pairs_per_pass=pairs)
         return how.scores(model, texts["ids"], (batch["video"] for batch in videos))
+
+    def scores_pairs_alone(self, context: RunContext) -> bool:
+        """Return True unless the best pairs are re-ranked."""
+        return bool(context.options.scoring != "rerank")

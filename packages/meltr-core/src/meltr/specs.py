@@ -237,6 +237,8 @@ class TrainSpec(Info):
         max_steps: Stop after at most this many steps, before `epochs` is reached; the schedules end there too.
         batch_size: Examples per step, over all processes and micro-batches.
         accumulate: Number of micro-batches that a process splits its batch into, evaluated one by one to save memory.
+        accumulate_weights: Task weights of the micro-batches: ``current``: those of their mean losses, for which every
+            micro-batch is evaluated once more; ``last``: those of the preceding step (not in steps with an outer step).
         optimizer: Optimiser of w; ``bert_adam``: Adam without bias correction.
         lr: Peak learning rate.
         schedule: ``constant``; ``linear`` or ``cosine`` to zero; ``step``: multiplied by `lr_decay` at each of
@@ -290,6 +292,7 @@ class TrainSpec(Info):
     cuda_graphs: bool = False
     activation_checkpointing: bool = False
     accumulate: int = Field(1, ge=1)
+    accumulate_weights: Literal["current", "last"] = "current"
     threads: int | None = Field(None, ge=1)
     parallel: Literal["ddp", "fsdp"] = "ddp"
     rank_timeout: float = Field(300.0, gt=0, le=1e6)
@@ -364,6 +367,8 @@ class DataSpec(Info):
         eval_limit: Evaluate on at most this many examples; None: all.
         split_seed: Seed of the splits; runs with different training seeds use the same splits.
         download: Download the official files if they are missing.
+        workers: Processes that read and decode examples, if the backbone does not keep them in memory; they stay alive
+            over epochs. None: one per core, up to 8, if there is something to decode; 0: the training process reads.
         allow_missing: Skip examples whose video or image is missing, instead of stopping with an error.
     """
 
@@ -373,6 +378,7 @@ class DataSpec(Info):
     eval_limit: int | None = Field(None, ge=1)
     split_seed: int = 0
     download: bool = False
+    workers: int | None = Field(None, ge=0)
     allow_missing: bool = False
 
 

@@ -14,7 +14,7 @@ from changed_toy import changed_toy, run_toy
 from command_line import call
 from meltr import MeltrError, PluginError, UserError
 from meltr.data.loader import LoaderBatches
-from meltr.data.reading import Items, naming, read_batches, unreadable
+from meltr.data.reading import Items, Reader, naming, unreadable
 from places import TOY
 
 
@@ -120,7 +120,54 @@ class Signalled(Dataset):
 
 
 def test_signals_do_not_end_workers():
-    assert [batch.tolist() for batch in read_batches(Items(Signalled()), [[0], [1]], workers=1)] == [[0], [1]]
+    assert [batch.tolist() for batch in Reader(Items(Signalled()), workers=1).batches([[0], [1]])] == [[0], [1]]
+
+
+class Drawn(Dataset):
+    """An item is its process, its index and a random number."""
+
+    def __len__(self):
+        return 8
+
+    def __getitem__(self, index):
+        return torch.tensor([os.getpid(), index, torch.rand(()).item()], dtype=torch.float64)
+
+
+def test_processes_live_over_epochs_and_draw_what_one_process_draws():
+    sources = {workers: LoaderBatches(Drawn(), 2, seed=3, workers=workers) for workers in (0, 2)}
+    epochs = {
+        workers: [torch.cat(list(source.batches(epoch))) for epoch in range(3)] for workers, source in sources.items()
+    }
+    pids = [set(epoch[:, 0].tolist()) for epoch in epochs[2]]
+    assert len(pids[0]) == 2
+    assert pids[0] == pids[1] == pids[2] != {os.getpid()}
+    for one, two in zip(epochs[0], epochs[2], strict=True):
+        assert torch.equal(one[:, 1:], two[:, 1:])
+    assert not torch.equal(epochs[0][0][:, 2].sort().values, epochs[0][1][:, 2].sort().values)
+
+
+def test_an_epoch_that_was_left_does_not_leak_into_the_next():
+    source, other = (LoaderBatches(Drawn(), 2, seed=3, workers=workers) for workers in (2, 0))
+    left = source.batches(0)
+    next(left)
+    left.close()
+    for epoch, start in ((1, 0), (0, 1)):
+        found = torch.cat(list(source.batches(epoch, start)))[:, 1:]
+        assert torch.equal(found, torch.cat(list(other.batches(epoch, start)))[:, 1:])
+
+
+def test_two_epochs_can_be_read_at_once():
+    source, other = (LoaderBatches(Drawn(), 4, seed=3, workers=workers) for workers in (1, 0))
+    first, second = zip(*zip(source.batches(0), source.batches(1), strict=True), strict=True)
+    for epoch, found in enumerate((first, second)):
+        assert torch.equal(torch.cat(found)[:, 1:], torch.cat(list(other.batches(epoch)))[:, 1:])
+
+
+def test_reading_in_processes_leaves_the_global_generator_alone():
+    torch.manual_seed(1)
+    before = torch.random.get_rng_state()
+    list(LoaderBatches(Drawn(), 4, seed=3, workers=1).batches(0))
+    assert torch.equal(torch.random.get_rng_state(), before)
 
 
 BATCHES = "return LoaderBatches(part(name, count), spec.train.batch_size, seed=spec.seed, **ranks)"

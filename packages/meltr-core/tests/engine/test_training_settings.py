@@ -59,6 +59,7 @@ def outer_lines(folder: Path) -> list[dict]:
         {"bilevel.scope": "heads", "bilevel.estimator": "difference"},
         {"bilevel.outer_fraction": 0.25},
         {"train.accumulate": 4},
+        {"train.accumulate": 4, "train.accumulate_weights": "last"},
         {"train.accumulate": 2, "bilevel.scheme": "aid-fp", "bilevel.outer_fraction": 0.5},
         {"train.precision": "bf16"},
         {"train.precision": "fp16", "train.clip_norm": 1.0},

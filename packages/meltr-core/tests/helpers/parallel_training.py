@@ -24,6 +24,7 @@ CASES = {
     "per_task": {"estimator": "per_task", "losses": 4},
     "contrastive-forward": {"contrastive": True, "estimator": "forward"},
     "accumulate": {"accumulate": 2},
+    "accumulate-last": {"accumulate": 2, "accumulate_weights": "last"},
     "aid-fp": {"scheme": scheme_of("aid-fp", step=0.1), "estimator": "difference"},
     "itd": {"scheme": scheme_of("itd"), "estimator": "difference"},
     "held-out": {"held_out": True},

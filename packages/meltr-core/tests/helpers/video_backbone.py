@@ -105,6 +105,10 @@ class TowersAdapter(VideoAdapter[Towers]):
         """Return dot products."""
         return model.text(texts["ids"]) @ torch.cat([model.video(batch["frames"]) for batch in videos]).T
 
+    def scores_pairs_alone(self, context: RunContext) -> bool:
+        """Return True: a score is a dot product."""
+        return True
+
 
 @meltr.hookimpl
 def register_backbones() -> list[BackboneInfo]:

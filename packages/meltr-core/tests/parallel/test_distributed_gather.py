@@ -8,7 +8,7 @@ from torch.autograd import forward_ad, grad
 from torch.nn import functional as F
 
 from meltr.errors import MeltrError
-from meltr.parallel.gather import gather
+from meltr.parallel.gather import gather, gather_in_turn, share_of
 from ranks_helper import run_ranks
 
 ROWS, WIDTH, SIZE = 3, 4, 2
@@ -113,3 +113,28 @@ def test_unlike_parts_are_refused_everywhere(found, name):
 def test_a_single_process_gets_its_tensor_back():
     tensor = torch.ones(2, 3)
     assert gather(tensor) is tensor
+
+
+def in_turn(ranks, *counts):
+    """Return what each process gets for each number of items, and how many of them it computed."""
+    found = []
+    for count in map(int, counts):
+        own = [(item, torch.full((2,), float(item))) for item in share_of(range(count), ranks.rank, ranks.size)]
+        whole = gather_in_turn(own, ranks.size)
+        found.append((len(own), [item for item, _ in whole], [float(value.sum()) for _, value in whole]))
+    return found
+
+
+def test_results_come_back_in_the_order_of_the_items():
+    """Equal and unequal shares, and processes that have none."""
+    counts = (6, 5, 1, 0)
+    for rank, ended in enumerate(run_ranks(in_turn, words=counts)):
+        for count, (own, items, sums) in zip(counts, ended.result, strict=True):
+            assert own == (count + 1 - rank) // 2
+            assert items == list(range(count))
+            assert sums == [2.0 * item for item in range(count)]
+
+
+def test_without_a_group_one_process_keeps_its_results():
+    assert gather_in_turn([3, 1], 1) == [3, 1]
+    assert list(share_of("abc", 0, 1)) == ["a", "b", "c"]

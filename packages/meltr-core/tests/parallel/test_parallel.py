@@ -17,6 +17,7 @@ DDP = (
     "per_task",
     "contrastive-forward",
     "accumulate",
+    "accumulate-last",
     "aid-fp",
     "itd",
     "held-out",
@@ -24,7 +25,7 @@ DDP = (
     "primary-step-per_task",
     "cross",
 )
-FSDP = ("mean", "contrastive", "per_task", "accumulate", "aid-fp", "itd", "held-out", *DDP[-3:])
+FSDP = ("mean", "contrastive", "per_task", "accumulate", "accumulate-last", "aid-fp", "itd", "held-out", *DDP[-3:])
 TWO = [*(f"ddp:{case}" for case in DDP), *(f"fsdp:{case}" for case in FSDP)]
 
 

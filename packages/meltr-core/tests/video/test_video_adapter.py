@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -25,6 +26,7 @@ from meltr.settings import resolve
 from meltr.specs import RunSpec
 from meltr.video import Split, miniature
 from places import HELPERS
+from ranks_helper import run_ranks
 from video_backbone import Towers, TowersAdapter
 
 pytest.importorskip("av")
@@ -63,8 +65,9 @@ def sample(cache: Path, dataset: str) -> Path:
     return folder
 
 
-def prepared(spec: RunSpec) -> tuple[TowersAdapter, Data, RunContext, Towers]:
-    context = open_run(spec, discover([PLUGIN]), run_dir=None, ranks=Ranks.single(torch.device("cpu")))[1]
+def prepared(spec: RunSpec, ranks: Ranks | None = None) -> tuple[TowersAdapter, Data, RunContext, Towers]:
+    ranks = ranks or Ranks.single(torch.device("cpu"))
+    context = open_run(spec, discover([PLUGIN]), run_dir=None, ranks=ranks)[1]
     torch.manual_seed(0)
     adapter = TowersAdapter()
     data = adapter.build_data(context)
@@ -119,6 +122,49 @@ def test_tasks_train_and_keep_their_numbers(
     assert (tmp_path / "run" / "predictions" / "test.jsonl").is_file()
 
 
+SHARED = (("qa", "msvd"), ("action", "kinetics400"), ("retrieval", "msrvtt-7k"))
+
+
+def evaluated(ranks: Ranks, cache: str, *choices: str) -> list[dict[str, Any]]:
+    """Return what this process finds in the test split for each ``TASK/DATASET``, and how many videos it encoded."""
+    os.environ["MELTR_CACHE"] = cache
+    found = []
+    for choice in choices:
+        task, _, dataset = choice.partition("/")
+        flags = {"device": "cpu", "combiner": "sum", "sample": True, "options.eval_batch_size": 2}
+        spec = resolve(discover([PLUGIN]), backbone="towers", task=task, dataset=dataset, flags=flags)
+        adapter, data, context, model = prepared(spec, ranks)
+        encoded: list[int] = []
+        model.video = counted(model.video, encoded)  # type: ignore[method-assign]
+        with torch.no_grad():
+            result = adapter.evaluate(model, data.test, context)
+        rows = json.dumps(result.predictions)
+        found.append({"metrics": dict(result.metrics), "rows": rows, "count": result.count, "videos": sum(encoded)})
+    return found
+
+
+def counted(function: Callable[[torch.Tensor], torch.Tensor], sizes: list[int]) -> Callable[..., torch.Tensor]:
+    def counting(frames: torch.Tensor) -> torch.Tensor:
+        sizes.append(len(frames))
+        return function(frames)
+
+    return counting
+
+
+def test_two_processes_share_an_evaluation_and_find_what_one_finds(cache: Path) -> None:
+    """An odd number of batches of two examples: the first process has one more."""
+    for _, dataset in SHARED:
+        sample(cache, dataset)
+    words = [cache, *("/".join(choice) for choice in SHARED)]
+    first, second = (ended.result for ended in run_ranks(evaluated, words=words))
+    alone = evaluated(Ranks.single(torch.device("cpu")), *map(str, words))
+    for one, two, whole in zip(first, second, alone, strict=True):
+        assert one["videos"] + two["videos"] == whole["videos"]
+        assert one["videos"] == two["videos"] + 2
+        for found in (one, two):
+            assert found | {"videos": whole["videos"]} == whole
+
+
 def test_retrieval_is_that_of_single_pairs(make_spec: Make) -> None:
     """Scores of a batch of videos and all texts against one video and one text at a time."""
     adapter, data, context, model = prepared(make_spec("retrieval", "msrvtt-7k", data__validation=4))
@@ -167,7 +213,7 @@ def test_an_answer_outside_the_vocabulary_is_counted_and_never_right(make_spec: 
 
 def test_batches_do_not_depend_on_who_reads_them(make_spec: Make) -> None:
     here, there = (
-        list(prepared(make_spec("qa", "msvd", options__workers=workers))[1].train.batches(0)) for workers in (0, 1)
+        list(prepared(make_spec("qa", "msvd", data__workers=workers))[1].train.batches(0)) for workers in (0, 1)
     )
     assert all(torch.equal(one[key], other[key]) for one, other in zip(here, there, strict=True) for key in one)
 

@@ -131,6 +131,10 @@ class UnivlAdapter(VideoAdapter[Univl]):
             pairs=options.pairs_per_pass or PAIRS_PER_PASS,
         )
 
+    def scores_pairs_alone(self, context: RunContext) -> bool:
+        """Return True: every pair has its own pass, or a cosine."""
+        return True
+
     def captions(
         self, model: Univl, batch: Mapping[str, Tensor], encoder: Encoder, context: RunContext, *, count: int
     ) -> list[list[tuple[str, float]]]:

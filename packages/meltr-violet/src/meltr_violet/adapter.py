@@ -87,6 +87,10 @@ class VioletAdapter(VideoAdapter[Violet]):
         encoded = torch.cat([model.encode_video(batch["frames"]) for batch in videos])
         return score_pairs(model, encoded, texts["ids"].to(context.device), pairs_per_pass=_pairs(context))
 
+    def scores_pairs_alone(self, context: RunContext) -> bool:
+        """Return True: every pair goes through the matching head by itself."""
+        return True
+
 
 def _pairs(context: RunContext) -> int:
     return int(context.options.pairs_per_pass or PAIRS_PER_PASS)

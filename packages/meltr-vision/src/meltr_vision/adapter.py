@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from meltr.context import Data, Evaluation, Prediction, PredictRequest, RunContext
 from meltr.hookspecs import hookimpl
+from meltr.parallel.gather import gather_in_turn
 from meltr_vision.building import build_classifier
 from meltr_vision.data.batches import EvalSplit
 from meltr_vision.data.splits import build_data
@@ -80,8 +81,11 @@ class VisionAdapter:
 
         With five or fewer classes, ``top5`` is 100. An image with scores that are not finite counts as wrong.
         """
-        found = [_scores(model(images), labels) for images, labels in data.batches(context.options.eval_batch_size)]
-        loss, predicted, hit1, hit5 = (torch.cat(part).cpu() for part in zip(*found, strict=True))
+        batches = data.batches(context.options.eval_batch_size, context.rank, context.world_size)
+        own = [_scores(model(images), labels) for images, labels in batches]
+        if context.world_size > 1:
+            own = gather_in_turn([tuple(part.cpu() for part in each) for each in own], context.world_size)
+        loss, predicted, hit1, hit5 = (torch.cat(part).cpu() for part in zip(*own, strict=True))
         labels = data.labels.cpu()[data.indices]
         metrics = {
             "top1": 100 * float(hit1.double().mean()),
@@ -100,7 +104,7 @@ class VisionAdapter:
         return classify(model, request, data.meta, batch_size=context.options.eval_batch_size, device=context.device)
 
 
-def _scores(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def _scores(logits: Tensor, labels: Tensor) -> tuple[Tensor, ...]:
     """Return loss, predicted class, top-1 hit and top-5 hit of each image; each (B,)."""
     logits = logits.float()
     finite = logits.isfinite().all(dim=1)

@@ -20,12 +20,14 @@ from torch import Tensor, nn
 
 from meltr.autograd.losses import Compute
 from meltr.bilevel.average import AveragedAlignment
+from meltr.bilevel.beginning import Beginning
 from meltr.bilevel.checks import Fresh, check_device, check_optimizer, check_primary_step, check_rule
 from meltr.bilevel.combiner_update import CombinerUpdate
 from meltr.bilevel.draws import CombinerDraws
 from meltr.bilevel.evaluations import Evaluations
 from meltr.bilevel.given import GivenLosses
 from meltr.bilevel.inner_step import ByBackward, ByKeptRows, ByRule, InnerStep
+from meltr.bilevel.last_weights import AccumulateWeights, LastWeights
 from meltr.bilevel.outer_step import OuterRule, OuterStep
 from meltr.bilevel.own_rule import OwnRule
 from meltr.bilevel.primary_inner_step import PrimaryInnerStep
@@ -33,7 +35,7 @@ from meltr.bilevel.results import OuterResult, StepResult
 from meltr.bilevel.saved import Progress
 from meltr.bilevel.weights import OuterWeights, Weights
 from meltr.bilevel.window import Window
-from meltr.combiners.base import Combiner, GradientCombiner, SelfTrained
+from meltr.combiners.base import GradientCombiner, SelfTrained
 from meltr.errors import UserError
 from meltr.hypergradients.combiner_function import CombinerFunction
 from meltr.hypergradients.estimators import Auto, Estimator
@@ -70,6 +72,9 @@ class Bilevel:
         outer_clip_norm: Clip phi's gradient to this norm.
         retain_graph: Keep the graph of the outer step's forward pass for the inner gradient that follows. False:
             evaluate again, which costs one forward pass per outer step and no more memory than an ordinary step.
+        accumulate_weights: Task weights of several micro-batches of one call. ``current``: those of their own mean
+            losses, so that every micro-batch is evaluated twice. ``last``: those of the preceding inner step, so that
+            each is evaluated once; steps with an outer step still use the current ones.
         parameters: The parameters w, if they are not those of `model`.
         inner_optimizer: The optimiser of w, for schemes that use its step (`ITD`, `SAMA`).
         setup: Precision, generators and processes; None: float32, the global generators, processes found from `model`.
@@ -97,6 +102,7 @@ class Bilevel:
         direct_term: bool = False,
         outer_clip_norm: float | None = None,
         retain_graph: bool = True,
+        accumulate_weights: AccumulateWeights = "current",
         parameters: Iterable[Tensor] | None = None,
         inner_optimizer: torch.optim.Optimizer | None = None,
         setup: Setup | None = None,
@@ -111,10 +117,11 @@ class Bilevel:
         self.combiner, self.every, self.steps = combiner, every, 0
         self.gamma, self.outer_optimizer = gamma, outer_optimizer
         self._window = Window()
-        self._begun, self._prepared, self._on_primary = False, False, False
+        self._on_primary = False
         setup, scope = setup or Setup(), scope or Scope()
         sharing, inside = (setup.sharing, model) if setup.sharing is not None else sharing_of(model)
         self._setup = ModelSetup(inside, setup, sharing)
+        self._beginning = Beginning(self._setup, combiner)
         self._weights = Weights(inside, parameters, fixed=not sharing.whole_weights)
         self._given = GivenLosses(combiner)
         self._seen = OuterWeights(scope, inside, self._weights, log)
@@ -135,6 +142,7 @@ class Bilevel:
             )
             self._primary = PrimaryInnerStep(function, self._outer, gamma) if self.scheme.takes_inner_step else None
         self._inner = self._inner_step(function, draws)
+        self._last = LastWeights(accumulate_weights, self._inner, type(combiner).__name__)
         self._evaluations = Evaluations(
             self._setup,
             self._given,
@@ -234,18 +242,21 @@ class Bilevel:
             self._own.resting = self._window.is_open
             if not self._window.is_open:
                 self._own.after_step()
-        self._begin()
+        self._beginning.share()
         due = self.outer_step_due if outer is None else outer and self._outer is not None
         found, rows = None, None
         if due and self._primary is not None:
             check_primary_step(primary, outer_part, cross=cross)
         if due and outer_part is not None:
             found, due = self._outer_step_on_part(outer_part, primary, others), False
+        if not due and found is None and not self._on_primary and self._last.serve(compute):
+            values, combined, a = self._last.descend(self._evaluations, compute, self.steps, 1 / accumulate)
+            return self._counted(values, combined, a, None, accumulate)
         losses = self._evaluations.first(
             compute, outer=due and self._primary is None, cross=cross, again=self._looks_again(due=due)
         )
         check_device(self.combiner, losses.values)
-        self._prepare(losses.values)
+        self._beginning.prepare(losses.values, self.steps)
         if self._primary is not None and (due or self._on_primary):
             if due:
                 combined, a, found = self._primary.take(losses, self.steps, 1 / accumulate)
@@ -257,10 +268,17 @@ class Bilevel:
                 held_out = None if primary is None else self._evaluations.aside(primary, primary=True)
                 found, rows = self._take(losses, held_out, others)
             combined, a = self._inner.take(losses, rows, self.steps, 1 / accumulate)
+            self._last.keep(a)
+        return self._counted(losses.values, combined, a, found, accumulate)
+
+    def _counted(
+        self, losses: Tensor, combined: Tensor, a: Tensor, found: OuterResult | None, accumulate: int
+    ) -> StepResult:
+        """Count a call, and return its results."""
         self.steps += self._window.count(accumulate)
         self._on_primary = self._on_primary and self._window.is_open
-        names = self._given.names_of(losses.size)
-        return StepResult(losses.values, combined, a, found and replace(found, names=names), names)
+        names = self._given.names_of(len(losses))
+        return StepResult(losses, combined, a, found and replace(found, names=names), names)
 
     def _take(
         self, losses: LossValues, held_out: LossValues | None, others: Callable[[int], Compute] | None
@@ -289,7 +307,7 @@ class Bilevel:
         if self._outer is None or self._primary is not None:
             raise ValueError("outer_step needs an outer_optimizer, and a combiner that is trained by outer steps")
         self._window.require_closed("outer_step()")
-        self._begin()
+        self._beginning.share()
         held_out = self._evaluations.aside(primary, primary=True)
         found, _ = self._outer.take(
             self._evaluations.aside(auxiliary), held_out, self._evaluations.independent(others), step=self.steps
@@ -350,6 +368,7 @@ class Bilevel:
         names = None if self._given.names is None else list(self._given.names)
         counters = {"steps": self.steps, "outer_steps": self.outer_steps}
         state = {"estimator": self.estimator.state_dict(), "average": self._average.state_dict()}
+        state["last_weights"] = self._last.state_dict()
         return {**counters, "names": names, **state}
 
     def _continue(self, state: Mapping[str, Any]) -> None:
@@ -358,24 +377,11 @@ class Bilevel:
         self.count_from(int(state["steps"]), int(state["outer_steps"]))
         self.estimator.load_state_dict(state["estimator"])
         self._average.load_state_dict(state.get("average", {}))
-
-    def _begin(self) -> None:
-        """At the first call, give all processes the combiner of rank 0."""
-        if not self._begun:
-            self._setup.sharing.broadcast(
-                each.detach() for each in (*self.combiner.parameters(), *self.combiner.buffers())
-            )
-        self._begun = True
+        self._last.load_state_dict(state.get("last_weights", {}))
 
     def _looks_again(self, *, due: bool) -> bool:
         """True if the losses of this inner step are evaluated again after it, or for a rule of the combiner's own."""
         return (due and self._primary is not None) or (self._own is not None and self._own.evaluates_again)
-
-    def _prepare(self, losses: Tensor) -> None:
-        """Show the combiner the first losses of the run, once."""
-        if self.steps == 0 and not self._prepared and isinstance(self.combiner, Combiner):
-            self.combiner.prepare(losses)
-        self._prepared = True
 
     def _outer_step_on_part(
         self, part: Compute, primary: Compute | None, others: Callable[[int], Compute] | None
@@ -387,7 +393,7 @@ class Bilevel:
         assert self._outer is not None
         before = self._setup.random_state()
         auxiliary = self._evaluations.aside(part)
-        self._prepare(auxiliary.values)
+        self._beginning.prepare(auxiliary.values, self.steps)
         held_out = None if primary is None else self._evaluations.aside(primary, primary=True)
         found, _ = self._outer.take(auxiliary, held_out, self._evaluations.independent(others), step=self.steps)
         before.restore()

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from torch import Tensor
+
 from meltr.autograd.losses import Compute
 from meltr.bilevel.checks import Fresh, check_functions
 from meltr.bilevel.given import GivenLosses
@@ -59,6 +61,12 @@ class Evaluations:
         if once:
             return functions[0].run(graph=True, averaging="backward" if self.averaged_by_backward else None)
         return MicroBatches.first(functions)
+
+    def descended(self, several: Sequence[Compute], weights: Tensor) -> MicroBatches:
+        """Evaluate each micro-batch once, and add the gradient of its losses times `weights`, (T+1,), to ``.grad``."""
+        return MicroBatches.descended(
+            [self._function(each, outer=False, replayable=False) for each in check_functions(several)], weights
+        )
 
     def aside(self, compute: Compute, *, primary: bool = False) -> BatchValues:
         """Evaluate a batch that only the outer step uses, all losses or the `primary` one."""

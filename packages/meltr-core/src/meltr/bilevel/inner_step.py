@@ -55,14 +55,20 @@ class ByBackward(InnerStep):
     def __init__(self, function: CombinerFunction, draws: CombinerDraws, rule: OwnRule | None = None) -> None:
         self._function, self._draws, self._rule = function, draws, rule
 
+    @property
+    def follows_rule(self) -> bool:
+        """True if a self-trained combiner's rule sees every step."""
+        return self._rule is not None
+
     def take(self, losses: LossValues, rows: Rows | None, step: int, share: float) -> tuple[Tensor, Tensor]:
         """Take the backward pass; it frees the graph."""
-        combined, a = self._task_weights(losses, step)
+        combined, a = self.task_weights(losses, step)
         with self._watched(losses):
             losses.backward(a * share)
         return combined, a
 
-    def _task_weights(self, losses: LossValues, step: int) -> tuple[Tensor, Tensor]:
+    def task_weights(self, losses: LossValues, step: int) -> tuple[Tensor, Tensor]:
+        """Return m(l), shape (), and a = dm/dl, shape (T+1,); arguments as in `take`."""
         with self._draws.of_step(step):
             return self._function.task_weights(losses.values)
 
@@ -77,7 +83,7 @@ class ByKeptRows(ByBackward):
         """Consume the rows, or take the backward pass."""
         if rows is None:
             return super().take(losses, rows, step, share)
-        combined, a = self._task_weights(losses, step)
+        combined, a = self.task_weights(losses, step)
         losses.add_gradient(rows, rows.spend(a * share))
         return combined, a
 

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch.utils.data import Dataset
 
-from meltr.data.reading import Items, naming, read_batches
+from meltr.data.reading import Items, Reader, naming
 from meltr.seeding import derive
 
 
@@ -28,7 +28,7 @@ class LoaderBatches:
         world_size: Number of processes that share every batch (``context.world_size``).
         shuffle: Shuffle every epoch.
         collate: Turns a list of items into a batch; default: torch's.
-        workers: Number of processes that read items; 0: items are read in this process.
+        workers: Number of processes that read items, which stay alive over epochs; 0: items are read in this process.
         skip_broken: Let the next item that can be read stand in for one whose file is missing or broken
             (``data.allow_missing``); `skipped` says which.
 
@@ -56,10 +56,15 @@ class LoaderBatches:
             raise ValueError("the data set is empty")
         self.batch_size = equal_parts(min(batch_size, self.size), world_size)
         self._part = part_of_batch(self.batch_size, rank, world_size)
-        self._dataset, self._seed, self._shuffle = dataset, seed, shuffle
-        self._collate, self._workers, self._skip_broken = collate, workers, skip_broken
-        self.skipped: dict[int, str] = {}
+        self.dataset, self._seed, self._shuffle = dataset, seed, shuffle
+        items = Items(dataset, ItemSeeds(seed), skip=skip_broken)
+        name_of = naming(dataset, "training item")
+        self._reader = Reader(items, collate=collate, workers=workers, name_of=name_of)
+
+    @property
+    def skipped(self) -> dict[int, str]:
         """Items that others stood in for: index -> name and reason."""
+        return self._reader.skipped
 
     def __len__(self) -> int:
         """Batches per epoch."""
@@ -71,15 +76,22 @@ class LoaderBatches:
         order = torch.randperm(self.size, generator=generator).tolist() if self._shuffle else list(range(self.size))
         whole = [order[i * self.batch_size : (i + 1) * self.batch_size] for i in range(start, len(self))]
         chunks = [batch[self._part] for batch in whole]
-        items = Items(self._dataset, functools.partial(derive, self._seed, "item", epoch), skip=self._skip_broken)
-        yield from read_batches(
-            items,
-            chunks,
-            collate=self._collate,
-            workers=self._workers,
-            name_of=naming(self._dataset, "training item"),
-            skipped=self.skipped,
-        )
+        yield from self._reader.batches(chunks, epoch=epoch)
+
+
+@dataclass(frozen=True)
+class ItemSeeds:
+    """Seeds of the random numbers that items draw.
+
+    Args:
+        seed: The run's seed.
+    """
+
+    seed: int
+
+    def __call__(self, epoch: int, index: int) -> int:
+        """Return the seed of an item in an epoch."""
+        return derive(self.seed, "item", epoch, index)
 
 
 def equal_parts(batch_size: int, world_size: int) -> int:

@@ -97,12 +97,12 @@ class Items(Dataset[Any]):
 
     Args:
         dataset: The data set.
-        seed_of: Index -> seed of the random numbers that the item draws; None: they are left alone.
+        seed_of: (epoch, index) -> seed of the random numbers that the item draws; None: they are left alone.
         skip: Let the next item that can be read stand in for one whose file is missing or broken.
     """
 
     def __init__(
-        self, dataset: Dataset[Any], seed_of: Callable[[int], int] | None = None, *, skip: bool = False
+        self, dataset: Dataset[Any], seed_of: Callable[[int, int], int] | None = None, *, skip: bool = False
     ) -> None:
         self._dataset, self._seed_of, self._skip = dataset, seed_of, skip
         self.lost: set[int] = set()
@@ -119,17 +119,22 @@ class Items(Dataset[Any]):
         """Items."""
         return len(self._dataset)  # type: ignore[arg-type]
 
-    def __getitem__(self, index: int) -> tuple[Any, tuple[Failure, ...]]:
-        """Return an item, or its `Failure`, and the failures that it stands in for."""
+    def __getitem__(self, key: tuple[int, int]) -> tuple[Any, tuple[Failure, ...]]:
+        """Return an item, or its `Failure`, and the failures that it stands in for.
+
+        Args:
+            key: Epoch and index.
+        """
+        epoch, index = key
         skipped: list[Failure] = []
         for number in range(index, index + MOST_SUBSTITUTES):
-            found = self._one(number % len(self))
+            found = self._one(epoch, number % len(self))
             if not (isinstance(found, Failure) and found.input_is_wrong and self._skip):
                 return found, tuple(skipped)
             skipped.append(found)
         return skipped[0], ()
 
-    def _one(self, index: int) -> Any:
+    def _one(self, epoch: int, index: int) -> Any:
         if self.notes is not None:
             info = torch.utils.data.get_worker_info()
             if info is not None:
@@ -137,7 +142,7 @@ class Items(Dataset[Any]):
         if index in self.lost:
             return Failure(index, "WorkerDiedError", "the process that read it died twice", None, True, "")
         if self._seed_of is not None:
-            seed_again(self._seed_of(index))
+            seed_again(self._seed_of(epoch, index))
         try:
             return self._dataset[index]
         except Exception as error:
@@ -152,6 +157,7 @@ class Collate:
     """
 
     def __init__(self, collate: Callable[[list[Any]], Any] | None) -> None:
+        self.function = collate
         self._collate = collate or default_collate
 
     def __call__(self, pairs: Sequence[tuple[Any, tuple[Failure, ...]]]) -> Read:
@@ -161,47 +167,121 @@ class Collate:
         return Read(None if failed else self._collate([item for item, _ in pairs]), failed, skipped)
 
 
-def read_batches(
-    items: Items,
-    batches: Sequence[Sequence[int]],
-    *,
-    collate: Callable[[list[Any]], Any] | None = None,
-    workers: int = 0,
-    name_of: Callable[[int], str] = str,
-    skipped: dict[int, str] | None = None,
-) -> Iterator[Any]:
-    """Yield the batches with these indices.
+class Reader:
+    """Reads batches of items. Its worker processes stay alive from one epoch to the next.
 
     Args:
         items: The items.
-        batches: Indices of each batch.
         collate: Turns a list of items into a batch; None: torch's.
         workers: Processes that read; 0: this one.
         name_of: Index -> name of the item in messages.
-        skipped: Gets index -> reason for each item that another one stood in for.
-
-    Raises:
-        UnreadableItemError: If the file of an item is missing or broken.
-        PluginError: If the data set raised anything else.
-        DeadReaderError: If a worker process died.
     """
-    done, deaths = 0, dict[int, int]()
-    while done < len(batches):
+
+    def __init__(
+        self,
+        items: Items,
+        *,
+        collate: Callable[[list[Any]], Any] | None = None,
+        workers: int = 0,
+        name_of: Callable[[int], str] = str,
+    ) -> None:
+        self._items, self._collate, self._workers, self._name_of = items, Collate(collate), workers, name_of
+        self._plan = _Plan()
+        self._loader: DataLoader[Any] | None = None
+        self._busy = False
+        self.skipped: dict[int, str] = {}
+        """Items that others stood in for: index -> name and reason."""
+
+    def batches(self, chosen: Sequence[Sequence[int]], *, epoch: int = 0) -> Iterator[Any]:
+        """Yield the batches with these indices.
+
+        Args:
+            chosen: Indices of each batch.
+            epoch: Number of the epoch, from which the items' random numbers follow.
+
+        Raises:
+            UnreadableItemError: If the file of an item is missing or broken.
+            PluginError: If the data set raised anything else.
+            DeadReaderError: If a worker process died.
+        """
+        if self._busy:  # Two epochs at once cannot share processes.
+            apart = Reader(self._items, collate=self._collate.function, workers=self._workers, name_of=self._name_of)
+            apart.skipped = self.skipped
+            yield from apart.batches(chosen, epoch=epoch)
+            return
+        self._busy = True
         try:
-            for read in _read(items, batches[done:], Collate(collate), workers):
-                if skipped is not None:
-                    skipped.update({each.index: f"{name_of(each.index)}: {each.message}" for each in read.skipped})
-                if read.failure is not None:
-                    raise error_of(read.failure, name_of)
-                yield read.batch
-                done += 1
-        except WorkerDiedError as death:
-            index = death.index
-            deaths[index] = deaths.get(index, 0) + 1
-            if not items.skips or index < 0:
-                raise _death(death, name_of) from None
-            if deaths[index] > 1:
-                items.lost.add(index)
+            yield from self._batches(chosen, epoch)
+        finally:
+            self._busy = False
+
+    def _batches(self, chosen: Sequence[Sequence[int]], epoch: int) -> Iterator[Any]:
+        done, deaths = 0, dict[int, int]()
+        while done < len(chosen):
+            try:
+                for read in self.read(chosen[done:], epoch):
+                    self.skipped.update({e.index: f"{self._name_of(e.index)}: {e.message}" for e in read.skipped})
+                    if read.failure is not None:
+                        raise error_of(read.failure, self._name_of)
+                    yield read.batch
+                    done += 1
+            except WorkerDiedError as death:
+                index = death.index
+                deaths[index] = deaths.get(index, 0) + 1
+                if not self._items.skips or index < 0:
+                    raise _death(death, self._name_of) from None
+                if deaths[index] > 1:
+                    self._items.lost.add(index)
+
+    def read(self, chosen: Sequence[Sequence[int]], epoch: int = 0) -> Iterator[Read]:
+        """Yield the batches with these indices, or what failed in them.
+
+        Raises:
+            WorkerDiedError: If a worker died: how, and the item that it was reading.
+        """
+        self._plan.batches = [[(epoch, index) for index in batch] for batch in chosen]
+        try:
+            with _child_signals_kept():
+                batches_read = iter(self._opened())
+            while True:
+                try:
+                    read = next(batches_read)
+                except StopIteration:
+                    return
+                yield read
+        except RuntimeError as error:
+            self._loader = None
+            if "DataLoader worker" not in str(error) or self._items.notes is None:
+                raise
+            time.sleep(_GRACE)
+            raise WorkerDiedError(_how(error), _item_of(str(error), self._items.notes)) from None
+
+    def _opened(self) -> DataLoader[Any]:
+        if self._loader is None:
+            self._items.notes = torch.full((self._workers, 2), -1).share_memory_() if self._workers else None
+            self._loader = DataLoader(
+                self._items,
+                batch_sampler=self._plan,  # type: ignore[arg-type]
+                collate_fn=self._collate,
+                num_workers=self._workers,
+                persistent_workers=self._workers > 0,
+                worker_init_fn=_settle if self._workers else None,
+                generator=torch.Generator(),
+            )
+        return self._loader
+
+
+class _Plan:
+    """The batches that a loader reads next, as keys of `Items`."""
+
+    def __init__(self) -> None:
+        self.batches: list[list[tuple[int, int]]] = []
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        return iter(self.batches)
+
+    def __len__(self) -> int:
+        return len(self.batches)
 
 
 def unreadable(
@@ -221,10 +301,11 @@ def unreadable(
         PluginError: If the data set raised anything else.
         DeadReaderError: If a worker process died, and it is not known over which item.
     """
+    reader = Reader(items, collate=len, workers=workers, name_of=name_of)
     found, done, deaths = dict[int, str](), 0, set[int]()
     while done < len(indices):
         try:
-            for read in _read(items, [[index] for index in indices[done:]], Collate(len), workers):
+            for read in reader.read([[index] for index in indices[done:]]):
                 done += 1
                 if read.failure is not None and not read.failure.input_is_wrong:
                     raise error_of(read.failure, name_of)
@@ -268,31 +349,6 @@ def _death(death: WorkerDiedError, name_of: Callable[[int], str]) -> MeltrError:
     )
     error.index = index
     return error
-
-
-def _read(items: Items, batches: Sequence[Sequence[int]], collate: Collate, workers: int) -> Iterator[Read]:
-    """Yield batches; `WorkerDiedError` with how and the item, if a worker died."""
-    items.notes = torch.full((workers, 2), -1).share_memory_() if workers else None
-    loader: DataLoader[Any] = DataLoader(
-        items,
-        batch_sampler=list(batches),  # type: ignore[arg-type]
-        collate_fn=collate,
-        num_workers=workers,
-        worker_init_fn=_settle if workers else None,
-    )
-    with _child_signals_kept():
-        batches_read = iter(loader)
-    while True:
-        try:
-            read = next(batches_read)
-        except StopIteration:
-            return
-        except RuntimeError as error:
-            if "DataLoader worker" not in str(error) or items.notes is None:
-                raise
-            time.sleep(_GRACE)
-            raise WorkerDiedError(_how(error), _item_of(str(error), items.notes)) from None
-        yield read
 
 
 def _how(error: RuntimeError) -> str:

@@ -52,6 +52,7 @@ def bilevel_settings(spec: RunSpec, blocks: Sequence[nn.Module] | None) -> dict[
         "scope": Scope(outer.scope, outer.scope_blocks, blocks),
         "retain_graph": outer.retain_graph,
         "average": outer.average,
+        "accumulate_weights": spec.train.accumulate_weights,
         "direct_term": outer.direct_term,
         "outer_clip_norm": outer.outer_clip_norm,
         "seed": spec.seed,

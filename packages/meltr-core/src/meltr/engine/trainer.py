@@ -278,7 +278,9 @@ class Trainer:
         self._save(best=improved)
 
     def evaluate(self, split: Any) -> Evaluation:
-        """Evaluate a split; every process evaluates all of it, with the same weights and buffers, and rank 0's counts.
+        """Evaluate a split with the same weights and buffers in all processes; rank 0's result counts.
+
+        The adapter shares the split between the processes, or lets each of them evaluate all of it.
 
         Args:
             split: The split, as returned by `build_data`.

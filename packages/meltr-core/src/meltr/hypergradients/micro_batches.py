@@ -61,6 +61,25 @@ class MicroBatches(LossValues):
         local = torch.stack([each.local_values for each in found]).mean(0)
         return cls(functions, setup.sharing.mean(local), has_buffers=has_buffers)
 
+    @classmethod
+    def descended(cls, functions: Sequence[LossFunction], weights: Tensor) -> MicroBatches:
+        """Evaluate each micro-batch once, and add its share of J^T weights to ``.grad`` at once, as plain accumulation.
+
+        Args:
+            functions: The loss function of every micro-batch, not evaluated before.
+            weights: Weights of the losses, shape (T+1,), known before the losses are.
+
+        Raises:
+            ValueError: If no loss depends on a leaf that requires a gradient.
+        """
+        found, count = [], len(functions)
+        for number, function in enumerate(functions):
+            averaging: Averaging = "backward" if number == count - 1 else "later"
+            batch = function.run(graph=True, averaging=averaging)
+            found.append(batch.local_values)
+            batch.backward(weights / count)
+        return cls(functions, functions[0].setup.sharing.mean(torch.stack(found).mean(0)))
+
     @property
     def values(self) -> Tensor:
         """The losses l, shape (T+1,), detached: the mean over micro-batches and processes."""

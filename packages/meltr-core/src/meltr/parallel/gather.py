@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import islice, zip_longest
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
 from meltr.errors import PluginError
+
+T = TypeVar("T")
 
 MOST = 16
 """Length of the description of a tensor: dimensions, type and sizes."""
@@ -47,6 +51,35 @@ def gather(tensor: Tensor) -> Tensor:
         )
     whole: Tensor = _Gather.apply(tensor)
     return whole
+
+
+def share_of(items: Iterable[T], rank: int, world_size: int) -> Iterator[T]:
+    """Yield a process' share of something that all processes go through together: every `world_size`-th item.
+
+    Args:
+        items: The items, the same in all processes.
+        rank: Rank of this process; the first of its items is number `rank`.
+        world_size: Number of processes.
+    """
+    return islice(items, rank, None, world_size)
+
+
+def gather_in_turn(own: Sequence[T], world_size: int) -> list[T]:
+    """Return the results of all processes in the order of the items, if each computed those of its `share_of` them.
+
+    The results travel as they are, so nothing is rounded. All processes must call it.
+
+    Args:
+        own: Results of this process; tensors on the CPU, or plain values.
+        world_size: Number of processes; 1: `own` is returned, whether or not there is a process group.
+    """
+    if world_size == 1:
+        return list(own)
+    shares: list[Any] = [None] * world_size
+    dist.all_gather_object(shares, list(own))
+    nothing = object()
+    turns = zip_longest(*shares, fillvalue=nothing)
+    return [each for turn in turns for each in turn if each is not nothing]
 
 
 class _Gather(torch.autograd.Function):

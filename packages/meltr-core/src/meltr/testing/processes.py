@@ -1,7 +1,8 @@
-"""Two processes that share a batch find the losses and the gradients of one process with the whole batch."""
+"""Two processes that share a batch find the losses, gradients and metrics of one process with the whole batch."""
 
 from __future__ import annotations
 
+import math
 import multiprocessing
 import os
 import sys
@@ -46,6 +47,19 @@ Found = dict[str, tuple[float, Tensor]]
 
 
 @dataclass(frozen=True)
+class Examined:
+    """What the processes of a run find together.
+
+    Args:
+        losses: The losses on the first training batch.
+        metrics: Those of the validation split, or of the test split if there is no other; empty if not asked for.
+    """
+
+    losses: Found
+    metrics: dict[str, float]
+
+
+@dataclass(frozen=True)
 class Work:
     """What two processes do.
 
@@ -75,31 +89,47 @@ class Processes(Case):
         """For every loss that draws no random number in eval mode: values and gradients, averaged over the processes.
 
         A loss that compares the examples of a batch must gather them (`meltr.parallel.gather`), and each process must
-        read its own part of the batch. At least one loss must be comparable: `quiet` switches draws off.
+        read its own part of the batch. At least one loss must be comparable: `quiet` switches draws off. The metrics of
+        a split are those of one process, whether the processes share the split or not.
         """
         quiet = {key.replace(".", "__"): value for key, value in self.quiet.items()}
         spec = self.make_spec(registry, **{"device": "cpu", **quiet})
         alone = Ranks.single(torch.device("cpu"))
         double = _works_in_float64(spec, registry, alone)
-        first, second = (evaluate_losses(spec, registry, alone, seed=seed, double=double) for seed in (1, 2))
+        whole = examine(spec, registry, alone, seed=1, double=double, evaluate=True)
+        first, second = whole.losses, examine(spec, registry, alone, seed=2, double=double).losses
         drawn = [name for name in first if first[name][0] != second[name][0]]
         names = [name for name in first if name not in drawn]
         assert names, f"every loss draws random numbers ({drawn}); switch that off by the settings in quiet"
         together = _in_two_processes(spec, self.files(), names, double=double)
         for name in names:
-            (value, gradient), (found, other) = first[name], together[name]
+            (value, gradient), (found, other) = first[name], together.losses[name]
             assert abs(found - value) <= TOLERANCE * max(abs(value), 1e-6), (
                 f"loss {name!r} is {value} in one process and {found} in two; does it need the examples of the other "
                 "process (meltr.parallel.gather), or is it no mean over examples?"
             )
             error = float((other - gradient).norm() / gradient.norm().clamp_min(1e-12))
             assert error <= TOLERANCE, f"the gradient of loss {name!r} in two processes is off by {error:.1e}"
+        assert together.metrics.keys() == whole.metrics.keys()
+        for name, value in whole.metrics.items():
+            found = together.metrics[name]
+            assert math.isclose(found, value, rel_tol=TOLERANCE, abs_tol=1e-6), (
+                f"metric {name!r} is {value} in one process and {found} in two; are the results of all joined "
+                "in order (meltr.parallel.gather.gather_in_turn)?"
+            )
 
 
-def evaluate_losses(
-    spec: RunSpec, registry: Registry, ranks: Ranks, *, seed: int, double: bool, names: Sequence[str] | None = None
-) -> Found:
-    """Return losses and gradients on the first training batch, averaged over the processes, in eval mode.
+def examine(
+    spec: RunSpec,
+    registry: Registry,
+    ranks: Ranks,
+    *,
+    seed: int,
+    double: bool,
+    names: Sequence[str] | None = None,
+    evaluate: bool = False,
+) -> Examined:
+    """Return losses and gradients on the first training batch, averaged over the processes, in eval mode, and metrics.
 
     Args:
         spec: The run.
@@ -108,6 +138,7 @@ def evaluate_losses(
         seed: Of the random numbers that losses may draw.
         double: In float64, where sums in another order are the same to more digits.
         names: The losses; None: all.
+        evaluate: Evaluate a split, too.
     """
     hooks, context = open_run(spec, registry, run_dir=None, ranks=ranks)
     seed_everything(derive(spec.seed, "data"), context.generator)
@@ -115,6 +146,8 @@ def evaluate_losses(
     context = without_losses(data.left_out, context)
     seed_everything(derive(spec.seed, "model"), context.generator)
     model = hooks.build_model(context, data).eval()
+    split = data.test if data.validation is None else data.validation
+    metrics = dict(hooks.evaluate(model, split, context).metrics) if evaluate and split is not None else {}
     batch = to_device(batch_at(data.train, 0, 0), ranks.device)
     if ranks.size > 1:
         hooks.check_parts(ranks.gather_objects(fingerprint(batch)))
@@ -131,20 +164,20 @@ def evaluate_losses(
         ]
         flat = torch.cat([each.detach().flatten().double() for each in whole])
         found[name] = float(ranks.mean(loss.detach().double())), ranks.mean(flat)
-    return found
+    return Examined(found, metrics)
 
 
 def _works_in_float64(spec: RunSpec, registry: Registry, ranks: Ranks) -> bool:
     """Tell whether all losses can be computed in float64."""
     try:
-        evaluate_losses(spec, registry, ranks, seed=1, double=True)
+        examine(spec, registry, ranks, seed=1, double=True)
     except RuntimeError:
         return False
     return True
 
 
-def _in_two_processes(spec: RunSpec, files: Sequence[Path], names: Sequence[str], *, double: bool) -> Found:
-    """Call `evaluate_losses` in two processes that share the batch; return what the first one found."""
+def _in_two_processes(spec: RunSpec, files: Sequence[Path], names: Sequence[str], *, double: bool) -> Examined:
+    """Call `examine` in two processes that share the batch; return what the first one found."""
     kinds: Any = dist
     store = kinds.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
     with tempfile.TemporaryDirectory(prefix="meltr-ranks-") as folder:
@@ -157,8 +190,7 @@ def _in_two_processes(spec: RunSpec, files: Sequence[Path], names: Sequence[str]
         texts = [Path(folder, f"{rank}.txt") for rank in range(2)]
         said = "\n".join(file.read_text(encoding="utf-8")[-3000:] for file in texts if file.exists())
         assert launcher.exitcode == 0, f"the two processes failed:\n{said}"
-        loaded: Found = torch.load(Path(folder, "0.pt"), weights_only=True)
-        return loaded
+        return Examined(**torch.load(Path(folder, "0.pt"), weights_only=True))
 
 
 def _clean_processes() -> Any:
@@ -209,8 +241,9 @@ def _process(rank: int, work: Work) -> None:
         try:
             with joined("cpu", timeout=TIMEOUT / 2) as ranks:
                 registry = discover(work.files)
-                found = evaluate_losses(work.spec, registry, ranks, seed=1, double=work.double, names=work.names)
-            torch.save(found, Path(work.folder, f"{rank}.pt"))
+                how = {"double": work.double, "names": work.names, "evaluate": True}
+                found = examine(work.spec, registry, ranks, seed=1, **how)
+            torch.save({"losses": found.losses, "metrics": found.metrics}, Path(work.folder, f"{rank}.pt"))
         except BaseException:
             traceback.print_exc()
             sys.exit(1)

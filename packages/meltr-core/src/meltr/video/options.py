@@ -29,7 +29,6 @@ class VideoOptions(Info):
             released.
         pairs_per_pass: Largest number of pairs of video and text in one forward pass; None: all in training, 64 in
             evaluation.
-        workers: Processes that read and decode; None: none if nothing is decoded, else one per core, up to 8.
         eval_batch_size: Videos per batch in evaluation.
         save_predictions: Write the prediction for every evaluated example.
     """
@@ -41,7 +40,6 @@ class VideoOptions(Info):
     attention: Literal["fused", "eager"] = "fused"
     negatives: Literal["all", "own"] = "all"
     pairs_per_pass: int | None = Field(None, ge=1)
-    workers: int | None = Field(None, ge=0)
     eval_batch_size: int = Field(16, ge=1)
     save_predictions: bool = True
 
@@ -53,7 +51,7 @@ class FrameOptions(VideoOptions):
         frames: Frames per clip.
         image_size: Side of a frame in pixels.
         frame_cache: A folder made by ``meltr data cache``; None: videos are decoded when they are needed.
-        memory_mb: Keep frames in memory up to this many MiB (with ``workers=0``).
+        memory_mb: Keep frames in memory up to this many MiB (with ``data.workers=0``).
     """
 
     frames: int = Field(5, ge=1)

@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from meltr.data.loader import equal_parts, part_of_batch
+from meltr.parallel.gather import share_of
 from meltr.seeding import derive
 
 
@@ -183,7 +184,14 @@ class EvalSplit:
     def __len__(self) -> int:
         return len(self.indices)
 
-    def batches(self, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yield (images (B, C, S, S) float32, labels (B,)) in order. The last batch may be smaller."""
-        for chosen in self.indices.to(self.images.device).split(batch_size):
+    def batches(self, batch_size: int, rank: int = 0, world_size: int = 1) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield (images (B, C, S, S) float32, labels (B,)) in order. The last batch may be smaller.
+
+        Args:
+            batch_size: Images per batch.
+            rank: Rank of this process.
+            world_size: Number of processes that share the batches.
+        """
+        whole = self.indices.to(self.images.device).split(batch_size)
+        for chosen in share_of(whole, rank, world_size):
             yield self.pipeline.normalise(self.images[chosen]), self.labels[chosen]

@@ -200,6 +200,14 @@ class VideoBackbone(ABC, Generic[M]):
         """
         raise self._lacks("similarity", context)
 
+    def scores_pairs_alone(self, context: RunContext) -> bool:
+        """Tell whether the score of a text and a video depends on these two alone, and not on the other videos.
+
+        Then several processes share the videos of an evaluation: each calls `similarity` with its own ones. It is False
+        where the best pairs are re-ranked, or scores are normalised over videos.
+        """
+        return False
+
     def views(self, context: RunContext) -> int:
         """Return the number of views of a video (with different random frames) whose scores retrieval averages."""
         return 1

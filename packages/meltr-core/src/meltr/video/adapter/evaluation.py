@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -15,13 +15,15 @@ from meltr.context import Evaluation, RunContext
 from meltr.data.reading import DeadReaderError, UnreadableItemError
 from meltr.errors import PluginError
 from meltr.metrics.classification import IGNORED, hits, per_class_accuracy, topk_accuracy
-from meltr.video.adapter.backbone import VideoBackbone
+from meltr.parallel.gather import gather_in_turn
+from meltr.video.adapter.backbone import Columns, VideoBackbone
 from meltr.video.adapter.splits import Split
 from meltr.video.tasks.captions import corpus_scores
 from meltr.video.tasks.regression import sentiment_metrics
 from meltr.video.tasks.reranking import Scores
 from meltr.video.tasks.retrieval import summary, text_to_video, video_to_text
 
+T = TypeVar("T")
 Rows = tuple[Mapping[str, Any], ...]
 Probabilities = npt.NDArray[np.floating]
 
@@ -90,11 +92,22 @@ def _probabilities(
     backbone: VideoBackbone[Any], model: nn.Module, split: Split, context: RunContext
 ) -> tuple[Probabilities, npt.NDArray[np.int64]]:
     """Return the probability of each answer for each example, (N, A), and the numbers of the right answers, (N,)."""
-    scores, labels = [], []
-    for batch in split.batches(context.options.eval_batch_size, context.device):
-        scores.append(backbone.answer_logits(model, batch, context).float().softmax(1).cpu())
-        labels.append(batch["answer"].cpu())
+
+    def scored(batch: Columns) -> tuple[Tensor, Tensor]:
+        return backbone.answer_logits(model, batch, context).float().softmax(1).cpu(), batch["answer"].cpu()
+
+    scores, labels = zip(*_shared(split, context, scored), strict=True)
     return torch.cat(scores).numpy(), torch.cat(labels).numpy()
+
+
+def _shared(split: Split, context: RunContext, score: Callable[[Columns], T]) -> list[T]:
+    """Return what `score` returns for every batch, in order; each process computes its share.
+
+    Where broken files are skipped, each process scores all: it must find the same ones as the others.
+    """
+    rank, count = (0, 1) if split.skip_broken else (context.rank, context.world_size)
+    batches = split.batches(context.options.eval_batch_size, context.device, rank=rank, world_size=count)
+    return gather_in_turn([score(batch) for batch in batches], count)
 
 
 def _answer_rows(split: Split, probabilities: Probabilities) -> Rows:
@@ -138,21 +151,41 @@ def mean_scores(
     """
     views = []
     for view in range(backbone.views(context)):
-        videos = split.batches(context.options.eval_batch_size, context.device, view)
-        found = backbone.similarity(model, texts, videos, context)
-        if isinstance(found, Tensor):
-            matrix = found.float().cpu().numpy()
-            found = Scores(matrix, matrix)
-        views.append(found)
+        views.append(_scores_of_view(backbone, model, split, texts, context, view))
     return Scores(*(np.mean(parts, axis=0) for parts in zip(*views, strict=True)))
+
+
+def _scores_of_view(
+    backbone: VideoBackbone[Any],
+    model: nn.Module,
+    split: Split,
+    texts: Mapping[str, Tensor],
+    context: RunContext,
+    view: int,
+) -> Scores:
+    """Return the scores of one view; processes share the videos, if the score of a pair depends on that pair alone."""
+    size, count = context.options.eval_batch_size, context.world_size
+    shared = count > 1 and not split.skip_broken and backbone.scores_pairs_alone(context)
+    shared = shared and len(split.items) >= size * count
+    how = {"rank": context.rank, "world_size": count} if shared else {}
+    found = backbone.similarity(model, texts, split.batches(size, context.device, view, **how), context)
+    if isinstance(found, Tensor):
+        matrix = found.float().cpu().numpy()
+        found = Scores(matrix, matrix)
+    if not shared:
+        return found
+    columns = [range(start, start + size) for start in range(0, found.of_texts.shape[1], size)]
+    own = [tuple(matrix[:, part.start : part.stop] for matrix in found) for part in columns]
+    return Scores(*(np.concatenate(parts, axis=1) for parts in zip(*gather_in_turn(own, count), strict=True)))
 
 
 def captions(backbone: VideoBackbone[Any], model: nn.Module, split: Split, context: RunContext) -> Evaluation:
     """Caption every clip, and score the captions against all references of the clip."""
-    said: list[tuple[str, float]] = []
-    for batch in split.batches(context.options.eval_batch_size, context.device):
-        found = backbone.captions(model, batch, split.encoder, context, count=1)
-        said += [hypotheses[0] for hypotheses in found]
+
+    def captioned(batch: Columns) -> list[tuple[str, float]]:
+        return [hypotheses[0] for hypotheses in backbone.captions(model, batch, split.encoder, context, count=1)]
+
+    said = [each for batch in _shared(split, context, captioned) for each in batch]
     own = {item.id: caption for item, (caption, _) in zip(split.items, said, strict=True)}
     scores = corpus_scores(own, split.references, tokens=split.captions.tokens, meteor=split.captions.meteor)
     rows = tuple(
@@ -171,8 +204,7 @@ def captions(backbone: VideoBackbone[Any], model: nn.Module, split: Split, conte
 
 def sentiment(backbone: VideoBackbone[Any], model: nn.Module, split: Split, context: RunContext) -> Evaluation:
     """Predict the sentiment of every clip."""
-    batches = split.batches(context.options.eval_batch_size, context.device)
-    found = [backbone.sentiments(model, batch, context).float().cpu() for batch in batches]
+    found = _shared(split, context, lambda batch: backbone.sentiments(model, batch, context).float().cpu())
     scores = torch.cat(found).double().numpy()
     right = np.array([item.score for item in split.items], dtype=np.float64)
     rows = tuple(

@@ -38,21 +38,21 @@ class Source:
 def reading_processes(context: RunContext, *, ready: bool) -> int:
     """Return the number of processes that read the data of a run.
 
-    ``options.workers`` if it is set; otherwise none if videos need no decoding or are a synthetic sample, else one per
+    ``data.workers`` if it is set; otherwise none if videos need no decoding or are a synthetic sample, else one per
     core, up to 8.
 
     Args:
         context: The run.
         ready: Whether videos need no decoding.
     """
-    asked: int | None = context.options.workers
+    asked = context.spec.data.workers
     if asked is None and (ready or context.spec.sample):
         return 0
     return worker_count(asked)
 
 
 def memory_bytes(context: RunContext, *, ready: bool) -> int:
-    """Return the memory for frames in bytes; 0 if other processes read them, whose memory ends with the epoch.
+    """Return the memory for frames in bytes; 0 if other processes read them: each would keep its own.
 
     Args:
         context: The run; ``options.memory_mb`` is the limit in MiB.

@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from meltr.data.reading import DeadReaderError, Items, UnreadableItemError, naming, read_batches, unreadable
+from meltr.data.reading import DeadReaderError, Items, Reader, UnreadableItemError, naming, unreadable
 from meltr.errors import UserError
+from meltr.parallel.gather import share_of
 from meltr.seeding import derive
 from meltr.video.adapter.encoder import Encoder, stacked
 from meltr.video.corpus import Corpus, Item
@@ -72,13 +73,17 @@ class Split:
         """
         return Evaluated(self.encoder, self.items, derive(self.seed, self.name, "view", view), self.places)
 
-    def batches(self, size: int, device: torch.device, view: int = 0) -> Iterator[dict[str, Tensor]]:
+    def batches(
+        self, size: int, device: torch.device, view: int = 0, *, rank: int = 0, world_size: int = 1
+    ) -> Iterator[dict[str, Tensor]]:
         """Yield the columns of its examples on `device`, `size` at a time.
 
         Args:
             size: Examples per batch.
             device: Device of the columns.
             view: See `examples`.
+            rank: Rank of this process.
+            world_size: Number of processes that share the batches: this one gets its `share_of` them.
 
         Raises:
             UnreadableItemError: If the file of an item is missing or broken. With `skip_broken`, all items of the view
@@ -86,10 +91,11 @@ class Split:
             DeadReaderError: The same, if a process died of it.
         """
         examples = self.examples(view)
-        batches = [range(start, min(start + size, len(examples))) for start in range(0, len(examples), size)]
+        whole = [range(start, min(start + size, len(examples))) for start in range(0, len(examples), size)]
+        batches = list(share_of(whole, rank, world_size))
         name_of = naming(examples, f"{self.name} item")
         try:
-            for batch in read_batches(Items(examples), batches, workers=self.workers, name_of=name_of):
+            for batch in Reader(Items(examples), workers=self.workers, name_of=name_of).batches(batches):
                 yield {name: column.to(device) for name, column in batch.items()}
         except (UnreadableItemError, DeadReaderError) as error:
             if self.skip_broken and error.index >= 0:
