@@ -1,0 +1,1 @@
+"""Text models of transformers for meltr: encoders, decoders and encoder-decoders, by name or folder."""

@@ -1,0 +1,1 @@
+"""Configurations, tokenizers and weights, by transformers' own loaders."""
