@@ -1,0 +1,1 @@
+"""Towers of transformers with the heads of tasks and losses."""

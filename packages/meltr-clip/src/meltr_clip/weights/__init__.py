@@ -1,0 +1,1 @@
+"""Models of transformers: their settings, tokenizers and image processors, and their weights."""
