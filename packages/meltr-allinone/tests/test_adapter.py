@@ -25,30 +25,19 @@ from meltr_allinone.model.all_in_one import AllInOne
 from meltr_allinone.model.building import heads_of, model_config, scoring_of
 from meltr_allinone.options import AllInOneOptions
 from meltr_allinone.weights.official import official_state
+from meltr_fixtures import Sample
 from places import reference_table, shared
+from small_runs import MakeSpec, spec_maker
 
 Make = Callable[..., RunContext]
-TINY = {"options__size": "tiny", "options__eval_batch_size": 3, "train__log_every": 1}
-
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> None:
-    torch.set_num_threads(1)
+TINY = {"options.size": "tiny", "options.eval_batch_size": 3, "train.log_every": 1, "train.batch_size": 4}
 
 
 @pytest.fixture
-def make_spec(sample: Callable[[str], Path]) -> Callable[..., RunSpec]:
+def make_spec(sample: Sample) -> MakeSpec:
     """Return a maker of small runs on miniatures."""
-
-    def make(task: str = "retrieval", dataset: str = "msrvtt-7k", **settings: Any) -> RunSpec:
-        sample(dataset)
-        flags = {"device": "cpu", "combiner": "sum", "sample": True, "train.batch_size": 4}
-        flags |= {f"options.{name}": value for name, value in SMALL.items()}
-        flags |= {name.replace("__", "."): value for name, value in (TINY | settings).items()}
-        choice = {"backbone": "allinone", "task": task, "dataset": dataset}
-        return resolve(discover(), **choice, preset="none", flags=flags)
-
-    return make
+    sizes = {f"options.{name}": value for name, value in SMALL.items()} | TINY
+    return spec_maker(sample, "allinone", sizes, task="retrieval", dataset="msrvtt-7k")
 
 
 @pytest.mark.parametrize(

@@ -1,87 +1,19 @@
-"""docs/allinone.md and the README say what the code does: settings, tasks, links, the example."""
+"""docs/allinone.md and the README say what the code does."""
 
 from __future__ import annotations
 
-import re
-from pathlib import Path
-from typing import Any
-
-import pytest
-import torch
-
-from meltr.errors import UserError
-from meltr.plugins import discover
-from meltr.setting_keys import Keys
+from backbone_page import DIFFERENCES, BackbonePage
 from meltr_allinone.options import AllInOneOptions
-from meltr_allinone.plugin import register_backbones
 from meltr_allinone.presets import MSRVTT_RELEASED, RELEASED
 
-PACKAGE = Path(__file__).resolve().parents[1]
-PAGE = PACKAGE.parents[1] / "docs" / "allinone.md"
 
+class TestPage(BackbonePage):
+    backbone = "allinone"
+    settings = {DIFFERENCES: -1, "Settings": 0, "Frames": 0}
+    switches = (*RELEASED, *MSRVTT_RELEASED.settings, "bilevel.outer_batch", "combiner_options.start")
+    losses = ("vtm", "mlm", "wpa", "contrastive")
 
-@pytest.fixture
-def page() -> str:
-    if not PAGE.is_file():
-        pytest.skip("no docs/allinone.md here: the tests run outside the repository")
-    return PAGE.read_text(encoding="utf-8")
-
-
-def rows(page: str, title: str) -> list[list[str]]:
-    """Return the cells of the first table below a title."""
-    table = page.split(f"## {title}\n", 1)[1].split("| --- |", 1)[1]
-    lines = [line for line in table.split("\n\n")[0].splitlines() if line.startswith("| ")]
-    return [[cell.strip() for cell in line.split("|")[1:-1]] for line in lines]
-
-
-def test_every_setting_that_the_page_names_exists(page: str) -> None:
-    registry = discover()
-    keys = Keys(registry, registry.backbone("allinone"))
-    named = re.findall(r"--set ([\w.]+)=", page)
-    for title, column in (("Paper, released code, and meltr", -1), ("Settings", 0), ("Frames", 0)):
-        named += [name for row in rows(page, title) for name in re.findall(r"`([a-z_.]+)`", row[column])]
-    assert len(named) > 30
-    for name in set(named):
-        keys.expand(name, "the page")  # UserError where there is none
-    with pytest.raises(UserError):
-        keys.expand("no_such_setting", "the page")
-
-
-def test_every_released_switch_is_in_the_table(page: str) -> None:
-    switches = " ".join(row[-1] for row in rows(page, "Paper, released code, and meltr"))
-    for name in (*RELEASED, *MSRVTT_RELEASED.settings, "bilevel.outer_batch", "combiner_options.start"):
-        last = name.rpartition(".")[2]
-        assert f"`{last}`" in switches or f"`{name}`" in switches, name
-
-
-def test_tasks_losses_and_defaults_that_the_page_names(page: str) -> None:
-    (info,) = register_backbones()
-    table = {row[0].strip("`"): row for row in rows(page, "Tasks and data sets")}
-    assert set(table) == {entry.task for entry in info.tasks}
-    for entry in info.tasks:
-        row = table[entry.task]
-        assert tuple(re.findall(r"`([\w-]+)`", row[1])) == entry.datasets
-        default, others = row[2].split("; ")
-        assert tuple(default.split(", ")) == entry.default_losses
-        assert (*default.split(", "), *others.split(", ")) == entry.losses
-    options = AllInOneOptions()
-    assert f"{options.frames}, {options.image_size}, {options.text_length}" in page
-    assert f"`rerank` = {options.rerank}" in page
-
-
-def test_links_lead_somewhere(page: str) -> None:
-    for text, folder in ((page, PAGE.parent), ((PACKAGE / "README.md").read_text(encoding="utf-8"), PACKAGE)):
-        for name, anchor in re.findall(r"\]\((?!http)([^)#\s]+)(?:#([\w-]+))?\)", text):
-            target = folder / name
-            assert target.exists(), name
-            titles = re.findall(r"^#+ (.*)$", target.read_text(encoding="utf-8"), re.M)
-            anchors = [re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-") for title in titles]
-            assert not anchor or anchor in anchors, f"{name}#{anchor}"
-
-
-def test_the_example_of_the_readme_runs() -> None:
-    (example,) = re.findall(r"^```python\n(.*?)^```", (PACKAGE / "README.md").read_text(encoding="utf-8"), re.M | re.S)
-    names: dict[str, Any] = {}
-    exec(compile(example, "README.md", "exec"), names)
-    assert list(names["losses"]) == ["vtm", "mlm", "wpa", "contrastive"]
-    assert all(torch.isfinite(loss) and loss.requires_grad for loss in names["losses"].values())
+    def test_defaults_that_the_page_names(self, page: str) -> None:
+        options = AllInOneOptions()
+        assert f"{options.frames}, {options.image_size}, {options.text_length}" in page
+        assert f"`rerank` = {options.rerank}" in page

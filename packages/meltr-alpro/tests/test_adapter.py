@@ -190,43 +190,6 @@ def test_default_and_released_settings_are_those_of_the_reference() -> None:
     assert set(found.values()) == {"released"}
 
 
-# Resume
-
-
-class StopError(Exception):
-    pass
-
-
-class StopAt:
-    """Ends a run when a checkpoint is complete."""
-
-    def __init__(self, name: str) -> None:
-        self.name = name
-
-    @meltr.hookimpl
-    def on_checkpoint(self, path: Path) -> None:
-        if path.name == self.name:
-            raise StopError
-
-
-def test_a_resumed_run_ends_like_an_uninterrupted_one(make_spec: MakeSpec, tmp_path: Path) -> None:
-    settings = {"combiner_options__width": 16, "combiner_options__heads": 2, "bilevel__outer_lr": 1e-2}
-    settings |= {"options__sampling": "random", "bilevel__estimator": "per_task", "bilevel__every": 2}
-    spec = make_spec(combiner="meltr", train__max_steps=4, train__checkpoint_every=3, **settings)
-    whole = execute(spec, run_dir=tmp_path / "whole", registry=discover())
-    with pytest.raises(StopError):
-        execute(spec, run_dir=tmp_path / "cut", registry=discover(), observers=[StopAt("step-000003")])
-    resumed = execute(spec, run_dir=tmp_path / "cut", registry=discover(), resume=True)
-    assert resumed["outer_steps"] == whole["outer_steps"] > 0
-    assert resumed["test"] == whole["test"]
-    for part in ("backbone", "combiner"):
-        one, other = (
-            load_file(tmp_path / name / "checkpoints" / "last" / f"{part}.safetensors") for name in ("whole", "cut")
-        )
-        assert one.keys() == other.keys()
-        assert all(torch.equal(one[key], other[key]) for key in one)
-
-
 # The command line
 
 

@@ -1,97 +1,32 @@
-"""docs/univl.md and the README say what the code does: settings, tasks, links, the example."""
+"""docs/univl.md and the README say what the code does."""
 
 from __future__ import annotations
 
-import re
-from pathlib import Path
+from collections.abc import Mapping
 from typing import Any
 
-import pytest
-import torch
-
-from meltr.errors import UserError
-from meltr.plugins import discover
-from meltr.setting_keys import Keys
+from backbone_page import DIFFERENCES, BackbonePage
 from meltr_univl.options import UnivlOptions
-from meltr_univl.plugin import register_backbones
 from meltr_univl.released import CAPTIONING_RELEASED, MSRVTT_RELEASED, RELEASED
 
-PACKAGE = Path(__file__).resolve().parents[1]
-PAGE = PACKAGE.parents[1] / "docs" / "univl.md"
 
-
-@pytest.fixture
-def page() -> str:
-    if not PAGE.is_file():
-        pytest.skip("no docs/univl.md here: the tests run outside the repository")
-    return PAGE.read_text(encoding="utf-8")
-
-
-def rows(page: str, title: str) -> list[list[str]]:
-    """Return the cells of the first table below a title."""
-    table = page.split(f"## {title}\n", 1)[1].split("| --- |", 1)[1]
-    lines = [line for line in table.split("\n\n")[0].splitlines() if line.startswith("| ")]
-    return [[cell.strip() for cell in line.split("|")[1:-1]] for line in lines]
-
-
-def test_every_setting_that_the_page_names_exists(page: str) -> None:
-    registry = discover()
-    keys = Keys(registry, registry.backbone("univl"))
-    named = re.findall(r"--set ([\w.]+)=", page)
-    for title, column in (
-        ("Paper, released code, and meltr", -1),
-        ("Settings", 0),
-        ("Weights", 0),
-        ("The data, two ways", 0),
-    ):
-        named += [name for row in rows(page, title) for name in re.findall(r"`([a-z_.]+)`", row[column])]
-    assert len(named) > 30
-    for name in set(named) - {"mil_nce", "margin"}:  # values of switches
-        keys.expand(name, "the page")  # UserError where there is none
-    with pytest.raises(UserError):
-        keys.expand("no_such_setting", "the page")
-
-
-def test_every_released_switch_is_in_the_table(page: str) -> None:
-    switches = " ".join(row[-1] for row in rows(page, "Paper, released code, and meltr"))
-    for name in (
+class TestPage(BackbonePage):
+    backbone = "univl"
+    settings = {DIFFERENCES: -1, "Settings": 0, "Weights": 0, "The data, two ways": 0}
+    values = ("mil_nce", "margin")
+    switches = (
         *RELEASED,
         *MSRVTT_RELEASED.settings,
         *CAPTIONING_RELEASED.settings,
         "bilevel.outer_batch",
         "combiner_options.start",
-    ):
-        last = name.rpartition(".")[2]
-        assert f"`{last}`" in switches or f"`{name}`" in switches, name
+    )
+    losses = ("align", "joint", "cmlm", "cmfm", "m_align", "decoder", "m_decoder")
 
+    def check_names(self, names: Mapping[str, Any]) -> None:
+        assert names["captions"].ids.shape == (3, 5, 8)
 
-def test_tasks_losses_and_defaults_that_the_page_names(page: str) -> None:
-    (info,) = register_backbones()
-    table = {row[0].strip("`"): row for row in rows(page, "Tasks and data sets")}
-    assert set(table) == {entry.task for entry in info.tasks}
-    for entry in info.tasks:
-        row = table[entry.task]
-        assert tuple(re.findall(r"`([\w-]+)`", row[1])) == entry.datasets
-        assert tuple(row[2].split(", ")) == entry.losses
-    options = UnivlOptions()
-    assert f"{options.text_length}, as the text, {options.video_length}" in page
-    assert f"{options.eval_batch_size}, {options.beams}" in page
-
-
-def test_links_lead_somewhere(page: str) -> None:
-    for text, folder in ((page, PAGE.parent), ((PACKAGE / "README.md").read_text(encoding="utf-8"), PACKAGE)):
-        for name, anchor in re.findall(r"\]\((?!http)([^)#\s]+)(?:#([\w-]+))?\)", text):
-            target = folder / name
-            assert target.exists(), name
-            titles = re.findall(r"^#+ (.*)$", target.read_text(encoding="utf-8"), re.M)
-            anchors = [re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-") for title in titles]
-            assert not anchor or anchor in anchors, f"{name}#{anchor}"
-
-
-def test_the_example_of_the_readme_runs() -> None:
-    (example,) = re.findall(r"^```python\n(.*?)^```", (PACKAGE / "README.md").read_text(encoding="utf-8"), re.M | re.S)
-    names: dict[str, Any] = {}
-    exec(compile(example, "README.md", "exec"), names)
-    assert list(names["losses"]) == ["align", "joint", "cmlm", "cmfm", "m_align", "decoder", "m_decoder"]
-    assert names["captions"].ids.shape == (3, 5, 8)
-    assert all(torch.isfinite(loss) and loss.requires_grad for loss in names["losses"].values())
+    def test_defaults_that_the_page_names(self, page: str) -> None:
+        options = UnivlOptions()
+        assert f"{options.text_length}, as the text, {options.video_length}" in page
+        assert f"{options.eval_batch_size}, {options.beams}" in page

@@ -11,18 +11,14 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from meltr.context import RunContext
-from meltr.engine.built_run import open_run
 from meltr.metrics.classification import IGNORED
-from meltr.parallel.ranks import Ranks
-from meltr.plugins import discover
-from meltr.settings import resolve
-from meltr.specs import RunSpec
+from meltr_fixtures import Sample
 from meltr_violet.losses.tasks import Batch
 from meltr_violet.model.config import TINY, ModelConfig
 from meltr_violet.model.violet import Violet
 from meltr_violet.weights.official import from_official
 from places import golden_sets, published_vocabulary
+from small_runs import MakeContext, MakeSpec, context_maker, spec_maker
 
 
 class Goldens:
@@ -152,29 +148,12 @@ SMALL = {
 
 
 @pytest.fixture
-def make_spec(sample: Callable[[str], Path]) -> Callable[..., RunSpec]:
+def make_spec(sample: Sample) -> MakeSpec:
     """Return a maker of small runs; without `data_root` on a miniature."""
-
-    def make(task: str = "qa", dataset: str = "msvd", *, data_root: Path | None = None, **settings: Any) -> RunSpec:
-        flags: dict[str, Any] = {"device": "cpu", "combiner": "sum"}
-        if data_root is None:
-            sample(dataset)
-            flags["sample"] = True
-        else:
-            flags["data_root"] = data_root
-        wanted = SMALL | {key.replace("__", "."): value for key, value in settings.items()}
-        choice = {"backbone": "violet", "task": task, "dataset": dataset}
-        return resolve(discover(), **choice, preset="none", flags=flags | wanted)
-
-    return make
+    return spec_maker(sample, "violet", SMALL)
 
 
 @pytest.fixture
-def make_context(make_spec: Callable[..., RunSpec]) -> Callable[..., RunContext]:
+def make_context(make_spec: MakeSpec) -> MakeContext:
     """Return a maker of what core tells the adapter of such a run."""
-
-    def make(*choice: str, run_dir: Path | None = None, **settings: Any) -> RunContext:
-        spec = make_spec(*choice, **settings)
-        return open_run(spec, discover(), run_dir=run_dir, ranks=Ranks.single(torch.device("cpu")))[1]
-
-    return make
+    return context_maker(make_spec)

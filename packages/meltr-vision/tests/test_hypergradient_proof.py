@@ -63,7 +63,7 @@ def check(options, make_context, size: int, count: int) -> None:
 
 @pytest.mark.parametrize("batchnorm", ["clean", "joint"])
 def test_resnet32_with_batchnorm_in_training_mode(make_context, batchnorm):
-    check({"batchnorm": batchnorm}, make_context, 16, 16)
+    check({"batchnorm": batchnorm}, make_context, 16, 8)
 
 
 def test_vision_transformer_with_stochastic_depth_and_dropout(make_context, monkeypatch):

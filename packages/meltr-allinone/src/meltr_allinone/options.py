@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Literal, Self
+from typing import Annotated, Literal, Self
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, model_validator
 
-from meltr.video.options import FrameOptions
+from meltr.video.options import FrameOptions, multiple_of
 
 
 class AllInOneOptions(FrameOptions):
@@ -53,7 +53,7 @@ class AllInOneOptions(FrameOptions):
 
     size: Literal["base", "small", "ti", "tiny"] = "base"
     frames: int = Field(3, ge=1)
-    image_size: int = Field(224, ge=48)
+    image_size: Annotated[int, multiple_of(16, "the side of a patch")] = Field(224, ge=48)
     patch_order: Literal["random", "raster"] = "random"
     sampling: Literal["random", "released", "uniform"] = "random"
     eval_sampling: Literal["uniform", "random", "released"] = "uniform"
@@ -70,13 +70,6 @@ class AllInOneOptions(FrameOptions):
     answer_lr_scale: float = Field(1.0, gt=0)
     scoring: Literal["auto", "dual", "joint", "rerank"] = "auto"
     rerank: int = Field(50, ge=1)
-
-    @field_validator("image_size")
-    @classmethod
-    def _whole_patches(cls, value: int) -> int:
-        if value % 16:
-            raise ValueError(f"image_size={value} is not a multiple of 16, the side of a patch")
-        return value
 
     @model_validator(mode="after")
     def _frames_fit(self) -> Self:

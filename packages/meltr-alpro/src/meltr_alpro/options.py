@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field
 
-from meltr.video.options import FrameOptions
+from meltr.video.options import FrameOptions, multiple_of
 
 
 class AlproOptions(FrameOptions):
@@ -32,7 +32,7 @@ class AlproOptions(FrameOptions):
 
     size: Literal["base", "tiny"] = "base"
     frames: int = Field(16, ge=1)
-    image_size: int = Field(224, ge=16)
+    image_size: Annotated[int, multiple_of(16, "the side of a patch")] = Field(224, ge=16)
     sampling: Literal["random", "fixed"] = "random"
     eval_sampling: Literal["middles", "released"] = "middles"
     video_weights: Literal["all", "released"] = "all"
@@ -40,10 +40,3 @@ class AlproOptions(FrameOptions):
     pem_threshold: float = Field(0.2, ge=0, le=1)
     scoring: Literal["dual", "joint", "rerank"] = "rerank"
     rerank: int = Field(50, ge=1)
-
-    @field_validator("image_size")
-    @classmethod
-    def _whole_patches(cls, value: int) -> int:
-        if value % 16:
-            raise ValueError(f"image_size={value} is not a multiple of 16, the side of a patch")
-        return value

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from functools import cache
 
 import pytest
 import torch
@@ -69,6 +70,12 @@ def outer_steps(regions: str, estimator: str, scheme: str, hessian: str, scope: 
         yield outer.products, flat(recorder.seen), flat(p.grad for p in model.parameters() if p.grad is not None)
 
 
+@cache
+def plain_steps(*words: str, count: int = 4) -> list[tuple[Tensor, ...]]:
+    """Return `outer_steps` with all activations kept, which several cases are compared with."""
+    return list(outer_steps("none", *words, count=count))
+
+
 def assert_same(one, other) -> None:
     for mine, theirs in zip(one, other, strict=True):
         for found, expected in zip(mine, theirs, strict=True):
@@ -80,7 +87,7 @@ def assert_same(one, other) -> None:
 @pytest.mark.parametrize("regions", ["each", "first two"])
 def test_checkpointed_blocks_give_the_same(regions, scheme, hessian, estimator):
     """Also for the inner gradient, the second backward on one graph; dropout masks are drawn again alike."""
-    plain = outer_steps("none", estimator, scheme, hessian, "full")
+    plain = plain_steps(estimator, scheme, hessian, "full")
     assert_same(outer_steps(regions, estimator, scheme, hessian, "full"), plain)
 
 
@@ -89,12 +96,12 @@ def test_checkpointed_blocks_give_the_same(regions, scheme, hessian, estimator):
 @pytest.mark.parametrize("regions", ["each", "first two", "last two"])
 def test_checkpointed_blocks_with_a_scope(regions, scheme, estimator):
     """The scope may end inside a region: its backward evaluates the block below for real."""
-    plain = outer_steps("none", estimator, scheme, "difference", "last_block")
+    plain = plain_steps(estimator, scheme, "difference", "last_block")
     assert_same(outer_steps(regions, estimator, scheme, "difference", "last_block"), plain)
 
 
 def test_checkpointed_blocks_with_kept_task_gradients():
-    plain = outer_steps("none", "per_task", "aid-fp-lite", "difference", "full", count=2)
+    plain = plain_steps("per_task", "aid-fp-lite", "difference", "full", count=2)
     assert_same(outer_steps("each", "per_task", "aid-fp-lite", "difference", "full", count=2), plain)
 
 

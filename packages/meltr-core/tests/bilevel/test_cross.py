@@ -62,15 +62,21 @@ def test_without_an_outer_step_it_is_gradient_accumulation():
 
 
 def test_it_is_unbiased_where_a_shared_batch_is_not():
-    """Over all splits of the examples, g_0 of halves means |E v|^2 up to drawing without replacement; |v|^2 is more."""
+    """Over draws of the examples, g_0 of halves, v_1 v_2, means |E v|^2; that of a shared batch, |v|^2, is more."""
     model, _, bilevel = made("per_task", gamma=0.0)
     generator = torch.Generator().manual_seed(3)
     crossed, shared = [], []
-    for _ in range(300):
+    for number in range(300):
         order = torch.randint(0, 8, (8,), generator=generator)
-        halves = [lambda rows=rows: model.losses(rows) for rows in (order[:4], order[4:])]
-        crossed.append(bilevel.backward(halves, outer=True, cross=True).outer.products[0])
-        shared.append(bilevel.backward(halves, outer=True).outer.products[0])
+        one, other, both = (model.jacobian(rows)[0] for rows in (order[:4], order[4:], order))
+        crossed.append(one @ other)
+        shared.append(both.square().sum())
+        if number < 12:  # the others are what the formulas say
+            halves = [lambda rows=rows: model.losses(rows) for rows in (order[:4], order[4:])]
+            found = bilevel.backward(halves, outer=True, cross=True).outer.products[0]
+            torch.testing.assert_close(found, crossed[-1], rtol=1e-10, atol=1e-12)
+            found = bilevel.backward(halves, outer=True).outer.products[0]
+            torch.testing.assert_close(found, shared[-1], rtol=1e-10, atol=1e-12)
     truth = model.jacobian(slice(None))[0].square().sum()
     crossed, shared = torch.stack(crossed), torch.stack(shared)
     error = crossed.std() / len(crossed) ** 0.5

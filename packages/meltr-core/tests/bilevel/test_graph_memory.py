@@ -26,11 +26,11 @@ from meltr.autograd.graph import needed_later, shared_backwards
 from meltr.verify.memory import peak_memory
 
 GAMMA = 0.3
-WIDTH, DEPTH = 512, 6
+WIDTH, DEPTH = 256, 6
 
 
 class Trunk(nn.Module):
-    """Square layers of one MiB each, `examples` rows of 2 KiB, and losses of the same output."""
+    """Square layers of 256 KiB each, `examples` rows of 1 KiB, and losses of the same output."""
 
     def __init__(self, losses: int, examples: int) -> None:
         super().__init__()
@@ -65,7 +65,7 @@ def memory_of_steps(model: Trunk, *, part: int | None = None, **settings) -> tup
     return tuple(peak_memory(lambda outer=outer: step(outer), torch.device("cpu")) for outer in (False, True))
 
 
-@pytest.mark.parametrize("examples", [32, 2048])
+@pytest.mark.parametrize("examples", [16, 1024])
 def test_rows_cost_one_gradient_more_than_an_ordinary_step(examples):
     """Two losses: the task gradients and nothing else, whatever the activations take; v and u are never made."""
     model = Trunk(2, examples)
@@ -76,15 +76,15 @@ def test_rows_cost_one_gradient_more_than_an_ordinary_step(examples):
 
 def test_rows_that_are_not_kept_are_there_one_at_a_time():
     """Four losses: v and one task's gradient, where an ordinary step has u."""
-    model = Trunk(4, 32)
+    model = Trunk(4, 16)
     ordinary, outer = memory_of_steps(model, estimator=estimator_of("per_task"))
     assert outer <= ordinary + 1.25 * model.gradient
 
 
 @pytest.mark.parametrize("estimator", ["difference", "forward"])
 def test_the_graph_of_a_part_is_gone_before_that_of_the_batch(estimator):
-    model = Trunk(4, 2048)
-    ordinary, outer = memory_of_steps(model, estimator=estimator_of(estimator), part=512)
+    model = Trunk(4, 1024)
+    ordinary, outer = memory_of_steps(model, estimator=estimator_of(estimator), part=256)
     assert outer <= 1.05 * ordinary
 
 
@@ -104,7 +104,7 @@ def test_a_graph_that_is_not_retained_costs_no_memory(estimator, more):
 
     Forward mode holds v beside the tangents of all layers, which are as large as the activations.
     """
-    model = Trunk(4, 2048)
+    model = Trunk(4, 1024)
     ordinary, kept = memory_of_steps(model, estimator=estimator_of(estimator))
     _, outer = memory_of_steps(model, estimator=estimator_of(estimator), retain_graph=False)
     assert outer <= 1.05 * ordinary + more * model.gradient

@@ -13,6 +13,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from command_line import call
 from meltr.cli.app import main
 from meltr.parallel.sharded import read_full
 from places import TOY
@@ -78,19 +79,19 @@ def plugin(tmp_path):
 
 
 @pytest.fixture
-def meltr_run(tmp_path):
-    """Run ``meltr run`` in `tmp_path` over some processes."""
+def meltr_run(tmp_path, monkeypatch):
+    """Run ``meltr run`` in `tmp_path` over some processes; a single one is that of the test."""
+    monkeypatch.chdir(tmp_path)
 
     def start(*options: str, processes: int, torchrun: tuple[str, ...] = (), die: bool = False, resume: bool = False):
+        words = [*([] if resume else WORDS), *options]
+        if processes == 1:
+            done = call("run", *words)
+            return subprocess.CompletedProcess(words, done.exit_code, done.stdout, done.stderr)
         prefix = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"]
-        command = (
-            [*prefix, *torchrun, "-m", "meltr", "run"] if processes > 1 else [sys.executable, "-m", "meltr", "run"]
-        )
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "DIE": "1" if die else ""}
-        command += [] if resume else WORDS
-        return subprocess.run(
-            [*command, *options], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=240
-        )
+        command = [*prefix, *torchrun, "-m", "meltr", "run", *words]
+        return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600)
 
     return start
 

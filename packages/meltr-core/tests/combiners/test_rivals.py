@@ -15,6 +15,7 @@ from meltr import Bilevel, LinearCombiner, sensitivities
 from meltr.combiners.base import SelfTrained
 from meltr.combiners.dwa import DynamicWeightAverage
 from meltr.combiners.famo import Famo
+from meltr.combiners.fixed import FixedCombiner
 from meltr.combiners.gradnorm import GradNorm
 from meltr.combiners.uncertainty import UncertaintyCombiner
 from meltr.engine.checkpoints import load_module, save_module
@@ -393,3 +394,13 @@ def test_rivals_bring_their_settings_and_the_user_is_stronger(name):
     assert brought.keys() >= {"bilevel.outer_lr"}
     assert brought == {key: getattr(spec.bilevel, key.removeprefix("bilevel.")) for key in brought}
     assert resolve(registry, **choice, sets=["outer_lr=0.5"]).bilevel.outer_lr == 0.5
+
+
+@pytest.mark.parametrize("kind", [FixedCombiner, LinearCombiner, UncertaintyCombiner])
+def test_a_subclass_of_a_capturable_combiner_is_not_capturable(kind):
+    class Changed(kind):
+        pass
+
+    settings = {"weights": (1.0, 1.0)} if kind is FixedCombiner else {}
+    assert kind(2, **settings).capturable
+    assert not Changed(2, **settings).capturable

@@ -18,6 +18,7 @@ from torch import nn
 
 import meltr
 from command_line import call
+from left_behind import LeftBehind
 from meltr.combiners.fixed import plain_sum
 from meltr.devices import resolve_device
 from meltr.engine.batches import Cursor, ReplayBuffer
@@ -106,20 +107,10 @@ def test_same_seed_same_numbers_other_seed_others(tmp_path):
     ids=["shared", "replay", "replay-random", "held_out", "difference", "per_task", "cross", "primary-step"],
 )
 def test_resume_after_any_checkpoint_ends_with_the_same_numbers(tmp_path, settings):
-    class StopError(Exception):
-        pass
-
-    class Killer:
-        @meltr.hookimpl
-        def on_checkpoint(self, path):
-            if path.name == "step-000011":
-                raise StopError
-
     settings = {"train.epochs": 3, "train.checkpoint_every": 11, **settings}
-    run(tmp_path, "whole", **settings)
-    with pytest.raises(StopError):
-        run(tmp_path, "cut", observers=[Killer()], **settings)
+    run(tmp_path, "whole", observers=[LeftBehind("step-000011", tmp_path / "cut")], **settings)
     run(tmp_path, "cut", resume=True, **settings)
+    assert "resumed at step 11 of 24" in (tmp_path / "cut" / "log.txt").read_text()
     assert_same(weights(tmp_path / "whole"), weights(tmp_path / "cut"))
 
     def lines(name):
@@ -141,11 +132,13 @@ def test_kill_in_the_middle_of_an_epoch_and_resume(tmp_path):
     process = subprocess.Popen(command, env={**os.environ, "OMP_NUM_THREADS": "1"})
     deadline = time.monotonic() + 120
     while len(list((tmp_path / "cut").glob("checkpoints/step-*"))) < 1 and time.monotonic() < deadline:
-        time.sleep(0.01)
+        time.sleep(0.05)
     process.send_signal(signal.SIGKILL)
     process.wait()
     assert not (tmp_path / "cut" / "results.json").exists()
-    assert call("run", "--resume", tmp_path / "cut", "--quiet").exit_code == 0
+    assert call("run", "--resume", tmp_path / "cut", "--quiet", plots=True).exit_code == 0
+    drawn = {path.name for path in (tmp_path / "cut" / "plots").iterdir()}
+    assert {"losses.png", "sensitivities.png", "evaluation.png"} <= drawn
     assert_same(weights(tmp_path / "whole"), weights(tmp_path / "cut"))
     read = [json.loads((tmp_path / name / "results.json").read_text()) for name in ("whole", "cut")]
     assert read[0]["test"] == read[1]["test"]

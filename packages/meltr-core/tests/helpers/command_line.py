@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
+from unittest.mock import patch
 
 import typer
 from typer.testing import CliRunner, Result
@@ -14,20 +16,23 @@ from meltr.plugins import discover
 Call = Callable[..., Result]
 
 
-def call(*words: object, app: typer.Typer | None = None) -> Result:
+def call(*words: object, app: typer.Typer | None = None, plots: bool = False) -> Result:
     """Return what ``meltr WORDS`` prints and how it ends.
 
     Args:
         words: The words after ``meltr``, of any type that `str` takes.
         app: The command line; None: that of the installed plugins.
+        plots: Let a run draw its plots at its end. They take several times as long as a small run, so tests of
+            anything else do without.
     """
-    return CliRunner().invoke(build_app() if app is None else app, [str(word) for word in words])
+    with nullcontext() if plots else patch("meltr.cli._jobs._draw"):
+        return CliRunner().invoke(build_app() if app is None else app, [str(word) for word in words])
 
 
 def command_line(*plugins: Path) -> Call:
     """Return a `call` of one command line with the plugins in files, for several calls."""
     app = build_app(discover(plugins))
-    return lambda *words: call(*words, app=app)
+    return lambda *words, **how: call(*words, app=app, **how)
 
 
 def assert_stopped(result: Result, *messages: str) -> None:

@@ -11,10 +11,9 @@ from typing import Any
 
 import pytest
 import torch
-from typer.testing import CliRunner
 
+import command_line
 import meltr
-from meltr.cli.app import build_app
 from meltr.context import Data, PredictRequest, RunContext
 from meltr.engine.built_run import open_run
 from meltr.engine.predicting import load_run
@@ -78,7 +77,7 @@ def test_it_runs_evaluates_and_answers_from_the_command_line(cache: Path, tmp_pa
     folder = sample(cache, "msvd")
 
     def call(*words: object) -> Any:
-        result = CliRunner().invoke(build_app(discover()), [str(word) for word in words])
+        result = command_line.call(*words)
         assert result.exit_code == 0, result.output
         return result
 

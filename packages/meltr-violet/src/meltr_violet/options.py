@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field
 
-from meltr.video.options import FrameOptions
+from meltr.video.options import FrameOptions, multiple_of
 
 
 class VioletOptions(FrameOptions):
@@ -39,7 +39,7 @@ class VioletOptions(FrameOptions):
     bert: Path | None = None
     fc: Literal["vtm", "answer", "choice", "none"] = "vtm"
     frames: int = Field(5, ge=1, le=6)
-    image_size: int = Field(224, ge=32, le=448)
+    image_size: Annotated[int, multiple_of(32, "the side of a cell")] = Field(224, ge=32, le=448)
     text_length: int = Field(25, ge=3, le=512)
     clip: Literal["clean", "masked"] = "clean"
     choice_text: Literal["prompt", "plain", "released"] = "prompt"
@@ -48,10 +48,3 @@ class VioletOptions(FrameOptions):
     codes: str = "auto"
     prepared: bool = True
     answer_dropout: float = Field(0.5, ge=0, lt=1)
-
-    @field_validator("image_size")
-    @classmethod
-    def _whole_cells(cls, value: int) -> int:
-        if value % 32:
-            raise ValueError(f"image_size={value} is not a multiple of 32, the side of a cell")
-        return value

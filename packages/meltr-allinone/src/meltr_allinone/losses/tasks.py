@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from meltr.parallel.gather import gather
-from meltr.video.losses import cross_entropy, wide
+from meltr.video.losses import cross_entropy, wanted_losses, wide
 from meltr.video.text.wordpiece import PAD
 from meltr_allinone.data.transforms import Normalisation, normalised
 from meltr_allinone.losses.alignment import alignment_distance
@@ -97,7 +97,7 @@ def task_losses(
         ValueError: If a name is unknown, or the batch or the model lacks what a loss needs.
     """
     passes = _Passes(model, batch, draws, settings or LossSettings())
-    makers: dict[str, Callable[[], Tensor]] = {
+    makers = {
         "answer": passes.answer,
         "vtm": passes.matching,
         "mlm": passes.masked_text,
@@ -105,10 +105,7 @@ def task_losses(
         "contrastive": passes.contrastive,
         "rank": passes.ranking,
     }
-    unknown = [name for name in wanted if name not in makers]
-    if unknown:
-        raise ValueError(f"unknown losses {unknown}: choose from {LOSSES}")
-    return {name: makers[name]() for name in wanted}
+    return wanted_losses(makers, wanted)
 
 
 def similarity(text: Tensor, video: Tensor) -> Tensor:

@@ -17,6 +17,8 @@ from torch import Tensor, nn
 from transformers import BertConfig
 from transformers.models.bert.modeling_bert import BertEmbeddings, BertPredictionHeadTransform
 
+from meltr.video.adapter.limits import check_heads
+from meltr.video.text.bert import Pooler
 from meltr.video.text.wordpiece import PAD
 from meltr_allinone.model.config import ModelConfig
 from meltr_allinone.model.rolling import roll_tokens
@@ -73,18 +75,6 @@ class FrameTransformer(nn.Module):
             block.attn.fused_attn = config.attention == "fused"  # type: ignore[union-attr]
 
 
-class Pooler(nn.Module):
-    """Pooled state tanh(W x + b) of slot 0."""
-
-    def __init__(self, width: int) -> None:
-        super().__init__()
-        self.dense = nn.Linear(width, width)
-
-    def forward(self, features: Tensor) -> Tensor:
-        """Map features (B, S, D) to the pooled state of slot 0, (B, D)."""
-        return cast(Tensor, self.dense(features[:, 0])).tanh()
-
-
 class MatchHead(nn.Module):
     """Two logits of matching. Class 1: text and video belong together."""
 
@@ -125,11 +115,7 @@ class AllInOne(nn.Module):
 
     def __init__(self, config: ModelConfig, *, heads: Sequence[str] = ("mlm", "itm"), answers: int = 0) -> None:
         super().__init__()
-        unknown = [name for name in heads if name not in HEADS]
-        if unknown or ("answer" in heads and answers < 1):
-            raise ValueError(
-                f"heads={tuple(heads)} with answers={answers}: choose heads from {HEADS}, and give 'answer' its classes"
-            )
+        check_heads(heads, HEADS, answers)
         width, self.config = config.width, config
         self.text_embeddings = BertEmbeddings(bert_config(config))  # type: ignore[no-untyped-call]
         self.token_type_embeddings = nn.Embedding(2, width)

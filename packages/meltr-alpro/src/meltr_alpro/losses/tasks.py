@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from meltr.parallel.gather import gather
-from meltr.video.losses import cross_entropy, wide
+from meltr.video.losses import cross_entropy, wanted_losses, wide
 from meltr.video.text.wordpiece import PAD
 from meltr_alpro.losses.draws import Draws, black_outside, wrong_pairs
 from meltr_alpro.model.alpro import Alpro, similarity
@@ -73,17 +73,14 @@ def task_losses(
         ValueError: If a name is unknown, or the batch or the model lacks what a loss needs.
     """
     passes = Passes(model, batch, draws, settings or LossSettings())
-    makers: dict[str, Callable[[], Tensor]] = {
+    makers = {
         "answer": passes.answer,
         "vtc": passes.contrast,
         "vtm": passes.matching,
         "mlm": passes.masked_text,
         "pem": passes.entities,
     }
-    unknown = [name for name in wanted if name not in makers]
-    if unknown:
-        raise ValueError(f"unknown losses {unknown}: choose from {LOSSES}")
-    return {name: makers[name]() for name in wanted}
+    return wanted_losses(makers, wanted)
 
 
 class Passes:

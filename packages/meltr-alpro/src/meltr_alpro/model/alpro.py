@@ -9,10 +9,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from meltr.video.adapter.limits import check_heads
 from meltr.video.losses import wide
+from meltr.video.text.bert import TiedHead
 from meltr.video.text.wordpiece import PAD
 from meltr_alpro.model.config import ModelConfig
-from meltr_alpro.model.text import MaskedTextHead, TextEncoder
+from meltr_alpro.model.text import TextEncoder, bert_config
 from meltr_alpro.model.timesformer import TimeSformer
 
 HEADS = ("matching", "mlm", "pem", "answer")
@@ -74,11 +76,7 @@ class Alpro(nn.Module):
 
     def __init__(self, config: ModelConfig, *, heads: Sequence[str] = ("matching", "mlm"), answers: int = 0) -> None:
         super().__init__()
-        unknown = [name for name in heads if name not in HEADS]
-        if unknown or ("answer" in heads and answers < 1):
-            raise ValueError(
-                f"heads={tuple(heads)} with answers={answers}: choose heads from {HEADS}, and give 'answer' its classes"
-            )
+        check_heads(heads, HEADS, answers)
         self.config, width = config, config.width
         self.visual_encoder = TimeSformer(config)
         self.text_encoder = TextEncoder(config)
@@ -86,7 +84,7 @@ class Alpro(nn.Module):
         self.text_proj = nn.Linear(width, config.shared)
         self.temp = nn.Parameter(torch.tensor(config.temperature))
         self.itm_head = nn.Linear(width, 2) if "matching" in heads else None
-        self.mlm_head = MaskedTextHead(config) if "mlm" in heads else None
+        self.mlm_head = TiedHead(bert_config(config), config.vocabulary) if "mlm" in heads else None
         self.mpm_head = _two_layers(width, config.entities) if "pem" in heads else None
         self.classifier = _two_layers(width, answers) if "answer" in heads else None
         self.prompter = Prompter(config) if "pem" in heads else None

@@ -7,30 +7,21 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 from transformers import BertConfig
-from transformers.models.bert.modeling_bert import BertEmbeddings, BertLayer, BertPredictionHeadTransform
+from transformers.models.bert.modeling_bert import BertEmbeddings, BertLayer
 
-from meltr.video.text.wordpiece import PAD
+from meltr.video.text import bert
 from meltr_alpro.model.config import ModelConfig
 
 
 def bert_config(config: ModelConfig) -> BertConfig:
     """Return the sizes as a configuration of transformers."""
-    made = BertConfig(
-        vocab_size=config.vocabulary,
-        hidden_size=config.width,
+    return bert.bert_config(
+        config,
         num_hidden_layers=config.layers,
         num_attention_heads=config.text_heads,
-        intermediate_size=config.feedforward,
-        max_position_embeddings=config.text_positions,
         type_vocab_size=config.token_types,
         layer_norm_eps=config.text_eps,
-        hidden_act="gelu",
-        hidden_dropout_prob=config.dropout,
-        attention_probs_dropout_prob=config.dropout,
-        pad_token_id=PAD,
     )
-    made._attn_implementation = "sdpa" if config.attention == "fused" else "eager"
-    return made
 
 
 class TextEncoder(nn.Module):
@@ -77,20 +68,3 @@ class TextEncoder(nn.Module):
         for layer in layers:
             states = layer(states, mask)
         return states
-
-
-class MaskedTextHead(nn.Module):
-    """BERT's masked language modelling head. Its decoder is the table of word embeddings.
-
-    Args:
-        config: Sizes.
-    """
-
-    def __init__(self, config: ModelConfig) -> None:
-        super().__init__()
-        self.transform = BertPredictionHeadTransform(bert_config(config))  # type: ignore[no-untyped-call]
-        self.bias = nn.Parameter(torch.zeros(config.vocabulary))
-
-    def forward(self, states: Tensor, words: Tensor) -> Tensor:
-        """Map states (..., D) to logits (..., V), with the word embeddings (V, D)."""
-        return nn.functional.linear(self.transform(states), words, self.bias)

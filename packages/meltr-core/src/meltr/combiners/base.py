@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -24,6 +24,9 @@ class Combiner(nn.Module):
     learned = False
     """True if the outer loop trains the combiner. Then m must be twice differentiable (no fused kernels)."""
 
+    _pure: ClassVar[bool] = False
+    """True in the body of a class that is always `capturable`. Subclasses do not inherit it."""
+
     def __init__(self, names: Sequence[str]) -> None:
         super().__init__()
         if not names:
@@ -42,8 +45,9 @@ class Combiner(nn.Module):
 
         Then m must depend on nothing but the losses and its parameters and buffers, must change none of them when it
         is called, draw no random numbers, and never wait for the device (``.item()``, ``if tensor:``).
+        A subclass of a capturable combiner is not, unless it says so: it may do what a graph cannot.
         """
-        return False
+        return bool(vars(type(self)).get("_pure"))
 
     def settings(self) -> dict[str, object]:
         """Return the settings needed to rebuild the combiner; they are stored beside its weights."""

@@ -23,17 +23,13 @@ class FixedCombiner(Combiner):
     """
 
     weights: Tensor
+    _pure = True
 
     def __init__(self, losses: int | Sequence[str], weights: Sequence[float]) -> None:
         super().__init__(as_names(losses))
         if len(weights) != len(self.names):
             raise ValueError(f"{len(weights)} weights for {len(self.names)} losses {list(self.names)}")
         self.register_buffer("weights", torch.tensor([float(w) for w in weights]))
-
-    @property
-    def capturable(self) -> bool:
-        """True for this class; a subclass may do what a graph cannot."""
-        return type(self) is FixedCombiner
 
     def forward(self, losses: Tensor) -> Tensor:
         """Map losses of shape (T+1,) to their weighted sum of shape ()."""

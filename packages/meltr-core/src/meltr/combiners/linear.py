@@ -26,6 +26,7 @@ class LinearCombiner(Combiner):
     """
 
     learned = True
+    _pure = True
 
     def __init__(self, losses: int | Sequence[str], *, start_weight: float = 1.0, positive: bool = True) -> None:
         super().__init__(as_names(losses))
@@ -39,11 +40,6 @@ class LinearCombiner(Combiner):
     def weights(self) -> Tensor:
         """The weights, shape (T+1,)."""
         return F.softplus(self.raw) if self.positive else self.raw
-
-    @property
-    def capturable(self) -> bool:
-        """True for this class; a subclass may do what a graph cannot."""
-        return type(self) is LinearCombiner
 
     def forward(self, losses: Tensor) -> Tensor:
         """Map losses of shape (T+1,) to their weighted sum of shape ()."""

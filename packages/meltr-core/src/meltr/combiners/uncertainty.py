@@ -38,6 +38,8 @@ class UncertaintyCombiner(SelfTrained):
         ValueError: If `start_weight` is not positive.
     """
 
+    _pure = True
+
     def __init__(self, losses: int | Sequence[str], *, start_weight: float = 1.0) -> None:
         super().__init__(as_names(losses))
         if not start_weight > 0:
@@ -48,11 +50,6 @@ class UncertaintyCombiner(SelfTrained):
     def weights(self) -> Tensor:
         """The weights exp(-s) / 2, shape (T+1,)."""
         return (-self.log_variances).exp() / 2
-
-    @property
-    def capturable(self) -> bool:
-        """True for this class; a subclass may do what a graph cannot."""
-        return type(self) is UncertaintyCombiner
 
     def forward(self, losses: Tensor) -> Tensor:
         """Map losses of shape (T+1,) to the negative log-likelihood of shape ()."""

@@ -1,6 +1,8 @@
-"""Helpers for losses of videos and texts: their precision, and a cross-entropy over known targets."""
+"""Helpers for losses of videos and texts: precision, a cross-entropy over known targets, the wanted ones by name."""
 
 from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -24,3 +26,19 @@ def cross_entropy(logits: Tensor, targets: Tensor, *, ignored: int = IGNORED) ->
     """
     total = F.cross_entropy(wide(logits).flatten(0, -2), targets.flatten(), ignore_index=ignored, reduction="sum")
     return total / (targets != ignored).sum().clamp_min(1)
+
+
+def wanted_losses(makers: Mapping[str, Callable[[], Tensor]], wanted: Sequence[str]) -> dict[str, Tensor]:
+    """Return the wanted losses by name, in the order of `wanted`; the others are not computed.
+
+    Args:
+        makers: Name of a loss -> a function that computes it, 0-dim.
+        wanted: Names from `makers`.
+
+    Raises:
+        ValueError: If a name is unknown.
+    """
+    unknown = [name for name in wanted if name not in makers]
+    if unknown:
+        raise ValueError(f"unknown losses {unknown}: choose from {tuple(makers)}")
+    return {name: makers[name]() for name in wanted}

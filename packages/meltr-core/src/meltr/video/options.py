@@ -6,11 +6,29 @@ import dataclasses
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-from pydantic import Field
+from pydantic import AfterValidator, Field, ValidationInfo
 
 from meltr.specs import Info
 
 S = TypeVar("S")
+
+
+def multiple_of(number: int, what: str) -> AfterValidator:
+    """Return a check of a whole number, for the annotation of an option.
+
+    An example: ``image_size: Annotated[int, multiple_of(16, "the side of a patch")] = 224``.
+
+    Args:
+        number: What the value has to be a multiple of.
+        what: What `number` is, for the message.
+    """
+
+    def check(value: int, field: ValidationInfo) -> int:
+        if value % number:
+            raise ValueError(f"{field.field_name}={value} is not a multiple of {number}, {what}")
+        return value
+
+    return AfterValidator(check)
 
 
 class VideoOptions(Info):

@@ -7,7 +7,7 @@ through the encoders in one batch. A pair goes through the cross encoder once an
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal, NamedTuple
@@ -19,7 +19,7 @@ from torch.nn import functional as F
 
 from meltr.metrics.classification import IGNORED
 from meltr.parallel.gather import gather
-from meltr.video.losses import cross_entropy, wide
+from meltr.video.losses import cross_entropy, wanted_losses, wide
 from meltr.video.text.wordpiece import PAD
 from meltr_univl.losses.masking import Masks
 from meltr_univl.losses.ranking import margin_ranking, mil_nce, row_cross_entropy
@@ -105,11 +105,8 @@ def task_losses(
     Raises:
         ValueError: If a name is unknown, or the batch lacks what a loss needs.
     """
-    unknown = [name for name in wanted if name not in LOSSES]
-    if unknown:
-        raise ValueError(f"unknown losses {unknown}: choose from {LOSSES}")
     passes = _Passes(model, batch, masks, wanted, settings or LossSettings())
-    makers: dict[str, Callable[[], Tensor]] = {
+    makers = {
         "joint": lambda: passes.joint(masked=False),
         "align": lambda: passes.align(masked=False),
         "cmlm": passes.masked_words,
@@ -120,7 +117,7 @@ def task_losses(
         "m_decoder": lambda: passes.captions(masked=True),
         "score": passes.score,
     }
-    return {name: makers[name]() for name in wanted}
+    return wanted_losses(makers, wanted)
 
 
 class _Side(NamedTuple):

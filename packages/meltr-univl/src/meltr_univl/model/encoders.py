@@ -8,8 +8,9 @@ import torch
 from torch import Tensor, nn
 from transformers.models.bert.modeling_bert import BertEmbeddings
 
+from meltr.video.text.bert import Pooler
 from meltr_univl.model.config import EPS, ModelConfig
-from meltr_univl.model.layers import EncoderLayers, Pooler, bert_config
+from meltr_univl.model.layers import EncoderLayers, bert_config
 
 
 class TextEncoder(nn.Module):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import cast
 
-import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import BertConfig
@@ -12,31 +11,16 @@ from transformers.models.bert.modeling_bert import (
     BertIntermediate,
     BertLayer,
     BertOutput,
-    BertPredictionHeadTransform,
     BertSelfOutput,
 )
 
-from meltr.video.text.wordpiece import PAD
+from meltr.video.text import bert
 from meltr_univl.model.config import EPS, HIDDEN_KEY, ModelConfig
 
 
 def bert_config(config: ModelConfig) -> BertConfig:
     """Return the sizes as a configuration of transformers."""
-    made = BertConfig(
-        vocab_size=config.vocabulary,
-        hidden_size=config.width,
-        num_attention_heads=config.heads,
-        intermediate_size=config.feedforward,
-        max_position_embeddings=config.text_positions,
-        type_vocab_size=2,
-        layer_norm_eps=EPS,
-        hidden_act="gelu",
-        hidden_dropout_prob=config.dropout,
-        attention_probs_dropout_prob=config.dropout,
-        pad_token_id=PAD,
-    )
-    made._attn_implementation = "sdpa" if config.attention == "fused" else "eager"
-    return made
+    return bert.bert_config(config, layer_norm_eps=EPS)
 
 
 def key_mask(mask: Tensor, like: Tensor) -> Tensor:
@@ -74,20 +58,8 @@ def _encoder_layer(sizes: BertConfig, number: int) -> nn.Module:
     return BertLayer(sizes, layer_idx=number)  # type: ignore[no-untyped-call]
 
 
-class Pooler(nn.Module):
-    """Pooled state tanh(W x + b) of position 0."""
-
-    def __init__(self, width: int) -> None:
-        super().__init__()
-        self.dense = nn.Linear(width, width)
-
-    def forward(self, states: Tensor) -> Tensor:
-        """Map (B, L, H) to (B, H)."""
-        return cast(Tensor, self.dense(states[:, 0])).tanh()
-
-
-class Prediction(nn.Module):
-    """The transform and the bias of a prediction head. The caller passes the matrix, which is a table of an encoder.
+class PredictionHead(nn.Module):
+    """The head that predicts words or frames from a table of an encoder, under its official name.
 
     Args:
         config: Sizes.
@@ -96,23 +68,10 @@ class Prediction(nn.Module):
 
     def __init__(self, config: ModelConfig, outputs: int) -> None:
         super().__init__()
-        self.transform = BertPredictionHeadTransform(bert_config(config))  # type: ignore[no-untyped-call]
-        self.bias = nn.Parameter(torch.zeros(outputs))
+        self.predictions = bert.TiedHead(bert_config(config), outputs)
 
     def forward(self, states: Tensor, matrix: Tensor) -> Tensor:
-        """Map (..., H) to (..., outputs); `matrix` is (outputs, H)."""
-        return F.linear(self.transform(states), matrix, self.bias)
-
-
-class PredictionHead(nn.Module):
-    """Container that gives a `Prediction` its official name."""
-
-    def __init__(self, config: ModelConfig, outputs: int) -> None:
-        super().__init__()
-        self.predictions = Prediction(config, outputs)
-
-    def forward(self, states: Tensor, matrix: Tensor) -> Tensor:
-        """Map (..., H) to (..., outputs), see `Prediction.forward`."""
+        """Map (..., H) to (..., outputs), `matrix` is (outputs, H)."""
         return cast(Tensor, self.predictions(states, matrix))
 
 

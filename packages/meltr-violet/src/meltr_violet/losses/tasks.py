@@ -8,7 +8,7 @@ losses and pairs.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal
@@ -18,7 +18,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from meltr.parallel.gather import gather
-from meltr.video.losses import cross_entropy
+from meltr.video.losses import cross_entropy, wanted_losses
 from meltr_violet.losses.masking import Masks, black_out, code_targets, draw_cells, draw_masks
 from meltr_violet.losses.released import draw_columns, mask_choices, matching_pairs
 from meltr_violet.model.scoring import all_pairs, head, pooled_pairs
@@ -138,17 +138,14 @@ def task_losses(
         ValueError: If a name is unknown, or the batch or the model lacks what a loss needs.
     """
     passes = _Passes(model, batch, masks, settings or LossSettings())
-    makers: dict[str, Callable[[], Tensor]] = {
+    makers = {
         "answer": passes.answer,
         "classification": passes.answer,
         "vtm": passes.matching,
         "mtm": passes.masked_text,
         "mvm": passes.masked_video,
     }
-    unknown = [name for name in wanted if name not in makers]
-    if unknown:
-        raise ValueError(f"unknown losses {unknown}: choose from {LOSSES}")
-    return {name: makers[name]() for name in wanted}
+    return wanted_losses(makers, wanted)
 
 
 class _Passes:

@@ -10,28 +10,18 @@ from torch import Tensor, nn
 from transformers import BertConfig
 from transformers.models.bert.modeling_bert import BertEmbeddings, BertLayer
 
-from meltr.video.text.wordpiece import PAD
+from meltr.video.text import bert
 from meltr_violet.model.config import ModelConfig
 
 
 def bert_config(config: ModelConfig) -> BertConfig:
     """Return the sizes as a configuration of transformers."""
-    made = BertConfig(
-        vocab_size=config.vocabulary,
-        hidden_size=config.width,
+    return bert.bert_config(
+        config,
         num_hidden_layers=config.layers,
-        num_attention_heads=config.heads,
-        intermediate_size=config.feedforward,
-        max_position_embeddings=config.text_positions,
         type_vocab_size=config.token_types,
         layer_norm_eps=config.text_eps,
-        hidden_act="gelu",
-        hidden_dropout_prob=config.dropout,
-        attention_probs_dropout_prob=config.dropout,
-        pad_token_id=PAD,
     )
-    made._attn_implementation = "sdpa" if config.attention == "fused" else "eager"
-    return made
 
 
 class TextEmbedding(BertEmbeddings):

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from meltr.video.adapter.limits import check_heads
 from meltr.video.text.wordpiece import PAD
 from meltr_violet.model.config import ModelConfig
 from meltr_violet.model.heads import ANSWER_DROPOUT, MaskedTextHead, mlp_head
@@ -46,11 +47,7 @@ class Violet(nn.Module):
         answer_dropout: float = ANSWER_DROPOUT,
     ) -> None:
         super().__init__()
-        unknown = [name for name in heads if name not in HEADS]
-        if unknown or ("answer" in heads and answers < 1):
-            raise ValueError(
-                f"heads={tuple(heads)} with answers={answers}: choose heads from {HEADS}, and give 'answer' its classes"
-            )
+        check_heads(heads, HEADS, answers)
         self.config = config
         self.video = VideoEncoder(config)
         self.text = TextEmbedding(config)

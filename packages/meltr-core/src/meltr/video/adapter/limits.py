@@ -1,6 +1,8 @@
-"""Checks of a run's texts against the sizes of a published model. Imports no torch."""
+"""Checks of a run's texts against the sizes of a published model, and of a model's heads. Imports no torch."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 from meltr.errors import UserError
 
@@ -37,4 +39,22 @@ def check_length(setting: str, wanted: int, most: int) -> None:
         raise UserError(
             f"{setting}={wanted} is more than the {most} positions of the model.",
             f"Use --set {setting}={most} or less.",
+        )
+
+
+def check_heads(heads: Sequence[str], known: Sequence[str], answers: int) -> None:
+    """Check which heads a model is built with.
+
+    Args:
+        heads: The heads.
+        known: Those that the model can have.
+        answers: Classes of the head ``answer``.
+
+    Raises:
+        ValueError: If a head is unknown, or ``answer`` is requested without classes.
+    """
+    if set(heads) - set(known) or ("answer" in heads and answers < 1):
+        raise ValueError(
+            f"heads={tuple(heads)} with answers={answers}: choose heads from {tuple(known)}, and give 'answer' its "
+            "classes"
         )
