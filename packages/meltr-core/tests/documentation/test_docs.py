@@ -36,6 +36,7 @@ PAGES = (
     "docs/integrations.md",
     "docs/efficiency.md",
     "docs/results.md",
+    "docs/reports.md",
     "CONTRIBUTING.md",
     "CHANGELOG.md",
 )

@@ -15,6 +15,7 @@ from meltr.combiners.loss_transformer import LossTransformer
 from meltr.engine.checkpoints import load_module
 from meltr.engine.run import execute
 from meltr.plugins import discover
+from meltr.report.embedding_figure import embedding_parts
 from meltr.settings import resolve
 from places import TOY
 
@@ -95,8 +96,28 @@ def test_the_surface_covers_the_logged_range(run):
         assert total == pytest.approx(float(losses.sum()), rel=1e-5)
 
 
+def test_the_parts_of_a_weight_are_those_of_the_embeddings(run):
+    assert call("plot", run, "--figure", "5").exit_code == 0
+    assert (run / "plots" / "embeddings.svg").exists()
+    assert (run / "plots" / "embeddings.png").exists()
+    m, names, logged = combiner(run)
+    parts = embedding_parts(m.float(), logged[:3])
+    assert parts.neither == pytest.approx(np.repeat(parts.neither[:, :1], len(names), axis=1), rel=1e-5)
+    assert parts.neither + parts.from_scale + parts.from_task == pytest.approx(parts.both, rel=1e-9)
+    swapped = m.float()
+    with torch.no_grad():
+        swapped.task_embedding.weight.copy_(swapped.task_embedding.weight[[1, 0, 2]])
+    other = embedding_parts(swapped, logged[:3])
+    assert other.from_scale.shape == (3, 3)
+    assert other.scale == pytest.approx(parts.scale, rel=1e-5)  # the loss alone does not know its task
+    assert other.task[:, 0] == pytest.approx(parts.task[:, 1], rel=1e-5)  # the task alone goes with its embedding
+
+
 def test_what_cannot_be_drawn_is_an_error(tmp_path, run, registry):
-    assert_stopped(call("plot", run, "--figure", "5"), "Valid choices: 3, 4, 7")
+    assert_stopped(call("plot", run, "--figure", "8"), "Valid choices: 3, 4, 5, 6, 7, alignment")
     assert_stopped(call("plot", run, "--figure", "3", "--format", "bmp"), "bmp")
     weighed = trained(tmp_path / "gradients", registry, combiner="torchjd")
     assert_stopped(call("plot", weighed, "--figure", "3"), "--figure 4")
+    assert_stopped(call("plot", weighed, "--figure", "5"), "--figure 4")
+    assert_stopped(call("plot", weighed, "--figure", "alignment"), "no outer step", "--combiner meltr")
+    assert_stopped(call("plot", run, "--figure", "cosines"), "toy")  # its plugin is not installed

@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 import pytest
 import typer
-import yaml
 
 from command_line import call
 from meltr.cli import compare as compare_command
@@ -21,54 +20,7 @@ from meltr.report import series, statistics, style, tables
 from meltr.report.compare import compare
 from meltr.report.plots import FIGURES, draw
 from meltr.report.runs import load_group, load_run
-
-LOSSES = ("ce", "rotation")
-
-
-def make_run(path: Path, **changes: Any) -> Path:
-    """Write a small run folder: 4 epochs of 10 steps, logged every second step."""
-    facts: dict[str, Any] = {
-        "backbone": "b", "task": "classification", "dataset": "d", "combiner": "meltr", "seed": 0, "losses": [*LOSSES],
-    }  # fmt: skip
-    value, finished, tested = (changes.pop(name, default) for name, default in _EXTRAS)
-    metric, count = changes.pop("metric", "top1"), changes.pop("count", 100)
-    facts |= changes
-    path.mkdir(parents=True)
-    spec = facts | {"train": {"log_every": 2}, "sample": facts.get("sample", False)}
-    (path / "run.yaml").write_text(yaml.safe_dump(spec))
-    lines = list(_lines(facts, value, metric))
-    (path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    if finished:
-        split = {"metrics": {metric: value, "top5": value + 10}, "count": count}
-        results = facts | {"run": path.name, "metric": metric, "higher_is_better": True, "seconds": 10.0, "spec": spec}
-        results |= {"validation": split | {"step": 40}, "test": split if tested else None}
-        (path / "results.json").write_text(json.dumps(results))
-    return path
-
-
-_EXTRAS = (("value", 80.0), ("finished", True), ("tested", True))
-
-
-def _lines(facts: dict[str, Any], value: float, metric: str) -> Any:
-    for step in range(2, 41, 2):
-        pulls = {name: 1.0 / (1 + index) + facts["seed"] for index, name in enumerate(facts["losses"])}
-        losses = dict.fromkeys(facts["losses"], 1 / step)
-        yield {"kind": "train", "step": step, "epoch": step / 10, "losses": losses, "sensitivities": pulls,
-               "combined": 1.0, "lr": 0.1, "examples_per_second": 5.0, "memory_mb": 9.0}  # fmt: skip
-        if facts["combiner"] == "meltr":
-            yield {"kind": "outer", "step": step, "epoch": step / 10, "outer_gradient_norm": 0.1,
-                   "gradient_products": dict.fromkeys(losses, 0.001 * (-1) ** step)}  # fmt: skip
-        if step % 10 == 0:
-            yield {"kind": "evaluation", "step": step, "epoch": step / 10, "split": "validation", "count": 100,
-                   "metrics": {metric: value - 40 + step, "top5": value}}  # fmt: skip
-
-
-def make_seeds(parent: Path, values: list[float], **changes: Any) -> Path:
-    for seed, value in enumerate(values):
-        make_run(parent / f"seed-{seed}", value=value, seed=seed, **changes)
-    (parent / "results.json").write_text(json.dumps({"seeds": [*range(len(values))], "metric": "top1"}))
-    return parent
-
+from run_folders import LOSSES, make_run, make_seeds
 
 # Reading
 
@@ -233,6 +185,26 @@ def test_tables(tmp_path: Path) -> None:
 
 
 # Drawing
+
+
+def test_settings_that_differ_are_named(tmp_path: Path, app: typer.Typer) -> None:
+    options = [{"width": 16}, {"width": 32}, {}]
+    names = ("meltr", "meltr", "sum")
+    paths = [
+        make_run(tmp_path / f"r{i}", combiner=name, combiner_options=own, device=f"cuda:{i}")
+        for i, (name, own) in enumerate(zip(names, options, strict=True))
+    ]
+    found = {each.name: each.values for each in compare(paths).settings}
+    assert found == {"combiner": names, "combiner_options.width": ("16", "32", "-")}
+    assert [each.name for each in compare([paths[0], paths[2]]).settings] == ["combiner"]
+    assert compare(paths[:1]).settings == ()
+    content = json.loads(call("compare", *paths, "--json", app=app).stdout)
+    assert content["settings"][1] == {"name": "combiner_options.width", "values": ["16", "32", "-"]}
+    printed = call("compare", *paths, app=app).stdout
+    assert printed.split("Settings that differ:")[1].split() == [
+        *("setting", "r0", "r1", "r2", "combiner", *names, "combiner_options.width", "16", "32", "-")
+    ]
+    assert "| combiner_options.width | 16 | 32 | - |" in call("compare", *paths, "--markdown", app=app).stdout
 
 
 def test_per_epoch_means_and_short_runs(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from meltr.cli.output import table
 from meltr.errors import UserError
 
 
@@ -30,7 +31,7 @@ def compare(
     markdown: Annotated[bool, typer.Option("--markdown", help="Print a Markdown table.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """Compare runs: mean ± standard deviation over seeds, difference to the first, paired tests, time.
+    """Compare runs: mean ± standard deviation over seeds, difference to the first, paired tests, time, and settings.
 
     Runs of one configuration with different seeds become one row.
     """
@@ -38,13 +39,15 @@ def compare(
         raise UserError("--markdown and --json cannot be combined", "Use one of them.")
     from meltr.files import encode
     from meltr.report.compare import compare as compare_runs
-    from meltr.report.tables import legend, to_markdown, to_rich
+    from meltr.report.tables import legend, settings_markdown, settings_rows, to_markdown, to_rich
 
     comparison = compare_runs(runs, metric=metric, split=split)
     if as_json:
         typer.echo(json.dumps(encode(comparison.as_dict()), indent=2))
     elif markdown:
         typer.echo(to_markdown(comparison))
+        if comparison.settings:
+            typer.echo(f"\nSettings that differ:\n\n{settings_markdown(comparison)}")
     else:
         from rich.console import Console
 
@@ -53,3 +56,6 @@ def compare(
         console.print(to_rich(comparison))
         for line in legend(comparison):
             console.print(line, markup=False)
+        if comparison.settings:
+            console.print("Settings that differ:")
+            console.print(table(settings_rows(comparison)), markup=False, soft_wrap=True)

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from meltr.helps.trial import Trial
-from meltr.report.statistics import deviation, mean, paired_t
+from meltr.report.statistics import deviation, holm, mean, paired_t
 
 REFERENCES = ("primary", "sum")
 """What a method has to beat: not to use the auxiliary losses, and to use them without thinking."""
@@ -35,21 +35,6 @@ class Difference:
     def significant(self) -> bool:
         """True if p < 0.05."""
         return self.p is not None and self.p < 0.05
-
-
-def holm(values: Sequence[float | None]) -> list[float | None]:
-    """Return p values corrected for their number by Holm's step-down method (Holm 1979), in the same order.
-
-    Args:
-        values: One p value per test; None stays None and does not count.
-    """
-    order = sorted((p, place) for place, p in enumerate(values) if p is not None)
-    found: list[float | None] = [None] * len(values)
-    highest = 0.0
-    for rank, (p, place) in enumerate(order):
-        highest = max(highest, min(1.0, (len(order) - rank) * p))
-        found[place] = highest
-    return found
 
 
 def against(results: Results, method: str, references: Sequence[str] = REFERENCES) -> dict[str, dict[str, Difference]]:

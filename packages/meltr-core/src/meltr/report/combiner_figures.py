@@ -2,31 +2,18 @@
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
-from numpy.typing import NDArray
 
-from meltr.combiners.base import Combiner, GradientCombiner, sensitivities
-from meltr.engine.checkpoints import Checkpoints, load_module
 from meltr.errors import UserError
-from meltr.files import write_text
-from meltr.folders.checkpoint_folder import CheckpointFolder
 from meltr.folders.run_folder import RunFolder
-from meltr.plugins import Registry, load_object
-from meltr.report import series, style
-from meltr.report.runs import Run, load_run
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-
-Floats = NDArray[np.float64]
+from meltr.plugins import Registry
+from meltr.report import numbers, style
+from meltr.report.embedding_figure import embedding_figure
+from meltr.report.numbers import Drawn
+from meltr.report.trained import Floats, Trained, load_trained
 
 _POINTS = 61
 """Values of a loss in a curve."""
@@ -35,76 +22,7 @@ _GRID = 31
 """Values of each of two losses in a surface."""
 
 
-@dataclass(frozen=True)
-class Trained:
-    """The combiner of a run's last checkpoint, and the losses that the run has seen.
-
-    Args:
-        name: Name of the run.
-        combiner: m, in eval mode.
-        names: Names of the losses, primary first.
-        low: Smallest logged value of each loss, (T+1,).
-        high: Largest logged value, (T+1,).
-        middle: Median of the logged values, (T+1,).
-    """
-
-    name: str
-    combiner: Combiner
-    names: tuple[str, ...]
-    low: Floats
-    high: Floats
-    middle: Floats
-
-    def response(self, losses: Floats) -> tuple[Floats, Floats]:
-        """Return m(l), (N,), and the task weights a, (N, T+1), at each row of `losses`, (N, T+1)."""
-        found = [sensitivities(self.combiner, row) for row in torch.from_numpy(losses).float()]
-        values = np.array([float(m.detach()) for m, _ in found])
-        return values, torch.stack([a for _, a in found]).double().numpy()
-
-
-def load_trained(path: Path, registry: Registry) -> Trained:
-    """Load the combiner of a run.
-
-    Args:
-        path: Folder of one run.
-        registry: The plugins found.
-
-    Raises:
-        UserError: If the folder holds no run with a checkpoint, nothing was logged, or the combiner weighs gradients
-            and is no function of the losses.
-    """
-    run, folder = load_run(path), RunFolder(path)
-    spec = folder.read_spec()
-    built = load_object(registry.combiner(spec.combiner).factory)(spec.losses, **spec.combiner_options)
-    if isinstance(built, GradientCombiner):
-        raise UserError(
-            f"{spec.combiner!r} combines gradients, so there is no function of the losses to draw.",
-            "Draw its task weights over epochs: --figure 4.",
-        )
-    checkpoint = CheckpointFolder(Checkpoints(folder.checkpoints).resolve("last"))
-    load_module(checkpoint.combiner, built, "combiner")
-    logged = _logged(run, spec.losses)
-    low, middle, high = (np.asarray(each, dtype=np.float64) for each in np.percentile(logged, (0, 50, 100), axis=0))
-    return Trained(run.name, built.eval(), tuple(spec.losses), low, high, middle)
-
-
-def _logged(run: Run, names: Sequence[str]) -> Floats:
-    curves = [
-        series.collect([run], "train", lambda line, name=name: (line.get("losses") or {}).get(name))  # type: ignore[misc]
-        for name in names
-    ]
-    if any(curve is None for curve in curves):
-        raise UserError(
-            f"{run.path} has logged no losses yet.", "Wait for the first line, or log more often: log_every."
-        )
-    known = np.stack([curve.values[0] for curve in curves if curve is not None], axis=1)
-    known = known[np.isfinite(known).all(axis=1)]
-    if not len(known):
-        raise UserError(f"{run.path} has logged no finite losses.", "Train another run.")
-    return np.asarray(known, dtype=np.float64)
-
-
-def response_figure(trained: Trained) -> tuple[Figure, str]:
+def response_figure(trained: Trained) -> Drawn:
     """Draw m(l) and the task weight a_t against each loss l_t, the others at their median (Figure 3 of the paper).
 
     Returns:
@@ -135,13 +53,13 @@ def response_figure(trained: Trained) -> tuple[Figure, str]:
         handles=lines,
         labels=["m(l), left axis", "plain sum, left axis", "task weight, right axis"],
         loc="outside lower center",
-        ncols=3,
+        ncols=1 if style.is_narrow() else 3,
     )
-    _caption(figure, trained, "one loss moves over its logged range, the others stay at their median")
-    return figure, _csv(("loss", "value", "combined", "task_weight", "sum"), rows)
+    style.caption(figure, trained.name, "one loss moves over its logged range, the others stay at their median")
+    return figure, numbers.to_csv(("loss", "value", "combined", "task_weight", "sum"), rows)
 
 
-def surface_figure(trained: Trained) -> tuple[Figure, str]:
+def surface_figure(trained: Trained) -> Drawn:
     """Draw m over the primary loss and the auxiliary loss that moves it most, beside the plain sum (Figure 7).
 
     Returns:
@@ -164,27 +82,28 @@ def surface_figure(trained: Trained) -> tuple[Figure, str]:
         mesh = axis.contourf(x, y, part.reshape(_GRID, _GRID), levels=np.linspace(low, high or low + 1, 16))
         axis.set(title=name, xlabel=trained.names[0], ylabel=trained.names[other])
     figure.colorbar(mesh, ax=list(axes), label="loss")
-    _caption(figure, trained, "other losses stay at their median; the same colours in both")
+    style.caption(figure, trained.name, "other losses stay at their median; the same colours in both")
     rows = list(zip(losses[:, 0], losses[:, other], values, total, strict=True))
-    return figure, _csv((trained.names[0], trained.names[other], "combined", "sum"), rows)
+    return figure, numbers.to_csv((trained.names[0], trained.names[other], "combined", "sum"), rows)
 
 
-FIGURES: dict[str, tuple[str, Callable[[Trained], tuple[Figure, str]]]] = {
+FIGURES: dict[str, tuple[str, Callable[[Trained], Drawn]]] = {
     "3": ("combiner_response", response_figure),
+    "5": ("embeddings", embedding_figure),
     "7": ("combiner_surface", surface_figure),
 }
 """Number of the figure in the paper -> name of its files, and how it is drawn."""
 
 
 def draw_combiner(
-    path: Path, registry: Registry, numbers: Sequence[str], *, output: Path | None, formats: Sequence[str]
+    path: Path, registry: Registry, chosen: Sequence[str], *, output: Path | None, formats: Sequence[str]
 ) -> dict[str, list[Path]]:
     """Draw figures of a run's combiner; return name -> files, a CSV with the numbers among them.
 
     Args:
         path: Folder of one run.
         registry: The plugins found.
-        numbers: Keys of `FIGURES`.
+        chosen: Keys of `FIGURES`.
         output: Folder for the files; None: ``plots/`` in the run's folder.
         formats: File formats, from `meltr.report.style.FORMATS`.
 
@@ -197,17 +116,10 @@ def draw_combiner(
     folder = RunFolder(path).plots if output is None else output
     files: dict[str, list[Path]] = {}
     with style.plotting():
-        for number in numbers:
+        for number in chosen:
             name, figure_of = FIGURES[number]
-            figure, table = figure_of(trained)
-            files[name] = style.save(figure, folder, name=name, formats=formats)
-            write_text(folder / f"{name}.csv", table)
-            files[name].append(folder / f"{name}.csv")
+            files[name] = numbers.write(figure_of(trained), folder, name=name, formats=formats)
     return files
-
-
-def _caption(figure: Figure, trained: Trained, text: str) -> None:
-    figure.suptitle(f"{trained.name}  |  {text}", fontsize="small", color="#555555", x=0.01, ha="left")
 
 
 def _range(trained: Trained, place: int, points: int) -> Floats:
@@ -223,11 +135,3 @@ def _spread(trained: Trained, place: int) -> float:
     losses[:, place] = _range(trained, place, 2)
     values, _ = trained.response(losses)
     return abs(float(values[1] - values[0]))
-
-
-def _csv(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(header)
-    writer.writerows([[f"{cell:.8g}" if isinstance(cell, float) else cell for cell in row] for row in rows])
-    return text.getvalue()

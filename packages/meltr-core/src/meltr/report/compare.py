@@ -12,9 +12,8 @@ from typing import Any
 
 from meltr.errors import UserError, did_you_mean
 from meltr.report import statistics
+from meltr.report.differences import NOT_COMPARED, Difference, differences
 from meltr.report.runs import Group, Run, load_group
-
-_NOT_COMPARED = ("seed", "device", "data_root", "plugins")
 
 
 @dataclass(frozen=True)
@@ -62,6 +61,7 @@ class Comparison:
         dataset: The data set.
         rows: The configurations; the first is the reference.
         notes: Remarks that a reader needs to judge the table.
+        settings: Settings that differ between the rows.
     """
 
     metric: str
@@ -70,6 +70,7 @@ class Comparison:
     dataset: str
     rows: tuple[Row, ...]
     notes: tuple[str, ...] = ()
+    settings: tuple[Difference, ...] = ()
 
     def as_dict(self) -> dict[str, Any]:
         """Return the comparison as JSON-able values."""
@@ -90,7 +91,7 @@ def compare(paths: Sequence[Path], *, metric: str | None = None, split: str | No
         UserError: If a folder is not a run, the runs cannot be compared, or the metric or the split is missing.
     """
     notes: list[str] = []
-    groups = _group(paths, notes)
+    groups = finished_groups(paths, notes)
     runs = [run for group in groups for run in group.runs]
     _check_comparable(runs, metric)
     chosen_split = _choose_split(runs, split, notes)
@@ -109,11 +110,20 @@ def compare(paths: Sequence[Path], *, metric: str | None = None, split: str | No
         dataset=str(runs[0].fact("dataset")),
         rows=tuple(rows),
         notes=tuple(notes),
+        settings=differences([group.runs[0].spec for group in groups]),
     )
 
 
-def _group(paths: Sequence[Path], notes: list[str]) -> list[Group]:
-    """Load the runs and join those that differ only in the seed; a repeated seed starts a new row."""
+def finished_groups(paths: Sequence[Path], notes: list[str]) -> list[Group]:
+    """Load the finished runs and join those that differ only in the seed; a repeated seed starts a new group.
+
+    Args:
+        paths: Folders of runs, or of several seeds.
+        notes: Remarks are added here, such as the runs that are skipped because they have no results.
+
+    Raises:
+        UserError: If a folder is not a run, or none of its runs has finished.
+    """
     groups: list[Group] = []
     seen: set[Path] = set()
     for path in paths:
@@ -148,7 +158,7 @@ def _join(groups: list[Group], new: Group) -> None:
 def _configuration(run: Run) -> str:
     """Return a key that is equal for runs that differ only in the seed."""
     spec = run.spec or {name: run.fact(name) for name in ("backbone", "task", "dataset", "combiner", "losses")}
-    return json.dumps({key: spec[key] for key in spec if key not in _NOT_COMPARED}, sort_keys=True, default=str)
+    return json.dumps({key: spec[key] for key in spec if key not in NOT_COMPARED}, sort_keys=True, default=str)
 
 
 def _check_comparable(runs: Sequence[Run], metric: str | None) -> None:

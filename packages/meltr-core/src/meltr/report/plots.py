@@ -76,7 +76,7 @@ def draw(
 
 def losses_figure(group: Group) -> Figure:
     """Draw each loss and the combined loss over steps, one panel each because their scales differ."""
-    names = _ordered(group, series.names(group.runs, "train", "losses"))
+    names = group.ordered(series.names(group.runs, "train", "losses"))
     if not names:
         raise NotRecordedError("no training step was logged")
     curves = [(name, style.look(index)["color"], _reader("losses", name)) for index, name in enumerate(names)]
@@ -97,11 +97,11 @@ def losses_figure(group: Group) -> Figure:
 
 def sensitivities_figure(group: Group) -> Figure:
     """Draw the mean task weight a_t = d m(l) / d l_t of each task in each epoch (Figure 4)."""
-    names = _ordered(group, series.names(group.runs, "train", "sensitivities"))
+    names = group.ordered(series.names(group.runs, "train", "sensitivities"))
     if not names:
         raise NotRecordedError("no task weights were logged")
     figure, (axis,) = style.panels(1)
-    figure.set_size_inches(7.4, 4.2)
+    style.resize(figure, 7.4, 4.2)
     lasts = []
     for index, name in enumerate(names):
         curve = series.collect(group.runs, "train", _reader("sensitivities", name))
@@ -115,9 +115,16 @@ def sensitivities_figure(group: Group) -> Figure:
         )
         _band(axis, epochs.epochs, epochs, color=look["color"])
         lasts.append((_last(epochs.mean), line))
-    axis.axhline(0, color=style.NEUTRAL, linewidth=0.8, zorder=1)
+    low, high = axis.get_ylim()
+    for mark in (0.0, 1.0):  # the plain sum has the weight 1; far from both, the axis shows small differences
+        if low - (high - low) <= mark <= high + (high - low):
+            axis.axhline(mark, color=style.NEUTRAL, linewidth=0.8, linestyle=":" if mark else "-", zorder=1)
     lasts.sort(key=lambda item: -item[0])
-    figure.legend(handles=[line for _, line in lasts], loc="outside right center", title="task")
+    handles = [line for _, line in lasts]
+    if style.is_narrow():
+        figure.legend(handles=handles, loc="outside lower center", title="task", ncols=2)
+    else:
+        figure.legend(handles=handles, loc="outside right center", title="task")
     axis.set_title("Task weights")
     _label(figure, [axis], x="epoch", y=r"task weight $a_t = \partial m / \partial \ell_t$")
     _caption(figure, group, "mean over each epoch" if epochs.epochs[0] >= 1 else "mean over each tenth of the run")
@@ -126,7 +133,7 @@ def sensitivities_figure(group: Group) -> Figure:
 
 def gradient_products_figure(group: Group) -> Figure:
     """Draw the gradient alignment g_t of each task over the outer steps."""
-    names = _ordered(group, series.names(group.runs, "outer", "gradient_products"))
+    names = group.ordered(series.names(group.runs, "outer", "gradient_products"))
     if not names:
         raise NotRecordedError("no outer step was logged; only learned combiners take them")
     figure, axes = style.panels(len(names))
@@ -141,7 +148,7 @@ def gradient_products_figure(group: Group) -> Figure:
         known = curve.values[np.isfinite(curve.values)]
         share = 100 * float(np.mean(known > 0)) if known.size else 0.0
         axis.set_title(name)
-        axis.set_title(f"{share:.0f} % above 0", loc="right", fontsize="medium", fontweight="normal", color="#555555")
+        axis.set_title(f"{share:.0f} % above 0", loc="right", fontsize="medium", fontweight="normal", color=style.FAINT)
     _label(figure, axes, x="step", y="gradient alignment $g_t$")
     _caption(figure, group, "above 0: a larger task weight lowers the primary loss", _smoothing(window))
     return figure
@@ -179,7 +186,7 @@ FIGURES: dict[str, Callable[[Group], Figure]] = {
 
 def _draw_metric(axis: Axes, group: Group, name: str, *, handles: dict[str, Any]) -> None:
     """Draw one metric, add the artists for the legend to `handles`, and write the numbers into the title."""
-    validation, test = (series.collect(group.runs, "evaluations", _metric_reader(name, split)) for split in _SPLITS)
+    validation, test = (series.collect(group.runs, "evaluations", metric_reader(name, split)) for split in _SPLITS)
     numbers = []
     if validation is not None and np.isfinite(validation.mean).any():
         marker = "o" if len(validation.epochs) <= 40 else ""
@@ -213,18 +220,13 @@ def _best_index(group: Group, name: str, curve: series.Curve) -> int:
 _SPLITS = ("validation", "test")
 
 
-def _metric_reader(name: str, split: str) -> Callable[[Line], Any]:
+def metric_reader(name: str, split: str) -> Callable[[Line], Any]:
+    """Return a function that reads a metric of a split from the line of an evaluation; None if it is another split."""
     return lambda line: line["metrics"].get(name) if line.get("split") == split else None
 
 
 def _reader(field: str, name: str) -> Callable[[Line], Any]:
     return lambda line: (line.get(field) or {}).get(name)
-
-
-def _ordered(group: Group, found: Sequence[str]) -> list[str]:
-    """Return the names in the run's order of losses, so that each task has the same colour in every plot."""
-    order = [name for name in group.losses if name in found]
-    return order + [name for name in found if name not in order]
 
 
 def _draw_smoothed(axis: Axes, curve: series.Curve, color: str, *, parts: int) -> int:
@@ -281,5 +283,4 @@ def _label(figure: Figure, axes: Sequence[Axes], *, x: str, y: str) -> None:
 def _caption(figure: Figure, group: Group, *texts: str) -> None:
     """Write the name of the run and the explanation of the plot above it."""
     seeds = f"{len(group.runs)} seeds: mean ± standard deviation" if len(group.runs) > 1 else ""
-    parts = [part for part in (group.name, seeds, *texts) if part]
-    figure.suptitle("  |  ".join(parts), fontsize="small", color="#555555", x=0.01, ha="left")
+    style.caption(figure, group.name, seeds, *texts)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -94,6 +94,11 @@ class Group:
     def losses(self) -> tuple[str, ...]:
         """Names of the losses, primary first."""
         return next((run.losses for run in self.runs if run.losses), ())
+
+    def ordered(self, found: Sequence[str]) -> list[str]:
+        """Return names of losses in the run's order, so that each task has the same colour in every figure."""
+        order = [name for name in self.losses if name in found]
+        return order + [name for name in found if name not in order]
 
 
 def load_run(path: Path) -> Run:

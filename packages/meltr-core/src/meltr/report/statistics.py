@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 _ITERATIONS = 300
 _TINY = 1e-300
+_BISECTIONS = 200
 
 
 def mean(values: Sequence[float]) -> float:
@@ -40,6 +41,43 @@ def paired_t(differences: Sequence[float]) -> float | None:
     freedom = len(differences) - 1
     t = mean(differences) / (spread / math.sqrt(len(differences)))
     return incomplete_beta(freedom / 2, 0.5, freedom / (freedom + t * t))
+
+
+def holm(values: Sequence[float | None]) -> list[float | None]:
+    """Return p values corrected for their number by Holm's step-down method (Holm 1979), in the same order.
+
+    Args:
+        values: One p value per test; None stays None and does not count.
+    """
+    order = sorted((p, place) for place, p in enumerate(values) if p is not None)
+    found: list[float | None] = [None] * len(values)
+    highest = 0.0
+    for rank, (p, place) in enumerate(order):
+        highest = max(highest, min(1.0, (len(order) - rank) * p))
+        found[place] = highest
+    return found
+
+
+def half_width(values: Sequence[float], confidence: float = 0.95) -> float | None:
+    """Return half the width of the confidence interval of the mean: t s / sqrt(n), for independent values.
+
+    Args:
+        values: The values.
+        confidence: Probability that the interval holds the mean, if the values are normal.
+
+    Returns:
+        Half the width; None for fewer than two values.
+    """
+    spread = deviation(values)
+    if spread is None:
+        return None
+    freedom = len(values) - 1
+    low, high = 0.0, 1.0
+    for _ in range(_BISECTIONS):  # P(|T| > t) = I_x(v / 2, 1 / 2) with x = v / (v + t^2), which increases with x
+        middle = (low + high) / 2
+        low, high = (low, middle) if incomplete_beta(freedom / 2, 0.5, middle) > 1 - confidence else (middle, high)
+    t = math.sqrt(freedom * (1 - high) / max(high, _TINY))
+    return t * spread / math.sqrt(len(values))
 
 
 def signed_rank(differences: Sequence[float]) -> float | None:

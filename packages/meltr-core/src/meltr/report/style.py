@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from contextvars import ContextVar
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +19,11 @@ FORMATS = ("png", "pdf", "svg")
 
 # Okabe and Ito's palette without its yellow, which is too light for a line on white.
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+INK = "#1a1a1a"
+# Tol's muted palette for runs: no run has the colour of a task.
+RUN_PALETTE = ("#332288", "#CC6677", "#117733", "#999933", "#AA4499", "#44AA99")
 NEUTRAL = "#333333"
+FAINT = "#555555"
 _DASHES = ("-", "--", ":", "-.")
 _MARKERS = "osD^vPX*"
 
@@ -36,6 +42,9 @@ _SETTINGS: Any = {
     "axes.formatter.limits": (-4, 5),
     "grid.color": "#E3E3E3",
     "grid.linewidth": 0.8,
+    "text.color": INK,
+    "axes.labelcolor": INK,
+    "axes.titlecolor": INK,
     "xtick.color": "#444444",
     "ytick.color": "#444444",
     "lines.linewidth": 1.8,
@@ -81,6 +90,33 @@ def plotting() -> Iterator[None]:
         yield
 
 
+_narrow: ContextVar[bool] = ContextVar("narrow", default=False)
+
+
+@contextmanager
+def narrow_screen() -> Iterator[None]:
+    """Lay figures out for a phone inside the block: one column of panels, legends below."""
+    token = _narrow.set(True)
+    try:
+        yield
+    finally:
+        _narrow.reset(token)
+
+
+def is_narrow() -> bool:
+    """Return whether figures are laid out for a phone."""
+    return _narrow.get()
+
+
+NARROW_WIDTH = 4.2
+"""Width of a figure for a phone in inches."""
+
+
+def resize(figure: Figure, width: float, height: float) -> None:
+    """Set the size of a figure in inches; on a phone the width is that of the screen."""
+    figure.set_size_inches(NARROW_WIDTH if is_narrow() else width, height)
+
+
 def look(index: int) -> dict[str, Any]:
     """Return colour, dashes and marker of task `index`; two tasks differ in at least one of them."""
     return {
@@ -88,6 +124,11 @@ def look(index: int) -> dict[str, Any]:
         "linestyle": _DASHES[index // len(PALETTE) % len(_DASHES)],
         "marker": _MARKERS[index % len(_MARKERS)],
     }
+
+
+def run_look(index: int) -> dict[str, Any]:
+    """Return colour, dashes and marker of run `index`; its colour is not that of any task."""
+    return look(index) | {"color": RUN_PALETTE[index % len(RUN_PALETTE)]}
 
 
 def whole_numbers(axis: Axes) -> None:
@@ -108,15 +149,21 @@ def panels(count: int, *, height: float = 2.5) -> tuple[Figure, list[Axes]]:
     """
     from matplotlib.figure import Figure
 
-    columns = count if count <= 3 else (2 if count == 4 else 3)
+    columns = 1 if is_narrow() else count if count <= 3 else (2 if count == 4 else 3)
     rows = -(-count // columns)
-    width = {1: 6.4, 2: 8.4, 3: 11.0}[columns]
+    width = NARROW_WIDTH if is_narrow() else {1: 6.4, 2: 8.4, 3: 11.0}[columns]
     height = 3.6 if count == 1 else height
     figure = Figure(figsize=(width, rows * height + 0.5), layout="constrained")
     axes = list(figure.subplots(rows, columns, squeeze=False).flat)
     for unused in axes[count:]:
         unused.remove()
     return figure, axes[:count]
+
+
+def caption(figure: Figure, *texts: str) -> None:
+    """Write the name of the run and what the figure shows above it; empty texts are skipped."""
+    text = "  |  ".join(part for part in texts if part)
+    figure.suptitle(text, fontsize="small", color=FAINT, x=0.01, ha="left", wrap=True)
 
 
 def save(figure: Figure, folder: Path, *, name: str, formats: Sequence[str]) -> list[Path]:
@@ -129,3 +176,10 @@ def save(figure: Figure, folder: Path, *, name: str, formats: Sequence[str]) -> 
         figure.savefig(path, dpi=160, metadata=undated)
         paths.append(path)
     return paths
+
+
+def to_svg(figure: Figure) -> str:
+    """Return `figure` as SVG; the same data gives the same text."""
+    content = io.StringIO()
+    figure.savefig(content, format="svg", metadata={"Date": None})
+    return content.getvalue()

@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 _RUN, _LOSSES, _VALUE, _DIFFERENCE = 0, 2, 4, 5
-_TEXTS = 3  # number of text columns, which precede the numeric ones
+TEXTS = 3  # number of text columns, which precede the numeric ones
 
 
 def cells(comparison: Comparison) -> tuple[list[str], list[list[str]]]:
@@ -71,14 +71,31 @@ def legend(comparison: Comparison) -> list[str]:
 def to_markdown(comparison: Comparison) -> str:
     """Return the comparison as a Markdown table with its legend."""
     header, rows = cells(comparison)
-    keep = _columns(rows)
+    keep = shown_columns(rows)
     lines = [
         [header[i] for i in keep],
-        ["---" if i < _TEXTS else "---:" for i in keep],
+        ["---" if i < TEXTS else "---:" for i in keep],
         *([row[i] for i in keep] for row in rows),
     ]
     table = [f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in line)} |" for line in lines]
     return "\n".join([*table, "", *legend(comparison)])
+
+
+def settings_rows(comparison: Comparison) -> list[list[str]]:
+    """Return the settings that differ, with a header and one column per row of the comparison; empty if none differ."""
+    if not comparison.settings:
+        return []
+    header = ["setting", *(row.label for row in comparison.rows)]
+    return [header, *([each.name, *each.values] for each in comparison.settings)]
+
+
+def settings_markdown(comparison: Comparison) -> str:
+    """Return the settings that differ as a Markdown table; empty if none differ."""
+    rows = settings_rows(comparison)
+    if not rows:
+        return ""
+    lines = [rows[0], ["---"] * len(rows[0]), *rows[1:]]
+    return "\n".join(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in line)} |" for line in lines)
 
 
 def to_rich(comparison: Comparison) -> Table:
@@ -88,13 +105,13 @@ def to_rich(comparison: Comparison) -> Table:
     from rich.text import Text
 
     header, rows = cells(comparison)
-    keep = _columns(rows)
+    keep = shown_columns(rows)
     table = Table(box=box.SIMPLE, padding=(0, 1, 0, 0), pad_edge=False, show_edge=False)
     longest = max(len(name) + 1 for row in comparison.rows for name in row.losses or ("",))
     for i in keep:
         table.add_column(
             header[i],
-            justify="left" if i < _TEXTS else "right",
+            justify="left" if i < TEXTS else "right",
             overflow="fold",
             no_wrap=i not in (_RUN, _LOSSES, _DIFFERENCE),
             min_width=min(longest, 24) if i == _LOSSES else None,
@@ -108,7 +125,7 @@ def to_rich(comparison: Comparison) -> Table:
     return table
 
 
-def _columns(rows: list[list[str]]) -> list[int]:
+def shown_columns(rows: list[list[str]]) -> list[int]:
     """Return the columns that are not empty; the losses only if they differ, since otherwise the legend names them."""
     filled = [i for i in range(len(rows[0])) if any(row[i] for row in rows)]
     return [i for i in filled if i != _LOSSES or len({row[i] for row in rows}) > 1]

@@ -10,7 +10,7 @@ from meltr.specs import DatasetInfo, TaskInfo
 from meltr.texts.names import TASKS as TEXT_TASKS
 from meltr.texts.tables import LAYOUT as TEXT_LAYOUT
 from meltr.video.annotations import READERS, layout
-from meltr.video.cli import predict
+from meltr.video.cli import predict, report
 from meltr.video.cli.cache import cache
 from meltr.video.cli.check import check
 from meltr.video.cli.sample import sample
@@ -68,8 +68,9 @@ def register_datasets() -> list[DatasetInfo]:
 
 @hookimpl
 def register_commands(app: typer.Typer) -> None:
-    """Add ``meltr predict`` and the commands of ``meltr data``."""
+    """Add ``meltr predict``, ``meltr report`` and the commands of ``meltr data``."""
     predict.register(app)
+    report.register(app)
     add_command(app, "check", check)
     add_command(app, "cache", cache)
     add_command(app, "sample", sample)
