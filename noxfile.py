@@ -147,6 +147,20 @@ def faults(session: nox.Session) -> None:
 
 
 @nox.session
+def soak(session: nox.Session) -> None:
+    """20,000 tiny steps with data workers: memory, open files, threads, speed and size of the folder must not grow."""
+    install_all(session, compiled=True)
+    session.run("python", "benchmarks/soak.py", *session.posargs)
+
+
+@nox.session
+def repeat(session: nox.Session) -> None:
+    """Every backbone twice with the same seed, and once more from the run's own folder: the same bytes."""
+    install_all(session, compiled=True)
+    session.run("python", "benchmarks/repeat.py", *session.posargs)
+
+
+@nox.session
 def fuzz(session: nox.Session) -> None:
     """Hostile files for every reader; anything but the reader's own error is a find."""
     install_all(session, "hypothesis", compiled=True)

@@ -257,6 +257,7 @@ def main() -> int:
     """Run the fuzzer and print what it did."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--runs", type=int, default=20_000, help="files in all")
+    parser.add_argument("--seconds", type=float, help="processor time in all, in equal shares for each reader")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--only", help="readers whose name contains this text")
     parser.add_argument("--out", type=Path, help="folder for the files that were found")
@@ -273,7 +274,10 @@ def main() -> int:
             problem = None if file == "run.yaml" or name in ANNOTATIONS else attempt(read, folder / file, good)
             if problem is not None and name not in ("cache index", "metrics", "results"):
                 raise SystemExit(f"{name}: the good file is refused: {problem}")
+            until = float("inf") if asked.seconds is None else time.process_time() + asked.seconds / len(readers)
             for number, content in enumerate(_cases(good, asked.runs // len(readers), asked.seed)):
+                if time.process_time() > until:
+                    break
                 done += 1
                 problem = attempt(read, folder / file, content)
                 if problem is None:

@@ -253,6 +253,8 @@ class TrainSpec(Info):
         clip_tensor_norm: Then clip each tensor's gradient to this norm (only ``bert_adam``); None: never.
         precision: ``fp32``; ``bf16`` autocast; ``fp16`` autocast with a gradient scaler.
         tf32: Let float32 matrix products of the backbone use TensorFloat-32 (CUDA).
+        deterministic: Use only operations that give the same bits every time, also on a GPU; any other is an error
+            (``--deterministic``).
         compile: Compile the backbone with torch.compile.
         cuda_graphs: Record an evaluation of the losses and its backward pass as CUDA graphs, and replay them: for
             models whose step is bound by the host. The activations of each kind of evaluation stay in memory.
@@ -288,6 +290,7 @@ class TrainSpec(Info):
     clip_tensor_norm: float | None = Field(1.0, gt=0)
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     tf32: bool = False
+    deterministic: bool = False
     compile: bool = False
     cuda_graphs: bool = False
     activation_checkpointing: bool = False
@@ -369,7 +372,7 @@ class DataSpec(Info):
         download: Download the official files if they are missing.
         workers: Processes that read and decode examples, if the backbone does not keep them in memory; they stay alive
             over epochs. None: one per core, up to 8, if there is something to decode; 0: the training process reads.
-        allow_missing: Skip examples whose video or image is missing, instead of stopping with an error.
+        allow_missing: Skip examples whose video or image is missing or broken, instead of stopping with an error.
     """
 
     validation: float = Field(0.1, ge=0)

@@ -23,7 +23,7 @@ from meltr.combiners.fixed import plain_sum
 from meltr.devices import resolve_device
 from meltr.engine.batches import Cursor, ReplayBuffer
 from meltr.engine.checkpoints import Checkpoints, load_module, save_module
-from meltr.engine.run import evaluate_run, execute
+from meltr.engine.run import MEASURED, evaluate_run, execute
 from meltr.optim.building import lr_factor
 from meltr.parallel.ranks import Ranks
 from meltr.plugins import discover
@@ -90,6 +90,43 @@ def test_same_seed_same_numbers_other_seed_others(tmp_path):
     run(tmp_path, "c", seed=1)
     assert_same(weights(tmp_path / "a"), weights(tmp_path / "b"))
     assert not torch.equal(weights(tmp_path / "a")["body.0.weight"], weights(tmp_path / "c")["body.0.weight"])
+    words = ["--config", tmp_path / "a" / "run.yaml", "--output-dir", tmp_path, "--name", "d", "--quiet"]
+    assert call("run", *words).exit_code == 0  # the folder alone repeats its run
+    measured = ("run", "seconds", "wall_seconds", "examples_per_second", "peak_memory_mb", "memory_mb")
+    assert set(MEASURED) == set(measured[1:])
+
+    def kept(text):
+        return {key: value for key, value in json.loads(text).items() if key not in measured}
+
+    for name in ("b", "d"):
+        one, other = tmp_path / "a", tmp_path / name
+        texts = [(each / "results.json").read_text() for each in (one, other)]
+        assert json.dumps(kept(texts[0])) == json.dumps(kept(texts[1]))
+        lines = [(each / "metrics.jsonl").read_text().splitlines() for each in (one, other)]
+        assert list(map(kept, lines[0])) == list(map(kept, lines[1]))
+        for file in ("backbone.safetensors", "combiner.safetensors"):
+            assert (one / "checkpoints/last" / file).read_bytes() == (other / "checkpoints/last" / file).read_bytes()
+
+
+def test_deterministic_refuses_what_is_not_and_ends_with_its_run(tmp_path):
+    text = TOY.read_text()
+    change = "        hidden = model(points).put_(torch.tensor([0]), torch.ones(1))\n"
+    assert text.count("        hidden = model(points)\n") == 1
+    plugin = tmp_path / "undetermined.py"
+    plugin.write_text(text.replace("        hidden = model(points)\n", change))
+    words = ["run", "--backbone", "toy", "--task", "classification", "--dataset", "rings", "--device", "cpu"]
+    words += ["--combiner", "sum", "--set", "max_steps=1", "--output-dir", tmp_path, "--quiet"]
+    try:
+        refused = call(*words, "--plugin", plugin, "--name", "refused", "--deterministic")
+        assert refused.exit_code == 1
+        assert "the operation put_ has no deterministic implementation" in refused.stderr
+        assert "--set deterministic=false" in refused.stderr
+        assert call(*words, "--plugin", plugin, "--name", "plain").exit_code == 0
+        assert not torch.are_deterministic_algorithms_enabled()
+        assert call(*words, "--plugin", TOY, "--name", "fine", "--deterministic").exit_code == 0
+        assert json.loads((tmp_path / "fine" / "results.json").read_text())["spec"]["train"]["deterministic"] is True
+    finally:
+        torch.use_deterministic_algorithms(False)
 
 
 @pytest.mark.parametrize(

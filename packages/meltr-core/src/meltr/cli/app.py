@@ -11,6 +11,7 @@ import errno
 import importlib
 import importlib.util
 import os
+import re
 import sys
 import traceback
 from collections.abc import Iterator
@@ -181,6 +182,9 @@ def _answer(error: Exception) -> tuple[str, str | None, int] | None:
     if type(error).__name__ == "OutOfMemoryError":
         hint = "Lower --batch-size, or use --set precision=bf16."
         return f"the device ran out of memory: {str(error).splitlines()[0]}", hint, 1
+    if isinstance(error, RuntimeError) and (found := re.match(r"(\S+) does not have a deterministic", str(error))):
+        hint = "Run without --deterministic (--set deterministic=false), or replace that operation in the plugin."
+        return f"the operation {found[1]} has no deterministic implementation on this device", hint, 1
     blame = blame_of(error)
     if blame is not None:
         return blame[0], "\n".join(part for part in (blame[1], "Add --debug to see the traceback.") if part), 1

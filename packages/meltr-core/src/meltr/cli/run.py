@@ -70,6 +70,14 @@ FastDevRun = Annotated[
         rich_help_panel=_OUTPUT,
     ),
 ]
+Deterministic = Annotated[
+    bool,
+    typer.Option(
+        "--deterministic",
+        help="Use only operations that give the same bits every time, also on a GPU.",
+        rich_help_panel="Settings",
+    ),
+]
 TensorBoard = Annotated[
     bool, typer.Option("--tensorboard", help="The same as --tracker tensorboard.", rich_help_panel=_OUTPUT)
 ]
@@ -110,6 +118,7 @@ def run(
     download: opt.Download = False,
     allow_missing: opt.AllowMissing = False,
     sample: opt.Sample = False,
+    deterministic: Deterministic = False,
     device: opt.Device = None,
     output_dir: OutputDir = Path("runs"),
     name: Name = None,
@@ -126,6 +135,7 @@ def run(
     as_json: opt.AsJson = False,
 ) -> None:
     """Train a backbone on a task and test the best checkpoint."""
+    sets = [*(sets or ()), *(["train.deterministic=true"] if deterministic else ())]
     selection = Selection.of(locals())
     limit = seconds_of(max_time)
     check_names(tracker or [])

@@ -16,7 +16,7 @@ from meltr.devices import resolve_device
 from meltr.engine.building import check, estimator_of, scheme_of
 from meltr.engine.hooks import Hooks
 from meltr.engine.stored_data import stored_data
-from meltr.engine.wrapping import use_tf32, wrap
+from meltr.engine.wrapping import use_deterministic, use_tf32, wrap
 from meltr.errors import MeltrError, PluginError, UserError
 from meltr.folders.run_folder import RunFolder
 from meltr.hypergradients.estimators import Estimator
@@ -170,6 +170,7 @@ def open_run(
     backbone = registry.backbone(spec.backbone)
     hooks = Hooks(run_manager(registry, backbone, observers), spec.backbone)
     use_tf32(spec.train.tf32)
+    use_deterministic(spec.train.deterministic)
     if spec.train.threads is not None:
         torch.set_num_threads(spec.train.threads)
     context = RunContext(

@@ -28,6 +28,9 @@ from meltr.specs import RunSpec
 if TYPE_CHECKING:
     from meltr.plugins import Registry
 
+MEASURED = ("seconds", "wall_seconds", "examples_per_second", "peak_memory_mb", "memory_mb")
+"""Fields of ``results.json`` and ``metrics.jsonl`` that differ between two equal runs; all others are the same."""
+
 
 def execute(
     spec: RunSpec,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import os
 from collections.abc import Sequence
 
 import torch
@@ -87,6 +88,13 @@ def _need_blocks(model: nn.Module, blocks: Sequence[nn.Module], what: str) -> No
             f"{what}: {type(model).__name__} has no repeated blocks.",
             f"Turn {what.partition('=')[0]} off, or name the blocks in the plugin's hook model_blocks.",
         )
+
+
+def use_deterministic(wanted: bool) -> None:
+    """Allow only operations that give the same bits every time, or all; cuBLAS reads its variable when it starts."""
+    if wanted:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.use_deterministic_algorithms(wanted)
 
 
 def use_tf32(wanted: bool) -> None:
