@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 
 import meltr
 from command_line import call
@@ -18,8 +19,10 @@ from meltr.engine.run import execute
 from meltr.errors import UserError
 from meltr.hookspecs import AdapterSpecs, DiscoverySpecs, ObserverSpecs
 from meltr.plugins import Registry, discover
+from meltr.recipes import RecipeInfo
 from meltr.setting_keys import Keys, Parts
 from meltr.settings import resolve
+from meltr.sweeps.plan import Sweep, points_of
 from meltr.video import annotations, miniature
 from places import CORE, ROOT, TOY
 
@@ -211,6 +214,15 @@ def test_the_manifests_of_the_data_page_are_read(tmp_path):
             corpus = annotations.read("manifest", task, tmp_path)
             assert sum(map(len, corpus.splits.values())) == len(lines)
             assert len(corpus.media) == len(lines)
+
+
+def test_the_examples_of_the_recipes_page_are_sweeps_and_a_recipe():
+    blocks = re.findall(r"^```yaml\n(.*?)^```", read(ROOT / "docs" / "recipes.md"), re.M | re.S)
+    grid, search, recipe = map(yaml.safe_load, blocks)
+    plan = Sweep.model_validate({"name": "rates", **grid})
+    assert len(points_of(plan)) * len(plan.seeds) == 18
+    assert Sweep.model_validate({"name": "rates", **search}).trials == 20
+    assert RecipeInfo.model_validate({"name": "x/y", "backbone": "mine", **recipe}).paper.figures == {"accuracy": None}
 
 
 def test_the_python_example_of_the_data_page_runs(tmp_path, monkeypatch, capsys):

@@ -106,9 +106,11 @@ class _Processes:
     def work(self, waiting: Sequence[tuple[Piece, bool]]) -> None:
         """Do the runs, each with whether it was begun before."""
         queue, total = list(waiting), len(waiting)
-        with _signals():
+        with _signals() as asked:
             try:
                 while queue or self._going:
+                    if asked:
+                        raise asked[0]
                     while queue and len(self._going) < self._jobs:
                         piece, begun = queue.pop(0)
                         number = total - len(queue)
@@ -172,16 +174,17 @@ def last_error(log: Path) -> str | None:
 
 
 @contextlib.contextmanager
-def _signals() -> Iterator[None]:
-    """Turn SIGTERM and SIGHUP into `StoppedRun`, so that the runs under way are asked to stop."""
+def _signals() -> Iterator[list[StoppedRun]]:
+    """Collect SIGINT, SIGTERM and SIGHUP, so that none comes between the start of a process and its note."""
+    asked: list[StoppedRun] = []
 
-    def stop(number: int, frame: FrameType | None) -> None:
-        raise StoppedRun(signal.Signals(number).name, 128 + number)
+    def note(number: int, frame: FrameType | None) -> None:
+        asked.append(StoppedRun(signal.Signals(number).name, 128 + number))
 
-    names = [name for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
-    earlier = {name: signal.signal(getattr(signal, name), stop) for name in names}
+    names = [name for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
+    earlier = {name: signal.signal(getattr(signal, name), note) for name in names}
     try:
-        yield
+        yield asked
     finally:
         for name, handler in earlier.items():
             signal.signal(getattr(signal, name), handler)
