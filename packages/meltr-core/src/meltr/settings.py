@@ -11,7 +11,7 @@ import yaml
 from pydantic import ValidationError
 from pydantic.fields import FieldInfo
 
-from meltr.errors import UserError, did_you_mean
+from meltr.errors import UserError
 from meltr.limits import SETTINGS_BYTES, UnreadableError, file_text, from_yaml
 from meltr.loss_choice import choose, declared
 from meltr.plugins import Registry
