@@ -118,7 +118,7 @@ def _rows(axis: Axes, names: Sequence[str], mean: Floats, width: Floats, *, bars
             axis.plot(value, index, color=color, marker="o", markersize=8)
         axis.errorbar(value, index, xerr=half, color=style.NEUTRAL if bars else color, capsize=3, linewidth=1.2)
         where = (max(value + half, 0) if bars else value + half, index)
-        text = f"{value:.1f}" if bars else f"{value:.4g}"
+        text = f"{value:.1f}" if bars else f"{value:.6g}"
         axis.annotate(text, where, xytext=(7, 0), textcoords="offset points", va="center", fontsize="small")
     if bars:
         axis.axvline(0, color=style.NEUTRAL, linewidth=0.8)
