@@ -30,6 +30,14 @@ PARALLEL = ("-n", "2", "--dist", "worksteal")
 two, whose fixtures both processes would have to make."""
 
 
+CACHED: dict[str, str | None] = {"PYTHONDONTWRITEBYTECODE": None}
+"""The environment of sessions that start Python many times: what was compiled once is kept."""
+
+
+ONE_THREAD: dict[str, str | None] = {**CACHED, "OMP_NUM_THREADS": "1"}
+"""The environment of the tests: their models are so small that threads would only wait for each other."""
+
+
 def install_all(session: nox.Session, *extra: str, compiled: bool = False) -> None:
     """Install all packages; `compiled`: with bytecode, else every process of a test compiles what it imports."""
     packages = [part for adapter in ADAPTERS for part in ("-e", adapter)]
@@ -49,15 +57,14 @@ def lint(session: nox.Session) -> None:
 def types(session: nox.Session) -> None:
     """Types (mypy, strict)."""
     install_all(session, "mypy", "pytest", "types-PyYAML")
-    for package in (CORE, *ADAPTERS):
-        session.run("mypy", f"{package}/src")
+    session.run("mypy", *(f"{package}/src" for package in (CORE, *ADAPTERS)))
 
 
 @nox.session
 def tests(session: nox.Session) -> None:
     """The tests, but for slow ones and those that need a GPU."""
     install_all(session, "pytest", "pytest-xdist", "hypothesis", "peft", "scipy", *SOLVERS, compiled=True)
-    session.run("pytest", *PARALLEL, "-m", "not slow and not gpu", *session.posargs, env={"OMP_NUM_THREADS": "1"})
+    session.run("pytest", *PARALLEL, "-m", "not slow and not gpu", *session.posargs, env=ONE_THREAD)
 
 
 @nox.session
@@ -72,7 +79,7 @@ def coverage(session: nox.Session) -> None:
     """The same tests with their coverage, printed by room. Measuring slows them down, so it is a session of its own."""
     install_all(session, "pytest", "pytest-xdist", "pytest-cov", "hypothesis", "peft", "scipy", *SOLVERS, compiled=True)
     options = (*PARALLEL, "-m", "not slow and not gpu", "--cov", "--cov-report=")
-    session.run("pytest", *options, *session.posargs, env={"OMP_NUM_THREADS": "1"})
+    session.run("pytest", *options, *session.posargs, env=ONE_THREAD)
     session.run("python", f"{CORE}/tests/helpers/coverage_rooms.py")
 
 
@@ -85,14 +92,23 @@ def tests_slow(session: nox.Session) -> None:
 
 
 @nox.session
-@nox.parametrize("adapter", ADAPTERS, ids=[Path(a).name.removeprefix("meltr-") for a in ADAPTERS])
-def isolated(session: nox.Session, adapter: str) -> None:
-    """Each adapter alone with core in an empty environment, built and installed as a user would."""
-    session.install(*PINS, f"./{CORE}", f"./{adapter}")
-    session.run("meltr", "list")
-    tool = tomllib.loads((ROOT / adapter / "pyproject.toml").read_text())["tool"]
-    if "meltr" in tool:
-        session.run("meltr", "run", *tool["meltr"]["tiny-run"], "--fast-dev-run")
+def isolated(session: nox.Session) -> None:
+    """Each adapter alone with core, built and installed as a user would; ``-- violet`` chooses one.
+
+    They share an environment, which is made to hold core, one adapter and what these two need, and nothing else. So
+    libraries are compiled to bytecode once and not once per adapter.
+    """
+    folder = Path(session.create_tmp())
+    wanted, exact = folder / "wanted.txt", folder / "exact.txt"
+    for adapter in [f"packages/meltr-{name}" for name in session.posargs] or ADAPTERS:
+        wanted.write_text(f"{ROOT / CORE}\n{ROOT / adapter}\n")
+        session.run_install("uv", "pip", "compile", "--quiet", *PINS, "--output-file", str(exact), str(wanted))
+        own = [word for name in ("meltr-core", Path(adapter).name) for word in ("--reinstall-package", name)]
+        session.run_install("uv", "pip", "sync", *own, str(exact))
+        session.run("meltr", "list", env=CACHED)
+        tool = tomllib.loads((ROOT / adapter / "pyproject.toml").read_text())["tool"]
+        if "meltr" in tool:
+            session.run("meltr", "run", *tool["meltr"]["tiny-run"], "--fast-dev-run", env=CACHED)
 
 
 @nox.session
@@ -101,7 +117,7 @@ def minimums(session: nox.Session) -> None:
     packages = [part for package in ADAPTERS for part in ("-e", package)]
     session.install("--resolution", "lowest-direct", "-e", f"{CORE}[{EXTRAS}]", *packages)
     session.install("pytest", "pytest-xdist", "hypothesis", "peft", "scipy")
-    session.run("pytest", *PARALLEL, "-m", "not slow and not gpu", *session.posargs, env={"OMP_NUM_THREADS": "1"})
+    session.run("pytest", *PARALLEL, "-m", "not slow and not gpu", *session.posargs, env=ONE_THREAD)
 
 
 def has_gpu(session: nox.Session) -> bool:
