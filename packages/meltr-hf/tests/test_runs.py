@@ -127,5 +127,5 @@ def test_a_column_of_one_value_is_dropped_with_its_reason(tmp_path: Path) -> Non
     (tmp_path / "label").mkdir()
     rows = "".join(f"{text},{label},same\n" for text, label, *_ in LINES)
     (tmp_path / "label" / "train.csv").write_text(f"text,label,origin\n{rows}")
-    execute(make_spec(tmp_path, "tiny", combiner="sum"), run_dir=tmp_path / "run", registry=discover())
+    execute(make_spec(tmp_path, "tiny"), run_dir=tmp_path / "run", registry=discover())
     assert "all its cells are the same" in (tmp_path / "run" / "data.json").read_text()

@@ -11,6 +11,11 @@ from meltr.parallel.gather import gather
 IGNORED = -100
 
 
+def wide(values: Tensor) -> Tensor:
+    """Return values in float32, or in float64 if they are."""
+    return values if values.dtype == torch.float64 else values.float()
+
+
 def mean(values: Tensor, counted: Tensor) -> Tensor:
     """Return the mean over counted entries; averaged over processes it is that of the whole batch. 0 if there are none.
 
@@ -30,15 +35,16 @@ def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
         labels: Shape (...).
     """
     flat = labels.reshape(-1)
-    values = F.cross_entropy(logits.reshape(len(flat), -1).float(), flat, ignore_index=IGNORED, reduction="none")
+    values = F.cross_entropy(wide(logits.reshape(len(flat), -1)), flat, ignore_index=IGNORED, reduction="none")
     return mean(values, flat != IGNORED)
 
 
 def binary(logits: Tensor, wanted: Tensor) -> Tensor:
     """Return the mean binary cross-entropy over entries that are not -100; both arguments have the same shape."""
     counted = wanted != IGNORED
-    targets = torch.where(counted, wanted, 0).to(torch.float32)
-    return mean(F.binary_cross_entropy_with_logits(logits.float(), targets, reduction="none"), counted)
+    values = wide(logits)
+    targets = torch.where(counted, wanted, 0).to(values.dtype)
+    return mean(F.binary_cross_entropy_with_logits(values, targets, reduction="none"), counted)
 
 
 def contrast(one: Tensor, other: Tensor, temperature: float) -> Tensor:
@@ -50,6 +56,6 @@ def contrast(one: Tensor, other: Tensor, temperature: float) -> Tensor:
         temperature: Of the cosines.
     """
     every = gather(other)
-    cosines = F.normalize(one.float(), dim=1) @ F.normalize(every.float(), dim=1).T
+    cosines = F.normalize(wide(one), dim=1) @ F.normalize(wide(every), dim=1).T
     first = len(one) * (torch.distributed.get_rank() if len(every) > len(one) else 0)
     return F.cross_entropy(cosines / temperature, torch.arange(len(one), device=one.device) + first)

@@ -20,7 +20,7 @@ from meltr_hf.losses.corruption import (
     replace,
     words_in,
 )
-from meltr_hf.losses.means import IGNORED, binary, contrast, cross_entropy, mean
+from meltr_hf.losses.means import IGNORED, binary, contrast, cross_entropy, mean, wide
 from meltr_hf.model.network import Network
 from meltr_hf.options import HfOptions
 
@@ -84,7 +84,7 @@ class TextLosses:
         known = ~values.isnan()
         if column.kind == "classes":
             return cross_entropy(found, torch.where(known, values, IGNORED).long())
-        return mean((found[:, 0].float() - torch.where(known, values, 0).float()).square(), known)
+        return mean((wide(found[:, 0]) - torch.where(known, values, 0)).square(), known)
 
     def _mlm(self) -> Tensor:
         assert self.marks.mask is not None
