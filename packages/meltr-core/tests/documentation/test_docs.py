@@ -339,9 +339,10 @@ INSIDE = ("schemes/", "estimators/")
 """Folders that the page names in the row of the room that they are in."""
 
 
-def test_the_table_of_results_is_made_of_its_record(tmp_path):
-    record, page = ROOT / "docs/results/helps.json", tmp_path / "page.md"
+@pytest.mark.parametrize(("name", "block"), [("helps.json", ""), ("helps_real.json", "#real")])
+def test_the_tables_of_results_are_made_of_their_records(tmp_path, name, block):
+    record, page = ROOT / "docs/results" / name, tmp_path / "page.md"
     published = read(ROOT / "docs/results.md")
-    assert call("helps", "--json", record, "--show", "--markdown", page).exit_code == 0
+    assert call("helps", "--json", record, "--show", "--markdown", f"{page}{block}").exit_code == 0
     made = page.read_text(encoding="utf-8").strip()
     assert made in published

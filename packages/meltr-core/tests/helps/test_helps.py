@@ -17,7 +17,7 @@ from meltr.helps.methods import METHODS
 from meltr.helps.record import Record
 from meltr.helps.side_by_side import side_by_side
 from meltr.helps.trial import Trial, train
-from meltr.helps.verdicts import against, holm, mean_ranks, noise_floor
+from meltr.helps.verdicts import against, holm, mean_ranks, noise_floor, with_choices
 
 
 def short(name: str, seeds: list[int], epochs: int = 2):
@@ -121,6 +121,19 @@ def test_the_noise_floor_covers_95_of_100_equal_comparisons():
     means = torch.randn(2000, 400, generator=generator).mean(1).abs()
     assert 0.93 < float((means < floor).double().mean()) < 0.97
     assert noise_floor({"sum": trial(0.0, 1.0)}) is None
+
+
+def test_a_choice_takes_the_method_that_is_best_on_validation_for_each_seed():
+    def of(test: list[float], validation: list[float], seconds: float) -> Trial:
+        return Trial(test, test, [1.0, 1.0], seconds, validation)
+
+    trials = {"primary": of([0.1, 0.2, 0.3], [0.5, 0.1, 0.3], 2.0), "sum": of([0.4, 0.5, 0.6], [0.4, 0.2, 0.3], 3.0)}
+    found = with_choices({"bed": trials})["bed"]
+    assert found["best of primary, sum"].test == [0.4, 0.2, 0.3]
+    assert found["best of primary, sum"].seconds == 5.0
+    assert set(found) == {*trials, "best of primary, sum"}  # shares are not there
+    without = {"primary": trials["primary"], "sum": trial(0.1, 0.2, 0.3)}
+    assert with_choices({"bed": without})["bed"] == without
 
 
 def test_ranks_share_a_place_and_skip_methods_that_miss_a_bed():

@@ -43,7 +43,9 @@ BEDS: dict[str, BedInfo] = {
     "digits": BedInfo(
         "help", "60 labels of scikit-learn's digits; five helpers.", real.digits, _package("sklearn", "scikit-learn")
     ),
-    "mnist1d": BedInfo("mixed", "400 labels of MNIST-1D; three helpers.", real.mnist1d, _package("mnist1d", "mnist1d")),
+    "mnist1d": BedInfo(
+        "neutral", "400 labels of MNIST-1D; three helpers.", real.mnist1d, _package("mnist1d", "mnist1d")
+    ),
     "mosi": BedInfo("hurt", "CMU-MOSI: sentiment; six helpers.", recorded.mosi, partial(recorded.missing, "mosi")),
     "pom": BedInfo(
         "neutral", "POM: one rating; sixteen other ratings.", recorded.pom, partial(recorded.missing, "pom")

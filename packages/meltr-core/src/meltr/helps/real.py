@@ -164,7 +164,7 @@ def mnist1d(seeds: Sequence[int]) -> Bed:
     ]
     return Bed(
         "mnist1d",
-        "mixed",
+        "neutral",
         "400 labels of MNIST-1D; helpers on 2,400 series, one of them random.",
         "error",
         list(seeds),

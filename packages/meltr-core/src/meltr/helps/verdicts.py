@@ -19,6 +19,10 @@ Results = Mapping[str, Mapping[str, Trial]]
 """By bed, then by method."""
 
 
+CHOICES = (REFERENCES, (*REFERENCES, "meltr, shares"))
+"""Methods that are trained side by side, so that validation chooses one of them: their cost is that of all."""
+
+
 @dataclass(frozen=True)
 class Difference:
     """A method minus another one on one bed, over common seeds; below 0: the method is better.
@@ -83,6 +87,33 @@ def mean_ranks(results: Results) -> dict[str, float]:
             equal = sum(other == scores[name] for other in scores.values())
             ranks[name].append(lower + (equal + 1) / 2)
     return dict(sorted(((name, mean(own)) for name, own in ranks.items()), key=lambda pair: (pair[1], pair[0])))
+
+
+def with_choices(results: Results) -> dict[str, dict[str, Trial]]:
+    """Return the results with a row for every one of `CHOICES`: for each seed, the method that is best on validation.
+
+    Beds whose trials do not hold validation scores of all of them get no such row.
+    """
+    found = {bed: dict(trials) for bed, trials in results.items()}
+    for trials in found.values():
+        for names in CHOICES:
+            own = [trials[name] for name in names if name in trials and trials[name].validation]
+            if len(own) == len(names):
+                trials["best of " + ", ".join(names)] = _chosen(own)
+    return found
+
+
+def _chosen(trials: Sequence[Trial]) -> Trial:
+    """Return the trial that takes, for each seed, the scores of the one that is best on validation."""
+    seeds = range(len(trials[0].test))
+    best = [trials[min((each.validation[seed], place) for place, each in enumerate(trials))[1]] for seed in seeds]
+    return Trial(
+        [each.test[seed] for seed, each in enumerate(best)],
+        [each.last[seed] for seed, each in enumerate(best)],
+        [mean(values) for values in zip(*(each.weights for each in best), strict=True)],
+        sum(each.seconds for each in trials),
+        [each.validation[seed] for seed, each in enumerate(best)],
+    )
 
 
 def best_fixed(trials: Mapping[str, Trial]) -> tuple[str, float] | None:
