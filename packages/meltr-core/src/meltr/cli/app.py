@@ -27,7 +27,20 @@ from meltr.plugins.discovery import CHOSEN
 from meltr.version import __version__
 
 COMMANDS = (
-    *("run", "evaluate", "plot", "compare", "data", "verify", "bench", "helps", "list_", "config", "doctor"),
+    *(
+        "run",
+        "evaluate",
+        "plot",
+        "compare",
+        "data",
+        "verify",
+        "bench",
+        "helps",
+        "diagnose",
+        "list_",
+        "config",
+        "doctor",
+    ),
     "new_backbone",
 )
 """Modules of `meltr.cli`, in the order of ``meltr --help``."""
