@@ -149,6 +149,17 @@ def gpu(session: nox.Session) -> None:
 
 
 @nox.session
+def docs(session: nox.Session) -> None:
+    """The site in docs/_build/html, warnings as errors, then its notebooks; ``-- --external``: also outside links."""
+    session.install(*PINS, "-e", CORE, "sphinx", "furo", "myst-parser", "nbclient", "ipykernel")
+    session.run("sphinx-build", "-W", "--keep-going", "-b", "html", "docs", "docs/_build/html")
+    notebooks = [str(path) for path in sorted(ROOT.glob("docs/notebooks/*.ipynb"))]
+    session.run("jupyter", "execute", *notebooks, env={"OMP_NUM_THREADS": "1"})
+    if "--external" in session.posargs:
+        session.run("sphinx-build", "-b", "linkcheck", "docs", "docs/_build/links")
+
+
+@nox.session
 def bench(session: nox.Session) -> None:
     """What training costs, in units of multi-task learning."""
     install_all(session)

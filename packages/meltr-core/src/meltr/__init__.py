@@ -29,6 +29,8 @@ if TYPE_CHECKING:
     from meltr.context import RunContext as RunContext
     from meltr.context import StepRecord as StepRecord
     from meltr.data.loader import LoaderBatches as LoaderBatches
+    from meltr.diagnosis.diagnosis import Diagnosis as Diagnosis
+    from meltr.diagnosis.diagnosis import diagnose as diagnose
     from meltr.errors import MeltrError as MeltrError
     from meltr.errors import NonFiniteLossError as NonFiniteLossError
     from meltr.errors import PluginError as PluginError
@@ -68,6 +70,7 @@ _HOME = {
     "Bilevel": "meltr.bilevel.bilevel",
     **dict.fromkeys(("OuterResult", "StepResult"), "meltr.bilevel.results"),
     "LoaderBatches": "meltr.data.loader",
+    **dict.fromkeys(("Diagnosis", "diagnose"), "meltr.diagnosis.diagnosis"),
     **dict.fromkeys(("Combiner", "GradientCombiner", "SelfTrained", "Step", "sensitivities"), "meltr.combiners.base"),
     "LossTransformer": "meltr.combiners.loss_transformer",
     "LinearCombiner": "meltr.combiners.linear",

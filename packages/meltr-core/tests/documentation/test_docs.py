@@ -15,6 +15,7 @@ import yaml
 
 import meltr
 from command_line import call
+from meltr.diagnosis.hit_rate import TRUTHS, HitRate
 from meltr.engine.run import execute
 from meltr.errors import UserError
 from meltr.hookspecs import AdapterSpecs, DiscoverySpecs, ObserverSpecs
@@ -40,6 +41,7 @@ PAGES = (
     "docs/efficiency.md",
     "docs/results.md",
     "docs/reports.md",
+    "docs/diagnose.md",
     "CONTRIBUTING.md",
     "CHANGELOG.md",
 )
@@ -337,6 +339,21 @@ def test_the_rooms_that_the_architecture_page_names_exist():
 
 INSIDE = ("schemes/", "estimators/")
 """Folders that the page names in the row of the room that they are in."""
+
+
+def test_the_example_of_the_diagnosis_page_runs():
+    (example,) = python_blocks(read(ROOT / "docs/diagnose.md"))
+    names: dict[str, Any] = {}
+    exec(compile(example.replace("steps=40", "steps=4, branches=2, looks=2"), "diagnose.md", "exec"), names)
+    assert names["found"]["copy"].verdict
+
+
+def test_the_hit_rate_of_the_diagnosis_page_is_made_of_its_record():
+    record = HitRate.load(ROOT / "docs/results/diagnose.json")
+    assert record.markdown().strip() in read(ROOT / "docs/diagnose.md")
+    assert set(record.found) <= {bed for bed, _ in TRUTHS}
+    assert record.seeds[0] >= 12
+    assert len(record.seeds) == 20
 
 
 @pytest.mark.parametrize(("name", "block"), [("helps.json", ""), ("helps_real.json", "#real")])

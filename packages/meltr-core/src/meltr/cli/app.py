@@ -29,7 +29,7 @@ from meltr.version import __version__
 
 COMMANDS = (
     *("run", "evaluate", "plot", "compare", "recipes", "table", "sweep", "data", "verify", "bench", "helps"),
-    *("list_", "config", "doctor", "new_backbone", "card", "push"),
+    *("diagnose", "list_", "config", "doctor", "new_backbone", "card", "push"),
 )
 """Modules of `meltr.cli`, in the order of ``meltr --help``."""
 
