@@ -310,7 +310,6 @@ finally:
         ["--help"],
         ["list"],
         ["recipes"],
-        ["table", "9"],
         ["list", "--json"],
         ["run", "--help"],
         ["config", "schema"],
