@@ -313,10 +313,10 @@ def test_nothing_heavy_is_imported(toy):
     """One process for all commands: the first that imports something heavy is named."""
     run = ["run", *CHOICE, "--plugin", "toy.py", "--dry-run", "--seed", "0,1"]
     show = ["config", "show", *CHOICE, "--plugin", "toy.py"]
-    words = [["--help"], ["list"], ["list", "--json"], ["recipes"], ["table", "9"], ["run", "--help"]]
+    words = [["--help"], ["list"], ["list", "--json"], ["recipes"], ["run", "--help"]]
     words += [["config", "schema"], show, run]
     command = [sys.executable, "-c", WITHOUT_TORCH, json.dumps(words)]
-    done = subprocess.run(command, cwd=toy.parent, capture_output=True, text=True, timeout=60)
+    done = subprocess.run(command, cwd=toy.parent, capture_output=True, text=True, timeout=180)
     assert done.returncode == 0, done.stderr
     assert sorted(os.listdir(toy.parent)) in (["toy.py"], ["__pycache__", "toy.py"])
 
