@@ -46,7 +46,7 @@ class HfOptions(Info):
     temperature: float = Field(0.05, gt=0)
     peft: Literal["none", "lora"] = "none"
     lora_rank: int = Field(8, ge=1)
-    lora_alpha: float = Field(16.0, gt=0)
+    lora_alpha: int = Field(16, ge=1)
     lora_dropout: float = Field(0.0, ge=0, lt=1)
     lora_modules: tuple[str, ...] = ()
     head_lr_scale: float = Field(1.0, gt=0)

@@ -92,7 +92,7 @@ class MaskedTextHead(nn.Module):
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        self.transform = BertPredictionHeadTransform(bert_config(config))  # type: ignore[no-untyped-call]
+        self.transform = BertPredictionHeadTransform(bert_config(config))
         self.decoder = nn.Linear(config.width, config.vocabulary, bias=False)
         self.bias = nn.Parameter(torch.zeros(config.vocabulary))
 
@@ -117,7 +117,7 @@ class AllInOne(nn.Module):
         super().__init__()
         check_heads(heads, HEADS, answers)
         width, self.config = config.width, config
-        self.text_embeddings = BertEmbeddings(bert_config(config))  # type: ignore[no-untyped-call]
+        self.text_embeddings = BertEmbeddings(bert_config(config))
         self.token_type_embeddings = nn.Embedding(2, width)
         self.transformer = FrameTransformer(config)
         self.pooler = Pooler(width)

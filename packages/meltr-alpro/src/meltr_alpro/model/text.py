@@ -35,9 +35,9 @@ class TextEncoder(nn.Module):
         super().__init__()
         sizes = bert_config(config)
         self.config = config
-        self.embeddings = BertEmbeddings(sizes)  # type: ignore[no-untyped-call]
+        self.embeddings = BertEmbeddings(sizes)
         self.encoder = nn.Module()
-        layers = (BertLayer(sizes, layer_idx=number) for number in range(config.layers))  # type: ignore[no-untyped-call]
+        layers = (BertLayer(sizes, layer_idx=number) for number in range(config.layers))
         self.encoder.layer = nn.ModuleList(layers)
 
     @property

@@ -13,7 +13,7 @@ from meltr.video.losses import wide
 from meltr_clip.model.pixels import Normalisation, cropped
 
 
-class VideoMae(VideoMAEForPreTraining):  # type: ignore[no-untyped-call]
+class VideoMae(VideoMAEForPreTraining):
     """VideoMAE with its decoder, and the norm of the mean of all tubes that fine-tuned checkpoints have.
 
     Args:

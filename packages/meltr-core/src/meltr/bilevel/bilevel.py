@@ -72,9 +72,8 @@ class Bilevel:
         outer_clip_norm: Clip phi's gradient to this norm.
         retain_graph: Keep the graph of the outer step's forward pass for the inner gradient that follows. False:
             evaluate again, which costs one forward pass per outer step and no more memory than an ordinary step.
-        accumulate_weights: Task weights of several micro-batches of one call. ``current``: those of their own mean
-            losses, so that every micro-batch is evaluated twice. ``last``: those of the preceding inner step, so that
-            each is evaluated once; steps with an outer step still use the current ones.
+        accumulate_weights: Task weights of several micro-batches of one call: those of their ``current`` mean losses,
+            with two evaluations of each, or of the ``last`` inner step, with one (not in a step with an outer step).
         parameters: The parameters w, if they are not those of `model`.
         inner_optimizer: The optimiser of w, for schemes that use its step (`ITD`, `SAMA`).
         setup: Precision, generators and processes; None: float32, the global generators, processes found from `model`.
@@ -249,8 +248,9 @@ class Bilevel:
             check_primary_step(primary, outer_part, cross=cross)
         if due and outer_part is not None:
             found, due = self._outer_step_on_part(outer_part, primary, others), False
-        if not due and found is None and not self._on_primary and self._last.serve(compute):
-            values, combined, a = self._last.descend(self._evaluations, compute, self.steps, 1 / accumulate)
+        several = None if due or found is not None or self._on_primary else self._last.served(compute)
+        if several is not None:
+            values, combined, a = self._last.descend(self._evaluations, several, self.steps, 1 / accumulate)
             return self._counted(values, combined, a, None, accumulate)
         losses = self._evaluations.first(
             compute, outer=due and self._primary is None, cross=cross, again=self._looks_again(due=due)

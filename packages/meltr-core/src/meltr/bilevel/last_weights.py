@@ -47,9 +47,10 @@ class LastWeights:
                 )
             self._inner = inner
 
-    def serve(self, compute: Compute | Sequence[Compute]) -> bool:
-        """Tell whether the weights of the preceding step serve for a call: for several micro-batches."""
-        return self._weights is not None and isinstance(compute, Sequence) and len(compute) > 1
+    def served(self, compute: Compute | Sequence[Compute]) -> Sequence[Compute] | None:
+        """Return the micro-batches of a call if the weights of the preceding step serve for them; else None."""
+        known = self._weights is not None
+        return compute if known and isinstance(compute, Sequence) and len(compute) > 1 else None
 
     def descend(
         self, evaluations: Evaluations, several: Sequence[Compute], step: int, share: float

@@ -261,7 +261,7 @@ class Reader:
             self._items.notes = torch.full((self._workers, 2), -1).share_memory_() if self._workers else None
             self._loader = DataLoader(
                 self._items,
-                batch_sampler=self._plan,  # type: ignore[arg-type]
+                batch_sampler=self._plan,
                 collate_fn=self._collate,
                 num_workers=self._workers,
                 persistent_workers=self._workers > 0,

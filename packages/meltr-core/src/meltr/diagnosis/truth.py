@@ -58,7 +58,8 @@ def branches_of(bed: Bed, branches: int) -> Bed:
     def repeated(values: Tensor) -> Tensor:
         return values.repeat_interleave(branches, 0)
 
-    tasks = [dataclasses.replace(task, targets=repeated(task.targets)) for task in bed.tasks]
+    targets = [None if task.targets is None else repeated(task.targets) for task in bed.tasks]
+    tasks = [dataclasses.replace(task, targets=each) for task, each in zip(bed.tasks, targets, strict=True)]
     return dataclasses.replace(bed, seeds=again, inputs=repeated(bed.inputs), tasks=tasks)
 
 
@@ -111,6 +112,7 @@ def held_out(bed: Bed, network: StackedMLP) -> Tensor:
     """Return the primary loss on every part of the validation examples, (seeds, parts)."""
     inside = slice(bed.training, bed.training + bed.validation)
     task = bed.tasks[0]
+    assert task.targets is not None
     logits = network(bed.inputs[:, inside])[..., slice(*task.outputs)]
     each = F.cross_entropy(logits.transpose(1, 2), task.targets[:, inside], reduction="none")
     return each.view(len(each), PARTS, -1).mean(2).double()

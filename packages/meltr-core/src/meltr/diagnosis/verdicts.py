@@ -11,8 +11,7 @@ from typing import Any, Literal
 from meltr.diagnosis import curves
 from meltr.diagnosis.effects import Estimate, Table, crossed, difference, of_mean
 from meltr.diagnosis.experiment import Measured, Names
-from meltr.helps.verdicts import holm
-from meltr.report.statistics import mean
+from meltr.report.statistics import holm, mean
 
 Word = Literal["helps", "hurts", "cannot be told from noise", "costs more than it gives"]
 

@@ -241,8 +241,7 @@ def _process(rank: int, work: Work) -> None:
         try:
             with joined("cpu", timeout=TIMEOUT / 2) as ranks:
                 registry = discover(work.files)
-                how = {"double": work.double, "names": work.names, "evaluate": True}
-                found = examine(work.spec, registry, ranks, seed=1, **how)
+                found = examine(work.spec, registry, ranks, seed=1, double=work.double, names=work.names, evaluate=True)
             torch.save({"losses": found.losses, "metrics": found.metrics}, Path(work.folder, f"{rank}.pt"))
         except BaseException:
             traceback.print_exc()

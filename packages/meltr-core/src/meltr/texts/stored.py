@@ -42,7 +42,7 @@ def read(folder: Path) -> dict[str, Iterator[tuple[int, Mapping[str, Any]]]]:
 
 
 def _rows(table: Any, kind: type) -> Iterator[tuple[int, Mapping[str, Any]]]:
-    named = {name: feature for name, feature in table.features.items() if isinstance(feature, kind)}
+    named: dict[str, Any] = {name: feature for name, feature in table.features.items() if isinstance(feature, kind)}
     for number, row in enumerate(table, start=1):
         classes = {
             name: feature.int2str(row[name]) if isinstance(row[name], int) and row[name] >= 0 else None

@@ -30,8 +30,11 @@ class Draws(NamedTuple):
 
 def draw(ids: Tensor, generator: torch.Generator | None) -> Draws:
     """Return new draws for token ids (B, L)."""
-    more = {"generator": generator, "device": ids.device}
-    return Draws(torch.rand(5, *ids.shape, **more), torch.rand(2, len(ids), **more))
+
+    def rand(*shape: int) -> Tensor:
+        return torch.rand(*shape, generator=generator, device=ids.device)
+
+    return Draws(rand(5, *ids.shape), rand(2, len(ids)))
 
 
 class Changed(NamedTuple):

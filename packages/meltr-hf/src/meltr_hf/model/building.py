@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
+from torch import nn
 
 from meltr.context import RunContext
 from meltr.errors import UserError
@@ -61,7 +62,7 @@ def build_network(
     network = Network(model, kind, pooling, heads=heads, columns=[column.outputs for column in columns])
     named = [*network.heads.items(), *((c.name, head) for c, head in zip(columns, network.columns, strict=True))]
     for name, head in named:
-        new_head(head, torch.Generator().manual_seed(derive(context.spec.seed, "head", name)))
+        new_head(cast(nn.Linear, head), torch.Generator().manual_seed(derive(context.spec.seed, "head", name)))
     return network
 
 

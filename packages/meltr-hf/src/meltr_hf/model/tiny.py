@@ -60,6 +60,7 @@ def tiny_config(kind: Kind, vocabulary: int) -> Any:
             max_position_embeddings=POSITIONS,
             pad_token_id=0,
         )
+    more: dict[str, Any] = {"decoder_start_token_id": 0}
     return T5Config(
         vocab_size=vocabulary,
         d_model=WIDTH,
@@ -69,5 +70,5 @@ def tiny_config(kind: Kind, vocabulary: int) -> Any:
         num_heads=HEADS,
         pad_token_id=0,
         eos_token_id=2,
-        decoder_start_token_id=0,
+        **more,
     )

@@ -23,7 +23,7 @@ class TextEncoder(nn.Module):
 
     def __init__(self, config: ModelConfig, *, pooler: bool = False) -> None:
         super().__init__()
-        self.embeddings = BertEmbeddings(bert_config(config))  # type: ignore[no-untyped-call]
+        self.embeddings = BertEmbeddings(bert_config(config))
         self.encoder = EncoderLayers(config, config.text_layers)
         self.pooler = Pooler(config.width) if pooler else None
 

@@ -55,7 +55,7 @@ class EncoderLayers(nn.Module):
 
 
 def _encoder_layer(sizes: BertConfig, number: int) -> nn.Module:
-    return BertLayer(sizes, layer_idx=number)  # type: ignore[no-untyped-call]
+    return BertLayer(sizes, layer_idx=number)
 
 
 class PredictionHead(nn.Module):
@@ -114,7 +114,7 @@ class AttentionBlock(nn.Module):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.att = Attention(config)
-        self.output = BertSelfOutput(bert_config(config))  # type: ignore[no-untyped-call]
+        self.output = BertSelfOutput(bert_config(config))
 
     def forward(self, states: Tensor, keys_values: tuple[Tensor, Tensor], mask: Tensor | None) -> Tensor:
         """Return the states (B, Q, H) after attention to keys and values."""
@@ -128,8 +128,8 @@ class DecoderLayer(nn.Module):
         super().__init__()
         self.slf_attn, self.enc_attn = AttentionBlock(config), AttentionBlock(config)
         sizes = bert_config(config)
-        self.intermediate = BertIntermediate(sizes)  # type: ignore[no-untyped-call]
-        self.output = BertOutput(sizes)  # type: ignore[no-untyped-call]
+        self.intermediate = BertIntermediate(sizes)
+        self.output = BertOutput(sizes)
 
     def feed_forward(self, states: Tensor) -> Tensor:
         """Return the states after the feed-forward block."""

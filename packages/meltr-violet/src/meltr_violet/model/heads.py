@@ -32,7 +32,7 @@ class MaskedTextHead(nn.Module):
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        self.transform = BertPredictionHeadTransform(bert_config(config))  # type: ignore[no-untyped-call]
+        self.transform = BertPredictionHeadTransform(bert_config(config))
         self.decoder = nn.Linear(config.width, config.vocabulary)
 
     def forward(self, states: Tensor) -> Tensor:

@@ -32,7 +32,7 @@ class TextEmbedding(BertEmbeddings):
 
 
 def _layer(config: BertConfig, number: int) -> BertLayer:
-    return BertLayer(config, layer_idx=number)  # type: ignore[no-untyped-call]
+    return BertLayer(config, layer_idx=number)
 
 
 class CrossEncoder(nn.Module):
@@ -75,7 +75,7 @@ class CrossEncoder(nn.Module):
                 context, probabilities = layer.attention.self(tokens, mask)
                 yield probabilities
                 attended = layer.attention.output(context, tokens)
-                tokens = layer.feed_forward_chunk(attended)  # type: ignore[no-untyped-call]
+                tokens = layer.feed_forward_chunk(attended)
 
     def _key_mask(self, tokens: Tensor, visible: Tensor) -> Tensor:
         """Return the mask for the attention kernel, (B, 1, 1, L): boolean, or a value to add to the logits."""

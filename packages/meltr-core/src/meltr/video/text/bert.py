@@ -78,7 +78,7 @@ class TiedHead(nn.Module):
 
     def __init__(self, sizes: BertConfig, outputs: int) -> None:
         super().__init__()
-        self.transform = BertPredictionHeadTransform(sizes)  # type: ignore[no-untyped-call]
+        self.transform = BertPredictionHeadTransform(sizes)
         self.bias = nn.Parameter(torch.zeros(outputs))
 
     def forward(self, states: Tensor, matrix: Tensor) -> Tensor:
