@@ -21,7 +21,7 @@ ADAPTERS = sorted(
     if path.parent.name != "meltr-core"
 )
 PINS = ("-c", "constraints.txt")
-EXTRAS = "accelerate,captions,generation,lightning,plots,tensorboard,text,torchjd,transformers,video"
+EXTRAS = "accelerate,captions,generation,lightning,plots,search,tensorboard,text,torchjd,transformers,video"
 SOLVERS = ("cvxpy", "ecos; python_version < '3.13'")
 """What CAGrad and NashMTL need besides; ecos has no wheels for newer Pythons. The tests of both are skipped without."""
 
