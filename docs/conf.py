@@ -14,7 +14,7 @@ ROOT = Path(__file__).parents[1]
 project = "meltr"
 copyright = "the authors of meltr"  # Sphinx reads this name
 version = release = __version__
-extensions = ["myst_parser"]
+extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
 exclude_patterns = ["_build", "results", "images", "notebooks"]
 html_theme = "furo"
 html_title = f"meltr {__version__}"

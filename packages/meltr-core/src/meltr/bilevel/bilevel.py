@@ -65,7 +65,7 @@ class Bilevel:
         scheme: The rule for the direction q; None: `AIDFPLite()`.
         estimator: The way to compute g = J q; None: `Auto()`. An estimator with state serves one training loop only.
         every: K, the number of inner steps between two outer steps.
-        gamma: Weight of the regulariser |m(l) - sum(l)| in the primary objective (eq. 6).
+        gamma: Weight of the regulariser ``|m(l) - sum(l)|`` in the primary objective (eq. 6).
         scope: The parameters that an outer step considers; None: all.
         average: Momentum of the moving average of g over outer steps, in [0, 1); 0: every outer step uses its own g.
         direct_term: Add the direct derivative of the regulariser with respect to phi.

@@ -192,7 +192,7 @@ class LossTransformer(Combiner):
             seed: Seed of the random loss vectors.
 
         Returns:
-            Largest |a_t - 1| at `losses` after the fit.
+            Largest ``|a_t - 1|`` at `losses` after the fit.
         """
         device, dtype = self.fc1.weight.device, self.fc1.weight.dtype
         centre = losses.detach().to(device=device, dtype=dtype)

@@ -13,7 +13,7 @@ from meltr.hypergradients.schemes.base import HessianScheme, check_hessian, chec
 
 @dataclass(frozen=True, kw_only=True)
 class AIDFP(HessianScheme):
-    """q = a sum_{j=0..i} (I - a H)^j v, which tends to H^-1 v as i grows if all |1 - a lambda| < 1.
+    """q = a sum_{j=0..i} (I - a H)^j v, which tends to H^-1 v as i grows if all ``|1 - a lambda|`` < 1.
 
     Lorraine, Vicol and Duvenaud, AISTATS 2020 (Algorithm 3); AuxiLearn (Navon et al., ICLR 2021), to which the MELTR
     paper compares, with a = 1e-4 and i = 3. AuxiLearn's code omits the factor a in front of the sum (``scaled=False``),
