@@ -267,7 +267,18 @@ def test_doctor_names_what_the_extra_video_lacks(monkeypatch, absent):
 
 def test_doctor_knows_every_extra_that_runs_use():
     """Those of the package, but for libraries whose own message tells what to install."""
-    others = {"torchjd", "accelerate", "lightning", "transformers", "wandb", "mlflow", "trackio", "testing"}
+    others = {
+        "torchjd",
+        "accelerate",
+        "lightning",
+        "transformers",
+        "wandb",
+        "mlflow",
+        "trackio",
+        "testing",
+        "hub",
+        "datasets",
+    }
     project = tomllib.loads((CORE / "pyproject.toml").read_text())["project"]
     assert {extra for _, _, extra, _ in doctor.EXTRAS} == set(project["optional-dependencies"]) - others
 

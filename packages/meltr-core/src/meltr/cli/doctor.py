@@ -29,11 +29,13 @@ EXTRAS = (
     ("pillow", "PIL", "video", "no images can be read, and no frame cache"),
     ("transformers", "transformers", "text", "no texts can be read"),
     ("pycocoevalcap", "pycocoevalcap", "captions", "no captions can be scored"),
+    ("sacrebleu", "sacrebleu", "generation", "no text-to-text can be scored"),
+    ("optuna", "optuna", "search", "no search by meltr sweep"),
 )
 """Package, its module, the extra that installs it, and what does not work without it: what runs use.
 
-Extras for other loops (accelerate, lightning, transformers), combiners (torchjd), trackers and the tests of plugin
-authors are not among them: their own messages say what to install.
+Extras for other loops (accelerate, lightning, transformers), combiners (torchjd), trackers, the Hub, folders of
+datasets and the tests of plugin authors are not among them: their own messages say what to install.
 """
 
 DISTRIBUTION = "meltr-core"
