@@ -11,7 +11,7 @@ import torch
 import places
 from command_line import assert_stopped, call
 from meltr.errors import UserError
-from meltr.helps import catalogue, recorded
+from meltr.helps import catalogue, shared_data
 from meltr.helps.real import Filled, Reversed, Turned
 
 FILES = {"mosi": "mosi", "pom": "pom", "pom-contrary": "pom", "cifar-few": "cifar100", "cifar-coarse": "cifar100"}
@@ -110,7 +110,7 @@ def test_mnist1d_is_made_without_touching_global_random_numbers():
 
 @pytest.mark.parametrize("name", FILES)
 def test_beds_of_files_train_on_what_they_say(name, shared):
-    for part in recorded.FILES[FILES[name]]:
+    for part in shared_data.FILES[FILES[name]]:
         places.shared(f"data/{part}")
     if FILES[name] == "cifar100":
         pytest.importorskip("PIL")
@@ -137,5 +137,5 @@ def test_a_bed_without_its_files_is_skipped_and_says_where_they_belong(tmp_path,
     (tmp_path / "data/mosi").mkdir(parents=True)
     (tmp_path / "data/mosi/index.tsv.gz").write_bytes(gzip.compress(b"row\n")[:-9])
     (tmp_path / "data/mosi/features.npz").write_bytes(b"no archive")
-    recorded._utterances.cache_clear()
+    shared_data._utterances.cache_clear()
     assert_stopped(call("helps", "--bed", "mosi", "--seeds", "0,1"), "index.tsv.gz")

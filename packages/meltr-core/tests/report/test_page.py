@@ -153,7 +153,7 @@ def test_texts_from_files_mean_nothing_to_the_browser(page, parsed):
 
 def test_samples_have_pictures_of_the_data_set_and_no_other_file(runs, parsed):
     assert sum(str(image["src"]).startswith("data:image/jpeg") for image in parsed.all("img")) == 8
-    from meltr.video.stills import Stills
+    from meltr.video.thumbnails import Stills
 
     outside = runs["sum"].parent / "outside.png"
     Image.new("RGB", (8, 8)).save(outside)

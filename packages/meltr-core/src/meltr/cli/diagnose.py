@@ -18,6 +18,7 @@ from meltr.errors import UserError
 from meltr.folders.places import next_name
 from meltr.folders.run_folder import RunFolder
 from meltr.folders.seeds_folder import started_runs
+from meltr.report.diagnosis import NAME
 
 if TYPE_CHECKING:
     from meltr.diagnosis.diagnosis import Diagnosis
@@ -104,7 +105,7 @@ def diagnose(
         stored = folder.read_spec()
         registry = registry_for(ctx, plugins_of_run(folder.path, stored.plugins, plugin, trust=trust))
         changes = {"device": device or stored.device, **({"data_root": data_root} if data_root else {})}
-        spec, target = stored.model_copy(update=changes), folder.path / "diagnose.json"
+        spec, target = stored.model_copy(update=changes), folder.path / NAME
     else:
         if start != NEW:
             raise UserError(f"--from {start} needs a run", f"meltr diagnose RUN --from {start}")
@@ -112,7 +113,7 @@ def diagnose(
         selection = Selection.of({**locals(), **rest})
         registry = registry_for(ctx, selection.plugin_files())
         spec = selection.resolve(registry)
-        target = _free(output_dir / f"{spec.backbone}-{spec.task}-{spec.dataset}-diagnose") / "diagnose.json"
+        target = _free(output_dir / f"{spec.backbone}-{spec.task}-{spec.dataset}-diagnose") / NAME
     with contextlib.redirect_stdout(sys.stderr):
         found = _found(registry, spec, run, start, held_out, (steps, branches, looks), weight, quiet=as_json)
     found.save(target)

@@ -119,13 +119,14 @@ def _compared(beds: Sequence[str], methods: Sequence[str], seeds: Sequence[int],
         UserError: If a bed or a method is unknown, or the record is of other seeds.
     """
     from meltr.bench.table8 import circumstances
-    from meltr.helps.catalogue import BEDS, build, check_name
+    from meltr.helps.beds import check_known
+    from meltr.helps.catalogue import BEDS, build
     from meltr.helps.methods import METHODS, method_named
     from meltr.helps.record import Record
     from meltr.helps.trial import train
 
     for name in beds:
-        check_name(name)
+        check_known(name, BEDS)
     wanted = list(METHODS) if "all" in methods else list(methods or QUICK)
     chosen = [method_named(name) for name in wanted]
     record = Record.begin(path, seeds, circumstances("cpu"))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, Protocol
 
@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
+from meltr.errors import UserError, did_you_mean
 from meltr.helps.networks import StackedMLP
 from meltr.seeding import derive
 
@@ -227,3 +228,14 @@ class Bed:
         difference = (own - wanted).double()
         distance: Tensor = difference.abs() if self.metric == "MAE" else difference.square()
         return distance.mean((1, 2))
+
+
+def check_known(name: str, known: Collection[str]) -> None:
+    """Raise a UserError if no bed has this name.
+
+    Args:
+        name: Name of a bed.
+        known: The valid names.
+    """
+    if name not in known:
+        raise UserError(f"unknown bed {name!r}", did_you_mean(name, list(known)))

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from functools import partial
 from importlib.util import find_spec
 
-from meltr.errors import UserError, did_you_mean
-from meltr.helps import real, recorded
-from meltr.helps.beds import Bed
+from meltr.errors import UserError
+from meltr.helps import real, shared_data
+from meltr.helps.beds import Bed, check_known
 from meltr.helps.made import MADE, made
 
 
@@ -46,36 +46,32 @@ BEDS: dict[str, BedInfo] = {
     "mnist1d": BedInfo(
         "neutral", "400 labels of MNIST-1D; three helpers.", real.mnist1d, _package("mnist1d", "mnist1d")
     ),
-    "mosi": BedInfo("hurt", "CMU-MOSI: sentiment; six helpers.", recorded.mosi, partial(recorded.missing, "mosi")),
+    "mosi": BedInfo(
+        "hurt", "CMU-MOSI: sentiment; six helpers.", shared_data.mosi, partial(shared_data.missing, "mosi")
+    ),
     "pom": BedInfo(
-        "neutral", "POM: one rating; sixteen other ratings.", recorded.pom, partial(recorded.missing, "pom")
+        "neutral", "POM: one rating; sixteen other ratings.", shared_data.pom, partial(shared_data.missing, "pom")
     ),
     "pom-contrary": BedInfo(
         "contradictory",
         "POM: the same, and two that contradict the first.",
-        partial(recorded.pom, contrary=True),
-        partial(recorded.missing, "pom"),
+        partial(shared_data.pom, contrary=True),
+        partial(shared_data.missing, "pom"),
     ),
     "cifar-few": BedInfo(
         "help",
         f"{_CIFAR} 1,200 fine labels; three helpers.",
-        partial(recorded.cifar, few=True),
-        partial(recorded.missing, "cifar100"),
+        partial(shared_data.cifar, few=True),
+        partial(shared_data.missing, "cifar100"),
     ),
     "cifar-coarse": BedInfo(
         "neutral",
         f"{_CIFAR} 20 classes; fine classes as helper, and two more.",
-        partial(recorded.cifar, few=False),
-        partial(recorded.missing, "cifar100"),
+        partial(shared_data.cifar, few=False),
+        partial(shared_data.missing, "cifar100"),
     ),
 }
 """Every bed by name: the made ones first."""
-
-
-def check_name(name: str) -> None:
-    """Raise a UserError if no bed has this name."""
-    if name not in BEDS:
-        raise UserError(f"unknown bed {name!r}", did_you_mean(name, list(BEDS)))
 
 
 def build(name: str, seeds: Sequence[int]) -> Bed:
@@ -88,7 +84,7 @@ def build(name: str, seeds: Sequence[int]) -> Bed:
     Raises:
         UserError: If the name is unknown, or its data are not there.
     """
-    check_name(name)
+    check_known(name, BEDS)
     lacks = BEDS[name].missing()
     if lacks:
         raise UserError(f"bed {name!r}: {lacks}", "Beds without data: meltr helps --list")

@@ -15,8 +15,7 @@ import torch
 from numpy.random import Generator
 from numpy.typing import NDArray
 
-from meltr.errors import UserError, did_you_mean
-from meltr.helps.beds import Bed, Kind, Task, Truth
+from meltr.helps.beds import Bed, Kind, Task, Truth, check_known
 from meltr.seeding import derive
 
 FEATURES, CONCEPTS, CLASSES, TEST = 24, 6, 6, 2000
@@ -86,12 +85,6 @@ MADE: dict[str, _Spec] = {
 """Truth, summary, auxiliary tasks, labelled examples and hidden units of every bed."""
 
 
-def check_name(name: str) -> None:
-    """Raise a UserError if no bed has this name."""
-    if name not in MADE:
-        raise UserError(f"unknown bed {name!r}", did_you_mean(name, list(MADE)))
-
-
 def made(name: str, seeds: Sequence[int]) -> Bed:
     """Make a bed.
 
@@ -102,7 +95,7 @@ def made(name: str, seeds: Sequence[int]) -> Bed:
     Raises:
         UserError: If the name is unknown.
     """
-    check_name(name)
+    check_known(name, MADE)
     truth, summary, helpers, labelled, hidden = MADE[name]
     training, validation = 960, 240
     worlds = [_World(seed, training + validation + TEST) for seed in seeds]

@@ -37,6 +37,28 @@ def shuffled(generator: Generator, classes: NDArray[Any], count: int) -> NDArray
     return found
 
 
+def in_random_order(
+    seeds: Sequence[int], inputs: NDArray[Any], classes: NDArray[Any], training: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the examples in an order of its own for each of S seeds.
+
+    Args:
+        seeds: One number per copy.
+        inputs: Shape (N, ...).
+        classes: Shape (N,).
+        training: Number of examples to train on, the first ones.
+
+    Returns:
+        Inputs (S, N, ...), classes (S, N), and classes (S, N) that are shuffled where they are trained on.
+    """
+    orders, noise = [], []
+    for seed in seeds:
+        generator = np.random.default_rng(derive(seed, "bed"))
+        orders.append(generator.permutation(len(inputs)))
+        noise.append(shuffled(generator, classes[orders[-1]], training))
+    return stacked([inputs[o] for o in orders]), stacked([classes[o] for o in orders]), stacked(noise)
+
+
 @dataclass(frozen=True)
 class Filled:
     """The inputs with some values set to zero; the targets are the inputs themselves.
@@ -96,14 +118,7 @@ def digits(seeds: Sequence[int]) -> Bed:
     """Digits of 8x8 pixels: 60 labels; helpers on 900 images."""
     images, classes = _digits()
     training = 900
-    inputs, wanted, noise = [], [], []
-    for seed in seeds:
-        generator = np.random.default_rng(derive(seed, "bed"))
-        order = generator.permutation(len(images))
-        inputs.append(images[order])
-        wanted.append(classes[order])
-        noise.append(shuffled(generator, classes[order], training))
-    labels = stacked(wanted)
+    inputs, labels, noise = in_random_order(seeds, images, classes, training)
     loops = torch.isin(labels, torch.tensor([0, 6, 8, 9])).long()
     tasks = [
         Task("class", "cross_entropy", (0, 10), labels, labelled_only=True),
@@ -111,7 +126,7 @@ def digits(seeds: Sequence[int]) -> Bed:
         Task("turn", "cross_entropy", (74, 78), view=Turned()),
         Task("parity", "cross_entropy", (78, 80), labels % 2),
         Task("loop", "cross_entropy", (80, 82), loops),
-        Task("noise", "cross_entropy", (82, 92), stacked(noise)),
+        Task("noise", "cross_entropy", (82, 92), noise),
     ]
     return Bed(
         "digits",
@@ -119,7 +134,7 @@ def digits(seeds: Sequence[int]) -> Bed:
         "60 labels of scikit-learn's digits; helpers on 900 images, one of them random.",
         "error",
         list(seeds),
-        stacked(inputs),
+        inputs,
         tasks,
         training,
         validation=100,
@@ -149,18 +164,12 @@ def mnist1d(seeds: Sequence[int]) -> Bed:
     """MNIST-1D (Greydanus 2020): 400 labels; helpers on 2,400 series of 40 values."""
     series, classes = _series()
     training = 2400
-    inputs, wanted, noise = [], [], []
-    for seed in seeds:
-        generator = np.random.default_rng(derive(seed, "bed"))
-        order = generator.permutation(len(series))
-        inputs.append(series[order])
-        wanted.append(classes[order])
-        noise.append(shuffled(generator, classes[order], training))
+    inputs, labels, noise = in_random_order(seeds, series, classes, training)
     tasks = [
-        Task("class", "cross_entropy", (0, 10), stacked(wanted), labelled_only=True),
+        Task("class", "cross_entropy", (0, 10), labels, labelled_only=True),
         Task("fill", "squared_error", (10, 50), view=Filled(40)),
         Task("reversed", "cross_entropy", (50, 52), view=Reversed()),
-        Task("noise", "cross_entropy", (52, 62), stacked(noise)),
+        Task("noise", "cross_entropy", (52, 62), noise),
     ]
     return Bed(
         "mnist1d",
@@ -168,7 +177,7 @@ def mnist1d(seeds: Sequence[int]) -> Bed:
         "400 labels of MNIST-1D; helpers on 2,400 series, one of them random.",
         "error",
         list(seeds),
-        stacked(inputs),
+        inputs,
         tasks,
         training,
         validation=400,

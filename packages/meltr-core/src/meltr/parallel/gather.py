@@ -11,6 +11,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from meltr.errors import PluginError
+from meltr.parallel.ranks import Ranks
 
 T = TypeVar("T")
 
@@ -75,10 +76,8 @@ def gather_in_turn(own: Sequence[T], world_size: int) -> list[T]:
     """
     if world_size == 1:
         return list(own)
-    shares: list[Any] = [None] * world_size
-    dist.all_gather_object(shares, list(own))
     nothing = object()
-    turns = zip_longest(*shares, fillvalue=nothing)
+    turns = zip_longest(*Ranks.current().gather_objects(list(own)), fillvalue=nothing)
     return [each for turn in turns for each in turn if each is not nothing]
 
 

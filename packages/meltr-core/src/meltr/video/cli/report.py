@@ -46,7 +46,7 @@ def report(
     if page.is_dir() or page.suffix.lower() not in (".html", ".htm"):
         raise UserError(f"--output {page} is not the name of an HTML file", "For example: --output report.html")
     from meltr.report.page.render import write_report
-    from meltr.video.stills import Stills
+    from meltr.video.thumbnails import Stills
 
     picture_of = Stills(data_root) if pictures else None
     facts = write_report(runs, page, registry=registry_for(ctx), metric=metric, split=split, picture_of=picture_of)
