@@ -14,7 +14,7 @@ from changed_toy import changed_toy, run_toy
 from command_line import call
 from meltr import MeltrError, PluginError, UserError
 from meltr.data.loader import LoaderBatches
-from meltr.data.reading import Items, Reader, naming, unreadable
+from meltr.data.reading import DeadReaderError, Items, Reader, naming, unreadable
 from places import TOY
 
 
@@ -105,6 +105,54 @@ def test_a_worker_that_died_once_is_no_fault_of_its_item(tmp_path):
     source = loader({4: "dies once"}, workers=1, skip=True, folder=tmp_path)
     assert read(source) == [[0, 1, 2], [3, 4, 5], [6, 7, 8], [9, 10, 11]]
     assert source.skipped == {}
+
+
+class Handed:
+    """A batch whose process dies while it is handed over, once: the connection that carries its memory breaks."""
+
+    def __init__(self, batch, folder):
+        self.batch, self.folder = batch, folder
+
+    def __reduce__(self):
+        return _taken, (self.batch, self.folder, os.getpid())
+
+
+def _taken(batch, folder, process):
+    if 4 in batch and not (marker := folder / "died").exists():
+        marker.touch()
+        os.kill(process, signal.SIGKILL)
+        raise ConnectionResetError("Connection reset by peer")
+    return torch.tensor(batch)
+
+
+@pytest.mark.parametrize("skip", [True, False])
+def test_a_worker_that_dies_while_it_hands_over_a_batch_is_no_bug_of_the_data_set(tmp_path, skip):
+    items = Items(Numbers({}), skip=skip)
+    reader = Reader(items, collate=lambda found: Handed([each.item() for each in found], tmp_path), workers=1)
+    chosen = [[0, 1], [3, 4], [6, 7]]
+    if skip:
+        assert [batch.tolist() for batch in reader.batches(chosen)] == chosen
+        assert reader.skipped == {}
+    else:
+        with pytest.raises(DeadReaderError, match=r"while it read \d \(killed by signal: Killed\)"):
+            list(reader.batches(chosen))
+
+
+def test_an_error_of_the_connection_without_a_death_stays_what_it_is():
+    reader = Reader(Items(Numbers({})), collate=lambda found: Refused(), workers=1)
+    with pytest.raises(OSError, match="Too many open files"):
+        list(reader.batches([[0]]))
+
+
+class Refused:
+    """A batch that cannot be taken over, though its process lives."""
+
+    def __reduce__(self):
+        return _refused, ()
+
+
+def _refused():
+    raise OSError("Too many open files")
 
 
 class Signalled(Dataset):

@@ -15,6 +15,8 @@ import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from multiprocessing import active_children
+from multiprocessing.process import BaseProcess
 from typing import Any
 
 import torch
@@ -188,6 +190,7 @@ class Reader:
         self._items, self._collate, self._workers, self._name_of = items, Collate(collate), workers, name_of
         self._plan = _Plan()
         self._loader: DataLoader[Any] | None = None
+        self._processes: list[BaseProcess] = []
         self._busy = False
         self.skipped: dict[int, str] = {}
         """Items that others stood in for: index -> name and reason."""
@@ -243,18 +246,38 @@ class Reader:
         try:
             with _child_signals_kept():
                 batches_read = iter(self._opened())
+            self._processes = self._processes or active_children()
             while True:
                 try:
                     read = next(batches_read)
                 except StopIteration:
                     return
                 yield read
-        except RuntimeError as error:
-            self._loader = None
-            if "DataLoader worker" not in str(error) or self._items.notes is None:
+        except (RuntimeError, OSError, EOFError) as error:
+            death = self._death_behind(error)
+            self._loader, self._processes = None, []
+            if death is None:
                 raise
-            time.sleep(_GRACE)
-            raise WorkerDiedError(_how(error), _item_of(str(error), self._items.notes)) from None
+            raise death from None
+
+    def _death_behind(self, error: Exception) -> WorkerDiedError | None:
+        """Return the death of a worker that an error tells of.
+
+        torch reports one that it finds dead. One that dies while its batch is handed over breaks a connection.
+        """
+        notes = self._items.notes
+        if notes is None:
+            return None
+        time.sleep(_GRACE)
+        if "DataLoader worker" in str(error):
+            return WorkerDiedError(_how(error), _item_of(str(error), notes))
+        if isinstance(error, RuntimeError):
+            return None
+        read = dict(notes.tolist())
+        for process in self._processes:
+            if process.pid in read and process.exitcode is not None:
+                return WorkerDiedError(_ended(process.exitcode), read[process.pid])
+        return None
 
     def _opened(self) -> DataLoader[Any]:
         if self._loader is None:
@@ -351,11 +374,16 @@ def _death(death: WorkerDiedError, name_of: Callable[[int], str]) -> MeltrError:
     return error
 
 
-def _how(error: RuntimeError) -> str:
+def _how(error: Exception) -> str:
     found = re.search(
         r"killed by signal: ([^.]*)|exited unexpectedly with exit code (-?\d+)", f"{error} {error.__cause__}"
     )
     return (found[0] if found else "exited unexpectedly").strip()
+
+
+def _ended(code: int) -> str:
+    """Return how a process ended, in torch's words."""
+    return f"killed by signal: {signal.strsignal(-code)}" if code < 0 else f"exited unexpectedly with exit code {code}"
 
 
 def _item_of(message: str, notes: torch.Tensor) -> int:
