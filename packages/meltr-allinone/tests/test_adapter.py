@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 
 from allinone_clips import SMALL
 from command_line import call
+from drawing import assert_draws_come_from_the_context
 from meltr.context import Data, PredictRequest, RunContext
 from meltr.engine.run import execute
 from meltr.errors import UserError
@@ -65,21 +66,7 @@ def test_every_task_has_its_losses_and_no_head_in_vain(
 
 def test_all_draws_come_from_the_generator_of_the_context(make_context: Make) -> None:
     context = make_context("qa", "msvd", losses=("answer", "vtm", "mlm"), size="tiny")
-    context = RunContext(**{**context.__dict__, "generator": torch.Generator()})
-    adapter = AllInOneAdapter()
-    data = adapter.build_data(context)
-    model, batch = adapter.build_model(context, data), next(iter(data.train.batches(0)))
-
-    def losses(seed: int, *wanted: str) -> dict[str, float]:
-        context.generator.manual_seed(seed)  # type: ignore[union-attr]
-        asked = context.with_losses(*wanted) if wanted else context
-        return {name: loss.item() for name, loss in adapter.compute_task_losses(model, batch, asked).items()}
-
-    first = losses(1)
-    torch.rand(7)
-    assert losses(1) == first
-    assert losses(2) != first
-    assert losses(1, "mlm") == pytest.approx({"mlm": first["mlm"]})
+    assert_draws_come_from_the_context(AllInOneAdapter(), context, "mlm")
 
 
 def test_scoring_follows_the_losses() -> None:

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
 from torch.nn import functional as F
 
+from golden_set import GoldenSet, exactly
 from meltr import Bilevel, DoubleBackward, ForwardMode, LossTransformer, PerTask
 from meltr.hypergradients.outer_gradient import outer_gradient
 from meltr.video.text.masking import MaskedTexts
@@ -26,26 +25,12 @@ FOLDERS = golden_sets("allinone")
 ORDERS = ("raster", "shuffled")
 
 
-class Tensors(dict[str, torch.Tensor]):
-    """The tensors of a file; a test that needs one which a part of a set does not have is skipped."""
-
-    def __missing__(self, name: str) -> torch.Tensor:
-        pytest.skip(f"this golden set has no {name}")
-
-
-class Goldens:
-    """One golden set."""
+class Goldens(GoldenSet):
+    """One golden set, computed with one kind of attention."""
 
     def __init__(self, folder: Path, dtype: torch.dtype, attention: str) -> None:
-        self.folder, self.dtype, self.attention = folder, dtype, attention
-        self.config = json.loads((folder / "config.json").read_text())
-        self.inputs = self.tensors("inputs")
-
-    def tensors(self, name: str) -> Tensors:
-        if not (self.folder / f"{name}.safetensors").is_file():
-            pytest.skip(f"{self.folder} has no {name}.safetensors")
-        loaded = load_file(self.folder / f"{name}.safetensors")
-        return Tensors({k: t.to(self.dtype) if t.is_floating_point() else t for k, t in loaded.items()})
+        super().__init__(folder, dtype)
+        self.attention = attention
 
     @property
     def false_video(self) -> torch.Tensor:
@@ -97,12 +82,7 @@ class Goldens:
         torch.testing.assert_close(found, expected, atol=atol, rtol=rtol)
 
 
-KINDS = [(torch.float32, "fused"), (torch.float64, "fused"), (torch.float64, "eager")]
-SETS = [(folder, *kind) for folder in FOLDERS for kind in KINDS]
-NAMES = [f"{folder.name}-{str(dtype).removeprefix('torch.')}-{attention}" for folder, dtype, attention in SETS]
-
-
-@pytest.fixture(params=SETS, ids=NAMES)
+@pytest.fixture(**exactly(FOLDERS))
 def golden(request: pytest.FixtureRequest) -> Any:
     with torch.no_grad():
         yield Goldens(*request.param)
@@ -187,10 +167,8 @@ def test_dual_encoder(golden):
 
 
 def test_rolling(golden):
-    if not (golden.folder / "units.json").is_file():
-        pytest.skip(f"{golden.folder} has no units.json")
     units = golden.tensors("units")
-    for case in json.loads((golden.folder / "units.json").read_text())["roll"]:
+    for case in golden.json("units.json")["roll"]:
         rows = units[f"roll.{case['index']}.in"].view(case["batch"], case["frames"], case["tokens"], -1)
         found = roll_tokens(rows, case["fold"])
         assert torch.equal(found.flatten(0, 1), units[f"roll.{case['index']}.out"])

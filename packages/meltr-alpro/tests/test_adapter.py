@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 
 import meltr
 from command_line import assert_stopped, call
+from drawing import assert_draws_come_from_the_context
 from meltr.context import RunContext
 from meltr.engine.run import execute
 from meltr.errors import UserError
@@ -25,6 +26,7 @@ from meltr.video.frames.media import decode
 from meltr_alpro.adapter import AlproAdapter
 from meltr_alpro.clips import distinct, strided
 from meltr_fixtures import Sample
+from messages import Messages
 from places import reference_table
 
 MakeContext = Callable[..., RunContext]
@@ -57,20 +59,7 @@ def test_every_task_has_its_losses_and_trains_what_it_has(
 
 
 def test_all_draws_come_from_the_generator_of_the_context(make_context: MakeContext) -> None:
-    adapter, context = AlproAdapter(), make_context()
-    data = adapter.build_data(context)
-    model, batch = adapter.build_model(context, data), next(iter(data.train.batches(0)))
-
-    def losses(seed: int, *wanted: str) -> dict[str, float]:
-        context.generator.manual_seed(seed)  # type: ignore[union-attr]
-        asked = context.with_losses(*wanted) if wanted else context
-        return {name: loss.item() for name, loss in adapter.compute_task_losses(model, batch, asked).items()}
-
-    first = losses(1)
-    torch.rand(7)
-    assert losses(1) == first
-    assert losses(2) != first
-    assert losses(1, "pem") == pytest.approx({"pem": first["pem"]})
+    assert_draws_come_from_the_context(AlproAdapter(), make_context(), "pem")
 
 
 # Frames
@@ -129,17 +118,6 @@ def test_questions_with_choices_are_refused(make_context: MakeContext, sample: S
 
 
 # Weights and settings
-
-
-class Messages:
-    """Keeps what a run says."""
-
-    def __init__(self) -> None:
-        self.lines: list[str] = []
-
-    @meltr.hookimpl
-    def on_message(self, message: str) -> None:
-        self.lines.append(message)
 
 
 def test_weights_of_a_run_start_another_and_the_lack_of_a_prompter_is_told(make_spec: MakeSpec, tmp_path: Path) -> None:

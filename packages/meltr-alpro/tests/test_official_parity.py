@@ -5,7 +5,6 @@ Agreement is 1e-5; in float64 it is what rounding of the stored values leaves.
 
 from __future__ import annotations
 
-import json
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.nn import functional as F
 
+from golden_set import GoldenSet, Tensors, exactly
 from meltr.video.text.masking import MaskedTexts
 from meltr_alpro.losses.draws import Draws, black_outside, wrong_probabilities
 from meltr_alpro.losses.tasks import Batch, LossSettings, Passes, soft_cross_entropy, task_losses
@@ -30,39 +30,16 @@ FOLDERS = golden_sets("alpro")
 RELEASED = LossSettings(pem_ignore="released")
 
 
-class Tensors(dict[str, Tensor]):
-    """The tensors of a file; a test that needs one which a part of a set does not have is skipped."""
-
-    def __missing__(self, name: str) -> Tensor:
-        pytest.skip(f"this golden set has no {name}")
-
-
-class Goldens:
-    """One golden set."""
+class Goldens(GoldenSet):
+    """One golden set, computed with one kind of attention."""
 
     def __init__(self, folder: Path, dtype: torch.dtype, attention: str) -> None:
-        self.folder, self.dtype, self.attention = folder, dtype, attention
-        self.config = json.loads((folder / "config.json").read_text())
-
-    def file(self, name: str) -> Path:
-        if not (self.folder / name).is_file():
-            pytest.skip(f"{self.folder} has no {name}")
-        return self.folder / name
-
-    def json(self, name: str) -> Any:
-        return json.loads(self.file(name).read_text())
+        super().__init__(folder, dtype)
+        self.attention = attention
 
     def loss(self, name: str) -> float:
         losses = self.json("losses.json")
         return float(losses[name]) if name in losses else pytest.skip(f"{self.folder} has no loss {name}")
-
-    def tensors(self, name: str) -> Tensors:
-        loaded = load_file(self.file(f"{name}.safetensors"))
-        return Tensors({k: t.to(self.dtype) if t.is_floating_point() else t for k, t in loaded.items()})
-
-    @cached_property
-    def inputs(self) -> Tensors:
-        return self.tensors("inputs")
 
     @cached_property
     def pretrain(self) -> Tensors:
@@ -144,12 +121,7 @@ class Goldens:
         torch.testing.assert_close(found.to(self.dtype), expected, atol=atol, rtol=rtol)
 
 
-KINDS = [(torch.float32, "fused"), (torch.float64, "fused"), (torch.float64, "eager")]
-SETS = [(folder, *kind) for folder in FOLDERS for kind in KINDS]
-NAMES = [f"{folder.name}-{str(dtype).removeprefix('torch.')}-{attention}" for folder, dtype, attention in SETS]
-
-
-@pytest.fixture(params=SETS, ids=NAMES)
+@pytest.fixture(**exactly(FOLDERS))
 def golden(request: pytest.FixtureRequest) -> Any:
     with torch.no_grad():
         yield Goldens(*request.param)

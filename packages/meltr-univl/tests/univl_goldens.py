@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from fnmatch import fnmatch
-from functools import cached_property
-from pathlib import Path
 from typing import Any
 
-import pytest
 import torch
-from safetensors.torch import load_file
 from torch import Tensor
 
+from golden_set import GoldenSet
 from meltr import LossTransformer
 from meltr.metrics.classification import IGNORED
 from meltr_univl.losses.masking import Masks
@@ -25,38 +21,12 @@ from meltr_univl.weights.official import from_official
 EIGHT = ("joint", "align", "cmlm", "cmfm", "m_joint", "m_align", "decoder", "m_decoder")
 
 
-class Goldens:
-    """One golden set."""
-
-    def __init__(self, folder: Path, dtype: torch.dtype = torch.float64) -> None:
-        self.folder, self.dtype = folder, dtype
-        self._tensors: dict[str, dict[str, Tensor]] = {}
-
-    @property
-    def name(self) -> str:
-        return f"{self.folder.name}-{str(self.dtype).removeprefix('torch.')}"
+class Goldens(GoldenSet):
+    """One golden set of UniVL."""
 
     @property
     def float32(self) -> bool:
         return self.dtype == torch.float32
-
-    def json(self, name: str) -> Any:
-        if not (self.folder / name).is_file():
-            pytest.skip(f"{self.folder} has no {name}")
-        return json.loads((self.folder / name).read_text(encoding="utf-8"))
-
-    def tensors(self, name: str) -> dict[str, Tensor]:
-        if name not in self._tensors:
-            file = self.folder / f"{name}.safetensors"
-            if not file.is_file():
-                pytest.skip(f"{self.folder} has no {file.name}")
-            loaded = load_file(file)
-            self._tensors[name] = {k: t.to(self.dtype) if t.dtype == torch.float32 else t for k, t in loaded.items()}
-        return self._tensors[name]
-
-    @cached_property
-    def config(self) -> dict[str, Any]:
-        return json.loads((self.folder / "config.json").read_text(encoding="utf-8"))
 
     @property
     def rows_with_frames(self) -> list[int]:

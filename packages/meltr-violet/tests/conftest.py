@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from functools import cached_property
 from pathlib import Path
@@ -8,9 +7,9 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
 from torch import Tensor
 
+from golden_set import GoldenSet
 from meltr.metrics.classification import IGNORED
 from meltr_fixtures import Sample
 from meltr_violet.losses.tasks import Batch
@@ -21,33 +20,13 @@ from places import golden_sets, published_vocabulary
 from small_runs import MakeContext, MakeSpec, context_maker, spec_maker
 
 
-class Goldens:
-    """One golden set: tensors of the official model and everything needed to compute them again."""
+class Goldens(GoldenSet):
+    """One golden set of VIOLET."""
 
-    def __init__(self, folder: Path, dtype: torch.dtype = torch.float64) -> None:
-        self.folder, self.dtype = folder, dtype
-        self._tensors: dict[str, dict[str, Tensor]] = {}
-
-    def file(self, name: str) -> Path:
-        if not (self.folder / name).is_file():
-            pytest.skip(f"{self.folder} has no {name}")
-        return self.folder / name
-
-    def json(self, name: str) -> Any:
-        return json.loads(self.file(name).read_text(encoding="utf-8"))
-
-    def tensors(self, name: str) -> dict[str, Tensor]:
-        if name not in self._tensors:
-            loaded = load_file(self.file(f"{name}.safetensors"))
-            self._tensors[name] = {k: t.to(self.dtype) if t.is_floating_point() else t for k, t in loaded.items()}
-            for key in loaded:
-                if key.startswith("ans_"):  # the official code ignores -1
-                    self._tensors[name][key] = torch.where(loaded[key] == -1, IGNORED, loaded[key])
-        return self._tensors[name]
-
-    @cached_property
-    def config(self) -> dict[str, Any]:
-        return self.json("config.json")
+    def converted(self, key: str, tensor: Tensor) -> Tensor:
+        if key.startswith("ans_"):  # the official code ignores -1
+            return torch.where(tensor == -1, IGNORED, tensor)
+        return super().converted(key, tensor)
 
     @cached_property
     def model_config(self) -> ModelConfig:

@@ -19,6 +19,7 @@ from meltr.errors import UserError
 from meltr.plugins import discover
 from meltr.specs import RunSpec
 from meltr_violet.adapter import VioletAdapter
+from messages import Messages
 
 MakeContext = Callable[..., RunContext]
 MakeSpec = Callable[..., RunSpec]
@@ -93,17 +94,6 @@ def test_without_codes_the_run_goes_on_and_says_so(make_spec: MakeSpec, tmp_path
     assert all(set(line["losses"]) == {"answer", "vtm", "mtm"} for line in lines if line["kind"] == "train")
     names = load_file(tmp_path / "run" / "checkpoints" / "last" / "backbone.safetensors")
     assert not [name for name in names if name.startswith("mvm.")]
-
-
-class Messages:
-    """Keeps what a run says."""
-
-    def __init__(self) -> None:
-        self.lines: list[str] = []
-
-    @meltr.hookimpl
-    def on_message(self, message: str) -> None:
-        self.lines.append(message)
 
 
 # Weights

@@ -19,6 +19,7 @@ from command_line import call
 from meltr.combiners.fixed import plain_sum
 from meltr.engine.checkpoints import Checkpoints, load_tensors, save_module
 from meltr.parallel.ranks import Ranks
+from messages import Messages
 from places import TOY
 
 SETTINGS = {
@@ -35,19 +36,6 @@ class StopAt15:
     def on_checkpoint(self, path):
         if path.name == "step-000015":
             raise StopError
-
-
-class Messages:
-    def __init__(self):
-        self.seen = []
-
-    @meltr.hookimpl
-    def on_message(self, level, message):
-        self.seen.append((level, message))
-
-    @property
-    def warnings(self):
-        return [message for level, message in self.seen if level == "warning"]
 
 
 @pytest.fixture(scope="module")
