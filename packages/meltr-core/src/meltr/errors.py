@@ -74,7 +74,7 @@ def did_you_mean(word: str, choices: Iterable[str]) -> str:
         word: What the user wrote.
         choices: The valid words.
     """
-    known = sorted(choices)
+    known = sorted(set(choices))
     close = closest(word, known)
     guess = f"Did you mean {close!r}? " if close else ""
     return f"{guess}Valid choices: {', '.join(known) or 'none'}."

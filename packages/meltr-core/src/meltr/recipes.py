@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 from pydantic import Field, ValidationError, field_validator
 
-from meltr.errors import PluginError, UserError, did_you_mean
+from meltr.errors import PluginError, UserError, closest, did_you_mean
 from meltr.limits import SETTINGS_BYTES, UnreadableError, file_text, from_yaml
 from meltr.plugins import Registry
 from meltr.specs import BackboneInfo, Info, PresetInfo
@@ -204,9 +204,16 @@ def find_recipe(registry: Registry, name: str | None) -> RecipeInfo | None:
         return None
     files = recipe_files(registry)
     if name not in files:
-        raise UserError(f"there is no recipe {name!r}", f"{did_you_mean(name, files)} `meltr recipes` lists them.")
+        raise unknown_recipe(registry, name)
     info, path = files[name]
     return read_recipe(path, info, name)
+
+
+def unknown_recipe(registry: Registry, name: str) -> UserError:
+    """Return the error for a name that no recipe has, in a file or in Python."""
+    close = closest(name, [*recipe_files(registry), *(preset.name for preset in _presets(registry))])
+    guess = f"Did you mean {close!r}? " if close else ""
+    return UserError(f"there is no recipe {name!r}", f"{guess}`meltr recipes` lists them.")
 
 
 def _presets(registry: Registry) -> list[PresetInfo]:

@@ -167,4 +167,7 @@ def test_recipes_are_listed_and_filtered(meltr):
     assert "table 3, Rings, toy & MELTR_1" in shown
     assert_stopped(meltr("recipes", "--status", "done"), "there is no status 'done'", "reproduced")
     assert_stopped(meltr("recipes", "table3/nothing"), "there is no recipe 'table3/nothing'")
+    assert_stopped(
+        meltr("recipes", "table3"), "there is no recipe 'table3'", "Did you mean 'table", "`meltr recipes` lists"
+    )
     assert_stopped(meltr("recipes", "usuals"), "Did you mean 'usual'")

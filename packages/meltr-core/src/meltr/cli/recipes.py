@@ -10,7 +10,7 @@ from meltr.cli.options import AsJson, registry_for
 from meltr.cli.output import print_json, table
 from meltr.errors import UserError, did_you_mean
 from meltr.plugins import Registry
-from meltr.recipes import STATUSES, UNKNOWN, RecipeInfo, all_recipes, find_recipe
+from meltr.recipes import STATUSES, UNKNOWN, RecipeInfo, all_recipes, find_recipe, unknown_recipe
 
 Recipe = Annotated[str | None, typer.Argument(metavar="NAME", help="Show one recipe in full.")]
 TableNumber = Annotated[int | None, typer.Option("--table", min=1, max=12, help="Only those of this table.")]
@@ -90,8 +90,7 @@ def _show(registry: Registry, name: str, *, as_json: bool) -> None:
     if recipe is None:
         found = [each for each in _presets(registry, None) if each["name"] == name]
         if not found:
-            known = [each["name"] for each in _presets(registry, None)]
-            raise UserError(f"there is no recipe {name!r}", did_you_mean(name, known))
+            raise unknown_recipe(registry, name)
         if as_json:
             print_json(found)
             return

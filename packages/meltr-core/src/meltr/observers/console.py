@@ -189,7 +189,8 @@ def results_table(results: Mapping[str, Any]) -> Table:
         found = results[split]
         columns.append((split, text.with_skipped(found["metrics"], found.get("skipped"))))
         columns += list((found.get("baselines") or {}).items())
-    table = Table(title=str(results.get("run", "result")), title_justify="left")
+    title = str(results.get("run", "result"))
+    table = Table(title=title, title_justify="left", min_width=len(title))
     table.add_column("metric")
     for label, _ in columns:
         table.add_column(label, justify="right", style=None if label in splits else "dim")
