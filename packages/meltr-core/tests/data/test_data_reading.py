@@ -13,8 +13,10 @@ from torch.utils.data import Dataset
 from changed_toy import changed_toy, run_toy
 from command_line import call
 from meltr import MeltrError, PluginError, UserError
+from meltr.data.items import Items, naming
 from meltr.data.loader import LoaderBatches
-from meltr.data.reading import DeadReaderError, Items, Reader, naming, unreadable
+from meltr.data.reading import Reader, unreadable
+from meltr.data.worker_death import DeadReaderError
 from places import TOY
 
 

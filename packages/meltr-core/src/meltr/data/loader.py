@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch.utils.data import Dataset
 
-from meltr.data.reading import Items, Reader, naming
+from meltr.data.items import Items, naming
+from meltr.data.reading import Reader
 from meltr.seeding import derive
 
 

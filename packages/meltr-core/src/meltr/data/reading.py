@@ -1,172 +1,17 @@
-"""Reads batches of a map-style data set in processes that may fail: what failed is named, without a traceback.
-
-A failure travels from a worker process as a value, so that its message arrives as it was written. A worker that dies
-has noted which item it was reading.
-"""
+"""Reads batches of a map-style data set in processes that may fail or die."""
 
 from __future__ import annotations
 
-import contextlib
-import os
-import re
-import signal
-import threading
-import time
-import traceback
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from multiprocessing import active_children
 from multiprocessing.process import BaseProcess
 from typing import Any
 
 import torch
-from torch.utils.data import DataLoader, Dataset, default_collate
+from torch.utils.data import DataLoader
 
-from meltr.errors import MeltrError, PluginError, UserError
-from meltr.seeding import seed_again
-
-MOST_SUBSTITUTES = 100
-"""Items that are tried in place of a broken one."""
-
-_HINT = "Mend or replace it, and go on with: meltr run --resume RUN"
-_GRACE = 0.3
-"""Seconds in which a signal to all processes of a run reaches this one too."""
-
-
-class UnreadableItemError(UserError):
-    """The file of an item is missing or broken."""
-
-    index: int = -1
-    """Index of the item."""
-
-
-class DeadReaderError(MeltrError):
-    """A process that reads data died."""
-
-    index: int = -1
-    """Index of the item that it was reading; -1: not known."""
-
-
-class WorkerDiedError(Exception):
-    """A worker process ended without an answer: how, and the item that it was reading (-1: not known)."""
-
-    def __init__(self, how: str, index: int) -> None:
-        super().__init__(how, index)
-        self.how, self.index = how, index
-
-
-@dataclass(frozen=True)
-class Failure:
-    """An item that could not be read.
-
-    Args:
-        index: Its index.
-        kind: Name of the exception's class.
-        message: Its message.
-        hint: Its hint, if it has one.
-        input_is_wrong: Whether it is a `UserError`: a file that is missing or broken.
-        trace: The traceback as text, for ``--debug``.
-    """
-
-    index: int
-    kind: str
-    message: str
-    hint: str | None
-    input_is_wrong: bool
-    trace: str
-
-    @classmethod
-    def of(cls, index: int, error: Exception) -> Failure:
-        """Return the failure that an exception amounts to."""
-        known = isinstance(error, MeltrError)
-        message = error.message if isinstance(error, MeltrError) else f"{type(error).__name__}: {error}"
-        hint = error.hint if isinstance(error, MeltrError) else None
-        wrong = isinstance(error, UserError)
-        return cls(index, type(error).__name__, message, hint, wrong, "" if known else traceback.format_exc())
-
-
-@dataclass(frozen=True)
-class Read:
-    """A collated batch, or the first failure in it, and the failures that other items stood in for."""
-
-    batch: Any
-    failure: Failure | None
-    skipped: tuple[Failure, ...]
-
-
-class Items(Dataset[Any]):
-    """A data set whose failures are values.
-
-    Args:
-        dataset: The data set.
-        seed_of: (epoch, index) -> seed of the random numbers that the item draws; None: they are left alone.
-        skip: Let the next item that can be read stand in for one whose file is missing or broken.
-    """
-
-    def __init__(
-        self, dataset: Dataset[Any], seed_of: Callable[[int, int], int] | None = None, *, skip: bool = False
-    ) -> None:
-        self._dataset, self._seed_of, self._skip = dataset, seed_of, skip
-        self.lost: set[int] = set()
-        """Items whose worker died twice."""
-        self.notes: torch.Tensor | None = None
-        """Process and item of each worker, (workers, 2), in shared memory."""
-
-    @property
-    def skips(self) -> bool:
-        """Whether other items stand in for those that cannot be read."""
-        return self._skip
-
-    def __len__(self) -> int:
-        """Items."""
-        return len(self._dataset)  # type: ignore[arg-type]
-
-    def __getitem__(self, key: tuple[int, int]) -> tuple[Any, tuple[Failure, ...]]:
-        """Return an item, or its `Failure`, and the failures that it stands in for.
-
-        Args:
-            key: Epoch and index.
-        """
-        epoch, index = key
-        skipped: list[Failure] = []
-        for number in range(index, index + MOST_SUBSTITUTES):
-            found = self._one(epoch, number % len(self))
-            if not (isinstance(found, Failure) and found.input_is_wrong and self._skip):
-                return found, tuple(skipped)
-            skipped.append(found)
-        return skipped[0], ()
-
-    def _one(self, epoch: int, index: int) -> Any:
-        if self.notes is not None:
-            info = torch.utils.data.get_worker_info()
-            if info is not None:
-                self.notes[info.id] = torch.tensor([os.getpid(), index])
-        if index in self.lost:
-            return Failure(index, "WorkerDiedError", "the process that read it died twice", None, True, "")
-        if self._seed_of is not None:
-            seed_again(self._seed_of(epoch, index))
-        try:
-            return self._dataset[index]
-        except Exception as error:
-            return Failure.of(index, error)
-
-
-class Collate:
-    """Collates items of `Items`; it can be pickled if `collate` can.
-
-    Args:
-        collate: Turns a list of items into a batch; None: torch's.
-    """
-
-    def __init__(self, collate: Callable[[list[Any]], Any] | None) -> None:
-        self.function = collate
-        self._collate = collate or default_collate
-
-    def __call__(self, pairs: Sequence[tuple[Any, tuple[Failure, ...]]]) -> Read:
-        """Return the batch, or the first failure in it."""
-        failed = next((item for item, _ in pairs if isinstance(item, Failure)), None)
-        skipped = tuple(each for _, several in pairs for each in several)
-        return Read(None if failed else self._collate([item for item, _ in pairs]), failed, skipped)
+from meltr.data.items import Collate, Items, Read, error_of
+from meltr.data.worker_death import WorkerDiedError, child_signals_kept, death_behind, error_of_death, settle
 
 
 class Reader:
@@ -232,7 +77,7 @@ class Reader:
                 index = death.index
                 deaths[index] = deaths.get(index, 0) + 1
                 if not self._items.skips or index < 0:
-                    raise _death(death, self._name_of) from None
+                    raise error_of_death(death, self._name_of) from None
                 if deaths[index] > 1:
                     self._items.lost.add(index)
 
@@ -244,7 +89,7 @@ class Reader:
         """
         self._plan.batches = [[(epoch, index) for index in batch] for batch in chosen]
         try:
-            with _child_signals_kept():
+            with child_signals_kept():
                 batches_read = iter(self._opened())
             self._processes = self._processes or active_children()
             while True:
@@ -254,30 +99,11 @@ class Reader:
                     return
                 yield read
         except (RuntimeError, OSError, EOFError) as error:
-            death = self._death_behind(error)
+            death = death_behind(error, self._processes, self._items.notes)
             self._loader, self._processes = None, []
             if death is None:
                 raise
             raise death from None
-
-    def _death_behind(self, error: Exception) -> WorkerDiedError | None:
-        """Return the death of a worker that an error tells of.
-
-        torch reports one that it finds dead. One that dies while its batch is handed over breaks a connection.
-        """
-        notes = self._items.notes
-        if notes is None:
-            return None
-        time.sleep(_GRACE)
-        if "DataLoader worker" in str(error):
-            return WorkerDiedError(_how(error), _item_of(str(error), notes))
-        if isinstance(error, RuntimeError):
-            return None
-        read = dict(notes.tolist())
-        for process in self._processes:
-            if process.pid in read and process.exitcode is not None:
-                return WorkerDiedError(_ended(process.exitcode), read[process.pid])
-        return None
 
     def _opened(self) -> DataLoader[Any]:
         if self._loader is None:
@@ -288,7 +114,7 @@ class Reader:
                 collate_fn=self._collate,
                 num_workers=self._workers,
                 persistent_workers=self._workers > 0,
-                worker_init_fn=_settle if self._workers else None,
+                worker_init_fn=settle if self._workers else None,
                 generator=torch.Generator(),
             )
         return self._loader
@@ -336,90 +162,8 @@ def unreadable(
                     found[read.failure.index] = f"{name_of(read.failure.index)}: {read.failure.message}"
         except WorkerDiedError as death:
             if death.index < 0:
-                raise _death(death, name_of) from None
+                raise error_of_death(death, name_of) from None
             if death.index in deaths:
                 items.lost.add(death.index)
             deaths.add(death.index)
     return found
-
-
-def naming(dataset: object, noun: str) -> Callable[[int], str]:
-    """Return a function from an index to a name for messages: that of the data set's own `item_name`, if it has one."""
-    own = getattr(dataset, "item_name", None)
-    return (lambda index: f"{noun} {index} ({own(index)})") if callable(own) else (lambda index: f"{noun} {index}")
-
-
-def error_of(failure: Failure, name_of: Callable[[int], str]) -> MeltrError:
-    """Return the error for an item that could not be read."""
-    hint = _HINT if failure.hint is None else f"{failure.hint} Then go on with: meltr run --resume RUN"
-    what = f"Cannot read {name_of(failure.index)}: {failure.message}"
-    if failure.input_is_wrong:
-        wrong = UnreadableItemError(what, hint)
-        wrong.index = failure.index
-        return wrong
-    error = PluginError(what, hint)
-    if failure.trace:
-        error.__cause__ = RuntimeError(f"in the process that read it:\n{failure.trace}")
-    return error
-
-
-def _death(death: WorkerDiedError, name_of: Callable[[int], str]) -> MeltrError:
-    how, index = death.how, death.index
-    at = f" while it read {name_of(index)}" if index >= 0 else ""
-    error = DeadReaderError(
-        f"A process that reads data died{at} ({how}).",
-        "Was it out of memory, or is the file broken? Go on with: meltr run --resume RUN",
-    )
-    error.index = index
-    return error
-
-
-def _how(error: Exception) -> str:
-    found = re.search(
-        r"killed by signal: ([^.]*)|exited unexpectedly with exit code (-?\d+)", f"{error} {error.__cause__}"
-    )
-    return (found[0] if found else "exited unexpectedly").strip()
-
-
-def _ended(code: int) -> str:
-    """Return how a process ended, in torch's words."""
-    return f"killed by signal: {signal.strsignal(-code)}" if code < 0 else f"exited unexpectedly with exit code {code}"
-
-
-def _item_of(message: str, notes: torch.Tensor) -> int:
-    """Return the item that a dead worker was reading, -1 if it is not known."""
-    found = re.search(r"pid(?:\(s\))? ([0-9, ]+)", message)
-    dead = {int(pid) for pid in re.findall(r"[0-9]+", found[1])} if found else set()
-    return next((index for pid, index in notes.tolist() if pid in dead), -1)
-
-
-@contextlib.contextmanager
-def _child_signals_kept() -> Iterator[None]:
-    """Keep the answer to SIGCHLD: torch's own raises in the middle of a step, where nothing can be saved any more.
-
-    A dead worker is noticed when its batch is waited for.
-    """
-    if threading.current_thread() is not threading.main_thread() or not hasattr(signal, "SIGCHLD"):
-        yield
-        return
-    before = signal.getsignal(signal.SIGCHLD)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGCHLD, before if before is not None else signal.SIG_DFL)
-
-
-def _settle(number: int) -> None:
-    """Leave signals to the main process, which ends its workers; a signal may reach all processes of a run."""
-    for name in ("SIGINT", "SIGHUP", "SIGUSR1"):
-        if hasattr(signal, name):
-            signal.signal(getattr(signal, name), signal.SIG_IGN)
-    if hasattr(signal, "sigwaitinfo"):
-        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
-        threading.Thread(target=_end_for_parent, daemon=True).start()
-
-
-def _end_for_parent() -> None:
-    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != os.getppid():
-        pass
-    os._exit(0)

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from meltr.context import Evaluation, RunContext
-from meltr.data.reading import DeadReaderError, UnreadableItemError
+from meltr.data.items import UnreadableItemError
+from meltr.data.worker_death import DeadReaderError
 from meltr.errors import PluginError
 from meltr.metrics.classification import IGNORED, hits, per_class_accuracy, topk_accuracy
 from meltr.parallel.gather import gather_in_turn

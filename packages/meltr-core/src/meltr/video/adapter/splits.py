@@ -10,7 +10,9 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from meltr.data.reading import DeadReaderError, Items, Reader, UnreadableItemError, naming, unreadable
+from meltr.data.items import Items, UnreadableItemError, naming
+from meltr.data.reading import Reader, unreadable
+from meltr.data.worker_death import DeadReaderError
 from meltr.errors import UserError
 from meltr.parallel.gather import share_of
 from meltr.seeding import derive
