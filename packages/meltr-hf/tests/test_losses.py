@@ -13,9 +13,9 @@ import torch
 from torch.nn import functional as F
 from transformers import AutoModel, AutoModelForCausalLM, AutoModelForMaskedLM, AutoModelForSeq2SeqLM
 
-from meltr.texts import TextCorpus, TextItem
-from meltr_hf.data.columns import Column
-from meltr_hf.data.encoding import Collate, TextEncoder
+from meltr.texts import Column, TextItem
+from meltr.texts.batches import Collate
+from meltr_hf.data.encoding import Tokens
 from meltr_hf.data.marks import marks_of
 from meltr_hf.losses.corruption import draw, hide
 from meltr_hf.losses.tasks import TextLosses
@@ -51,10 +51,10 @@ class Case:
         )
         config, tokenizer = load_config(str(folder)), load_tokenizer(str(folder))
         self.marks, kind = marks_of(tokenizer), kind_of(config, task, "m")
-        self.encoder = TextEncoder(tokenizer, self.marks, kind, text_length=12, target_length=6)
+        self.encoder = Tokens(tokenizer, self.marks, kind, text_length=12, target_length=6)
         sizes = {"classes": 2, "vocabulary": len(tokenizer), "columns": COLUMNS}
         self.model: Network = build_network(context, config, kind, **sizes).eval()
-        self.batch = Collate(self.encoder, TextCorpus({}, ("a", "b")), task, COLUMNS)(ITEMS)
+        self.batch = Collate(self.encoder, () if task == "text-to-text" else ("a", "b"), COLUMNS)(ITEMS)
         self.drawn, self.notes = draw(self.batch["ids"], torch.Generator().manual_seed(3)), context.notes
 
     def losses(self, *names: str) -> dict[str, float]:

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import csv
+import json
 import re
+import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 
 from command_line import assert_stopped, command_line
 from meltr.engine.run import execute
+from meltr.errors import UserError
 from meltr.plugins import discover
 from meltr.settings import resolve
 from meltr.testing import BackboneConformance
@@ -31,6 +36,10 @@ def written(folder: Path, name: str, number: int) -> Path:
     return file
 
 
+def read_metrics(run: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+
 @pytest.fixture(scope="module")
 def waves(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return written(tmp_path_factory.mktemp("guide"), "waves", 0)
@@ -49,6 +58,7 @@ class TestTheGuide(BackboneConformance):
 
 
 def test_the_class_of_the_guide_is_the_one_above():
+    assert len(blocks(GUIDE)) == 8  # Each has a test here.
     names: dict[str, object] = {}
     exec(compile(blocks(GUIDE)[1], "guide", "exec"), names)
     shown = names["TestWaves"]
@@ -71,22 +81,50 @@ def test_its_backbone_learns_and_its_tracker_keeps_the_numbers(waves, tmp_path):
     assert float(rows[-1]["denoise"]) < float(rows[0]["denoise"])
 
 
-def test_its_data_set_and_task_are_listed_and_ask_for_a_folder(waves, tmp_path):
-    both = written(tmp_path, "denoising", 2)
-    registry = discover([both])
-    task = registry.task("denoising")
-    assert (task.metrics, task.higher_is_better) == (("mse",), False)
-    source = waves.read_text().replace('task="classification"', 'task="denoising"')
-    source = source.replace('datasets=("waves",)', 'datasets=("my-waves",)').replace('name="waves", s', 'name="own", s')
-    source = source.replace("waves(512, 1)", 'TensorDataset(*torch.load(spec.data_root / "waves.pt"))')
-    user = tmp_path / "own.py"
-    user.write_text(source.partition("@meltr.hookimpl")[0] + "@meltr.hookimpl" + source.split("@meltr.hookimpl", 2)[2])
-    result = command_line(both, user)(
-        "run", "--plugin", both, "--plugin", user, "--backbone", "own", "--output-dir", tmp_path / "runs"
-    )
-    assert_stopped(
-        result, "my-waves needs its files, and --data-root was not given", "waves.pt   noisy and clean waves"
-    )
+def test_its_task_and_data_set_are_trained_on_and_the_files_are_asked_for(tmp_path):
+    file = written(tmp_path, "restoring", 2)
+    clean = (torch.linspace(0, 6.28, 32) * torch.arange(1, 5).repeat(16)[:, None]).sin()
+    torch.save((clean + torch.randn(64, 32, generator=torch.Generator().manual_seed(0)), clean), tmp_path / "waves.pt")
+    registry = discover([file])
+    small = {"combiner_options.width": 16, "combiner_options.heads": 2, "device": "cpu", "train.batch_size": 16}
+    flags = {**small, "train.lr": 0.01, "train.epochs": 8, "data_root": tmp_path}
+    results = execute(resolve(registry, backbone="restorer", flags=flags), run_dir=tmp_path / "run", registry=registry)
+    scores = [line["metrics"]["mse"] for line in read_metrics(tmp_path / "run") if line["kind"] == "evaluation"]
+    assert results["validation"]["metrics"]["mse"] == min(scores) < 0.5  # The noise has variance 1.
+    (tmp_path / "waves.pt").unlink()
+    call = command_line(file)
+    words = ("run", "--plugin", file, "--backbone", "restorer", "--output-dir", tmp_path / "runs")
+    assert_stopped(call(*words), "my-waves needs its files, and --data-root was not given", "noisy and clean waves")
+    assert_stopped(call(*words, "--data-root", tmp_path), "waves.pt does not exist", "shape (N, 32) each")
+
+
+@pytest.mark.parametrize(("name", "number", "tests"), [("anchored", 4, 1), ("clipped", 6, 2)])
+def test_its_combiner_and_its_scheme_pass_the_tests_beside_them(name, number, tests, tmp_path, monkeypatch):
+    written(tmp_path, name, number)
+    monkeypatch.syspath_prepend(tmp_path)
+    names: dict[str, object] = {}
+    exec(compile(blocks(GUIDE)[number + 1], f"test_{name}.py", "exec"), names)
+    found = [each for key, each in names.items() if key.startswith("test_")]
+    assert len(found) == tests
+    for test in found:
+        test()
+    del sys.modules[name]
+
+
+def test_its_combiner_is_trained_along_the_direction_of_its_scheme(waves, tmp_path):
+    """The primary loss keeps the weight 1, the other one moves from half of `most`."""
+    files = [waves, written(tmp_path, "anchored", 4), written(tmp_path, "clipped", 6)]
+    registry = discover(files)
+    flags = {"combiner": "anchored", "combiner_options.most": 3, "scheme": "clipped", "scheme_options.most": 0.5}
+    flags |= {"device": "cpu", "train.max_steps": 4, "train.log_every": 1, "bilevel.every": 1, "bilevel.outer_lr": 0.1}
+    execute(resolve(registry, backbone="waves", flags=flags), run_dir=tmp_path / "run", registry=registry)
+    weights = [line["sensitivities"] for line in read_metrics(tmp_path / "run") if line["kind"] == "train"]
+    assert [each["frequency"] for each in weights] == [1, 1, 1, 1]
+    learned = [each["denoise"] for each in weights]
+    assert len(set(learned)) == 4
+    assert all(0 < each < 3 for each in learned)
+    with pytest.raises(UserError, match="most"):
+        resolve(registry, backbone="waves", flags={**flags, "scheme_options.most": 0})
 
 
 class TestTheReadme(BackboneConformance):

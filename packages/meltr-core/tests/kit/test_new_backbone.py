@@ -66,6 +66,9 @@ def test_a_kind_is_complete(tmp_path: Path, kind: str) -> None:
     project = tomllib.loads((folder / "pyproject.toml").read_text())["project"]
     assert project["entry-points"]["meltr"] == {"new-net": "meltr_new_net.plugin"}
     assert [path.name for path in folder.parent.iterdir()] == ["meltr-new-net"]
+    install = f"pip install './packages/meltr-core{KINDS[kind].extras}'"
+    assert install in (folder / "README.md").read_text()
+    assert install.replace("./", "./meltr/") in (folder / ".github/workflows/tests.yml").read_text()
 
 
 OTHERS = [pytest.param(kind, marks=pytest.mark.slow) for kind in KINDS if kind != "plain"]

@@ -116,6 +116,13 @@ def test_decay_groups_leave_out_frozen_parameters_and_name_tied_ones_once():
     assert "weight_decay" not in group
 
 
+def test_decay_groups_spare_vectors_if_no_names_are_given():
+    net = nn.ModuleDict({"body": nn.Linear(3, 2), "head": nn.Linear(2, 3)})
+    groups = decay_groups(net, lr_scales={"body.": 1.0, "": 4.0})
+    found = {id(value): (group["lr_scale"], group.get("weight_decay")) for group in groups for value in group["params"]}
+    assert [found[id(value)] for value in net.parameters()] == [(1.0, None), (1.0, 0.0), (4.0, None), (4.0, 0.0)]
+
+
 def test_parameters_without_gradient_stay_and_get_no_state():
     net = model()
     put_gradients(net, 0)

@@ -5,10 +5,9 @@ This module does not import torch; `losses_of` does, for any model but the tiny 
 
 from __future__ import annotations
 
-from meltr.errors import UserError
 from meltr.specs import RunSpec
-from meltr.texts import open_texts
-from meltr_hf.names import CLASSIFYING, LOSSES, OWN_OBJECTIVE, PRIMARY, SHARED, TINY, Kind
+from meltr.texts.columns import columns_of
+from meltr_hf.names import CLASSIFYING, OWN_OBJECTIVE, PRIMARY, SHARED, TINY, Kind
 from meltr_hf.options import HfOptions
 
 
@@ -19,7 +18,7 @@ def losses_of(spec: RunSpec, options: HfOptions) -> tuple[str, ...]:
         UserError: If the model or the table cannot be read, the model cannot serve the task, a column has the name of a
             loss, or a setting names a column that does not exist.
     """
-    return (PRIMARY[spec.task], *_of_model(spec, options), *_of_columns(spec, options))
+    return (PRIMARY[spec.task], *_of_model(spec, options), *columns_of(spec, options))
 
 
 def _of_model(spec: RunSpec, options: HfOptions) -> tuple[str, ...]:
@@ -45,19 +44,3 @@ def offered(kind: Kind, *, drops: bool, hides: bool) -> tuple[str, ...]:
     """
     own = (OWN_OBJECTIVE[kind],) if hides else ()
     return (*own, *(name for name in SHARED if name != "contrastive" or drops))
-
-
-def _of_columns(spec: RunSpec, options: HfOptions) -> tuple[str, ...]:
-    if spec.data_root is None and not spec.sample:
-        return ()  # The run ends with what belongs there.
-    columns = open_texts(spec).columns
-    unknown = [name for name in options.columns if name not in columns]
-    if unknown:
-        hint = f"Its further columns: {', '.join(columns) or 'none'}."
-        raise UserError(f"columns names {unknown[0]!r}, which the table does not have", hint)
-    used = tuple(name for name in columns if options.columns.get(name) != "skip")
-    taken = [name for name in used if name in LOSSES[spec.task]]
-    if taken:
-        hint = f"Rename it, or skip it: --set 'columns={{{taken[0]}: skip}}'"
-        raise UserError(f"the column {taken[0]!r} has the name of another loss", hint)
-    return used

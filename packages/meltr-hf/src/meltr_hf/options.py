@@ -6,22 +6,19 @@ from typing import Literal
 
 from pydantic import Field
 
-from meltr.specs import Info
+from meltr.texts.options import TextOptions
 
 
-class HfOptions(Info):
+class HfOptions(TextOptions):
     """Settings of the backbone hf.
 
     Args:
         model: A model of transformers: a folder of ``save_pretrained``, or a name on the Hugging Face hub; ``tiny``: a
             small one from scratch, with the words of the training texts.
-        text_length: Most tokens of a text; longer ones are truncated.
         target_length: Most tokens of a target, and of what is written (text-to-text).
         pooling: Feature of a text: that of its ``first`` token, of its ``last``, or their ``mean``; ``auto``: first for
             encoders, last for decoders, mean for encoder-decoders.
         attention: ``fused``: PyTorch's; ``eager``: plain, which forward mode supports.
-        columns: Further column -> what it holds: ``classes``, a ``number``, or ``skip``. See docs/hf.md for the rule
-            by which others are told.
         mask_rate: Fraction of the tokens that mlm hides, denoising removes and replaced exchanges.
         span_length: Tokens per span that denoising removes.
         temperature: Temperature of contrastive (0.05 in SimCSE).
@@ -32,15 +29,12 @@ class HfOptions(Info):
         lora_modules: Names of the layers that get one; empty: peft's choice for the kind of model.
         head_lr_scale: Learning rate of the heads relative to that of the model.
         beams: Beams of the search when a text is written; 1: greedy.
-        eval_batch_size: Texts per batch in evaluation and prediction.
     """
 
     model: str = Field("tiny", min_length=1)
-    text_length: int = Field(128, ge=4)
     target_length: int = Field(64, ge=2)
     pooling: Literal["auto", "first", "last", "mean"] = "auto"
     attention: Literal["fused", "eager"] = "fused"
-    columns: dict[str, Literal["classes", "number", "skip"]] = Field({})
     mask_rate: float = Field(0.15, gt=0, lt=1)
     span_length: int = Field(3, ge=1)
     temperature: float = Field(0.05, gt=0)
@@ -51,4 +45,3 @@ class HfOptions(Info):
     lora_modules: tuple[str, ...] = ()
     head_lr_scale: float = Field(1.0, gt=0)
     beams: int = Field(1, ge=1)
-    eval_batch_size: int = Field(64, ge=1)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,6 +13,7 @@ import transformers as _transformers
 from transformers.utils import logging as _logging
 
 from meltr.errors import UserError
+from meltr.files import whole_folder
 from meltr.video import Corpus
 from meltr.video.adapter.limits import check_length
 from meltr.video.frames.media_files import kind
@@ -67,19 +66,10 @@ class Parts:
 
     def save(self, folder: Path) -> None:
         """Write the parts into a folder that transformers can load, whole or not at all."""
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        beside = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
-        try:
-            with quiet():
-                for part in (self.config, self.images, self.tokenizer):
-                    if part is not None:
-                        part.save_pretrained(beside)
-            beside.chmod(0o755)
-            if folder.exists():
-                shutil.rmtree(folder)
-            beside.replace(folder)
-        finally:
-            shutil.rmtree(beside, ignore_errors=True)
+        with quiet(), whole_folder(folder) as beside:
+            for part in (self.config, self.images, self.tokenizer):
+                if part is not None:
+                    part.save_pretrained(beside)
 
 
 @contextmanager

@@ -126,6 +126,7 @@ def _values(name: str, kind: str) -> dict[str, str]:
         "summary": chosen.summary[0].upper() + chosen.summary[1:],
         "words": chosen.words,
         "core": '", "'.join((core, *chosen.needs)),
+        "extras": chosen.extras,
         "epochs": str(chosen.epochs),
         "lr": str(chosen.lr),
         "sources": _sources(),

@@ -68,13 +68,14 @@ def parameter_groups(model: nn.Module, groups: Sequence[Mapping[str, Any]] | Non
 
 
 def decay_groups(
-    model: nn.Module, *, spared: Sequence[str], lr_scales: Mapping[str, float] | None = None
+    model: nn.Module, *, spared: Sequence[str] | None = None, lr_scales: Mapping[str, float] | None = None
 ) -> list[dict[str, Any]]:
     """Return parameter groups with their weight decay and learning rate, for an adapter's hook `parameter_groups`.
 
     Args:
         model: The backbone; frozen parameters are skipped.
-        spared: Parameters whose name contains one of these strings get no weight decay.
+        spared: Parameters whose name contains one of these strings get no weight decay; None: those with fewer than
+            two dimensions, which are biases and norms.
         lr_scales: Maps a part of a name to the `lr_scale` of the parameters whose name contains it; the first match
             counts.
     """
@@ -82,7 +83,8 @@ def decay_groups(
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
             scale = next((scale for part, scale in (lr_scales or {}).items() if part in name), 1.0)
-            groups.setdefault((scale, any(part in name for part in spared)), []).append(parameter)
+            free = parameter.dim() < 2 if spared is None else any(part in name for part in spared)
+            groups.setdefault((scale, free), []).append(parameter)
     return [
         {"params": parameters, "lr_scale": scale, **({"weight_decay": 0.0} if free else {})}
         for (scale, free), parameters in groups.items()

@@ -5,22 +5,20 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import torch
 from torch import Tensor
 
-from meltr.texts import TextCorpus, TextItem
-from meltr_hf.data.columns import Column
+from meltr.texts import TextEncoder, TextItem
+from meltr.texts.batches import padded
+from meltr.texts.losses import IGNORED
 from meltr_hf.data.marks import Marks
-from meltr_hf.names import WRITING, Kind
-
-IGNORED = -100
+from meltr_hf.names import Kind
 
 
-class TextEncoder:
-    """Turns texts into tensors.
+class Tokens(TextEncoder):
+    """Turns texts into tensors, with a tokenizer of transformers.
 
     Args:
-        tokenizer: A tokenizer of transformers.
+        tokenizer: The tokenizer.
         marks: Its marks.
         kind: Kind of the model.
         text_length: Most tokens of a text.
@@ -34,11 +32,13 @@ class TextEncoder:
 
     def texts(self, texts: Sequence[str]) -> dict[str, Tensor]:
         """Return ``ids`` and ``mask`` (1: a token, 0: padding at the end), both (B, L)."""
-        return self._padded(self._ids(texts, self.text_length))
+        ids, mask = padded(self._ids(texts, self.text_length), self.marks.pad)
+        return {"ids": ids, "mask": mask}
 
     def prompts(self, texts: Sequence[str]) -> dict[str, Tensor]:
         """Return what a decoder continues with a target, padded at the start: ``ids`` and ``mask``, both (B, L)."""
-        return self._padded(self._prompts(texts), left=True)
+        ids, mask = padded(self._prompts(texts), self.marks.pad, left=True)
+        return {"ids": ids, "mask": mask}
 
     def truncated(self, texts: Sequence[str]) -> int:
         """Return how many of the texts are too long."""
@@ -53,17 +53,13 @@ class TextEncoder:
         """
         found = self._ids([item.target for item in items], self.target_length, target=True)
         if self.kind != "decoder":
-            return {"target": self._padded(found, fill=IGNORED)["ids"]}
+            return {"target": padded(found, IGNORED)[0]}
         ends = [] if self.marks.end is None else [self.marks.end]
         found = [[*ids[: self.target_length - 1], *ends] if ids[-1:] != ends else ids for ids in found]
         before = self._prompts([item.text for item in items])
-        whole = self._padded([one + other for one, other in zip(before, found, strict=True)])
+        whole, mask = padded([one + other for one, other in zip(before, found, strict=True)], self.marks.pad)
         labels = [[IGNORED] * len(one) + other for one, other in zip(before, found, strict=True)]
-        return {
-            "target": self._padded(labels, fill=IGNORED)["ids"],
-            "whole": whole["ids"],
-            "whole_mask": whole["mask"],
-        }
+        return {"target": padded(labels, IGNORED)[0], "whole": whole, "whole_mask": mask}
 
     def _prompts(self, texts: Sequence[str]) -> list[list[int]]:
         """Return the ids of texts, each with the token that separates it from its target."""
@@ -75,36 +71,3 @@ class TextEncoder:
         found: list[list[int]] = self.tokenizer(**words, truncation=True, max_length=length, verbose=False)["input_ids"]
         unknown = self.marks.end if self.tokenizer.unk_token_id is None else self.tokenizer.unk_token_id
         return [list(ids) or [self.marks.pad if unknown is None else unknown] for ids in found]
-
-    def _padded(self, rows: Sequence[list[int]], *, fill: int | None = None, left: bool = False) -> dict[str, Tensor]:
-        longest = max(len(row) for row in rows)
-        ids = torch.full((len(rows), longest), self.marks.pad if fill is None else fill)
-        mask = torch.zeros(len(rows), longest, dtype=torch.long)
-        for number, row in enumerate(rows):
-            part = slice(longest - len(row), longest) if left else slice(0, len(row))
-            ids[number, part], mask[number, part] = torch.tensor(row), 1
-        return {"ids": ids, "mask": mask}
-
-
-class Collate:
-    """Turns items into a batch.
-
-    Args:
-        encoder: Encodes texts.
-        corpus: Names the classes.
-        task: The task.
-        columns: Further columns that are learned.
-    """
-
-    def __init__(self, encoder: TextEncoder, corpus: TextCorpus, task: str, columns: Sequence[Column]) -> None:
-        self.encoder, self.corpus, self.task, self.columns = encoder, corpus, task, tuple(columns)
-
-    def __call__(self, items: Sequence[TextItem]) -> dict[str, Tensor]:
-        """Return ``ids``, ``mask``, ``label`` (B,) or the targets, and ``columns`` (B, number of columns)."""
-        batch = self.encoder.texts([item.text for item in items])
-        if self.task == WRITING:
-            batch |= self.encoder.targets(items)
-        else:
-            batch["label"] = torch.tensor([self.corpus.index_of(item.label) for item in items])
-        cells = [[column.value(item.columns.get(column.name)) for column in self.columns] for item in items]
-        return {**batch, "columns": torch.tensor(cells).reshape(len(items), len(self.columns))}

@@ -8,8 +8,10 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from meltr_hf.data.columns import Column
+from meltr.texts import Column
+from meltr.texts.losses import IGNORED, binary, column_loss, cross_entropy
 from meltr_hf.data.marks import Marks
+from meltr_hf.losses.contrast import contrast
 from meltr_hf.losses.corruption import (
     Changed,
     Draws,
@@ -20,7 +22,6 @@ from meltr_hf.losses.corruption import (
     replace,
     words_in,
 )
-from meltr_hf.losses.means import IGNORED, binary, contrast, cross_entropy, mean, wide
 from meltr_hf.model.network import Network
 from meltr_hf.options import HfOptions
 
@@ -80,11 +81,7 @@ class TextLosses:
 
     def _of_column(self, name: str) -> Tensor:
         number, column = self.columns[name]
-        values, found = self.batch["columns"][:, number], self.model.columns[number](self.text)
-        known = ~values.isnan()
-        if column.kind == "classes":
-            return cross_entropy(found, torch.where(known, values, IGNORED).long())
-        return mean((wide(found[:, 0]) - torch.where(known, values, 0)).square(), known)
+        return column_loss(column, self.model.columns[number](self.text), self.batch["columns"][:, number])
 
     def _mlm(self) -> Tensor:
         assert self.marks.mask is not None

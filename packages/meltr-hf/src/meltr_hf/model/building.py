@@ -11,8 +11,8 @@ from torch import nn
 from meltr.context import RunContext
 from meltr.errors import UserError
 from meltr.seeding import derive
+from meltr.texts import Column
 from meltr.weights import some
-from meltr_hf.data.columns import Column
 from meltr_hf.model.lora import add_adapters
 from meltr_hf.model.network import POOLING, Network, new_head
 from meltr_hf.names import CLASSIFYING, OWN_OBJECTIVE, TINY, WRITING, Kind

@@ -21,6 +21,7 @@ from transformers import (
 )
 
 from meltr.errors import UserError
+from meltr.files import whole_folder
 from meltr.weights import LoadReport
 from meltr_hf.names import Kind
 
@@ -127,10 +128,10 @@ def _in_body(model: Any, names: set[str]) -> set[str]:
 
 
 def save_settings(config: Any, tokenizer: Any, folder: Path) -> None:
-    """Write configuration and tokenizer into a folder, from which `load_config` and `load_tokenizer` read them."""
-    folder.mkdir(parents=True, exist_ok=True)
-    config.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
+    """Write configuration and tokenizer as a folder, from which `load_config` and `load_tokenizer` read them."""
+    with whole_folder(folder) as beside:
+        config.save_pretrained(beside)
+        tokenizer.save_pretrained(beside)
 
 
 @contextlib.contextmanager

@@ -1,4 +1,4 @@
-"""Losses as means over the tokens or examples of a batch, whatever part of it a process has."""
+"""Losses of texts as means over the tokens or examples that count, whatever part of a batch a process has."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from meltr.parallel.gather import gather
+from meltr.texts.columns import Column
 
 IGNORED = -100
 
@@ -47,15 +48,15 @@ def binary(logits: Tensor, wanted: Tensor) -> Tensor:
     return mean(F.binary_cross_entropy_with_logits(values, targets, reduction="none"), counted)
 
 
-def contrast(one: Tensor, other: Tensor, temperature: float) -> Tensor:
-    """Return SimCSE's loss (Gao et al. 2021, equation 4): each text has to find its second feature among all.
+def column_loss(column: Column, outputs: Tensor, values: Tensor) -> Tensor:
+    """Return the loss of a further column: a cross-entropy, or the squared error in standard deviations.
 
     Args:
-        one: Features of the texts, (B, D).
-        other: Their features with other dropout, (B, D); those of all processes are compared.
-        temperature: Of the cosines.
+        column: The column.
+        outputs: Of its head, (B, ``column.outputs``).
+        values: Its cells as numbers (`Column.value`), NaN where they are empty; (B,).
     """
-    every = gather(other)
-    cosines = F.normalize(wide(one), dim=1) @ F.normalize(wide(every), dim=1).T
-    first = len(one) * (torch.distributed.get_rank() if len(every) > len(one) else 0)
-    return F.cross_entropy(cosines / temperature, torch.arange(len(one), device=one.device) + first)
+    known = ~values.isnan()
+    if column.kind == "classes":
+        return cross_entropy(outputs, torch.where(known, values, IGNORED).long())
+    return mean((wide(outputs[:, 0]) - torch.where(known, values, 0)).square(), known)

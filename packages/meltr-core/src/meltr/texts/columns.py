@@ -9,6 +9,10 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 from meltr.errors import UserError
+from meltr.specs import RunSpec
+from meltr.texts.corpus import TextItem
+from meltr.texts.opening import open_texts
+from meltr.texts.options import SKIP, TextOptions
 
 MOST_CLASSES = 100
 """Most different texts of a column that holds classes."""
@@ -119,6 +123,58 @@ def _kind_of(name: str, counts: Counter[str], numbers: Sequence[float | None]) -
         return "number"
     what = "never repeat" if len(counts) == total else f"are {len(counts)} different ones: classes, or a number"
     raise UserError(f"the column {name!r} has whole numbers that {what}", _hint(name, "number", "classes", "skip"))
+
+
+def columns_of(spec: RunSpec, options: TextOptions) -> tuple[str, ...]:
+    """Return the names of the further columns that a run can learn: those of its table that `options` does not skip.
+
+    Raises:
+        UserError: If the table cannot be read, a column has the name of another loss, or a setting names a column that
+            does not exist.
+    """
+    if spec.data_root is None and not spec.sample:
+        return ()  # The run ends with what belongs there.
+    columns = open_texts(spec).columns
+    unknown = [name for name in options.columns if name not in columns]
+    if unknown:
+        hint = f"Its further columns: {', '.join(columns) or 'none'}."
+        raise UserError(f"columns names {unknown[0]!r}, which the table does not have", hint)
+    used = tuple(name for name in columns if options.columns.get(name) != SKIP)
+    taken = [name for name in used if name in spec.losses]
+    if taken:
+        hint = f"Rename it, or skip it: --set 'columns={{{taken[0]}: skip}}'"
+        raise UserError(f"the column {taken[0]!r} has the name of another loss", hint)
+    return used
+
+
+def with_columns(spec: RunSpec, options: TextOptions) -> tuple[str, ...]:
+    """Return the declared losses of a task, and one for every further column of the run's table.
+
+    A backbone names this function with ``losses_of="meltr.texts.columns:with_columns"`` (see `BackboneTask.losses_of`).
+
+    Raises:
+        UserError: See `columns_of`.
+    """
+    return (*spec.losses, *columns_of(spec, options))
+
+
+def described(
+    items: Sequence[TextItem], names: Sequence[str], options: TextOptions
+) -> tuple[list[Column], dict[str, str]]:
+    """Return what further columns hold, and why others are of no use.
+
+    Args:
+        items: The training texts.
+        names: Names of the columns.
+        options: What the user says about them.
+
+    Raises:
+        UserError: If a column is ambiguous, or does not hold what the user says.
+    """
+    cells = {name: [item.columns[name] for item in items if name in item.columns] for name in names}
+    found = {name: describe(name, cells[name], options.columns.get(name)) for name in names}
+    useful = [column for column in found.values() if isinstance(column, Column)]
+    return useful, {name: why for name, why in found.items() if isinstance(why, str)}
 
 
 def number_in(cell: str) -> float | None:

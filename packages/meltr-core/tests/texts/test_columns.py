@@ -7,7 +7,7 @@ import math
 import pytest
 
 from meltr.errors import UserError
-from meltr_hf.data.columns import Column, describe
+from meltr.texts.columns import Column, describe
 
 
 @pytest.mark.parametrize(
