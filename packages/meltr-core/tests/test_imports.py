@@ -18,6 +18,7 @@ GROUND_FLOOR = {
     "errors",
     "limits",
     "file_search",
+    "moved",
     "files",
     "seeding",
     "devices",

@@ -28,6 +28,7 @@ NAMES = {
     "torch._functorch.config.donated_buffer": "differentiating the graph of a compiled model twice",
     "torch.nn.Module._compiled_call_impl": "recognising a module after Module.compile()",
     "torch.nn.Module._buffers": "restoring buffers that a module replaced",
+    "torch.nn.Module._parameters": "restoring frozen weights that the losses move",
     "torch.Tensor._backward_hooks": "keeping hooks on gradients for the inner step",
     "torch.Tensor._post_accumulate_grad_hooks": "keeping hooks on gradients for the inner step",
     "torch.autograd.graph.Node._sequence_nr": "noticing losses that were computed before the loss function was called",
@@ -112,6 +113,11 @@ def dual_numbers_in_use() -> bool:
 def buffers_of(module: nn.Module) -> dict[str, Tensor | None]:
     """Return the buffers of one module by name, without its children's: the dictionary that the module itself uses."""
     return module._buffers
+
+
+def parameters_of(module: nn.Module) -> dict[str, Any]:
+    """Return the parameters of one module by name, without its children's: the module's own dictionary."""
+    return module._parameters
 
 
 def gradient_hooks(leaf: Tensor) -> list[dict[int, Any]]:

@@ -7,8 +7,11 @@ the task weights a that the call reports. With an outer step and without, with e
 from __future__ import annotations
 
 import copy
+import random
 import warnings
+from collections import deque
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -130,6 +133,91 @@ class _Buffers(nn.Module):
         return output * (1 + 0 * self.fixed.sum()) + 0 * self.wide.sum()
 
 
+class Plain(Parts):
+    """State in plain attributes: numbers, a tensor, a queue, a dictionary, generators, and what comes and goes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.model = _Plain()
+
+
+class _Plain(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.body, self.head = nn.Linear(6, 8), nn.Linear(8, 3)
+        self.calls, self.warm, self.mean = 0, False, torch.zeros(3)
+        self.recent: deque[torch.Tensor] = deque([torch.ones(3)], maxlen=2)
+        self.means = {"new": torch.zeros(3), "old": [torch.zeros(3)]}
+        self.first: str | None = "first"
+        self.draws = torch.Generator().manual_seed(3)
+        self.numbers = [np.random.default_rng(3), random.Random(3)]
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        noise = torch.randn(3, generator=self.draws) + self.numbers[0].random() + self.numbers[1].random()
+        output = self.head(self.body(x).tanh()) * (1 + self.calls) + noise
+        output = output + self.mean.clone() + sum(self.recent) + self.means["new"] + self.means["old"][0]
+        if self.warm:
+            output = output * 2
+        if hasattr(self, "first"):
+            output = output + 1
+            del self.first
+        self.calls, self.warm, self.added = self.calls + 1, True, output.detach().mean(0)
+        self.mean.add_(self.added)
+        self.recent.append(self.added)
+        self.means["old"][0] = self.means["new"]
+        self.means["new"] = 0.5 * self.added
+        return output
+
+
+class Momentum(Parts):
+    """An encoder that follows another one in every forward, and a layer that the model holds under two names."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.model = _Momentum()
+
+
+class _Momentum(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.encoder, self.follower = nn.Linear(6, 3), nn.Linear(6, 3).requires_grad_(False)
+        self.follower.load_state_dict(self.encoder.state_dict())
+        self.norm = nn.BatchNorm1d(3)
+        self.again = nn.Sequential(self.norm, nn.Linear(3, 3))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        with torch.no_grad():
+            for own, other in zip(self.follower.parameters(), self.encoder.parameters(), strict=True):
+                own.mul_(0.9).add_(other, alpha=0.1)
+        return self.again(self.norm(self.encoder(x))) + self.follower(x)
+
+
+class Criterion(Parts):
+    """A loss that is a module beside the model, with buffers and a counter of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.others["criterion"] = _Criterion()
+
+    def losses(self) -> list[torch.Tensor]:
+        output = self.model(self.inputs)
+        return self.made_of(output, self.others["criterion"](output))
+
+
+class _Criterion(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.centers, self.norm, self.calls = nn.Parameter(torch.ones(3)), nn.BatchNorm1d(3), 0
+        self.register_buffer("seen", torch.zeros(3))
+
+    def forward(self, output: torch.Tensor) -> torch.Tensor:
+        self.calls += 1
+        found = (self.norm(output) - self.centers - self.seen).square().mean() * self.calls
+        with torch.no_grad():
+            self.seen = self.seen + output.mean(0)
+        return found
+
+
 class Queue(Parts):
     """A contrastive loss against a queue that its own forward moves."""
 
@@ -179,7 +267,7 @@ class Lazy(Parts):
         self.model = nn.Sequential(nn.LazyLinear(8), nn.LazyBatchNorm1d(), nn.Tanh(), nn.LazyLinear(3))
 
 
-KINDS = [Parts, Head, Temperature, Running, Queue, Spectral]
+KINDS = [Parts, Head, Temperature, Running, Plain, Momentum, Criterion, Queue, Spectral]
 
 
 def pair(kind: type[Parts]) -> tuple[Parts, Parts]:
@@ -223,12 +311,29 @@ def assert_same(parts: Parts, other: Parts, **tolerance) -> None:
         assert (leaf.grad is None) == (expected is None), name
         if expected is not None:
             torch.testing.assert_close(leaf.grad, expected, **tolerance, msg=lambda text, name=name: f"{name}: {text}")
-    buffers, others = dict(parts.named_buffers()), dict(other.named_buffers())
+    buffers, others = held(parts), held(other)
     assert list(buffers) == list(others)
     for name, buffer in buffers.items():
         torch.testing.assert_close(
             buffer, others[name], rtol=1e-6, atol=1e-7, msg=lambda text, name=name: f"{name}: {text}"
         )
+
+
+def held(parts: Parts) -> dict[str, torch.Tensor]:
+    """Return the buffers, and the state in plain attributes of a `_Plain`."""
+    found, model = (
+        dict(parts.named_buffers()) | {f"{name} itself": p for name, p in parts.named_parameters()},
+        parts.model,
+    )
+    if isinstance(model, _Plain):
+        found |= {"mean": model.mean, "added": model.added, "new": model.means["new"], "old": model.means["old"][0]}
+        found |= {f"recent {place}": each for place, each in enumerate(model.recent)}
+        later = [model.calls, model.warm, hasattr(model, "first")]
+        later += [float(torch.rand((), generator=model.draws)), model.numbers[0].random(), model.numbers[1].random()]
+        found["numbers"] = torch.tensor([float(each) for each in later])
+    if "criterion" in parts.others:
+        found["calls"] = torch.tensor(parts.others["criterion"].calls)
+    return found
 
 
 @pytest.mark.parametrize("outer", [False, True])
@@ -248,7 +353,7 @@ def test_one_call_leaves_what_the_backward_of_the_weighted_sum_leaves(kind, esti
 
 @pytest.mark.parametrize("settings", [{"retain_graph": False}, {"part": True}, {"held_out": True}, {"pieces": 3}])
 @pytest.mark.parametrize("losses", [2, 4])
-@pytest.mark.parametrize("kind", [Head, Running, Queue])
+@pytest.mark.parametrize("kind", [Head, Running, Plain, Momentum, Criterion, Queue])
 def test_so_it_is_in_every_kind_of_outer_step(kind, losses, settings):
     parts, plain = pair(kind)
     pieces = settings.get("pieces", 1)
@@ -420,7 +525,7 @@ class Weighs(GradientCombiner):
 
 
 @pytest.mark.parametrize("pieces", [1, 2])
-@pytest.mark.parametrize("kind", [Head, Running, Queue])
+@pytest.mark.parametrize("kind", [Head, Running, Plain, Criterion, Queue])
 def test_a_rule_of_gradients_leaves_the_weighted_sum_everywhere(kind, pieces):
     parts, plain = pair(kind)
     seen: list[str] = []

@@ -74,6 +74,38 @@ def test_a_named_estimator_is_checked_at_the_first_outer_step_and_warns(estimato
         bilevel.backward(compute, outer=True)  # once
 
 
+class Queue(nn.Module):
+    """A queue of keys, which the weights make; it is empty at first, and then differences see it move."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc = nn.Linear(6, 3)
+        self.register_buffer("on", torch.zeros(()))
+
+    def losses(self) -> list[torch.Tensor]:
+        output = self.fc(X)
+        found = (output - self.on * 3 * self.fc(X + 0.5).detach()).square().mean()
+        self.on = torch.ones(())
+        return [F.cross_entropy(output, Y), found, output.abs().mean(), output.mean().square()]
+
+
+@pytest.mark.parametrize("estimator", [CentralDifference, OneSidedDifference])
+def test_an_estimator_that_turns_out_to_be_wrong_is_exchanged_and_the_exchange_is_saved(estimator):
+    torch.manual_seed(0)
+    model = Queue()
+    bilevel = loop(model, estimator=estimator())
+    bilevel.backward(model.losses, outer=True)
+    name = bilevel.estimator_in_use.name
+    with pytest.warns(RuntimeWarning, match=r"% off.*estimator=auto"):
+        found = bilevel.backward(model.losses, outer=True)
+    exact = loop(model, estimator=PerTask()).backward(model.losses, outer=True)
+    torch.testing.assert_close(found.outer.products, exact.outer.products, rtol=1e-5, atol=1e-8)
+    resumed = loop(model, estimator=estimator())
+    resumed.load_state_dict(bilevel.state_dict())
+    assert [name, bilevel.estimator_in_use.name, resumed.estimator_in_use.name] == [estimator.name, *["per_task"] * 2]
+    assert bilevel.estimator.name == estimator.name
+
+
 @pytest.mark.parametrize("estimator", [ForwardMode, CentralDifference])
 def test_a_right_estimator_does_not_warn_and_leaves_the_same(estimator):
     found = []

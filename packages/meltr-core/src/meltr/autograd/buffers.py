@@ -1,35 +1,71 @@
-"""Buffers of a model during extra evaluations of its losses, which work on copies and leave no trace."""
+"""What a model holds besides its weights, during extra evaluations of its losses: they leave no trace."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 
 import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from meltr.torch_private import buffers_of
+from meltr.autograd.attributes import Attributes, Originals
+from meltr.autograd.still import Known, mark_of
+from meltr.torch_private import buffers_of, parameters_of
 
 _Held = list[tuple[nn.Module, dict[str, Tensor | None]]]
 
 
 class BufferState:
-    """The buffers of a model at one moment: the tensors themselves, and their values.
+    """The buffers of a model at one moment: the tensors themselves, and their values; and its plain attributes.
 
     A module may change its buffers in place (BatchNorm), assign new ones (``self.count = self.count + 1``), create them
     in the first forward pass (lazy layers, ``register_buffer`` in ``forward``), or hold several views of one memory.
+    It may also keep state in plain attributes (`meltr.autograd.attributes`), such as the place in a queue.
 
     Args:
-        model: The model; its submodules are included.
+        roots: The model, and modules beside it; their submodules are included.
         keep: Copy the current values; False if `aside` is entered before they can change.
+        known: Which other tensors move; None: frozen weights do not, and everything in plain attributes may.
     """
 
-    def __init__(self, model: nn.Module, *, keep: bool = True) -> None:
-        self._model = model
-        self._held = _held(model)
-        self._kept = keep
-        self._values = _copies(_tensors(self._held)) if keep else {}
+    def __init__(self, *roots: nn.Module, keep: bool = True, known: Known | None = None) -> None:
+        self._roots, self._kept, self._known = roots, keep, known
+        self._held = _held(self._modules())
+        self._attributes = Attributes(self._modules())
+        self._frozen = [] if known is None else known.frozen(self._modules())
+        self._weights = [] if known is None else known.to_copy(self._frozen)
+        self._values = _copies(self._all_tensors()) if keep else {}
+
+    def add(self, root: nn.Module) -> None:
+        """Include a further module, with its current values, if they were copied for the others."""
+        other = BufferState(root, keep=self._kept, known=self._known)
+        self._roots = (*self._roots, root)
+        self._held += other._held
+        self._weights += other._weights
+        self._frozen += other._frozen
+        self._attributes.extend(other._attributes)
+        self._values |= other._values
+
+    def learn(self) -> None:
+        """Note, after an evaluation, what it has moved."""
+        if self._known is not None:
+            for place in self._frozen:
+                self._known.learn(place, self._values.get(id(place.weight)))
+            for tensor in self._attributes.tensors():
+                mark = self._attributes.marks[id(tensor)]
+                self._known.learn_attribute(tensor, mark, self._values.get(id(tensor)))
+
+    def may_have_moved(self) -> bool:
+        """Tell whether there are buffers, which a forward pass may change, or other state that has changed."""
+        weights = any(
+            mark_of(each.weight) != each.mark or not torch.equal(each.weight, self._values[id(each.weight)])
+            for each in self._weights
+        )
+        return weights or bool(_tensors(_held(self._modules()))) or self._attributes.changed()
+
+    def _modules(self) -> list[nn.Module]:
+        return list(dict.fromkeys(each for root in self._roots for each in root.modules()))
 
     @contextmanager
     def filled_in(self) -> Iterator[None]:
@@ -48,32 +84,65 @@ class BufferState:
         The model stays in training mode, because eval mode would compute a different function. A graph built inside the
         context holds the copies, and one built before holds the originals: both can be differentiated later.
         """
-        before = _held(self._model)
+        before, originals = _held(self._modules()), Originals(self._modules())
         lazy = [buffer for buffer in _tensors(before) if is_lazy(buffer)]
-        copies = _copies([self._values.get(id(b), b) for b in _tensors(self._held)] if self._kept else _tensors(before))
-        if self._kept:
-            copies = {id(b): copies[id(self._values[id(b)])] for b in _tensors(self._held) if id(b) in self._values}
+        copies = self._fresh_copies(_tensors(before))
         _place(
             [
                 (module, {name: None if b is None else copies.get(id(b), b) for name, b in buffers.items()})
                 for module, buffers in self._held
             ]
         )
+        self._attributes.place(lambda tensor: copies.get(id(tensor), tensor))
+        for place in self._weights:
+            place.put(nn.Parameter(copies[id(place.weight)], requires_grad=False))
+        self._note_copies(copies)
         try:
             with self.filled_in():
                 yield
         finally:
             _place(before)
+            for place in self._weights:
+                place.put(place.weight)
+            originals.put_back()
+            if self._known is not None:
+                self._known.forget_copies()
             with torch.no_grad():
                 for buffer in lazy:  # a lazy layer fills in the buffer itself
                     if id(buffer) in self._values:
                         buffer.copy_(self._values[id(buffer)])
 
+    def _note_copies(self, copies: Mapping[int, Tensor]) -> None:
+        if self._known is None or self._kept:
+            return
+        for tensor in self._attributes.tensors():
+            if id(tensor) in copies:
+                self._known.copied(copies[id(tensor)], tensor)
+        for place in self._weights:
+            self._known.copied(parameters_of(place.module)[place.name], place.weight)
+
+    def _all_tensors(self) -> list[Tensor]:
+        still = () if self._known is None else self._known.attributes
+        plain = (tensor for tensor in self._attributes.tensors() if tensor not in still)
+        return [*_tensors(self._held), *plain, *(each.weight for each in self._weights)]
+
+    def _fresh_copies(self, now: Sequence[Tensor]) -> dict[int, Tensor]:
+        """Return copies of the kept values, or else of the current ones, by the id of the tensor that they stand for.
+
+        Args:
+            now: The current buffers.
+        """
+        if not self._kept:
+            return _copies([*now, *self._all_tensors()])
+        copies = _copies([self._values.get(id(each), each) for each in self._all_tensors()])
+        return {id(b): copies[id(self._values[id(b)])] for b in self._all_tensors() if id(b) in self._values}
+
     @torch.no_grad()
     def restore(self) -> None:
         """Undo what a forward pass that failed did to the buffers, so that it can be tried again."""
         _place(self._held)
-        for buffer in _tensors(self._held):
+        self._attributes.place(lambda tensor: tensor)
+        for buffer in self._all_tensors():
             value = self._values.get(id(buffer))
             if value is not None and not buffer.is_inference() and not torch.equal(buffer, value):
                 buffer.copy_(value)
@@ -87,13 +156,18 @@ class BufferState:
         return fill
 
 
-def preserved_buffers(model: nn.Module) -> AbstractContextManager[None]:
-    """Return a context that leaves the buffers of `model` bit-identical, whatever forward passes run inside."""
-    return BufferState(model, keep=False).aside()
+def preserved_buffers(*roots: nn.Module, known: Known | None = None) -> AbstractContextManager[None]:
+    """Return a context that leaves the buffers of modules bit-identical, whatever forward passes run inside.
+
+    Args:
+        roots: The modules.
+        known: Which other tensors move; None: frozen weights do not, and everything in plain attributes may.
+    """
+    return BufferState(*roots, keep=False, known=known).aside()
 
 
-def _held(model: nn.Module) -> _Held:
-    return [(module, dict(buffers_of(module))) for module in model.modules()]
+def _held(modules: Iterable[nn.Module]) -> _Held:
+    return [(module, dict(buffers_of(module))) for module in modules]
 
 
 def _tensors(held: _Held) -> list[Tensor]:

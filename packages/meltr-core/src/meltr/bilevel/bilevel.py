@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from meltr.autograd.losses import Compute
 from meltr.bilevel.average import AveragedAlignment
 from meltr.bilevel.beginning import Beginning
-from meltr.bilevel.checks import Fresh, check_device, check_optimizer, check_primary_step, check_rule
+from meltr.bilevel.checks import Fresh, check_device, check_numbers, check_optimizer, check_primary_step, check_rule
 from meltr.bilevel.combiner_update import CombinerUpdate
 from meltr.bilevel.draws import CombinerDraws
 from meltr.bilevel.evaluations import Evaluations
@@ -38,11 +38,12 @@ from meltr.bilevel.window import Window
 from meltr.combiners.base import GradientCombiner, SelfTrained
 from meltr.errors import UserError
 from meltr.hypergradients.combiner_function import CombinerFunction
-from meltr.hypergradients.estimators import Auto, Estimator
+from meltr.hypergradients.estimators import Estimator
+from meltr.hypergradients.estimators.checking import EstimatorInUse
 from meltr.hypergradients.halves import Halves
 from meltr.hypergradients.loss_values import LossValues
 from meltr.hypergradients.rows import Rows
-from meltr.hypergradients.schemes import AIDFPLite, Scheme
+from meltr.hypergradients.schemes import Scheme
 from meltr.hypergradients.scope import Scope
 from meltr.hypergradients.setup import ModelSetup, Setup
 from meltr.parallel.data_parallel import sharing_of
@@ -79,6 +80,7 @@ class Bilevel:
         setup: Precision, generators and processes; None: float32, the global generators, processes found from `model`.
         seed: Seed of the run; several processes derive the combiner's random numbers from it.
         log: Called with one line of text when a choice is made.
+        old: ``scheme_name`` and ``estimator_name``, as they were once given, with a warning.
 
     Raises:
         ValueError: If a number is out of range, or w is empty.
@@ -107,12 +109,11 @@ class Bilevel:
         setup: Setup | None = None,
         seed: int = 0,
         log: Callable[[str], None] = lambda line: None,
+        **old: str,
     ) -> None:
-        if every < 1:
-            raise ValueError(f"every must be at least 1, got {every}")
-        if gamma < 0:
-            raise ValueError(f"gamma must not be negative, got {gamma}")
-        self.scheme, self.estimator = check_rule(scheme or AIDFPLite(), estimator or Auto())
+        check_numbers(every, gamma)
+        self.scheme, self.estimator = check_rule(scheme, estimator, old)
+        self.estimator_in_use = EstimatorInUse(self.estimator)
         self.combiner, self.every, self.steps = combiner, every, 0
         self.gamma, self.outer_optimizer = gamma, outer_optimizer
         self._window = Window()
@@ -135,7 +136,7 @@ class Bilevel:
         self._own = OwnRule(combiner, update, self._seen) if isinstance(combiner, SelfTrained) else None
         self._outer, self._primary = None, None
         if update is not None and not isinstance(combiner, (SelfTrained, GradientCombiner)):
-            rule = OuterRule(self.scheme, self.estimator, gamma, direct_term, inner_optimizer)
+            rule = OuterRule(self.scheme, self.estimator_in_use, gamma, direct_term, inner_optimizer)
             self._outer = OuterStep(
                 function, rule, update=update, weights=self._seen, draws=draws, average=self._average, log=log
             )
@@ -167,13 +168,12 @@ class Bilevel:
 
     def __repr__(self) -> str:
         """Return the model, the combiner with its names, and how it is trained."""
-        names = self._given.names
-        what = "" if names is None else ", ".join(names)
+        what = ", ".join(self._given.names or ())
         parts = [
             f"model={type(self._setup.model).__name__}",
             f"combiner={type(self.combiner).__name__}({what})",
             f"scheme={self.scheme!r}",
-            f"estimator={self.estimator.chosen or self.estimator.name}",
+            f"estimator={self.estimator_in_use.name}",
             f"every={self.every}",
             f"gamma={self.gamma:g}",
             f"steps={self.steps}",
@@ -367,7 +367,7 @@ class Bilevel:
     def _progress(self) -> dict[str, Any]:
         names = None if self._given.names is None else list(self._given.names)
         counters = {"steps": self.steps, "outer_steps": self.outer_steps}
-        state = {"estimator": self.estimator.state_dict(), "average": self._average.state_dict()}
+        state = {"estimator": self.estimator_in_use.state_dict(), "average": self._average.state_dict()}
         state["last_weights"] = self._last.state_dict()
         return {**counters, "names": names, **state}
 
@@ -375,7 +375,7 @@ class Bilevel:
         self._given.continue_with(state.get("names"))
         self._window.close()
         self.count_from(int(state["steps"]), int(state["outer_steps"]))
-        self.estimator.load_state_dict(state["estimator"])
+        self.estimator_in_use.load_state_dict(state["estimator"])
         self._average.load_state_dict(state.get("average", {}))
         self._last.load_state_dict(state.get("last_weights", {}))
 

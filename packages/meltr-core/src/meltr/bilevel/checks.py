@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Mapping, Sequence
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -12,16 +14,31 @@ from meltr.autograd.graph import nodes_of
 from meltr.autograd.losses import Compute, Losses
 from meltr.bilevel.weights import Weights
 from meltr.errors import LoopError, UserError
-from meltr.hypergradients.estimators import Estimator
-from meltr.hypergradients.schemes import Scheme
+from meltr.hypergradients import estimators, schemes
+from meltr.hypergradients.estimators import Auto, Estimator
+from meltr.hypergradients.schemes import AIDFPLite, Scheme
 from meltr.hypergradients.setup import ModelSetup
 from meltr.torch_private import sequence_number
 
 FUNCTION = "Write bilevel.backward(lambda: losses(model, batch)), so that the losses can be evaluated again."
 
 
-def check_rule(scheme: object, estimator: object) -> tuple[Scheme, Estimator]:
-    """Return scheme and estimator; UserError if one has the wrong type, such as its name as text."""
+def check_rule(scheme: object, estimator: object, old: Mapping[str, str]) -> tuple[Scheme, Estimator]:
+    """Return scheme and estimator, the default ones in place of None.
+
+    Args:
+        scheme: The scheme that was given.
+        estimator: The estimator that was given.
+        old: Further keywords: ``scheme_name`` and ``estimator_name``, which took names.
+
+    Raises:
+        UserError: If one has the wrong type, such as its name as text, or an old name is unknown.
+        TypeError: If there are other keywords.
+    """
+    if unknown := old.keys() - {"scheme_name", "estimator_name"}:
+        raise TypeError(f"Bilevel() got an unexpected keyword argument {min(unknown)!r}")
+    scheme = scheme or _of_old_name(schemes, Scheme, "scheme", old) or AIDFPLite()
+    estimator = estimator or _of_old_name(estimators, Estimator, "estimator", old) or Auto()
     if not isinstance(scheme, Scheme):
         raise UserError(
             f"scheme must be a meltr.Scheme, got {scheme!r}.", "For example: Bilevel(..., scheme=meltr.AIDFP(terms=3))."
@@ -32,6 +49,28 @@ def check_rule(scheme: object, estimator: object) -> tuple[Scheme, Estimator]:
             "For example: Bilevel(..., estimator=meltr.ForwardMode()).",
         )
     return scheme, estimator
+
+
+def check_numbers(every: int, gamma: float) -> None:
+    """Raise ValueError if K is below 1 or gamma negative."""
+    if every < 1:
+        raise ValueError(f"every must be at least 1, got {every}")
+    if gamma < 0:
+        raise ValueError(f"gamma must not be negative, got {gamma}")
+
+
+def _of_old_name(room: ModuleType, base: type, what: str, old: Mapping[str, str]) -> object:
+    """Return a new scheme or estimator of core by the name that an old keyword has; None without that keyword."""
+    name = old.get(f"{what}_name")
+    if name is None:
+        return None
+    kinds = [each for each in vars(room).values() if isinstance(each, type) and issubclass(each, base)]
+    by_name = {each.name: each for each in kinds if hasattr(each, "name")}
+    if name not in by_name:
+        raise UserError(f"{what}_name={name!r} is unknown.", f"Known: {', '.join(sorted(by_name))}.")
+    now = f"{what}=meltr.{by_name[name].__name__}()"
+    warnings.warn(f"{what}_name={name!r} is now {now}, with its settings.", DeprecationWarning, stacklevel=4)
+    return by_name[name]()
 
 
 def check_optimizer(optimizer: torch.optim.Optimizer, combiner: nn.Module) -> None:

@@ -16,8 +16,7 @@ from meltr.bilevel.draws import CombinerDraws
 from meltr.bilevel.results import OuterResult
 from meltr.bilevel.weights import OuterWeights
 from meltr.hypergradients.combiner_function import CombinerFunction
-from meltr.hypergradients.estimators import Estimator
-from meltr.hypergradients.estimators.checking import checked
+from meltr.hypergradients.estimators.checking import EstimatorInUse
 from meltr.hypergradients.loss_values import LossValues
 from meltr.hypergradients.micro_batches import MicroBatches
 from meltr.hypergradients.problem import OuterProblem
@@ -38,7 +37,7 @@ class OuterRule:
     """
 
     scheme: Scheme
-    estimator: Estimator
+    estimator: EstimatorInUse
     gamma: float
     direct_term: bool
     inner_optimizer: torch.optim.Optimizer | None
@@ -73,7 +72,7 @@ class OuterStep:
     ) -> None:
         self._function, self._rule, self._update = function, rule, update
         self._weights, self._draws, self._average, self._log = weights, draws, average, log
-        self.taken, self._checked = 0, False
+        self.taken = 0
 
     def count_from(self, taken: int) -> None:
         """Set the number of outer steps taken."""
@@ -175,7 +174,7 @@ class OuterStep:
             a,
             gamma=rule.gamma,
             primary=primary,
-            keep_rows=not known and rule.estimator.keeps_rows(auxiliary),
+            keep_rows=not known and rule.estimator.now.keeps_rows(auxiliary),
             # The inner gradient outside the scope, and second derivatives, need the graph after the rows are computed.
             retain_graph=not share_rows or rule.scheme.needs_second_derivative,
             rows_for_inner_step=share_rows,
@@ -188,8 +187,4 @@ class OuterStep:
     def _products(self, problem: OuterProblem, direction: Direction) -> Tensor:
         if all(part is None for part in direction):
             return torch.zeros(problem.size, dtype=torch.float64, device=problem.auxiliary.values.device)
-        estimator = self._rule.estimator
-        first, self._checked = self.taken == 0 and not self._checked, True
-        if first and estimator.tolerance is not None:
-            return checked(estimator, problem, direction)
-        return estimator(problem, direction)
+        return self._rule.estimator.products(problem, direction, taken=self.taken)

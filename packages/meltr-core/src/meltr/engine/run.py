@@ -164,7 +164,7 @@ def _finish(
         "test": test,
         "steps": trainer.step,
         "outer_steps": trainer.bilevel.outer_steps,
-        "estimator": trainer.bilevel.estimator.chosen or "auto" if trainer.outer is not None else None,
+        "estimator": trainer.bilevel.estimator_in_use.name if trainer.outer is not None else None,
         "seconds": round(trainer.state.seconds, 3),
         "wall_seconds": round(time.perf_counter() - started, 3),
         "examples_per_second": round(trainer.step * trainer.batch_size / max(trainer.state.seconds, 1e-9), 2),

@@ -84,7 +84,7 @@ class LossFunction:
         how = _How(graph, replay, keep_buffers, precise, averaging)
         if graph or self.setup.losses_differentiate:
             return self._evaluate(how, differentiable=True)
-        before = BufferState(self.setup.model) if replay and not keep_buffers else None
+        before = self.setup.buffer_state() if replay and not keep_buffers else None
         try:
             return self._evaluate(how, differentiable=False)
         except RuntimeError as error:
@@ -109,9 +109,12 @@ class LossFunction:
         """
         with ExitStack() as stack:
             stack.enter_context(torch.set_grad_enabled(differentiable))
+            if how.keep_buffers and not how.replay:
+                stack.enter_context(self.setup.preserved_buffers())
             stack.enter_context(self._replayed() if how.replay else self._recorded(how.graph))
-            if how.keep_buffers:
-                stack.enter_context(self._buffers_aside(how.replay))
+            if how.keep_buffers and how.replay:
+                stack.enter_context(self._begun[1].aside())
+                stack.enter_context(self.setup.newcomers_preserved(stack))
             if how.replay and how.keep_buffers and self._reduced is not None:
                 stack.enter_context(self._reduced.skipping(self))
             if (differentiable and not how.graph) or (self.setup.losses_differentiate and how.keep_buffers):
@@ -141,10 +144,11 @@ class LossFunction:
         if not self._replayable:
             yield
             return
-        buffers = BufferState(self.setup.model)
+        buffers = self.setup.buffer_state()
         self._start = self.setup.random_state(), buffers
-        with buffers.filled_in(), self._recording(graph):
+        with buffers.filled_in(), self.setup.beside.watched(buffers.add), self._recording(graph):
             yield
+        buffers.learn()
 
     def _recording(self, graph: bool) -> AbstractContextManager[Any]:
         if self._reduced is None or not graph:
@@ -160,8 +164,9 @@ class LossFunction:
         finally:
             now.restore()
 
-    def _buffers_aside(self, replay: bool) -> AbstractContextManager[None]:
-        return self._begun[1].aside() if replay else self.setup.preserved_buffers()
+    def may_have_moved_buffers(self) -> bool:
+        """Tell whether the first evaluation may have changed buffers, or has changed what else modules hold."""
+        return self._begun[1].may_have_moved()
 
     @property
     def _begun(self) -> tuple[RandomState, BufferState]:

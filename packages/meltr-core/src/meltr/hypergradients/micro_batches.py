@@ -25,7 +25,7 @@ class MicroBatches(LossValues):
         values: Their mean over micro-batches and processes, shape (T+1,).
         precise: Evaluate in full float32.
         ready: The single micro-batch with its graph, for the first gradient.
-        has_buffers: False if no module has a buffer that could change.
+        has_buffers: False if no module has a buffer that could change, or another state that changes.
     """
 
     keeps_graph = False
@@ -55,7 +55,7 @@ class MicroBatches(LossValues):
         setup = functions[0].setup
         with setup.preserved_buffers():  # evaluated in sequence, so that each starts from the buffers of the one before
             found = [function.run(graph=len(functions) == 1) for function in functions]
-            has_buffers = any(True for _ in setup.model.buffers())
+            has_buffers = any(function.may_have_moved_buffers() for function in functions)
         if len(functions) == 1:
             return cls(functions, found[0].values, ready=found[0], has_buffers=has_buffers)
         local = torch.stack([each.local_values for each in found]).mean(0)

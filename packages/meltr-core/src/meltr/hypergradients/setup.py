@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from meltr.autograd.buffers import preserved_buffers
+from meltr.autograd.beside import Beside
+from meltr.autograd.buffers import BufferState, preserved_buffers
 from meltr.autograd.random_state import RandomState
+from meltr.autograd.still import Known
 from meltr.autograd.vectors import scale
 from meltr.parallel.sharing import Sharing
 
@@ -44,12 +46,14 @@ class ModelSetup:
         sharing: How gradients and numbers are shared between processes.
 
     Attributes:
+        beside: Modules that the losses call and the model does not contain.
         losses_differentiate: True once the losses were found to differentiate by themselves (a gradient penalty): then
             evaluations without a graph build one too.
     """
 
     def __init__(self, model: nn.Module, setup: Setup, sharing: Sharing) -> None:
-        self.losses_differentiate = False
+        self.losses_differentiate, self.beside = False, Beside(model)
+        self._known = Known(whole=sharing.whole_weights)
         self.model, self.autocast, self.sharing = model, setup.autocast, sharing
         self.scaler = setup.scaler if setup.scaler is not None and setup.scaler.is_enabled() else None
         self.generators = tuple(setup.generators)
@@ -65,9 +69,25 @@ class ModelSetup:
         """Return a context in which a backward pass has the precision of its forward pass, under any autocast."""
         return torch.autocast(self.device.type, enabled=False)
 
-    def preserved_buffers(self) -> AbstractContextManager[None]:
-        """Return a context that leaves the model's buffers bit-identical."""
-        return preserved_buffers(self.model)
+    def buffer_state(self) -> BufferState:
+        """Return the buffers of the model, and of the modules beside it that are known."""
+        return BufferState(*self.beside.roots(), known=self._known)
+
+    @contextmanager
+    def preserved_buffers(self) -> Iterator[None]:
+        """Within this context, forward passes leave the buffers of the model and of all other modules bit-identical."""
+        with ExitStack() as stack:
+            stack.enter_context(preserved_buffers(*self.beside.roots(), known=self._known))
+            stack.enter_context(self.newcomers_preserved(stack))
+            yield
+
+    def newcomers_preserved(self, stack: ExitStack) -> AbstractContextManager[None]:
+        """Return a context in which modules beside the model that are called for the first time stay as they are.
+
+        Args:
+            stack: Restores them when it is closed.
+        """
+        return self.beside.watched(lambda module: stack.enter_context(preserved_buffers(module, known=self._known)))
 
     def random_state(self) -> RandomState:
         """Return a snapshot of all generators."""

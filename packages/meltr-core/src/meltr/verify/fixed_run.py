@@ -209,6 +209,7 @@ class Stepper:
             sharing=built.sharing,
             blocks=built.blocks,
         )
+        self.trainer.bilevel.estimator_in_use.measured_alone()
         self._combiner_start = Snapshot(list(self.combiner.state_dict(keep_vars=True).values()))
         self._settled = not estimator.state_dict()
 
@@ -233,8 +234,7 @@ class Stepper:
     @property
     def _used(self) -> str:
         """Name of the estimator that computes g; ``auto`` if it has not chosen yet."""
-        estimator = self.trainer.bilevel.estimator
-        return estimator.chosen or estimator.name
+        return self.trainer.bilevel.estimator_in_use.name
 
     def steps(self, number: int) -> None:
         """Take training steps as a run does."""

@@ -24,6 +24,9 @@ from meltr.hypergradients.problem import ROWS_KEPT, OuterProblem
 BACKWARDS = 2.5
 """T+1 backward passes are worth it if together they cost less than this many (v, a difference and u: 2.5)."""
 
+UNCERTAIN = 5e-2
+"""Relative difference from one backward pass per task up to which central differences are chosen."""
+
 LARGE = 10_000_000
 """Number of parameters above which the operations set the cost of a step; below it, exact ways cost little more."""
 
@@ -161,7 +164,7 @@ def _without_forward_mode(
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", RuntimeWarning)  # an uncertain difference is not chosen
         gap = relative_gap(CentralDifference()(problem, direction), exact)
-    if not gap <= allowed(CentralDifference(), problem.auxiliary.setup):
+    if not gap <= UNCERTAIN:
         return PerTask(), f"{reason}; central differences are off by {gap:.1e}"
     return CentralDifference(), reason
 

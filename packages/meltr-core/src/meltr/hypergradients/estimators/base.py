@@ -19,8 +19,8 @@ class Estimator(abc.ABC):
     Attributes:
         name: The name used with ``--set estimator=``.
         needs_whole_weights: True if it does not support weights that are sharded over processes.
-        tolerance: Relative difference from one backward pass per task above which the first outer step warns, five
-            times as much in low precision; None: no check.
+        tolerance: Relative difference from one backward pass per task above which the first outer step warns, and that
+            pass takes the estimator's place; five times as much in low precision. None: no check.
     """
 
     name: ClassVar[str]
@@ -50,6 +50,11 @@ class Estimator(abc.ABC):
     def needs_second_derivative(self) -> bool:
         """True if the losses are differentiated twice: attention then runs on the math kernel."""
         return False
+
+    @property
+    def reliable(self) -> bool:
+        """False if the estimator has found its own g to be wrong: another one then takes its place."""
+        return True
 
     @property
     def chosen(self) -> str | None:

@@ -1,9 +1,11 @@
-"""Comparison of an estimator with one backward pass per task, whose g is exact."""
+"""Comparison of an estimator with one backward pass per task, whose g is exact and takes its place if need be."""
 
 from __future__ import annotations
 
 import math
 import warnings
+from collections.abc import Mapping
+from typing import Any
 
 from torch import Tensor
 
@@ -12,6 +14,10 @@ from meltr.hypergradients.estimators.base import Estimator
 from meltr.hypergradients.estimators.per_task import PerTask
 from meltr.hypergradients.problem import OuterProblem
 from meltr.hypergradients.setup import ModelSetup
+
+CHECKS = (0, 1, 9)
+"""Outer steps, counted from 0, at which a named estimator is checked. Losses that read what their forward moves, such
+as a queue, may be exact at the first step and not at the second."""
 
 
 def relative_gap(products: Tensor, exact: Tensor) -> float:
@@ -25,25 +31,82 @@ def allowed(estimator: Estimator, setup: ModelSetup) -> float:
     return tolerance * (5 if setup.low_precision else 1)
 
 
-def checked(estimator: Estimator, problem: OuterProblem, direction: Direction) -> Tensor:
-    """Return g as the estimator computes it, shape (T+1,); warn if it differs from one backward pass per task.
+class EstimatorInUse:
+    """The estimator of a training loop, and what takes its place once it was found to be wrong.
 
-    An estimator that the user names is not exchanged. Only a backward pass treats what the losses compute from w under
-    ``torch.no_grad`` as a constant, and forward mode sees only weights that a module or the loop names.
+    An estimator that the user names is compared with one backward pass per task at the outer steps in `CHECKS`. Only a
+    backward pass treats what the losses compute from w under ``torch.no_grad`` as a constant, and forward mode sees
+    only weights that a module or the loop names. If the two differ by more than the estimator's tolerance, a warning
+    says so, and g comes from one backward pass per task from then on.
 
     Args:
-        estimator: The estimator.
-        problem: The outer problem.
-        direction: q; its contents may be overwritten.
+        named: The estimator that the loop was made with.
+
+    Attributes:
+        exchanges: Whether another estimator takes the place of one that is wrong.
     """
-    exact = PerTask()(problem, direction)  # before the estimator overwrites the direction
-    products = estimator(problem, direction)
-    gap = relative_gap(products, exact)
-    if bool(exact.isfinite().all()) and not gap <= allowed(estimator, problem.auxiliary.setup):
+
+    def __init__(self, named: Estimator) -> None:
+        self.named, self.exchanges, self._ahead = named, True, set(CHECKS)
+        self._instead: Estimator | None = None
+
+    @property
+    def now(self) -> Estimator:
+        """The estimator that computes g."""
+        return self.named if self._instead is None else self._instead
+
+    @property
+    def name(self) -> str:
+        """Name of the estimator that computes g; ``auto`` while that has not chosen."""
+        return self.now.chosen or self.now.name
+
+    def products(self, problem: OuterProblem, direction: Direction, *, taken: int) -> Tensor:
+        """Return g, shape (T+1,).
+
+        Args:
+            problem: The outer problem.
+            direction: q; its contents may be overwritten.
+            taken: Outer steps taken before.
+        """
+        used = self.now
+        due = taken in self._ahead and used.tolerance is not None
+        self._ahead.discard(taken)
+        if not due:
+            products = used(problem, direction)
+            if self.exchanges and not used.reliable:
+                self._exchange(problem)
+            return products
+        exact = PerTask()(problem, direction)  # before the estimator overwrites the direction
+        products = used(problem, direction)
+        gap = relative_gap(products, exact)
+        if gap <= allowed(used, problem.auxiliary.setup) or not bool(exact.isfinite().all()):
+            if self.exchanges and not used.reliable:
+                self._exchange(problem)
+            return products
         warnings.warn(
-            f"estimator={estimator.name} is {gap:.1%} off: its g differs that much from one backward pass per task. "
+            f"estimator={used.name} is {gap:.1%} off: its g differs that much from one backward pass per task. "
             "Use --set estimator=auto or per_task.",
             RuntimeWarning,
             stacklevel=2,
         )
-    return products
+        if not self.exchanges:
+            return products
+        self._exchange(problem)
+        return exact
+
+    def measured_alone(self) -> None:
+        """Warn at the first outer step only, and exchange nothing, to measure what the estimator itself finds."""
+        self.exchanges, self._ahead = False, {0}
+
+    def _exchange(self, problem: OuterProblem) -> None:
+        problem.log(f"estimator: per_task from now on, since {self.named.name} is off")
+        self._instead = PerTask()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the state of the estimator, and whether another one has taken its place."""
+        return {**self.named.state_dict(), **({} if self._instead is None else {"exchanged": True})}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continue from the state that `state_dict` returned."""
+        self._instead = PerTask() if state.get("exchanged") else None
+        self.named.load_state_dict({key: value for key, value in state.items() if key != "exchanged"})

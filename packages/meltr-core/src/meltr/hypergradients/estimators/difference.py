@@ -38,7 +38,7 @@ class CentralDifference(Estimator):
     """
 
     name: ClassVar[str] = "difference"
-    tolerance: ClassVar[float | None] = 5e-2
+    tolerance: ClassVar[float | None] = 1e-2
 
     def __init__(self, *, recheck: int = 50) -> None:
         self.recheck = check_recheck(recheck)

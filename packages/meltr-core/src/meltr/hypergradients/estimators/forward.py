@@ -31,6 +31,16 @@ class _WithLosses(nn.Module):
         return call()
 
 
+def _every_name(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """Yield each place of each parameter once: a tied parameter has several, a module with several names one.
+
+    `functional_call` ties weights by their names. With two names of one module it leaves the tangents in the module.
+    """
+    for prefix, each in module.named_modules():
+        for name, parameter in each.named_parameters(recurse=False, remove_duplicate=False):
+            yield f"{prefix}.{name}" if prefix else name, parameter
+
+
 @contextmanager
 def _quiet_first_use() -> Iterator[None]:
     """Silence a deprecation warning that torch raises itself when it first compiles its forward-mode rules."""
@@ -92,12 +102,15 @@ def _of_batch(problem: OuterProblem, direction: Direction, function: LossFunctio
         for weight in beside:  # functional_call does not reach a head outside the model: set its tangent in place
             weight.copy_(forward_ad.make_dual(weight.detach().clone(), tangents[id(weight)]))
         duals = {
-            name: forward_ad.make_dual(parameter.detach().requires_grad_(), tangents[id(parameter)])
-            for name, parameter in wrapper.named_parameters()
+            id(parameter): forward_ad.make_dual(parameter.detach().requires_grad_(), tangents[id(parameter)])
+            for parameter in wrapper.parameters()
             if id(parameter) in tangents
         }
         parts = functional_call(
-            wrapper, duals, (lambda: function.run(graph=False, replay=True, keep_buffers=True).parts,)
+            wrapper,
+            {name: duals[id(parameter)] for name, parameter in _every_name(wrapper) if id(parameter) in duals},
+            (lambda: function.run(graph=False, replay=True, keep_buffers=True).parts,),
+            tie_weights=False,
         )
         products = []
         for part in parts:

@@ -50,6 +50,7 @@ class OneSidedDifference(Estimator):
     """
 
     name: ClassVar[str] = "one_sided"
+    tolerance: ClassVar[float | None] = TOLERANCE
 
     def __init__(self, *, recheck: int = 100, warn: bool = True) -> None:
         self.recheck, self.warn = check_recheck(recheck), warn

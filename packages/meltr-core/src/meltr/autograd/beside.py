@@ -1,0 +1,59 @@
+"""Modules that the losses call and the model does not contain, such as a criterion with a queue of its own."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+from weakref import WeakSet
+
+from torch import nn
+from torch.nn.modules.module import register_module_forward_pre_hook
+
+from meltr.torch_private import is_compiled
+
+
+class Beside:
+    """Finds the modules beside a model that its losses call.
+
+    Args:
+        model: The model.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self._model = model
+        self._known: WeakSet[nn.Module] = WeakSet()
+
+    def roots(self) -> tuple[nn.Module, ...]:
+        """Return the model, and the modules beside it that are known so far."""
+        return (self._model, *self._known)
+
+    @contextmanager
+    def watched(self, found: Callable[[nn.Module], object]) -> Iterator[None]:
+        """Within this context, call `found` with every module that is not known yet, just before its forward.
+
+        Compiled models are not watched: a global hook would compile them again. Nor are wrappers around the model.
+
+        Args:
+            found: Called once per module; the modules inside it are not reported.
+        """
+        inside = {id(each) for root in self.roots() for each in root.modules()}
+
+        def look(module: nn.Module, args: Any) -> None:
+            if id(module) in inside:
+                return
+            parts = list(module.modules())
+            around = any(each is self._model for each in parts)  # a wrapper, such as DistributedDataParallel
+            inside.update([id(module)] if around else map(id, parts))
+            if not around:
+                self._known.add(module)
+                found(module)
+
+        if any(map(is_compiled, self._model.modules())):
+            yield
+            return
+        handle = register_module_forward_pre_hook(look)
+        try:
+            yield
+        finally:
+            handle.remove()
