@@ -43,6 +43,7 @@ if TYPE_CHECKING:
     from meltr.hypergradients.estimators import ForwardMode as ForwardMode
     from meltr.hypergradients.estimators import OneSidedDifference as OneSidedDifference
     from meltr.hypergradients.estimators import PerTask as PerTask
+    from meltr.hypergradients.passes import Passes as Passes
     from meltr.hypergradients.problem import OuterProblem as OuterProblem
     from meltr.hypergradients.schemes import AIDCG as AIDCG
     from meltr.hypergradients.schemes import AIDFP as AIDFP
@@ -93,6 +94,7 @@ _HOME = {
         "meltr.hypergradients.estimators",
     ),
     "OuterProblem": "meltr.hypergradients.problem",
+    "Passes": "meltr.hypergradients.passes",
     **dict.fromkeys(
         ("AIDCG", "AIDFP", "AIDFPLite", "ITD", "NoDirection", "PrimaryStep", "SAMA", "Scheme", "StocBiO"),
         "meltr.hypergradients.schemes",

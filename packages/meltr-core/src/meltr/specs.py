@@ -310,7 +310,9 @@ class BilevelSpec(Info):
     """Outer loop: how the combiner phi is trained (Algorithm 1 of the paper).
 
     Args:
-        every: K, the inner steps between two outer steps.
+        every: K, the inner steps between two outer steps; with a `budget` the smallest.
+        budget: Share of the operations of the inner steps that outer steps may take, for example 0.05: they then come
+            more often while g moves and seldom while it is noise. None: one after every K inner steps.
         scheme: How the direction q approximates the inverse Hessian times the primary gradient (Table 8); ``none``: the
             combiner is not trained. ``meltr list schemes`` shows them; their settings are ``scheme_options.*``.
         scope: Parameters that the outer step uses: ``full``; ``last_block`` (and the heads); ``heads``.
@@ -337,6 +339,7 @@ class BilevelSpec(Info):
     """
 
     every: int = Field(3, ge=1)
+    budget: float | None = Field(None, gt=0, le=1)
     scheme: str = "aid-fp-lite"
     scope: Literal["full", "last_block", "heads"] = "full"
     scope_blocks: int = Field(1, ge=1)

@@ -140,8 +140,9 @@ def test_deterministic_refuses_what_is_not_and_ends_with_its_run(tmp_path):
         {"bilevel.estimator": "per_task", "train.schedule": "cosine", "train.warmup": 0.2, "train.clip_norm": 1.0},
         {"bilevel.outer_batch": "cross", "bilevel.average": 0.9},
         {"bilevel.scheme": "primary-step", "bilevel.average": 0.5},
+        {"bilevel.budget": 1.0, "bilevel.every": 1, "bilevel.estimator": "per_task"},
     ],
-    ids=["shared", "replay", "replay-random", "held_out", "difference", "per_task", "cross", "primary-step"],
+    ids=["shared", "replay", "replay-random", "held_out", "difference", "per_task", "cross", "primary-step", "budget"],
 )
 def test_resume_after_any_checkpoint_ends_with_the_same_numbers(tmp_path, settings):
     settings = {"train.epochs": 3, "train.checkpoint_every": 11, **settings}
@@ -404,6 +405,7 @@ def test_devices_that_are_not_there():
 def test_fast_dev_run_takes_two_outer_steps_and_keeps_nothing(tmp_path):
     registry = discover([TOY])
     flags = {"combiner_options.width": 16, "combiner_options.heads": 2, "device": "cpu", "train.batch_size": 256}
+    flags["bilevel.budget"] = 0.05  # which such a short run would use for nothing
     spec = resolve(registry, backbone="toy", task="classification", dataset="rings", flags=flags, plugins=[TOY])
     results = execute(spec, run_dir=tmp_path / "run", registry=registry, fast_dev_run=True)
     assert (results["steps"], results["outer_steps"], results["run"]) == (7, 2, None)

@@ -130,6 +130,8 @@ def test_activation_checkpointing_changes_nothing(run, tmp_path, combiner):
             "outer_batch=shared",
         ),
         ({"bilevel.outer_batch": "cross", "bilevel.outer_fraction": 0.5}, "outer_fraction=1", "outer_fraction=1"),
+        ({"bilevel.outer_batch": "replay", "bilevel.budget": 0.1}, "outer_batch=replay fixes", "budget=none"),
+        ({"bilevel.budget": 5}, "budget", "config schema"),
     ],
 )
 def test_settings_that_cannot_go_together_are_refused_before_anything_is_written(
@@ -140,6 +142,15 @@ def test_settings_that_cannot_go_together_are_refused_before_anything_is_written
     assert message in caught.value.message
     assert hint in (caught.value.hint or "")
     assert not (tmp_path / "run").exists()
+
+
+def test_a_budget_is_kept_and_the_results_say_what_was_used(run, tmp_path):
+    results = run("within", **{"bilevel.budget": 0.9, "bilevel.every": 1, "bilevel.estimator": "per_task"})
+    assert 0 < results["outer_steps"] == len(outer_lines(tmp_path / "within"))
+    assert 0 < results["outer_share"] <= 0.9
+    assert "budget: an outer step costs at most" in (tmp_path / "within" / "log.txt").read_text()
+    without = run("sum", combiner="sum", **{"bilevel.budget": 0.9, "train.max_steps": 2})
+    assert (without["outer_steps"], without["outer_share"]) == (0, None)
 
 
 def test_clip_norm_is_the_length_of_the_whole_gradient(run, tmp_path):

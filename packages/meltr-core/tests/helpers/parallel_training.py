@@ -30,6 +30,7 @@ CASES = {
     "held-out": {"held_out": True},
     "primary-step": {"scheme": scheme_of("primary-step"), "estimator": "difference"},
     "primary-step-per_task": {"scheme": scheme_of("primary-step"), "estimator": "per_task", "accumulate": 2},
+    "budget": {"budget": 1.0, "every": 1, "estimator": "per_task", "losses": 4},
     "cross": {"accumulate": 2, "cross": True, "estimator": "per_task"},
 }
 
@@ -103,8 +104,8 @@ def train(ranks: Ranks, parallel: str, case: str) -> dict[str, torch.Tensor]:
     optimizer = torch.optim.SGD(model.parameters(), 0.05, momentum=0.9)
     outer = torch.optim.SGD(m.parameters(), 0.05)
     bilevel = Bilevel(
-        model, m, outer, gamma=0.1, setup=Setup(sharing=sharing), inner_optimizer=optimizer, every=2, scheme=scheme,
-        estimator=estimator, **settings,
+        model, m, outer, gamma=0.1, setup=Setup(sharing=sharing), inner_optimizer=optimizer, scheme=scheme,
+        estimator=estimator, **{"every": 2, **settings},
     )  # fmt: skip
     products = torch.zeros(count)
     start = torch.cat([p.detach().flatten().clone() for p in m.parameters()])
@@ -125,6 +126,23 @@ def train(ranks: Ranks, parallel: str, case: str) -> dict[str, torch.Tensor]:
     flat = torch.cat([p.detach().flatten() for p in whole])
     phi = torch.cat([p.detach().flatten() for p in m.parameters()])
     return {"w": flat, "phi": phi, "products": products.double(), "phi_moved": (phi - start).norm()}
+
+
+def outer_steps_with_uneven_work(ranks: Ranks) -> list[int]:
+    """Return the steps with an outer step within a budget, where rank 1 has longer sequences than rank 0."""
+    torch.manual_seed(0)
+    model = Towers()
+    m = LossTransformer(3, width=16, heads=2, feedforward=16, scale_hidden=16)
+    settings = {"setup": Setup(sharing=DataParallel(ranks, model)), "estimator": estimator_of("forward")}
+    bilevel = Bilevel(model, m, torch.optim.SGD(m.parameters(), 0.05), every=1, budget=0.9, **settings)
+    taken = []
+    for step in range(40):
+        batch = batch_of(step, rank=ranks.rank, size=ranks.size)
+        for name in ("one", "two") if ranks.rank else ():
+            batch[name] = batch[name].repeat(1, 4, 1)
+        result = bilevel.backward(lambda batch=batch: losses(model, batch, count=3, contrastive=False))
+        taken += [step] if result.outer is not None else []
+    return taken
 
 
 def train_all(ranks: Ranks, *names: str) -> dict[str, dict[str, torch.Tensor]]:

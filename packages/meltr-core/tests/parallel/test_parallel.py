@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from meltr.parallel.ranks import Ranks
-from parallel_training import train_all
+from parallel_training import outer_steps_with_uneven_work, train_all
 from ranks_helper import run_ranks
 
 DDP = (
@@ -23,9 +23,10 @@ DDP = (
     "held-out",
     "primary-step",
     "primary-step-per_task",
+    "budget",
     "cross",
 )
-FSDP = ("mean", "contrastive", "per_task", "accumulate", "accumulate-last", "aid-fp", "itd", "held-out", *DDP[-3:])
+FSDP = ("mean", "contrastive", "per_task", "accumulate", "accumulate-last", "aid-fp", "itd", "held-out", *DDP[-4:])
 TWO = [*(f"ddp:{case}" for case in DDP), *(f"fsdp:{case}" for case in FSDP)]
 
 
@@ -60,3 +61,10 @@ def test_a_contrastive_loss_without_gathered_negatives_would_differ(trained):
     one, _ = trained
     gap = (one["one:contrastive"]["w"] - one["one:mean"]["w"]).norm() / one["one:mean"]["w"].norm()
     assert gap > 1e-3
+
+
+def test_processes_with_uneven_work_take_their_outer_steps_together():
+    """Each counts other operations; one that decided alone would wait for the other for ever."""
+    first, second = (ended.result for ended in run_ranks(outer_steps_with_uneven_work, timeout=300))
+    assert first == second
+    assert len(first) > 3

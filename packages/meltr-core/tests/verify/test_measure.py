@@ -13,6 +13,7 @@ from torch import nn
 
 import meltr
 from measure_cases import TOY
+from meltr.autograd.flops import FlopCounter
 from meltr.bench import approximations
 from meltr.bench.cases import all_cases, pick, registry_with_cases, resolve_case
 from meltr.bench.markdown import update
@@ -26,7 +27,7 @@ from meltr.verify import variants
 from meltr.verify.agreement import agreement, cause
 from meltr.verify.fixed_run import FixedRun
 from meltr.verify.memory import peak_memory
-from meltr.verify.operations import FlopCounter, OperationCounter
+from meltr.verify.operations import OperationCounter
 from meltr.verify.replays import Traces
 from meltr.verify.timing import Timing, interleaved
 

@@ -26,17 +26,17 @@ from meltr.bilevel.combiner_update import CombinerUpdate
 from meltr.bilevel.draws import CombinerDraws
 from meltr.bilevel.evaluations import Evaluations
 from meltr.bilevel.given import GivenLosses
-from meltr.bilevel.inner_step import ByBackward, ByKeptRows, ByRule, InnerStep
+from meltr.bilevel.inner_step import inner_step_of
 from meltr.bilevel.last_weights import AccumulateWeights, LastWeights
 from meltr.bilevel.outer_step import OuterRule, OuterStep
 from meltr.bilevel.own_rule import OwnRule
+from meltr.bilevel.pace import pace_of
 from meltr.bilevel.primary_inner_step import PrimaryInnerStep
 from meltr.bilevel.results import OuterResult, StepResult
 from meltr.bilevel.saved import Progress
 from meltr.bilevel.weights import OuterWeights, Weights
 from meltr.bilevel.window import Window
 from meltr.combiners.base import GradientCombiner, SelfTrained
-from meltr.errors import UserError
 from meltr.hypergradients.combiner_function import CombinerFunction
 from meltr.hypergradients.estimators import Estimator
 from meltr.hypergradients.estimators.checking import EstimatorInUse
@@ -65,7 +65,9 @@ class Bilevel:
         outer_optimizer: Optimiser of the combiner's parameters; None: the combiner is not trained.
         scheme: The rule for the direction q; None: `AIDFPLite()`.
         estimator: The way to compute g = J q; None: `Auto()`. An estimator with state serves one training loop only.
-        every: K, the number of inner steps between two outer steps.
+        every: K, the number of inner steps between two outer steps; with a `budget` the smallest.
+        budget: Share of the operations of the inner steps, above 0 and at most 1, that outer steps may take: their
+            spacing then follows how much g moves (`meltr.bilevel.pace.BudgetPace`). None: an outer step after every K.
         gamma: Weight of the regulariser ``|m(l) - sum(l)|`` in the primary objective (eq. 6).
         scope: The parameters that an outer step considers; None: all.
         average: Momentum of the moving average of g over outer steps, in [0, 1); 0: every outer step uses its own g.
@@ -97,6 +99,7 @@ class Bilevel:
         scheme: Scheme | None = None,
         estimator: Estimator | None = None,
         every: int = 3,
+        budget: float | None = None,
         gamma: float = 0.1,
         scope: Scope | None = None,
         average: float = 0.0,
@@ -114,13 +117,14 @@ class Bilevel:
         check_numbers(every, gamma)
         self.scheme, self.estimator = check_rule(scheme, estimator, old)
         self.estimator_in_use = EstimatorInUse(self.estimator)
-        self.combiner, self.every, self.steps = combiner, every, 0
+        self.combiner, self.every, self.budget, self.steps = combiner, every, budget, 0
         self.gamma, self.outer_optimizer = gamma, outer_optimizer
-        self._window = Window()
-        self._on_primary = False
+        self._window, self._on_primary = Window(), False
         setup, scope = setup or Setup(), scope or Scope()
         sharing, inside = (setup.sharing, model) if setup.sharing is not None else sharing_of(model)
         self._setup = ModelSetup(inside, setup, sharing)
+        trained = outer_optimizer is not None and not isinstance(combiner, (SelfTrained, GradientCombiner))
+        self._pace = pace_of(every, budget if trained else None, self._setup, self.scheme, self.estimator_in_use, log)
         self._beginning = Beginning(self._setup, combiner)
         self._weights = Weights(inside, parameters, fixed=not sharing.whole_weights)
         self._given = GivenLosses(combiner)
@@ -135,49 +139,33 @@ class Bilevel:
             update = CombinerUpdate(combiner, outer_optimizer, sharing, outer_clip_norm, log)
         self._own = OwnRule(combiner, update, self._seen) if isinstance(combiner, SelfTrained) else None
         self._outer, self._primary = None, None
-        if update is not None and not isinstance(combiner, (SelfTrained, GradientCombiner)):
+        if update is not None and trained:
             rule = OuterRule(self.scheme, self.estimator_in_use, gamma, direct_term, inner_optimizer)
             self._outer = OuterStep(
-                function, rule, update=update, weights=self._seen, draws=draws, average=self._average, log=log
-            )
+                function, rule, update=update, weights=self._seen, draws=draws, average=self._average,
+                saw=self._pace.saw, log=log,
+            )  # fmt: skip
             self._primary = PrimaryInnerStep(function, self._outer, gamma) if self.scheme.takes_inner_step else None
-        self._inner = self._inner_step(function, draws)
+        self._inner = inner_step_of(
+            combiner, function, self._weights, draws=draws, rule=self._own,
+            keeps_rows=self._outer is not None and self._seen.all, sharing=sharing,
+        )  # fmt: skip
         self._last = LastWeights(accumulate_weights, self._inner, type(combiner).__name__)
         self._evaluations = Evaluations(
-            self._setup,
-            self._given,
-            Fresh(self._setup, self._weights),
-            self._seen,
-            retain_graph,
+            self._setup, self._given, Fresh(self._setup, self._weights), self._seen, retain_graph,
             self._inner.averaged_by_backward,
             lambda: self.estimator.needs_second_derivative or self.scheme.needs_second_derivative,
-        )
-
-    def _inner_step(self, function: CombinerFunction, draws: CombinerDraws) -> InnerStep:
-        """Choose how the inner gradient is computed."""
-        if isinstance(self.combiner, GradientCombiner):
-            if not self._setup.sharing.whole_weights:
-                raise UserError(
-                    f"{type(self.combiner).__name__} needs whole task gradients, but the weights are sharded.",
-                    "Use --set parallel=ddp.",
-                )
-            return ByRule(self.combiner, self._weights, draws)
-        if self._outer is not None and self._seen.all and self._setup.sharing.whole_weights:
-            return ByKeptRows(function, draws)
-        return ByBackward(function, draws, self._own)
+        )  # fmt: skip
 
     def __repr__(self) -> str:
         """Return the model, the combiner with its names, and how it is trained."""
-        what = ", ".join(self._given.names or ())
+        names = ", ".join(self._given.names or ())
         parts = [
             f"model={type(self._setup.model).__name__}",
-            f"combiner={type(self.combiner).__name__}({what})",
-            f"scheme={self.scheme!r}",
-            f"estimator={self.estimator_in_use.name}",
-            f"every={self.every}",
-            f"gamma={self.gamma:g}",
-            f"steps={self.steps}",
-            f"outer_steps={self.outer_steps}",
+            f"combiner={type(self.combiner).__name__}({names})",
+            f"scheme={self.scheme!r}, estimator={self.estimator_in_use.name}",
+            f"every={self.every}{'' if self.budget is None else f', budget={self.budget:g}'}",
+            f"gamma={self.gamma:g}, steps={self.steps}, outer_steps={self.outer_steps}",
         ]
         return f"Bilevel({', '.join(parts)})"
 
@@ -192,10 +180,14 @@ class Bilevel:
         return 0 if self._outer is None else self._outer.taken
 
     @property
+    def outer_share(self) -> float | None:
+        """Operations of the outer steps so far, divided by those of the inner steps; None without a `budget`."""
+        return self._pace.share
+
+    @property
     def outer_step_due(self) -> bool:
-        """True if the next call of `backward` starts with an outer step (K inner steps were taken since the last)."""
-        between = self._outer is not None and not self._window.is_open
-        return between and self.steps > 0 and self.steps % self.every == 0
+        """True if the next call of `backward` starts with an outer step: after K inner steps, or by the budget."""
+        return self._outer is not None and not self._window.is_open and self._pace.due(self.steps)
 
     def backward(
         self,
@@ -208,7 +200,7 @@ class Bilevel:
         cross: bool = False,
         accumulate: int = 1,
     ) -> StepResult:
-        """Add the inner gradient grad_w m(l) to ``.grad``; after every K inner steps train the combiner first.
+        """Add the inner gradient grad_w m(l) to ``.grad``; if an outer step is due, train the combiner first.
 
         With or without an outer step, the result is that of ``loss.backward()`` on the weighted sum sum_t a_t l_t: the
         same ``.grad`` on every leaf that the losses reach, each gradient hook called once, and each buffer updated
@@ -223,7 +215,7 @@ class Bilevel:
                 the current batch.
             outer_part: Returns all losses on a part of the batch; the outer step then uses only that part.
             others: Maps i to the loss function on independent batch i, for schemes that need independent batches.
-            outer: Whether to take an outer step now; None: after every K inner steps.
+            outer: Whether to take an outer step now; None: if it is due (`outer_step_due`).
             cross: In an outer step, the first half of the micro-batches gives the direction q and the second half the
                 Jacobian J, so that g is not too large by the noise that both would share.
             accumulate: n, if the micro-batches of an inner step come one call at a time: n calls form a window, their
@@ -243,18 +235,36 @@ class Bilevel:
                 self._own.after_step()
         self._beginning.share()
         due = self.outer_step_due if outer is None else outer and self._outer is not None
-        found, rows = None, None
         if due and self._primary is not None:
             check_primary_step(primary, outer_part, cross=cross)
+        with self._pace.counting(outer=due, steps=self.steps):
+            result = self._call(compute, primary, outer_part, others, due=due, cross=cross, accumulate=accumulate)
+        self._pace.took(len(result.losses), inner=True, outer=due, steps=self.steps)
+        self.steps += self._window.count(accumulate)
+        self._on_primary = self._on_primary and self._window.is_open
+        return result
+
+    def _call(
+        self,
+        compute: Compute | Sequence[Compute],
+        primary: Compute | None,
+        outer_part: Compute | None,
+        others: Callable[[int], Compute] | None,
+        *,
+        due: bool,
+        cross: bool,
+        accumulate: int,
+    ) -> StepResult:
+        """Take the steps of a call of `backward`, whose arguments these are; `due`: an outer step too."""
+        found, rows = None, None
         if due and outer_part is not None:
             found, due = self._outer_step_on_part(outer_part, primary, others), False
         several = None if due or found is not None or self._on_primary else self._last.served(compute)
         if several is not None:
             values, combined, a = self._last.descend(self._evaluations, several, self.steps, 1 / accumulate)
-            return self._counted(values, combined, a, None, accumulate)
-        losses = self._evaluations.first(
-            compute, outer=due and self._primary is None, cross=cross, again=self._looks_again(due=due)
-        )
+            return self._result(values, combined, a, None)
+        again = (due and self._primary is not None) or (self._own is not None and self._own.evaluates_again)
+        losses = self._evaluations.first(compute, outer=due and self._primary is None, cross=cross, again=again)
         check_device(self.combiner, losses.values)
         self._beginning.prepare(losses.values, self.steps)
         if self._primary is not None and (due or self._on_primary):
@@ -269,14 +279,9 @@ class Bilevel:
                 found, rows = self._take(losses, held_out, others)
             combined, a = self._inner.take(losses, rows, self.steps, 1 / accumulate)
             self._last.keep(a)
-        return self._counted(losses.values, combined, a, found, accumulate)
+        return self._result(losses.values, combined, a, found)
 
-    def _counted(
-        self, losses: Tensor, combined: Tensor, a: Tensor, found: OuterResult | None, accumulate: int
-    ) -> StepResult:
-        """Count a call, and return its results."""
-        self.steps += self._window.count(accumulate)
-        self._on_primary = self._on_primary and self._window.is_open
+    def _result(self, losses: Tensor, combined: Tensor, a: Tensor, found: OuterResult | None) -> StepResult:
         names = self._given.names_of(len(losses))
         return StepResult(losses, combined, a, found and replace(found, names=names), names)
 
@@ -308,10 +313,12 @@ class Bilevel:
             raise ValueError("outer_step needs an outer_optimizer, and a combiner that is trained by outer steps")
         self._window.require_closed("outer_step()")
         self._beginning.share()
-        held_out = self._evaluations.aside(primary, primary=True)
-        found, _ = self._outer.take(
-            self._evaluations.aside(auxiliary), held_out, self._evaluations.independent(others), step=self.steps
-        )
+        with self._pace.counting(outer=True, steps=self.steps, alone=True):
+            held_out = self._evaluations.aside(primary, primary=True)
+            found, _ = self._outer.take(
+                self._evaluations.aside(auxiliary), held_out, self._evaluations.independent(others), step=self.steps
+            )
+        self._pace.took(len(found.products), inner=False, outer=True, steps=self.steps)
         return replace(found, names=self._given.names_of(len(found.products)))
 
     def after_step(self) -> None:
@@ -368,8 +375,8 @@ class Bilevel:
         names = None if self._given.names is None else list(self._given.names)
         counters = {"steps": self.steps, "outer_steps": self.outer_steps}
         state = {"estimator": self.estimator_in_use.state_dict(), "average": self._average.state_dict()}
-        state["last_weights"] = self._last.state_dict()
-        return {**counters, "names": names, **state}
+        parts = {"last_weights": self._last.state_dict(), "pace": self._pace.state_dict()}
+        return {**counters, "names": names, **state, **parts}
 
     def _continue(self, state: Mapping[str, Any]) -> None:
         self._given.continue_with(state.get("names"))
@@ -378,18 +385,12 @@ class Bilevel:
         self.estimator_in_use.load_state_dict(state["estimator"])
         self._average.load_state_dict(state.get("average", {}))
         self._last.load_state_dict(state.get("last_weights", {}))
-
-    def _looks_again(self, *, due: bool) -> bool:
-        """True if the losses of this inner step are evaluated again after it, or for a rule of the combiner's own."""
-        return (due and self._primary is not None) or (self._own is not None and self._own.evaluates_again)
+        self._pace.load_state_dict(state.get("pace", {}))
 
     def _outer_step_on_part(
         self, part: Compute, primary: Compute | None, others: Callable[[int], Compute] | None
     ) -> OuterResult:
-        """Take an outer step on a part of the batch, before the whole batch, so that only one graph is alive at a time.
-
-        The whole batch draws the same random numbers as without the outer step.
-        """
+        """Take it before the whole batch, so that one graph is alive at a time; that draws what it would have drawn."""
         assert self._outer is not None
         before = self._setup.random_state()
         auxiliary = self._evaluations.aside(part)

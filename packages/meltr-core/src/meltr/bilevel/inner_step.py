@@ -9,7 +9,7 @@ from __future__ import annotations
 import abc
 from contextlib import AbstractContextManager, nullcontext
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from meltr.autograd.vectors import scale
 from meltr.bilevel.draws import CombinerDraws
@@ -20,6 +20,7 @@ from meltr.errors import UserError
 from meltr.hypergradients.combiner_function import CombinerFunction
 from meltr.hypergradients.loss_values import LossValues
 from meltr.hypergradients.rows import Rows
+from meltr.parallel.sharing import Sharing
 
 
 class InnerStep(abc.ABC):
@@ -130,3 +131,39 @@ class ByRule(InnerStep):
         whole = [*gradient, *rows.rest(a)]
         losses.add_gradient(rows, whole if share == 1 else scale(whole, share), averaged=True)
         return (a * losses.values).sum(), a
+
+
+def inner_step_of(
+    combiner: nn.Module,
+    function: CombinerFunction,
+    weights: Weights,
+    *,
+    draws: CombinerDraws,
+    rule: OwnRule | None,
+    keeps_rows: bool,
+    sharing: Sharing,
+) -> InnerStep:
+    """Choose how the inner gradient is computed.
+
+    Args:
+        combiner: m.
+        function: m, with the parameters phi.
+        weights: The parameters w.
+        draws: The combiner's random numbers.
+        rule: The training rule of a self-trained combiner; None: the combiner has no such rule.
+        keeps_rows: True if outer steps may keep the rows of J for the inner step.
+        sharing: The processes.
+
+    Raises:
+        UserError: If the combiner needs whole task gradients, but the weights are sharded.
+    """
+    if isinstance(combiner, GradientCombiner):
+        if not sharing.whole_weights:
+            raise UserError(
+                f"{type(combiner).__name__} needs whole task gradients, but the weights are sharded.",
+                "Use --set parallel=ddp.",
+            )
+        return ByRule(combiner, weights, draws)
+    if keeps_rows and sharing.whole_weights:
+        return ByKeptRows(function, draws)
+    return ByBackward(function, draws, rule)

@@ -53,6 +53,7 @@ class OuterStep:
         weights: The parameters that an outer step considers.
         draws: The combiner's random numbers.
         average: The moving average of g.
+        saw: Called with g, shape (T+1,), before it is averaged.
         log: Called with one line of text when a choice is made.
 
     Attributes:
@@ -68,10 +69,11 @@ class OuterStep:
         weights: OuterWeights,
         draws: CombinerDraws,
         average: AveragedAlignment,
+        saw: Callable[[Tensor], None],
         log: Callable[[str], None],
     ) -> None:
         self._function, self._rule, self._update = function, rule, update
-        self._weights, self._draws, self._average, self._log = weights, draws, average, log
+        self._weights, self._draws, self._average, self._saw, self._log = weights, draws, average, saw, log
         self.taken = 0
 
     def count_from(self, taken: int) -> None:
@@ -138,6 +140,7 @@ class OuterStep:
             products: g, shape (T+1,).
             direct_at: Losses at which to add the regulariser's own derivative; None: do not add it.
         """
+        self._saw(products)
         products = self._average.update(products)
         gradients = self._function.gradient(losses, products, direct_at)
         update = self._update.take(gradients, products, what="outer step skipped: the hypergradient is not finite")

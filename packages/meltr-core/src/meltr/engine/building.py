@@ -48,6 +48,7 @@ def bilevel_settings(spec: RunSpec, blocks: Sequence[nn.Module] | None) -> dict[
     outer = spec.bilevel
     return {
         "every": outer.every,
+        "budget": outer.budget,
         "gamma": outer.gamma,
         "scope": Scope(outer.scope, outer.scope_blocks, blocks),
         "retain_graph": outer.retain_graph,
@@ -87,6 +88,11 @@ def check(spec: RunSpec, ranks: Ranks, scheme: Scheme, estimator: Estimator) -> 
         )
     if outer.outer_batch == "cross" and outer.outer_fraction != 1:
         raise UserError("outer_batch=cross needs outer_fraction=1.", "Use --set outer_fraction=1.")
+    if outer.budget is not None and outer.outer_batch == "replay":
+        raise UserError(
+            f"budget={outer.budget} chooses the steps of outer steps, but outer_batch=replay fixes them.",
+            "Use --set budget=none, or --set outer_batch=shared.",
+        )
     if ranks.size > 1 and scheme.needs_second_derivative:
         raise UserError("hessian=double_backward needs one process.", "Use --set hessian=difference.")
     if ranks.size > 1 and spec.train.parallel == "fsdp" and estimator.needs_whole_weights:
@@ -107,6 +113,7 @@ def _check_graphs(spec: RunSpec, ranks: Ranks, scheme: Scheme, estimator: Estima
         "outer_batch=cross": outer.outer_batch == "cross",
         f"scheme={scheme.name}": scheme.independent_batches > 0 or scheme.needs_second_derivative,
         f"estimator={estimator.name}": estimator.needs_second_derivative,
+        f"budget={outer.budget}": outer.budget is not None,  # replayed operations cannot be counted
     }
     conflicts = [reason for reason, holds in reasons.items() if holds]
     if conflicts:

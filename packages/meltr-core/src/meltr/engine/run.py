@@ -164,6 +164,7 @@ def _finish(
         "test": test,
         "steps": trainer.step,
         "outer_steps": trainer.bilevel.outer_steps,
+        "outer_share": trainer.bilevel.outer_share,
         "estimator": trainer.bilevel.estimator_in_use.name if trainer.outer is not None else None,
         "seconds": round(trainer.state.seconds, 3),
         "wall_seconds": round(time.perf_counter() - started, 3),
@@ -233,5 +234,6 @@ def _shortened(spec: RunSpec) -> RunSpec:
     train = spec.train.model_copy(
         update={"epochs": steps, "max_steps": steps, "eval_every": steps, "log_every": 1, "checkpoint_every": None}
     )
+    bilevel = spec.bilevel.model_copy(update={"budget": None})  # so that a short run takes outer steps
     data = spec.data.model_copy(update={"eval_limit": min(spec.data.eval_limit or 256, 256)})
-    return spec.model_copy(update={"train": train, "data": data})
+    return spec.model_copy(update={"train": train, "bilevel": bilevel, "data": data})

@@ -36,6 +36,7 @@ STEADY: Mapping[str, Any] = {
     "train.checkpoint_every": "none",
     "train.log_every": ENDLESS,
     "bilevel.outer_clip_norm": "none",
+    "bilevel.budget": "none",
 }
 """Settings with which all steps do the same work, only training happens, and gradients are comparable."""
 

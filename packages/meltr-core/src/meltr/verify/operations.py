@@ -10,12 +10,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.autograd import forward_ad
-from torch.utils.flop_counter import flop_registry
 
+from meltr.autograd.flops import FlopCounter
 from meltr.autograd.leaves import sees_every_pass
 from meltr.context import RunContext
 from meltr.engine.hooks import Hooks
-from meltr.torch_private import DispatchMode, backward_number, operation_of
+from meltr.torch_private import backward_number
 
 
 @dataclass(frozen=True)
@@ -39,27 +39,6 @@ class Operations:
     forward_mode: int
     backwards: int
     second_order: int
-
-
-class FlopCounter(DispatchMode):
-    """Within this context, adds up the operations that `torch.utils.flop_counter` has a formula for.
-
-    `FlopCounterMode` itself cannot be used: its tracking of modules fails on ``torch.autograd.grad``.
-    """
-
-    def __init__(self) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
-        self.total = 0
-
-    def __torch_dispatch__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        """Run one operation and count it."""
-        result = func(*args, **(kwargs or {}))
-        formula = flop_registry.get(operation_of(func))
-        if formula is not None:
-            self.total += int(formula(*args, **(kwargs or {}), out_val=result))
-        return result
 
 
 class OperationCounter:

@@ -19,6 +19,7 @@ from meltr.hypergradients.estimators.forward import ForwardMode
 from meltr.hypergradients.estimators.one_sided import OneSidedDifference
 from meltr.hypergradients.estimators.per_task import PerTask
 from meltr.hypergradients.loss_values import BatchValues, LossValues
+from meltr.hypergradients.passes import Passes
 from meltr.hypergradients.problem import ROWS_KEPT, OuterProblem
 
 BACKWARDS = 2.5
@@ -70,6 +71,10 @@ class Auto(Estimator):
         if not (isinstance(losses, BatchValues) and PerTask().keeps_rows(losses)):
             return False
         return rows_pay(losses.parts)
+
+    def most(self, size: int) -> Passes:
+        """Return the bound of the estimator in use; of a choice if there is none."""
+        return super().most(size) if self._working is None else self._working.most(size)
 
     def __call__(self, problem: OuterProblem, direction: Direction) -> Tensor:
         """Return g = J q, shape (T+1,), float64."""

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from meltr.autograd.vectors import Direction
 from meltr.hypergradients.loss_values import LossValues
+from meltr.hypergradients.passes import Passes
 from meltr.hypergradients.problem import OuterProblem
 
 
@@ -45,6 +46,16 @@ class Estimator(abc.ABC):
             losses: Losses of an outer step.
         """
         return False
+
+    def most(self, size: int) -> Passes:
+        """Return an upper bound of what the next call costs; by default that of a choice among all estimators of core.
+
+        Calls with the same bound are expected to cost the same, see ``bilevel.budget``.
+
+        Args:
+            size: T+1, the number of losses.
+        """
+        return Passes(forward=32, backward=size)
 
     @property
     def needs_second_derivative(self) -> bool:

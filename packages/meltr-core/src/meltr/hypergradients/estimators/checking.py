@@ -60,6 +60,10 @@ class EstimatorInUse:
         """Name of the estimator that computes g; ``auto`` while that has not chosen."""
         return self.now.chosen or self.now.name
 
+    def checks(self, taken: int) -> bool:
+        """Tell whether the outer step after `taken` others checks the estimator, with a backward pass per task."""
+        return taken in self._ahead and self.now.tolerance is not None
+
     def products(self, problem: OuterProblem, direction: Direction, *, taken: int) -> Tensor:
         """Return g, shape (T+1,).
 
@@ -69,7 +73,7 @@ class EstimatorInUse:
             taken: Outer steps taken before.
         """
         used = self.now
-        due = taken in self._ahead and used.tolerance is not None
+        due = self.checks(taken)
         self._ahead.discard(taken)
         if not due:
             products = used(problem, direction)

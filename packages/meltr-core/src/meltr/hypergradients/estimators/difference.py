@@ -12,6 +12,7 @@ from torch import Tensor
 
 from meltr.autograd.vectors import Direction
 from meltr.hypergradients.estimators.base import Estimator
+from meltr.hypergradients.passes import Passes
 from meltr.hypergradients.problem import OuterProblem
 
 LADDER = tuple(10.0 ** (-exponent / 2) for exponent in range(2, 11))
@@ -46,6 +47,17 @@ class CentralDifference(Estimator):
         self.disagreement = float("nan")
         self._calls = 0
 
+    def most(self, size: int) -> Passes:
+        """Return the bound of two forward passes; at a check of two per step size."""
+        if self._checks_next:
+            return Passes(forward=2 * len(LADDER if self.step is None else neighbours(self.step)), backward=0)
+        return Passes(forward=2, backward=0)
+
+    @property
+    def _checks_next(self) -> bool:
+        """True if the next call checks the step size."""
+        return self.step is None or self._calls % self.recheck == 0
+
     def __call__(self, problem: OuterProblem, direction: Direction) -> Tensor:
         """Return g = J q, shape (T+1,), float64. Weights, buffers and generators are left bitwise unchanged.
 
@@ -56,7 +68,7 @@ class CentralDifference(Estimator):
         length = problem.norm(direction)
         if not usable(length):
             return undefined(problem, length)
-        check = self.step is None or self._calls % self.recheck == 0
+        check = self._checks_next
         self._calls += 1
         if not check:
             assert self.step is not None

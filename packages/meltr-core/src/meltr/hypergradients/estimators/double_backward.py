@@ -11,6 +11,7 @@ from meltr.autograd.leaves import hooks_withheld
 from meltr.autograd.vectors import Direction
 from meltr.hypergradients.estimators.base import Estimator
 from meltr.hypergradients.loss_values import BatchValues
+from meltr.hypergradients.passes import Passes
 from meltr.hypergradients.problem import OuterProblem
 
 
@@ -28,6 +29,10 @@ class DoubleBackward(Estimator):
     def needs_second_derivative(self) -> bool:
         """True."""
         return True
+
+    def most(self, size: int) -> Passes:
+        """Return the bound of a backward pass that builds a graph, and of its transpose."""
+        return Passes(forward=0, backward=4)
 
     def __call__(self, problem: OuterProblem, direction: Direction) -> Tensor:
         """Return g = J q, shape (T+1,), float64."""

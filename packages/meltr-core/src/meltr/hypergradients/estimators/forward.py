@@ -16,6 +16,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from meltr.autograd.vectors import Direction, scaled_all
 from meltr.hypergradients.estimators.base import Estimator
 from meltr.hypergradients.loss_function import LossFunction
+from meltr.hypergradients.passes import Passes
 from meltr.hypergradients.problem import OuterProblem
 from meltr.torch_private import preserved_versions
 
@@ -63,6 +64,10 @@ class ForwardMode(Estimator):
     name: ClassVar[str] = "forward"
     tolerance: ClassVar[float | None] = 1e-2
     needs_whole_weights: ClassVar[bool] = True
+
+    def most(self, size: int) -> Passes:
+        """Return the bound of one pass with dual numbers, with room for what is linear in w alone."""
+        return Passes(forward=4, backward=0)
 
     def __call__(self, problem: OuterProblem, direction: Direction) -> Tensor:
         """Return g = J q, shape (T+1,), float64.

@@ -20,6 +20,7 @@ from meltr.hypergradients.estimators.difference import (
     usable,
 )
 from meltr.hypergradients.estimators.per_task import PerTask
+from meltr.hypergradients.passes import Passes
 from meltr.hypergradients.problem import OuterProblem
 
 TOLERANCE = 1e-2
@@ -63,6 +64,17 @@ class OneSidedDifference(Estimator):
         """False if the error at the last check was above `TOLERANCE`."""
         return self.step is None or self.error <= TOLERANCE
 
+    def most(self, size: int) -> Passes:
+        """Return the bound of two forward passes; at a check of one per step size, and one backward pass per task."""
+        if self._checks_next:
+            return Passes(forward=1 + len(LADDER if self.step is None else neighbours(self.step)), backward=size)
+        return Passes(forward=2, backward=0)
+
+    @property
+    def _checks_next(self) -> bool:
+        """True if the next call checks the step size."""
+        return self.step is None or self._calls == EARLY or self._calls % self.recheck == 0
+
     def __call__(self, problem: OuterProblem, direction: Direction) -> Tensor:
         """Return g = J q, shape (T+1,), float64. Weights, buffers and generators are left bitwise unchanged.
 
@@ -86,7 +98,7 @@ class OneSidedDifference(Estimator):
         length = problem.norm(direction)
         if not usable(length):
             return undefined(problem, length)
-        check = self.step is None or self._calls == EARLY or self._calls % self.recheck == 0
+        check = self._checks_next
         self._calls += 1
         if check:
             return self._check(problem, direction, length, overwrite=overwrite)

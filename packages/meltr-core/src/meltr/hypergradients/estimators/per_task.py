@@ -9,6 +9,7 @@ from torch import Tensor
 from meltr.autograd.vectors import Combination, Direction
 from meltr.hypergradients.estimators.base import Estimator
 from meltr.hypergradients.loss_values import LossValues
+from meltr.hypergradients.passes import Passes
 from meltr.hypergradients.problem import ROWS_KEPT, OuterProblem
 
 
@@ -26,6 +27,10 @@ class PerTask(Estimator):
     def keeps_rows(self, losses: LossValues) -> bool:
         """Tell whether there are few enough losses, and the weights are not sharded."""
         return losses.size <= ROWS_KEPT and losses.setup.sharing.whole_weights
+
+    def most(self, size: int) -> Passes:
+        """Return the bound of one backward pass per task."""
+        return Passes(forward=0, backward=size)
 
     def __call__(self, problem: OuterProblem, direction: Direction) -> Tensor:
         """Return g = J q, shape (T+1,), float64; the direction is not changed."""

@@ -8,6 +8,7 @@ from typing import ClassVar
 
 from meltr.autograd.vectors import Direction, add, scale
 from meltr.hypergradients.hessian import HessianKind, hessian_product
+from meltr.hypergradients.passes import Passes
 from meltr.hypergradients.problem import OuterProblem
 from meltr.hypergradients.schemes.base import HessianScheme, check_hessian, check_terms
 
@@ -42,6 +43,10 @@ class AIDCG(HessianScheme):
         check_hessian(self.hessian)
         if not 0 <= self.damping < math.inf:
             raise ValueError(f"damping must be a number of at least 0, got {self.damping}")
+
+    def most(self) -> Passes:
+        """Return the bound of v and the Hessian products."""
+        return Passes(forward=2 * self.terms, backward=1 + 4 * self.terms)
 
     def direction(self, problem: OuterProblem) -> Direction:
         """Return q."""

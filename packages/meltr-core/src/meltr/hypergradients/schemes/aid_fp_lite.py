@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from meltr.autograd.vectors import Direction
+from meltr.hypergradients.passes import Passes
 from meltr.hypergradients.problem import OuterProblem
 from meltr.hypergradients.schemes.base import Scheme
 
@@ -20,6 +21,10 @@ class AIDFPLite(Scheme):
     """
 
     name: ClassVar[str] = "aid-fp-lite"
+
+    def most(self) -> Passes:
+        """Return the bound of the backward pass of v."""
+        return Passes(forward=0, backward=1)
 
     def direction(self, problem: OuterProblem) -> Direction:
         """Return q."""

@@ -8,6 +8,7 @@ from typing import ClassVar
 
 from meltr.autograd.vectors import Direction
 from meltr.hypergradients.hessian import HessianKind
+from meltr.hypergradients.passes import Passes
 from meltr.hypergradients.problem import OuterProblem
 
 
@@ -31,6 +32,10 @@ class Scheme(abc.ABC):
     def needs_second_derivative(self) -> bool:
         """True if the losses are differentiated twice: attention then runs on the math kernel."""
         return False
+
+    def most(self) -> Passes:
+        """Return an upper bound of what `direction` costs, see ``bilevel.budget``."""
+        return Passes(forward=20, backward=20)
 
     @property
     def independent_batches(self) -> int:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from meltr.autograd.vectors import Direction
+from meltr.hypergradients.passes import Passes
 from meltr.hypergradients.problem import OuterProblem
 from meltr.hypergradients.schemes.base import Scheme, check_step
 
@@ -35,6 +36,10 @@ class ITD(Scheme):
     def __post_init__(self) -> None:
         if self.step is not None:
             check_step(self.step)
+
+    def most(self) -> Passes:
+        """Return the bound of the backward passes of v and u, and an evaluation with its gradient."""
+        return Passes(forward=1, backward=3)
 
     def direction(self, problem: OuterProblem) -> Direction:
         """Return q.

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from meltr.autograd.vectors import Direction
+from meltr.hypergradients.passes import Passes
 from meltr.hypergradients.problem import OuterProblem
 from meltr.hypergradients.schemes.base import Scheme
 
@@ -18,6 +19,10 @@ class NoDirection(Scheme):
     """
 
     name: ClassVar[str] = "none"
+
+    def most(self) -> Passes:
+        """Return the bound of nothing."""
+        return Passes(forward=0, backward=0)
 
     def direction(self, problem: OuterProblem) -> Direction:
         """Return q."""

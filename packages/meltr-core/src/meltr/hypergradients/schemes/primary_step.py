@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from meltr.autograd.vectors import Direction
+from meltr.hypergradients.passes import Passes
 from meltr.hypergradients.problem import OuterProblem
 from meltr.hypergradients.schemes.base import Scheme
 
@@ -23,6 +24,10 @@ class PrimaryStep(Scheme):
 
     name: ClassVar[str] = "primary-step"
     takes_inner_step: ClassVar[bool] = True
+
+    def most(self) -> Passes:
+        """Return the bound of an inner step on the primary objective."""
+        return Passes(forward=0, backward=1)
 
     def direction(self, problem: OuterProblem) -> Direction:
         """Refuse: the direction is the inner gradient, which is taken first.

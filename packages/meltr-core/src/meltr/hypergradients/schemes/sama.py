@@ -9,6 +9,7 @@ from torch import Tensor
 
 from meltr.autograd.vectors import Direction
 from meltr.errors import UserError
+from meltr.hypergradients.passes import Passes
 from meltr.hypergradients.problem import OuterProblem
 from meltr.hypergradients.schemes.base import Scheme
 from meltr.optim.step_derivatives import KNOWN, step_derivative_of
@@ -27,6 +28,10 @@ class SAMA(Scheme):
     """
 
     name: ClassVar[str] = "sama"
+
+    def most(self) -> Passes:
+        """Return the bound of the backward passes of v and u."""
+        return Passes(forward=0, backward=2)
 
     def direction(self, problem: OuterProblem) -> Direction:
         """Return q.

@@ -8,6 +8,7 @@ from typing import ClassVar
 from meltr.autograd.vectors import Direction, add, scale
 from meltr.errors import UserError
 from meltr.hypergradients.hessian import HessianKind, hessian_product
+from meltr.hypergradients.passes import Passes
 from meltr.hypergradients.problem import OuterProblem
 from meltr.hypergradients.schemes.base import HessianScheme, check_hessian, check_step, check_terms
 
@@ -47,6 +48,10 @@ class StocBiO(HessianScheme):
     def independent_batches(self) -> int:
         """One batch per factor."""
         return self.terms
+
+    def most(self) -> Passes:
+        """Return the bound of v and the Hessian products on other batches."""
+        return Passes(forward=3 * self.terms, backward=1 + 4 * self.terms)
 
     def direction(self, problem: OuterProblem) -> Direction:
         """Return q.
