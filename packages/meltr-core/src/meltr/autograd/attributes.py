@@ -21,6 +21,8 @@ _INTERNAL = frozenset(vars(nn.Module()))
 _MAPPINGS = (dict, OrderedDict, defaultdict)
 _CONTAINERS = (list, deque, tuple, set, frozenset, *_MAPPINGS)
 _CONSTANTS = (type(None), bool, int, float, complex, str, bytes, torch.dtype, torch.device, torch.Size)
+_PLAIN_CONSTANTS = frozenset(_CONSTANTS)
+"""Most attributes are of exactly these types, so that they are looked for first."""
 
 _Plain = dict[str, Any]
 _Parts = tuple[Any, ...]
@@ -58,7 +60,7 @@ class Attributes:
     def tensors(self) -> Iterator[Tensor]:
         """Yield the tensors in these attributes."""
         for _, _, _, state in self._found:
-            yield from (each for each in _leaves(state.values()) if isinstance(each, Tensor))
+            yield from (each for each in _beside_constants(state.values()) if isinstance(each, Tensor))
 
     def changed(self) -> bool:
         """Tell whether the attributes are no longer these; tensors are compared as objects, with their versions."""
@@ -114,7 +116,7 @@ class Originals:
     def __init__(self, modules: Iterable[nn.Module]) -> None:
         self._found = [(module, _parts(module), _own(module)) for module in modules if not _of_torch(module)]
         kept = [value for _, _, own in self._found for value in own.values() if _is_state(value)]
-        self._draws = [_Draws(each) for each in _leaves(kept) if isinstance(each, _generators())]
+        self._draws = [_Draws(each) for each in _beside_constants(kept) if isinstance(each, _generators())]
 
     def put_back(self) -> None:
         """Give every module exactly these attributes, unless it has got other parts meanwhile."""
@@ -179,11 +181,13 @@ def _generators() -> tuple[type, ...]:
 
 
 def _is_state(value: Any) -> bool:
+    if type(value) in _PLAIN_CONSTANTS:
+        return True
     if isinstance(value, Tensor):
         return not isinstance(value, nn.Parameter) and not (value.requires_grad and value.is_leaf)
     if type(value) in _CONTAINERS:
         return len(value) <= MOST and all(map(_is_state, _inside(value)))
-    return isinstance(value, (*_CONSTANTS, *_generators()))
+    return issubclass(type(value), (*_CONSTANTS, *_generators()))  # an object may compute what isinstance asks for
 
 
 def _inside(container: Any) -> Iterable[Any]:
@@ -191,12 +195,13 @@ def _inside(container: Any) -> Iterable[Any]:
     return inside
 
 
-def _leaves(values: Iterable[Any]) -> Iterator[Any]:
-    """Yield what is in these values, however deep."""
+def _beside_constants(values: Iterable[Any]) -> Iterator[Any]:
+    """Yield what is in these values, however deep, but for constants."""
     for value in values:
-        if type(value) in _CONTAINERS:
-            yield from _leaves(_inside(value))
-        else:
+        kind = type(value)
+        if kind in _CONTAINERS:
+            yield from _beside_constants(_inside(value))
+        elif kind not in _PLAIN_CONSTANTS:
             yield value
 
 
@@ -213,6 +218,8 @@ def _copy(value: Any, copied: Callable[[Tensor], Tensor], known: dict[int, Any])
         copied: Returns what stands in place of a tensor.
         known: Copies by the id of the original; they are added to it.
     """
+    if type(value) in _PLAIN_CONSTANTS:
+        return value
     if isinstance(value, Tensor):
         return copied(value)
     if isinstance(value, _Draws):

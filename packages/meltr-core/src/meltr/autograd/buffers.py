@@ -31,9 +31,10 @@ class BufferState:
 
     def __init__(self, *roots: nn.Module, keep: bool = True, known: Known | None = None) -> None:
         self._roots, self._kept, self._known = roots, keep, known
-        self._held = _held(self._modules())
-        self._attributes = Attributes(self._modules())
-        self._frozen = [] if known is None else known.frozen(self._modules())
+        modules = self._modules()
+        self._held = _held(modules)
+        self._attributes = Attributes(modules)
+        self._frozen = [] if known is None else known.frozen(modules)
         self._weights = [] if known is None else known.to_copy(self._frozen)
         self._values = _copies(self._all_tensors()) if keep else {}
 
@@ -84,7 +85,8 @@ class BufferState:
         The model stays in training mode, because eval mode would compute a different function. A graph built inside the
         context holds the copies, and one built before holds the originals: both can be differentiated later.
         """
-        before, originals = _held(self._modules()), Originals(self._modules())
+        modules = self._modules()
+        before, originals = _held(modules), Originals(modules)
         lazy = [buffer for buffer in _tensors(before) if is_lazy(buffer)]
         copies = self._fresh_copies(_tensors(before))
         _place(
