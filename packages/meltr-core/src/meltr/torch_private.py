@@ -29,6 +29,7 @@ NAMES = {
     "torch.nn.Module._compiled_call_impl": "recognising a module after Module.compile()",
     "torch.nn.Module._buffers": "restoring buffers that a module replaced",
     "torch.nn.Module._parameters": "restoring frozen weights that the losses move",
+    "torch.nn.Module._modules": "telling whether a module was built anew in its forward pass",
     "torch.Tensor._backward_hooks": "keeping hooks on gradients for the inner step",
     "torch.Tensor._post_accumulate_grad_hooks": "keeping hooks on gradients for the inner step",
     "torch.autograd.graph.Node._sequence_nr": "noticing losses that were computed before the loss function was called",
@@ -118,6 +119,11 @@ def buffers_of(module: nn.Module) -> dict[str, Tensor | None]:
 def parameters_of(module: nn.Module) -> dict[str, Any]:
     """Return the parameters of one module by name, without its children's: the module's own dictionary."""
     return module._parameters
+
+
+def modules_of(module: nn.Module) -> dict[str, nn.Module | None]:
+    """Return the children of one module by name: the module's own dictionary."""
+    return module._modules
 
 
 def gradient_hooks(leaf: Tensor) -> list[dict[int, Any]]:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from meltr.autograd.still import mark_of
+from meltr.torch_private import modules_of, parameters_of
 
 MOST = 10_000
 """Longest list, queue or dictionary that counts as state; a longer one is a table, such as a vocabulary."""
@@ -39,7 +40,8 @@ class Attributes:
         modules: The modules.
 
     Attributes:
-        marks: The marks of the tensors in them, by the id of the tensor.
+        tensors: The tensors in them.
+        marks: The marks of these tensors, by the id of the tensor.
     """
 
     def __init__(self, modules: Iterable[nn.Module]) -> None:
@@ -50,17 +52,15 @@ class Attributes:
                 own = _own(module)
                 state = {name: _copy(value, _bare, known) for name, value in own.items() if _is_state(value)}
                 self._found.append((module, _parts(module), frozenset(own), state))
-        self.marks = {id(each): mark_of(each) for each in self.tensors()}
+        states = (state.values() for _, _, _, state in self._found)
+        self.tensors = [each for values in states for each in _beside_constants(values) if isinstance(each, Tensor)]
+        self.marks = {id(each): mark_of(each) for each in self.tensors}
 
     def extend(self, other: Attributes) -> None:
         """Include the attributes of further modules."""
         self._found += other._found
+        self.tensors += other.tensors
         self.marks |= other.marks
-
-    def tensors(self) -> Iterator[Tensor]:
-        """Yield the tensors in these attributes."""
-        for _, _, _, state in self._found:
-            yield from (each for each in _beside_constants(state.values()) if isinstance(each, Tensor))
 
     def changed(self) -> bool:
         """Tell whether the attributes are no longer these; tensors are compared as objects, with their versions."""
@@ -166,13 +166,13 @@ def _of_torch(module: nn.Module) -> bool:
 
 
 def _own(module: nn.Module) -> _Plain:
-    return {name: value for name, value in vars(module).items() if name not in _INTERNAL}
+    held = vars(module)
+    return {name: held[name] for name in held.keys() - _INTERNAL}
 
 
 def _parts(module: nn.Module) -> _Parts:
     """Return what a module consists of: its modules, and the names of its parameters."""
-    children = [(name, id(child)) for name, child in module.named_children()]
-    return (*children, *(name for name, _ in module.named_parameters(recurse=False)))
+    return (*map(id, modules_of(module).values()), *parameters_of(module))
 
 
 def _generators() -> tuple[type, ...]:

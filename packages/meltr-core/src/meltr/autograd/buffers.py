@@ -53,7 +53,7 @@ class BufferState:
         if self._known is not None:
             for place in self._frozen:
                 self._known.learn(place, self._values.get(id(place.weight)))
-            for tensor in self._attributes.tensors():
+            for tensor in self._attributes.tensors:
                 mark = self._attributes.marks[id(tensor)]
                 self._known.learn_attribute(tensor, mark, self._values.get(id(tensor)))
 
@@ -117,7 +117,7 @@ class BufferState:
     def _note_copies(self, copies: Mapping[int, Tensor]) -> None:
         if self._known is None or self._kept:
             return
-        for tensor in self._attributes.tensors():
+        for tensor in self._attributes.tensors:
             if id(tensor) in copies:
                 self._known.copied(copies[id(tensor)], tensor)
         for place in self._weights:
@@ -125,7 +125,7 @@ class BufferState:
 
     def _all_tensors(self) -> list[Tensor]:
         still = () if self._known is None else self._known.attributes
-        plain = (tensor for tensor in self._attributes.tensors() if tensor not in still)
+        plain = (tensor for tensor in self._attributes.tensors if tensor not in still)
         return [*_tensors(self._held), *plain, *(each.weight for each in self._weights)]
 
     def _fresh_copies(self, now: Sequence[Tensor]) -> dict[int, Tensor]:
