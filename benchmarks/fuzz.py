@@ -68,6 +68,10 @@ class TooSlow(BaseException):
     """A reader took more than `SECONDS`."""
 
 
+class Stopped(BaseException):
+    """Ctrl-C or SIGTERM: print what was done so far."""
+
+
 def changed(content: bytes, rng: random.Random) -> bytes:
     """Return a copy with one to six changes."""
     found = bytearray(content)
@@ -263,34 +267,40 @@ def main() -> int:
     parser.add_argument("--out", type=Path, help="folder for the files that were found")
     asked = parser.parse_args()
     signal.signal(signal.SIGPROF, _too_slow)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, _stop)
     warnings.simplefilter("ignore")
     av.logging.set_level(None)
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch, "case")
         folder.mkdir()
         readers = {name: each for name, each in samples(folder).items() if asked.only is None or asked.only in name}
-        began, finds, done = time.perf_counter(), Counter[str](), 0
-        for name, (file, good, read) in readers.items():
-            problem = None if file == "run.yaml" or name in ANNOTATIONS else attempt(read, folder / file, good)
-            if problem is not None and name not in ("cache index", "metrics", "results"):
-                raise SystemExit(f"{name}: the good file is refused: {problem}")
-            until = float("inf") if asked.seconds is None else time.process_time() + asked.seconds / len(readers)
-            for number, content in enumerate(_cases(good, asked.runs // len(readers), asked.seed)):
-                if time.process_time() > until:
-                    break
-                done += 1
-                problem = attempt(read, folder / file, content)
-                if problem is None:
-                    continue
-                finds[f"{name}: {problem}"] += 1
-                if asked.out is not None and finds[f"{name}: {problem}"] == 1:
-                    asked.out.mkdir(parents=True, exist_ok=True)
-                    (asked.out / f"{name.replace(' ', '-')}-{asked.seed}-{number}").write_bytes(content)
+        began, finds, done = time.perf_counter(), Counter[str](), Counter[str]()
+        try:
+            for name, (file, good, read) in readers.items():
+                problem = None if file == "run.yaml" or name in ANNOTATIONS else attempt(read, folder / file, good)
+                if problem is not None and name not in ("cache index", "metrics", "results"):
+                    raise SystemExit(f"{name}: the good file is refused: {problem}")
+                until = float("inf") if asked.seconds is None else time.process_time() + asked.seconds / len(readers)
+                for number, content in enumerate(_cases(good, asked.runs // len(readers), asked.seed)):
+                    if time.process_time() > until:
+                        break
+                    problem = attempt(read, folder / file, content)
+                    done[name] += 1
+                    if problem is None:
+                        continue
+                    finds[f"{name}: {problem}"] += 1
+                    if asked.out is not None and finds[f"{name}: {problem}"] == 1:
+                        asked.out.mkdir(parents=True, exist_ok=True)
+                        (asked.out / f"{name.replace(' ', '-')}-{asked.seed}-{number}").write_bytes(content)
+        except Stopped:
+            print("stopped before the end")
         for what, count in finds.most_common():
             print(f"{count:>7} {what}")
         spent = time.perf_counter() - began
         print(
-            f"{len(readers)} readers, {done:,} files in {spent:,.0f} s, {finds.total():,} finds of {len(finds)} kinds"
+            f"{len(done)} readers, {done.total():,} files in {spent:,.0f} s, "
+            f"{finds.total():,} finds of {len(finds)} kinds"
         )
     return 1 if finds else 0
 
@@ -310,6 +320,10 @@ def _cases(good: bytes, count: int, seed: int) -> Iterator[bytes]:
 
 def _too_slow(number: int, frame: object) -> None:
     raise TooSlow
+
+
+def _stop(number: int, frame: object) -> None:
+    raise Stopped
 
 
 if __name__ == "__main__":

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import os
 
+import pytest
+
+from meltr.errors import UserError
 from meltr.file_search import endings_of, files_below
 from meltr.video.annotations.finding import index_by_stem, other_endings
 
@@ -28,6 +31,32 @@ def test_a_circle_of_links_ends_and_linked_folders_are_read(tmp_path):
     found = sorted(file.name for file in files_below(tmp_path / "root"))
     assert found == ["a.mp4", "b.mp4"]
     assert sorted(index_by_stem(tmp_path / "root", ["videos"])) == ["a", "b"]
+
+
+def test_a_link_upwards_brings_no_files_from_elsewhere(tmp_path):
+    tree(tmp_path, "train/cat/a.png", "train/dog/b.png", "test/cat/c.png")
+    os.symlink("..", tmp_path / "train/cat/up")
+    os.symlink("../..", tmp_path / "train/cat/top")
+    assert [file.name for file in files_below(tmp_path / "train/cat")] == ["a.png"]
+
+
+def test_a_name_that_is_not_utf8_is_refused(tmp_path):
+    try:
+        (tmp_path / os.fsdecode(b"caf\xe9.png")).write_bytes(b"x")
+    except OSError:
+        pytest.skip("this file system has UTF-8 names only")
+    with pytest.raises(UserError, match="not UTF-8: caf"):
+        list(files_below(tmp_path))
+
+
+def test_a_folder_that_cannot_be_read_is_refused(tmp_path, monkeypatch):
+    def walk(folder, *, followlinks, onerror):
+        onerror(PermissionError(13, "Permission denied", str(folder)))
+        return iter(())
+
+    monkeypatch.setattr(os, "walk", walk)  # root may read everything
+    with pytest.raises(UserError, match=r"Cannot read the folder .*: Permission denied"):
+        list(files_below(tmp_path))
 
 
 def test_other_endings_are_named_with_their_number(tmp_path):

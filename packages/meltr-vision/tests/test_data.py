@@ -347,6 +347,37 @@ def test_broken_images_are_named_or_skipped_and_named_if_asked(tmp_path):
         read_image_folder(tmp_path, size=16, skipped=[])
 
 
+def test_no_image_is_missing_without_a_word(tmp_path):
+    """Links that lead nowhere, formats that are not read, files that are none: each counts as a broken image."""
+    folders(tmp_path, "train/cat/0.png", "train/dog/0.png", "train/dog/1.jfif.png")
+    (tmp_path / "train/dog/1.jfif.png").rename(tmp_path / "train/dog/1.jfif")  # another ending of JPEG files
+    assert len(read_image_folder(tmp_path, size=16).train) == 3
+    (tmp_path / "train/cat/1.png").symlink_to("nowhere.png")
+    (tmp_path / "train/cat/2.png").mkdir()
+    (tmp_path / "train/dog/2.heic").write_bytes(b"x")
+    skipped = []
+    assert len(read_image_folder(tmp_path, size=16, skipped=skipped).train) == 3
+    assert [each.split(" ")[0] for each in skipped] == ["train/cat/1.png", "train/dog/2.heic"]
+    with pytest.raises(UserError, match=r"2 of 5 images(.|\n)*2\.heic \(\.heic files are not read\)"):
+        read_image_folder(tmp_path, size=16)
+
+
+def test_a_link_upwards_gives_a_class_no_images_of_another_class_or_split(tmp_path):
+    folders(tmp_path, "train/cat/0.png", "train/dog/0.png", "test/cat/1.png")
+    (tmp_path / "train/cat/up").symlink_to("..")
+    (tmp_path / "train/dog/top").symlink_to("../..")
+    assert read_image_folder(tmp_path, size=16).train.files == ("train/cat/0.png", "train/dog/0.png")
+
+
+def test_a_split_under_another_name_is_refused(tmp_path):
+    folders(tmp_path, "train/cat/0.png", "train/dog/0.png", "validation/cat/0.png")
+    with pytest.raises(UserError, match=r"has a folder validation/, which is not read(.|\n)*Rename it to val/"):
+        read_image_folder(tmp_path, size=16)
+    (tmp_path / "val").write_text("a list of files")
+    with pytest.raises(UserError, match=r"val is not a folder"):
+        read_image_folder(tmp_path, size=16)
+
+
 def test_images_of_16_bits_and_orientation_are_read_as_in_core(tmp_path):
     ramp = np.tile(np.linspace(0, 65535, 16).astype(np.uint16), (16, 1))
     Image.fromarray(ramp).save(tmp_path / "a.png")

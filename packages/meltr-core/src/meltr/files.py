@@ -103,7 +103,9 @@ def read_object(path: Path) -> dict[str, Any] | None:
     except FileNotFoundError:
         return None
     except UnreadableError as error:
-        raise UserError(error.message, "It was changed or copied incompletely.") from error
+        closed = isinstance(error.__cause__, OSError)
+        hint = "Check the path and its permissions." if closed else "It was changed or copied incompletely."
+        raise UserError(error.message, hint) from error
     if not isinstance(value, dict):
         raise UserError(f"{path} holds a {type(value).__name__}, not an object", "It was not written by meltr.")
     return value

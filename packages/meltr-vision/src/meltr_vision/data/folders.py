@@ -12,12 +12,21 @@ import numpy.typing as npt
 from PIL import Image
 
 from meltr.errors import MeltrError, UserError
-from meltr.file_search import endings_of, files_below, is_visible
+from meltr.file_search import check_name, endings_of, files_below, is_visible
+from meltr.limits import UnreadableError, require_regular
 from meltr.video.frames.stills import FORMATS, opened, rgb
 from meltr_vision.data.images import ImageSet, Splits, how_to_get
 
-SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm"})
+SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".jfif"})
 """Endings of image files."""
+
+NOT_READ = frozenset(
+    {".heic", ".heif", ".avif", ".jp2", ".jxl", ".svg", ".psd", ".tga", ".ico", ".dng", ".cr2", ".nef"}
+)
+"""Endings of images that are not read; each counts as one that is broken, so that none is missing without a word."""
+
+OTHER_NAMES = {"val": ("valid", "validation", "dev"), "test": ("testing",)}
+"""Folders that are meant for a split, but have another name than it needs."""
 
 SHOWN = 5
 """Maximum number of files in a message."""
@@ -42,11 +51,13 @@ def read_image_folder(root: Path | None, *, size: int, skipped: list[str] | None
     if not (root / "train").is_dir():
         state = "has no folder train/" if root.is_dir() else "does not exist"
         raise UserError(f"{root} {state}.", hint)
+    _check_splits(root)
     names = tuple(sorted(entry.name for entry in _entries(root / "train") if entry.is_dir()))
     if len(names) < 2:
         raise UserError(f"{root / 'train'} has {len(names)} class folders; at least two are needed.", hint)
     listed = {part: _list(root / part, names) for part in ("train", "val", "test") if (root / part).is_dir()}
-    _check_classes(root / "train", names, [names[label] for _, label in listed["train"]])
+    there = [names[label] for file, label in listed["train"] if file.suffix.lower() in SUFFIXES]
+    _check_classes(root / "train", names, there)
     _check_memory(sum(map(len, listed.values())), size)
     found = {part: _read(root, files, names, size=size, skipped=skipped) for part, files in listed.items() if files}
     if skipped:
@@ -55,7 +66,23 @@ def read_image_folder(root: Path | None, *, size: int, skipped: list[str] | None
 
 
 def _entries(folder: Path) -> list[Path]:
-    return sorted(entry for entry in folder.iterdir() if is_visible(entry.name))
+    try:
+        found = sorted(entry for entry in folder.iterdir() if is_visible(entry.name))
+    except OSError as error:
+        raise UserError(f"Cannot read the folder {folder}: {error.strerror}.", "Check its permissions.") from error
+    for entry in found:
+        check_name(entry)
+    return found
+
+
+def _check_splits(root: Path) -> None:
+    """Raise a UserError if a split lies under another name than the one that is read."""
+    for part in ("val", "test"):
+        other = next((name for name in OTHER_NAMES[part] if (root / name).is_dir()), None)
+        if other is not None and not (root / part).exists():
+            raise UserError(f"{root} has a folder {other}/, which is not read.", f"Rename it to {part}/, or remove it.")
+        if (root / part).exists() and not (root / part).is_dir():
+            raise UserError(f"{root / part} is not a folder.", "Remove it, or put a folder for each class into one.")
 
 
 def _check_classes(folder: Path, names: Sequence[str], present: Sequence[str]) -> None:
@@ -87,7 +114,7 @@ def _list(folder: Path, names: Sequence[str]) -> list[tuple[Path, int]]:
         (file, label[entry.name])
         for entry in classes
         for file in sorted(files_below(entry))
-        if file.suffix.lower() in SUFFIXES and file.is_file()
+        if file.suffix.lower() in SUFFIXES | NOT_READ
     ]
 
 
@@ -116,7 +143,10 @@ def read_square(file: Path, size: int, *, channels: int = 3) -> npt.NDArray[np.u
         size: Length in pixels that the shorter side is resized to; then the centre is cropped.
         channels: 3: RGB; 1: grey.
     """
+    if file.suffix.lower() in NOT_READ:
+        return f"{file.suffix} files are not read"
     try:
+        require_regular(file)
         with opened(file, (*FORMATS, "GIF")) as picture:
             whole = rgb(picture)
         if channels == 1:
@@ -126,6 +156,8 @@ def read_square(file: Path, size: int, *, channels: int = 3) -> npt.NDArray[np.u
         resized = whole if (wide, high) == whole.size else whole.resize((wide, high), Image.Resampling.BILINEAR)
         square = np.asarray(resized.crop((left, top, left + size, top + size)))
         return square.reshape(size, size, channels).transpose(2, 0, 1)
+    except UnreadableError as error:
+        return error.problem
     except MeltrError as error:
         return error.message
     except Exception as error:  # a broken image can make the decoder raise anything
