@@ -152,6 +152,15 @@ def test_folders_that_are_no_such_model_are_refused(folder, tmp_path):
         read_parts(tmp_path / "size", ClipOptions())
 
 
+@pytest.mark.parametrize("family", ["clip", "siglip2"])
+def test_a_folder_without_a_tokenizer_is_refused(folder, tmp_path, family):
+    """From the configuration alone transformers makes a tokenizer to which every word is unknown."""
+    shutil.copytree(folder(family), tmp_path / family, ignore=shutil.ignore_patterns("tokenizer*"))
+    with pytest.raises(UserError, match="has no tokenizer: no words, only") as error:
+        read_parts(tmp_path / family, ClipOptions())
+    assert "tokenizer.json" in error.value.hint
+
+
 def test_the_loader_says_what_is_missing_and_unused(folder, tmp_path):
     shutil.copytree(folder("clip"), tmp_path / "model")
     file = tmp_path / "model" / "model.safetensors"

@@ -15,10 +15,10 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import AutoModel, BertForSequenceClassification
+from transformers import AutoModel, BertForSequenceClassification, RobertaConfig
 
 from meltr.errors import UserError
-from meltr_hf.model.kind import has_dropout, kind_of
+from meltr_hf.model.kind import fitting_lengths, has_dropout, kind_of
 from meltr_hf.model.lora import add_adapters
 from meltr_hf.options import HfOptions
 from meltr_hf.weights.pretrained import load_config, load_model, load_tokenizer, new_model
@@ -116,6 +116,47 @@ def test_what_does_not_exist_is_named(loader: Callable[[str], Any], tmp_path: Pa
     with pytest.raises(UserError, match="absent") as refused:
         loader(str(tmp_path / "absent"))
     assert "Without a network" in str(refused.value.hint)
+
+
+@pytest.mark.parametrize("model_type", ["bert", "gpt2", "t5"])
+def test_a_folder_without_a_tokenizer_is_refused(model_type: str, folder_of: Folder, tmp_path: Path) -> None:
+    """From the configuration alone transformers makes a tokenizer to which every word is unknown."""
+    folder = tmp_path / model_type
+    shutil.copytree(folder_of(model_type), folder, ignore=shutil.ignore_patterns("tokenizer*"))
+    with pytest.raises(UserError, match="has no tokenizer: no words, only") as refused:
+        load_tokenizer(str(folder))
+    assert "tokenizer.json" in str(refused.value.hint)
+
+
+def test_lengths_fit_the_positions_of_the_model(folder_of: Folder) -> None:
+    """As many tokens as `fitting_lengths` allows go through the model, and not one more."""
+    for name, task in (("bert", "text-classification"), ("gpt2", "text-classification"), ("gpt2", "text-to-text")):
+        config, tokenizer = load_config(str(folder_of(name))), load_tokenizer(str(folder_of(name)))
+        kind = kind_of(config, task, name)
+        found = fitting_lengths(config, kind, task, tokenizer, text_length=4096, target_length=20)
+        assert found == {"text_length": 64 if task == "text-classification" else 43, "target_length": 20}
+        model = new_model(config, kind, with_words=False)
+        model(torch.zeros(1, 64, dtype=torch.long))
+        with pytest.raises((RuntimeError, IndexError)):
+            model(torch.zeros(1, 65, dtype=torch.long))
+    with pytest.raises(UserError, match="target_length=61 leaves no room for a text: the model has 64 positions"):
+        fitting_lengths(config, kind, task, tokenizer, text_length=10, target_length=61)
+    config = load_config(str(folder_of("t5")))
+    found = fitting_lengths(config, "encoder-decoder", "text-to-text", tokenizer, text_length=400, target_length=300)
+    assert found == {"text_length": 400, "target_length": 300}
+
+
+def test_positions_that_are_counted_after_the_padding() -> None:
+    """A RoBERTa with 24 positions, of which the first two are not for tokens."""
+    sizes = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1, "intermediate_size": 8}
+    config = RobertaConfig(vocab_size=9, max_position_embeddings=24, pad_token_id=1, **sizes)
+    unlimited = SimpleNamespace(model_max_length=10**30)
+    found = fitting_lengths(config, "encoder", "text-classification", unlimited, text_length=99, target_length=9)
+    assert found == {"text_length": 22, "target_length": 9}
+    model = new_model(config, "encoder", with_words=False)
+    model(torch.full((1, 22), 5))
+    with pytest.raises((RuntimeError, IndexError)):
+        model(torch.full((1, 23), 5))
 
 
 def test_kinds(folder_of: Folder) -> None:

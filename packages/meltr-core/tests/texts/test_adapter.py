@@ -14,8 +14,8 @@ from torch import nn
 from meltr.context import PredictRequest
 from meltr.errors import PluginError, UserError
 from meltr.specs import RunSpec
-from meltr.texts import Column, TextAdapter, TextEncoder, TextItem
-from meltr.texts.adapter import about_column
+from meltr.texts import Column, TextAdapter, TextCorpus, TextEncoder, TextItem
+from meltr.texts.adapter import about_column, notes_on_classes
 from meltr.texts.batches import Collate, padded
 from meltr.texts.columns import with_columns
 from meltr.texts.losses import column_loss
@@ -100,6 +100,13 @@ def test_a_run_from_the_table_to_the_answers(tmp_path: Path) -> None:
     assert later.seen == (None, data.meta)
     answer = later.predict(model, PredictRequest(text=("one", "one two"), top=1), data, context)
     assert [row["label"] for row in answer.rows] == ["b", "a"]
+
+
+def test_classes_that_training_does_not_have_are_said() -> None:
+    items = [TextItem("t", label, str(number)) for number, label in enumerate("aabzy")]
+    corpus = TextCorpus({"train": tuple(items[:3]), "test": tuple(items[2:])}, ("a", "b"))
+    note = "2 of 3 test texts have a class that no training text has: 'y', 'z'"
+    assert notes_on_classes(corpus) == [note]
 
 
 def test_columns_are_chosen_and_skipped(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from meltr_hf.data.marks import marks_of
 from meltr_hf.losses.corruption import draw
 from meltr_hf.losses.tasks import TextLosses
 from meltr_hf.model.building import build_network
-from meltr_hf.model.kind import kind_of
+from meltr_hf.model.kind import fitting_lengths, kind_of
 from meltr_hf.model.network import Network
 from meltr_hf.model.tiny import tiny_config, tiny_tokenizer
 from meltr_hf.names import CLASSIFYING, TINY
@@ -48,8 +48,8 @@ class HfAdapter(TextAdapter[Network]):
         kind, marks = kind_of(self.config, task, options.model), marks_of(tokenizer)
         if kept is not None and context.rank == 0 and not context.weights_follow:
             save_settings(self.config, tokenizer, kept)
-        lengths = {"text_length": options.text_length, "target_length": options.target_length}
-        return Tokens(tokenizer, marks, kind, **lengths)
+        wanted = {"text_length": options.text_length, "target_length": options.target_length}
+        return Tokens(tokenizer, marks, kind, **fitting_lengths(self.config, kind, task, tokenizer, **wanted))
 
     def make_model(self, meta: Mapping[str, Any], context: RunContext) -> Network:
         """Return the model with the heads of the losses in use."""

@@ -14,6 +14,7 @@ from transformers.utils import logging as _logging
 
 from meltr.errors import UserError
 from meltr.files import whole_folder
+from meltr.texts.tokenizers import check_words
 from meltr.video import Corpus
 from meltr.video.adapter.limits import check_length
 from meltr.video.frames.media_files import kind
@@ -124,6 +125,7 @@ def read_parts(source: str | Path, options: ClipOptions) -> Parts:
         if config.model_type == "videomae":
             return video_parts(Parts(config, images, None), options)
         tokenizer = transformers.AutoTokenizer.from_pretrained(source, trust_remote_code=False)
+    check_words(tokenizer, source)
     return _checked(Parts(config, images, tokenizer, _text_length(config, options)), str(source))
 
 

@@ -22,6 +22,7 @@ from meltr.texts.opening import cut, open_texts
 from meltr.texts.options import SKIP, TextOptions
 from meltr.texts.results import evaluation, predicted, texts_of
 from meltr.texts.writing import writings, written
+from meltr.weights import some
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -115,6 +116,7 @@ class TextAdapter(ABC, Generic[M]):
         if long := encoder.truncated(texts):
             note = f"{long:,} of {len(train):,} training texts are longer than {encoder.text_length} tokens"
             context.notes.append(note)
+        context.notes.extend(notes_on_classes(corpus))
         collate = Collate(encoder, corpus.classes, columns)
 
         def batches(items: Sequence[TextItem]) -> LoaderBatches:
@@ -208,3 +210,16 @@ def about_column(column: Column, outputs: Tensor, items: Sequence[TextItem]) -> 
         return {"accuracy": 100 * float(hits.double().mean()), "count": int(known.sum())}
     error = (outputs[known, 0] - right[known]).abs().double().mean() * column.deviation
     return {"mae": float(error), "count": int(known.sum())}
+
+
+def notes_on_classes(corpus: TextCorpus) -> list[str]:
+    """Return a note for every split with classes that training does not have: no answer to these texts is right."""
+    notes = []
+    for split, items in corpus.splits.items():
+        new = [item.label for item in items if item.label and item.label not in corpus.classes]
+        if new:
+            names = some([repr(name) for name in sorted(set(new))])
+            notes.append(
+                f"{len(new):,} of {len(items):,} {split} texts have a class that no training text has: {names}"
+            )
+    return notes

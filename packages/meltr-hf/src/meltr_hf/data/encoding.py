@@ -27,8 +27,7 @@ class Tokens(TextEncoder):
 
     def __init__(self, tokenizer: Any, marks: Marks, kind: Kind, *, text_length: int, target_length: int) -> None:
         self.tokenizer, self.marks, self.kind = tokenizer, marks, kind
-        own = int(tokenizer.model_max_length)
-        self.text_length, self.target_length = min(text_length, own), min(target_length, own)
+        self.text_length, self.target_length = text_length, target_length
 
     def texts(self, texts: Sequence[str]) -> dict[str, Tensor]:
         """Return ``ids`` and ``mask`` (1: a token, 0: padding at the end), both (B, L)."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Collection
 from typing import Any
 
@@ -35,7 +36,9 @@ def add_adapters(model: Any, options: HfOptions, new: Collection[str]) -> None:
         target_modules=list(options.lora_modules) or None,
     )
     try:
-        inject_adapter_in_model(config, model)
+        with warnings.catch_warnings():  # It corrects a setting for the layers of GPT-2, and warns that it did.
+            warnings.filterwarnings("ignore", message="fan_in_fan_out")
+            inject_adapter_in_model(config, model)
     except ValueError as error:
         hint = "Name layers of the model: --set lora_modules=q_proj,v_proj"
         raise UserError(f"peft cannot place adapters: {str(error)[:300]}", hint) from error

@@ -22,6 +22,7 @@ from transformers import (
 
 from meltr.errors import UserError
 from meltr.files import whole_folder
+from meltr.texts.tokenizers import check_words
 from meltr.weights import LoadReport
 from meltr_hf.names import Kind
 
@@ -50,10 +51,12 @@ def load_tokenizer(name: str) -> Any:
     """Return the tokenizer of a model.
 
     Raises:
-        UserError: If there is none.
+        UserError: If there is none, or it knows no words: transformers makes such a one where its files are missing.
     """
     with _refused(name, "tokenizer"):
-        return AutoTokenizer.from_pretrained(name, trust_remote_code=False)
+        tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
+    check_words(tokenizer, name)
+    return tokenizer
 
 
 def load_model(name: str, config: Any, kind: Kind, *, with_words: bool, eager: bool = False) -> tuple[Any, LoadReport]:
