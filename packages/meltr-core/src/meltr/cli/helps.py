@@ -16,7 +16,7 @@ from meltr.errors import UserError
 if TYPE_CHECKING:
     from meltr.helps.record import Record
 
-QUICK = ("primary", "sum", "fixed 0.1", "fixed 0.3", "fixed 3", "sum, other order", "meltr, shares")
+QUICK = ("primary", "sum", "fixed 0.1", "fixed 0.3", "fixed 3", "sum, other order", "meltr, shares", "race")
 """The methods of a first look: a few minutes on two cores."""
 
 _WHAT, _OUTPUT = "What to compare", "Output"

@@ -19,6 +19,8 @@ from meltr.combiners.loss_transformer import LossTransformer
 from meltr.combiners.torchjd_ import from_options as torchjd
 from meltr.combiners.uncertainty import UncertaintyCombiner
 from meltr.errors import UserError, did_you_mean
+from meltr.helps import race
+from meltr.helps.race import Race, Round
 from meltr.hypergradients.schemes import ITD, AIDFPLite, Scheme
 
 Build = Callable[[Sequence[str]], Combiner]
@@ -40,6 +42,7 @@ class Method:
         trunk: The outer step sees the layers that tasks share, not the heads.
         side_by_side: All seeds train in one; otherwise one after another.
         order: Another number gives another order of examples.
+        race: Choose fixed task weights by looking ahead, instead of `build`.
     """
 
     name: str
@@ -53,6 +56,7 @@ class Method:
     trunk: bool = False
     side_by_side: bool = True
     order: int = 0
+    race: Race | None = None
 
 
 def fixed(auxiliary: float) -> Build:
@@ -81,6 +85,9 @@ _ALL = (
     Method("sum", fixed(1.0)),
     *(Method(f"fixed {weight:g}", fixed(weight)) for weight in GRID if weight != 1),
     Method("sum, other order", fixed(1.0), order=1),
+    Method("race, two, 1/4", fixed(1.0), race=Race(race.primary_or_sum, [Round(1 / 4)])),
+    Method("race, two, 1/3", fixed(1.0), race=Race(race.primary_or_sum, [Round(1 / 3)])),
+    Method("race", fixed(1.0), race=Race(race.each_alone((1.0, 3.0)), [Round(0.25, keep=2), Round(0.5)])),
     Method("meltr", _transformer(64), 1e-4, gamma=0.1, side_by_side=False),
     Method("meltr, held out", _transformer(64), 1e-3, outer_batch="held_out", trunk=True),
     Method("meltr, shares", _shares, 1e-3, outer_batch="held_out", trunk=True),

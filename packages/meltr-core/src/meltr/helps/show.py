@@ -17,7 +17,8 @@ LEGEND = (
     "over all beds and both references of the method. Noise: what 'sum' differs by from itself with the examples in "
     "another order, in 95 of 100 comparisons of as many seeds. Rank: the mean over beds, 1 is best. Time: relative to "
     "'sum' on the same bed, for methods that train all seeds at once; those marked 'one by one' train them one after "
-    "another. Best of: all are trained, and validation chooses one for each seed."
+    "another; for a race, its training steps relative to one run, least and most. Best of: all are trained, and "
+    "validation chooses one for each seed."
 )
 
 
@@ -64,6 +65,10 @@ def _cell(results: Results, bed: str, name: str, differences: dict[str, Differen
 
 
 def _time(results: Results, name: str) -> str:
+    race = METHODS[name].race if name in METHODS else None
+    if race is not None:
+        steps = [race.steps(len(trials[name].weights) - 1) for trials in results.values() if name in trials]
+        return " to ".join(f"{each:.2f}" for each in dict.fromkeys([min(steps), max(steps)])) + " (steps)"
     ratios = [
         trials[name].seconds / trials["sum"].seconds
         for trials in results.values()
