@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import os
 import signal
+from multiprocessing import active_children
 from pathlib import Path
 
 import pytest
 import torch
 from torch.utils.data import Dataset
+from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
 from changed_toy import changed_toy, run_toy
 from command_line import call
@@ -18,6 +20,12 @@ from meltr.data.loader import LoaderBatches
 from meltr.data.reading import Reader, unreadable
 from meltr.data.worker_death import DeadReaderError
 from places import TOY
+
+
+@pytest.fixture(autouse=True)
+def _deaths_are_noticed_soon(monkeypatch):
+    """Let torch look every tenth of a second, and not every five, whether a process that it waits for still lives."""
+    monkeypatch.setattr(_MultiProcessingDataLoaderIter._try_get_data, "__defaults__", (0.1,))
 
 
 class Numbers(Dataset):
@@ -62,6 +70,15 @@ def test_a_broken_file_is_named_with_its_item_and_no_traceback(workers):
         next(batches)
     assert caught.value.message == "Cannot read training item 7 (clip-7): file7.mp4 is truncated."
     assert caught.value.hint == "Get the file again. Then go on with: meltr run --resume RUN"
+
+
+def test_an_error_ends_the_processes_at_once_though_somebody_keeps_it():
+    """When its traceback is collected with them, torch waits five seconds for each."""
+    before = set(active_children())
+    with pytest.raises(UserError) as caught:
+        read(loader({7: "broken"}, workers=2))
+    assert caught.traceback
+    assert set(active_children()) <= before
 
 
 @pytest.mark.parametrize("workers", [0, 2])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from multiprocessing import active_children
 from multiprocessing.process import BaseProcess
 from typing import Any
@@ -66,10 +66,12 @@ class Reader:
     def _batches(self, chosen: Sequence[Sequence[int]], epoch: int) -> Iterator[Any]:
         done, deaths = 0, dict[int, int]()
         while done < len(chosen):
+            reading = self.read(chosen[done:], epoch)
             try:
-                for read in self.read(chosen[done:], epoch):
+                for read in reading:
                     self.skipped.update({e.index: f"{self._name_of(e.index)}: {e.message}" for e in read.skipped})
                     if read.failure is not None:
+                        self._end(reading)
                         raise error_of(read.failure, self._name_of)
                     yield read.batch
                     done += 1
@@ -81,12 +83,22 @@ class Reader:
                 if deaths[index] > 1:
                     self._items.lost.add(index)
 
-    def read(self, chosen: Sequence[Sequence[int]], epoch: int = 0) -> Iterator[Read]:
+    def _end(self, reading: Generator[Read, None, None]) -> None:
+        """End the worker processes.
+
+        The traceback of an error would keep them, in a cycle. Where a cycle is collected, torch's queues go before its
+        workers, which then wait for a message that does not come: five seconds for each of them.
+        """
+        reading.close()
+        self._loader, self._processes = None, []
+
+    def read(self, chosen: Sequence[Sequence[int]], epoch: int = 0) -> Generator[Read, None, None]:
         """Yield the batches with these indices, or what failed in them.
 
         Raises:
             WorkerDiedError: If a worker died: how, and the item that it was reading.
         """
+        batches_read: Iterator[Any] = iter(())
         self._plan.batches = [[(epoch, index) for index in batch] for batch in chosen]
         try:
             with child_signals_kept():
@@ -100,10 +112,13 @@ class Reader:
                 yield read
         except (RuntimeError, OSError, EOFError) as error:
             death = death_behind(error, self._processes, self._items.notes)
-            self._loader, self._processes = None, []
+            self._loader, self._processes, batches_read = None, [], iter(())
             if death is None:
                 raise
-            raise death from None
+            try:
+                raise death from None
+            finally:
+                del death  # else this frame and the error keep each other, and with them the processes
 
     def _opened(self) -> DataLoader[Any]:
         if self._loader is None:
