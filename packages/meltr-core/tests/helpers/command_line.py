@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import importlib.metadata
+import os
+import sys
 from collections.abc import Callable
 from contextlib import nullcontext
+from functools import lru_cache
 from pathlib import Path
+from typing import Any
 from unittest.mock import patch
 
 import typer
@@ -12,6 +17,7 @@ from typer.testing import CliRunner, Result
 
 from meltr.cli.app import build_app
 from meltr.plugins import discover
+from meltr.plugins.discovery import CHOSEN
 
 Call = Callable[..., Result]
 
@@ -25,8 +31,22 @@ def call(*words: object, app: typer.Typer | None = None, plots: bool = False) ->
         plots: Let a run draw its plots at its end. They take several times as long as a small run, so tests of
             anything else do without.
     """
-    with nullcontext() if plots else patch("meltr.cli._jobs._draw"):
-        return CliRunner().invoke(build_app() if app is None else app, [str(word) for word in words])
+    if app is None:
+        app = _installed(importlib.metadata.entry_points, os.environ.get(CHOSEN), tuple(sys.path))
+    with patch("typer.testing._get_command", _command), nullcontext() if plots else patch("meltr.cli._jobs._draw"):
+        return CliRunner().invoke(app, [str(word) for word in words])
+
+
+@lru_cache(maxsize=8)
+def _installed(*found_by: object) -> typer.Typer:
+    """Return the command line of the installed plugins, made once for all that decides which ones there are."""
+    return build_app()
+
+
+@lru_cache(maxsize=8)
+def _command(app: typer.Typer) -> Any:
+    """Return the commands of an app, without reading the annotations of all of them at every call."""
+    return typer.main.get_command(app)
 
 
 def command_line(*plugins: Path) -> Call:
