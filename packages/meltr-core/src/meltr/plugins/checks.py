@@ -55,19 +55,23 @@ def hook_names(specs: type) -> set[str]:
 
 def check_hooks(plugin: object, label: str, *specs: type) -> set[str]:
     """Return the hooks that `plugin` implements; PluginError if one is unknown or takes an unknown argument."""
+    return {caller.name for caller in checked_manager(plugin, label, *specs).get_hookcallers(plugin) or []}
+
+
+def checked_manager(plugin: object, label: str, *specs: type) -> pluggy.PluginManager:
+    """Return a plugin manager of `plugin` alone; PluginError if a hook is unknown or takes an unknown argument."""
     try:
         manager = new_manager(*specs, plugin=plugin)
     except pluggy.PluginValidationError as error:
         message = f"{label}: {'; '.join(str(error).splitlines()[1:])}"
         raise PluginError(message, "The signatures are in meltr.hookspecs.") from error
-    callers = manager.get_hookcallers(plugin) or []
-    for caller in callers:
+    for caller in manager.get_hookcallers(plugin) or []:
         if not caller.has_spec() and not all(each.optionalhook for each in caller.get_hookimpls()):
             if caller.name in hook_names(AdapterSpecs):
                 raise PluginError(f"{label}: {caller.name}() belongs to the adapter class, not to the plugin module")
             known = set().union(*(hook_names(each) for each in specs))
             raise PluginError(f"{label}: there is no hook {caller.name}(). {did_you_mean(caller.name, known)}")
-    return {caller.name for caller in callers}
+    return manager
 
 
 def how_to_write(*hooks: str, holder: object = None) -> str:
@@ -84,10 +88,10 @@ def collect(module: object) -> dict[str, dict[str, Any]]:
         PluginError: If a hook is unknown, returns something else, or a description contradicts itself.
     """
     label = getattr(module, "__name__", repr(module))
-    present = check_hooks(module, label, DiscoverySpecs, ObserverSpecs)
-    if not present:
+    manager = checked_manager(module, label, DiscoverySpecs, ObserverSpecs)
+    if not manager.get_hookcallers(module):
         raise PluginError(f"{label} implements no hook. {how_to_write('register_backbones', holder=module)}")
-    hooks = new_manager(DiscoverySpecs, plugin=module).hook
+    hooks = manager.hook
     items: dict[str, dict[str, Any]] = {}
     for kind, kind_type in KINDS.items():
         hook = f"register_{kind}s"
