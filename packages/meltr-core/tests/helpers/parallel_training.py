@@ -13,7 +13,7 @@ from meltr.parallel.gather import gather
 from meltr.parallel.ranks import Ranks
 from meltr.parallel.sharing import Sharing
 
-STEPS, BATCH = 8, 8
+STEPS, BATCH = 4, 8
 
 CASES = {
     "mean": {},
@@ -102,7 +102,7 @@ def train(ranks: Ranks, parallel: str, case: str) -> dict[str, torch.Tensor]:
         "fsdp": lambda: Sharded.around(ranks, model, list(model.blocks)),
     }[parallel]()
     optimizer = torch.optim.SGD(model.parameters(), 0.05, momentum=0.9)
-    outer = torch.optim.SGD(m.parameters(), 0.05)
+    outer = torch.optim.SGD(m.parameters(), 0.2)
     bilevel = Bilevel(
         model, m, outer, gamma=0.1, setup=Setup(sharing=sharing), inner_optimizer=optimizer, scheme=scheme,
         estimator=estimator, **{"every": 2, **settings},

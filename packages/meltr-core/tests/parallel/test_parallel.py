@@ -32,7 +32,7 @@ TWO = [*(f"ddp:{case}" for case in DDP), *(f"fsdp:{case}" for case in FSDP)]
 
 @pytest.fixture(scope="module")
 def trained():
-    """What one process and two found, each after eight steps with an outer step every second one."""
+    """What one process and two found, each after four steps with an outer step every second one."""
     torch.set_num_threads(1)
     one = train_all(Ranks.single(torch.device("cpu")), *(f"one:{case}" for case in DDP))
     return one, [ended.result for ended in run_ranks(train_all, words=TWO, timeout=600)]
