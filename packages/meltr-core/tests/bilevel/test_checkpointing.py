@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from bilevel_cases import ESTIMATORS, Recorder, Tiny, estimator_of, flat, scheme_of, take
+from bilevel_cases import ESTIMATORS, Recorder, Tiny, estimator_of, flat, in_turn, scheme_of, take
 from dense_reference import Dense, series
 from meltr import Bilevel, LossTransformer, Scope
 from scope_cases import WIDTH, Vit
@@ -49,7 +49,7 @@ def combiner(losses: int) -> LossTransformer:
 
 
 def outer_steps(regions: str, estimator: str, scheme: str, hessian: str, scope: str, count: int = 4):
-    """Two outer steps at the same weights (the second one knows the scope): g, phi's and w's gradient."""
+    """Outer steps at the same weights, two with a scope, which the second one knows: g, phi's and w's gradient."""
     torch.manual_seed(2)
     model, m = Saving().double().train(), combiner(count)
     model.regions = regions
@@ -63,17 +63,11 @@ def outer_steps(regions: str, estimator: str, scheme: str, hessian: str, scope: 
     def losses() -> list[Tensor]:
         return list(model.losses().values())[:count]
 
-    for _ in range(2):
+    for _ in range(1 if scope == "full" else 2):
         model.zero_grad()
         torch.manual_seed(7)
         outer = bilevel.backward(losses, others=lambda number: losses, outer=True).outer
         yield outer.products, flat(recorder.seen), flat(p.grad for p in model.parameters() if p.grad is not None)
-
-
-@cache
-def plain_steps(*words: str, count: int = 4) -> list[tuple[Tensor, ...]]:
-    """Return `outer_steps` with all activations kept, which several cases are compared with."""
-    return list(outer_steps("none", *words, count=count))
 
 
 def assert_same(one, other) -> None:
@@ -82,26 +76,24 @@ def assert_same(one, other) -> None:
             assert (found - expected).norm() <= 1e-12 * expected.norm()
 
 
-@pytest.mark.parametrize("estimator", ESTIMATORS)
-@pytest.mark.parametrize(("scheme", "hessian"), CASES)
-@pytest.mark.parametrize("regions", ["each", "first two"])
-def test_checkpointed_blocks_give_the_same(regions, scheme, hessian, estimator):
+@pytest.mark.parametrize(("case", "estimator", "regions"), in_turn(CASES, ESTIMATORS, ["each", "first two"]))
+def test_checkpointed_blocks_give_the_same(regions, case, estimator):
     """Also for the inner gradient, the second backward on one graph; dropout masks are drawn again alike."""
-    plain = plain_steps(estimator, scheme, hessian, "full")
-    assert_same(outer_steps(regions, estimator, scheme, hessian, "full"), plain)
+    assert_same(outer_steps(regions, estimator, *case, "full"), outer_steps("none", estimator, *case, "full"))
 
 
-@pytest.mark.parametrize("estimator", ["forward", "difference", "per_task"])
-@pytest.mark.parametrize("scheme", ["aid-fp-lite", "aid-fp", "itd"])
-@pytest.mark.parametrize("regions", ["each", "first two", "last two"])
+@pytest.mark.parametrize(
+    ("scheme", "estimator", "regions"),
+    in_turn(["aid-fp-lite", "aid-fp", "itd"], ["forward", "difference", "per_task"], ["each", "first two", "last two"]),
+)
 def test_checkpointed_blocks_with_a_scope(regions, scheme, estimator):
     """The scope may end inside a region: its backward evaluates the block below for real."""
-    plain = plain_steps(estimator, scheme, "difference", "last_block")
+    plain = outer_steps("none", estimator, scheme, "difference", "last_block")
     assert_same(outer_steps(regions, estimator, scheme, "difference", "last_block"), plain)
 
 
 def test_checkpointed_blocks_with_kept_task_gradients():
-    plain = plain_steps("per_task", "aid-fp-lite", "difference", "full", count=2)
+    plain = outer_steps("none", "per_task", "aid-fp-lite", "difference", "full", count=2)
     assert_same(outer_steps("each", "per_task", "aid-fp-lite", "difference", "full", count=2), plain)
 
 
@@ -180,10 +172,9 @@ def test_the_kernel_is_a_fused_one():
         torch.autograd.grad(sum(gradient.square().sum() for gradient in gradients), parameters)
 
 
-@pytest.mark.parametrize("estimator", ESTIMATORS)
-@pytest.mark.parametrize(("scheme", "hessian"), [case for case in CASES if case[0] in ("aid-fp-lite", "aid-fp", "itd")])
-def test_fused_attention_equals_the_dense_formula(scheme, hessian, estimator):
-    """Ways that need a second derivative run attention on the math kernel, the others on the fused one."""
+@cache
+def dense_formula(scheme: str) -> tuple[Tensor, Tensor, Tensor]:
+    """Return g, phi's and w's gradient by the whole Jacobian and Hessian, for all cases of a scheme."""
     model, m = fused()
     dense = Dense(model, m, gamma=0.2)
     v = dense.v()
@@ -191,10 +182,18 @@ def test_fused_attention_equals_the_dense_formula(scheme, hessian, estimator):
         q = 0.5 * dense.v(dense.w - 0.5 * dense.u())
     else:
         q = series(dense.h(), v, 0.5, 2) if scheme == "aid-fp" else v
+    return dense.j() @ q, dense.phi_gradient(q), dense.u()
+
+
+@pytest.mark.parametrize("estimator", ESTIMATORS)
+@pytest.mark.parametrize(("scheme", "hessian"), [case for case in CASES if case[0] in ("aid-fp-lite", "aid-fp", "itd")])
+def test_fused_attention_equals_the_dense_formula(scheme, hessian, estimator):
+    """Ways that need a second derivative run attention on the math kernel, the others on the fused one."""
+    model, m = fused()
+    g, expected, inner_gradient = dense_formula(scheme)
     chosen = scheme_of(scheme, step=0.5, terms=2, hessian=hessian)
     result, phi, inner = take(model, m, estimator, gamma=0.2, scheme=chosen)
     tolerance = 1e-5 if scheme == "aid-fp" and hessian == "difference" else 1e-7 if estimator == "difference" else 1e-10
-    g, expected = dense.j() @ q, dense.phi_gradient(q)
     assert (result.outer.products - g).norm() <= tolerance * g.norm()
     assert (flat(phi) - expected).norm() <= tolerance * expected.norm()
-    torch.testing.assert_close(flat(inner), dense.u(), rtol=1e-10, atol=1e-12)
+    torch.testing.assert_close(flat(inner), inner_gradient, rtol=1e-10, atol=1e-12)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import cache
+
 import pytest
 import torch
 from torch import nn
@@ -15,6 +17,7 @@ from bilevel_cases import (
     build,
     estimator_of,
     flat,
+    in_turn,
     scheme_of,
     take,
 )
@@ -44,8 +47,9 @@ def settings(model: nn.Module, scheme: str, hessian: str, optimizer: type = torc
     }
 
 
+@cache
 def exact(kind: type, scheme: str, optimizer: type = torch.optim.AdamW) -> tuple[torch.Tensor, torch.Tensor]:
-    """g and phi's gradient in float32, without a difference anywhere."""
+    """g and phi's gradient in float32, without a difference anywhere; several cases are compared with it."""
     model, m = build(kind)
     result, phi, _ = take(model, m, "double_backward", **settings(model, scheme, "double_backward", optimizer))
     return result.outer.products, flat(phi)
@@ -56,10 +60,9 @@ def close(one: torch.Tensor, other: torch.Tensor, tolerance: float) -> None:
     assert gap <= tolerance, gap
 
 
-@pytest.mark.parametrize("estimator", ESTIMATORS)
-@pytest.mark.parametrize(("scheme", "hessian"), CASES)
-@pytest.mark.parametrize("kind", KINDS)
-def test_bf16_autocast(kind, scheme, hessian, estimator):
+@pytest.mark.parametrize(("case", "estimator", "kind"), in_turn(CASES, ESTIMATORS, KINDS))
+def test_bf16_autocast(kind, case, estimator):
+    scheme, hessian = case
     g, phi = exact(kind, scheme)
     model, m = build(kind)
     result, found, _ = take(model, m, estimator, autocast=torch.bfloat16, **settings(model, scheme, hessian))
@@ -67,11 +70,10 @@ def test_bf16_autocast(kind, scheme, hessian, estimator):
     close(flat(found), phi, BF16)
 
 
-@pytest.mark.parametrize("estimator", ["forward", "difference", "per_task"])
-@pytest.mark.parametrize(("scheme", "hessian"), CASES)
-@pytest.mark.parametrize("kind", KINDS)
-def test_autocast_context_of_the_caller(kind, scheme, hessian, estimator):
+@pytest.mark.parametrize(("case", "estimator", "kind"), in_turn(CASES, ["forward", "difference", "per_task"], KINDS))
+def test_autocast_context_of_the_caller(kind, case, estimator):
     """It keeps bf16 copies of the weights, which must not serve for displaced weights."""
+    scheme, hessian = case
     g, phi = exact(kind, scheme)
     model, m = build(kind)
     with torch.autocast("cpu", torch.bfloat16):
@@ -96,11 +98,10 @@ def scaler(scale: float) -> torch.amp.GradScaler:
     return torch.amp.GradScaler("cpu", init_scale=scale)
 
 
-@pytest.mark.parametrize("estimator", ESTIMATORS)
-@pytest.mark.parametrize(("scheme", "hessian"), CASES)
-@pytest.mark.parametrize("kind", KINDS)
-def test_float16_with_a_gradient_scaler(kind, scheme, hessian, estimator):
+@pytest.mark.parametrize(("case", "estimator", "kind"), in_turn(CASES, ESTIMATORS, KINDS))
+def test_float16_with_a_gradient_scaler(kind, case, estimator):
     """g and phi's gradient are unscaled; ``.grad`` is scaled, as ``scaler.step`` expects."""
+    scheme, hessian = case
     g, phi = exact(kind, scheme)
     model, m = build(kind)
     result, found, scaled = take(
@@ -185,9 +186,10 @@ def test_overflow_leaves_the_step_out_lowers_the_scale_and_training_goes_on(sche
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-@pytest.mark.parametrize("estimator", ["auto", "forward", "per_task", "double_backward"])
-@pytest.mark.parametrize("scheme", ["aid-fp-lite", "aid-fp", "itd", "sama"])
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    ("scheme", "estimator", "kind"),
+    in_turn(["aid-fp-lite", "aid-fp", "itd", "sama"], ["auto", "forward", "per_task", "double_backward"], KINDS),
+)
 def test_models_in_low_precision(kind, scheme, estimator, dtype):
     """SAMA with SGD: in float16, Adam's own squares of gradients are rounded away."""
     g, phi = exact(kind, scheme, torch.optim.SGD)

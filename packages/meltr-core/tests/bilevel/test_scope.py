@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from bilevel_cases import ESTIMATORS, Recorder, estimator_of, flat, scheme_of
+from bilevel_cases import ESTIMATORS, Recorder, estimator_of, flat, in_turn, scheme_of
 from dense_reference import Dense, series
 from meltr import Bilevel, LossTransformer, Scope
 from meltr.errors import UserError
@@ -100,9 +100,7 @@ def test_no_block_is_no_number_of_blocks():
         Scope("last_block", blocks=0)
 
 
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("estimator", ESTIMATORS)
-@pytest.mark.parametrize("architecture", MODELS)
+@pytest.mark.parametrize(("architecture", "estimator", "kind"), in_turn(MODELS, ESTIMATORS, KINDS))
 def test_g_and_phi_s_gradient_are_those_of_the_jacobian_cut_there(architecture, estimator, kind):
     model, m = build(architecture)
     dense = Dense(model, m, gamma=GAMMA, parameters=expected_parameters(model, kind))
@@ -115,9 +113,9 @@ def test_g_and_phi_s_gradient_are_those_of_the_jacobian_cut_there(architecture, 
         model.load_state_dict(before)
 
 
-@pytest.mark.parametrize("hessian", ["difference", "double_backward"])
-@pytest.mark.parametrize("scheme", ["aid-fp", "itd"])
-@pytest.mark.parametrize("architecture", MODELS)
+@pytest.mark.parametrize(
+    ("architecture", "scheme", "hessian"), in_turn(MODELS, ["aid-fp", "itd"], ["difference", "double_backward"])
+)
 def test_schemes_that_evaluate_again_stop_there_too(architecture, scheme, hessian):
     model, m = build(architecture)
     dense = Dense(model, m, gamma=GAMMA, parameters=expected_parameters(model, "last_block"))
@@ -129,9 +127,9 @@ def test_schemes_that_evaluate_again_stop_there_too(architecture, scheme, hessia
         assert (phi - expected).norm() <= tolerance * expected.norm()
 
 
-@pytest.mark.parametrize("scheme", ["aid-fp-lite", "itd"])
-@pytest.mark.parametrize("estimator", ["forward", "difference"])
-@pytest.mark.parametrize("architecture", MODELS)
+@pytest.mark.parametrize(
+    ("architecture", "estimator", "scheme"), in_turn(MODELS, ["forward", "difference"], ["aid-fp-lite", "itd"])
+)
 def test_modules_below_are_evaluated_once(architecture, estimator, scheme):
     """Only in the forward that training needs anyway; the blocks in scope are evaluated again."""
     model, m = build(architecture)

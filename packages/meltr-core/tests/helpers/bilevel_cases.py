@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import warnings
+from collections.abc import Iterable, Sequence
+from typing import Any
 
 import torch
 from torch import nn
@@ -18,6 +20,15 @@ ESTIMATORS = ["forward", "difference", "per_task", "double_backward"]
 SCHEMES = [info.name for info in register_schemes() if not load_object(info.factory).takes_inner_step]
 """The schemes that choose a direction; ``primary-step`` has tests of its own."""
 RELATIVE = {"forward": 1e-5, "per_task": 1e-5, "double_backward": 1e-5, "difference": 2e-3}
+
+
+def in_turn(ones: Iterable[Any], others: Iterable[Any], thirds: Sequence[Any]) -> list[tuple[Any, ...]]:
+    """Return (one, other, third) for every pair of the first two, the thirds in turn.
+
+    So each value meets each value of the other two lists, with a fraction of all combinations.
+    """
+    others = list(others)
+    return [(one, other, thirds[(i + j) % len(thirds)]) for i, one in enumerate(ones) for j, other in enumerate(others)]
 
 
 def scheme_of(name: str, **options) -> Scheme:
