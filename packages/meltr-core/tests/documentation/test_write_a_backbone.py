@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from command_line import assert_stopped, command_line
+from measure_cases import only_agreement
 from meltr.engine.run import execute
 from meltr.errors import UserError
 from meltr.plugins import discover
@@ -140,7 +141,8 @@ class TestTheReadme(BackboneConformance):
         file.write_text(example, encoding="utf-8")
         cls.plugins = (file,)
 
-    def test_it_passes_meltr_verify(self):
+    def test_it_passes_meltr_verify(self, monkeypatch):
+        only_agreement(monkeypatch)  # neither schemes nor costs decide it
         words = ("--backbone", "mine", "--device", "cpu", "--repeat", 1, "--no-float64")
         result = command_line(*self.plugins)("verify", "--plugin", *self.plugins, *words)
         assert result.exit_code == 0, result.output

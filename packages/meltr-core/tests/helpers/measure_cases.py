@@ -4,6 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
+
+from meltr.verify.timing import Timing
+from meltr.verify.variants import schemes
 from places import TOY
 
 CHOICE = ["--backbone", "toy", "--task", "classification", "--dataset", "rings"]
@@ -60,6 +64,13 @@ class Wrong(torch.autograd.Function):
     def backward(ctx, gradient):
         return 1.5 * gradient
 """
+
+
+def only_agreement(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let ``meltr verify`` look at one scheme of eight, and measure no step, in tests of what decides its answer."""
+    monkeypatch.setattr("meltr.verify.verification.schemes", lambda registry: schemes(registry)[:1])
+    free = {"plain": (Timing((1.0,), (1.0,)), None)}
+    monkeypatch.setattr("meltr.verify.verification._prices", lambda run, steppers, turns: free)
 
 
 def spoilt(folder: Path, kind: str) -> Path:

@@ -7,9 +7,8 @@ import json
 import pytest
 
 from command_line import assert_stopped, call
-from measure_cases import CHOICE, SMALL, TOY, spoilt
+from measure_cases import CHOICE, SMALL, TOY, only_agreement, spoilt
 from meltr.specs import BilevelSpec
-from meltr.verify.variants import schemes
 
 QUICK = [*CHOICE, *SMALL, "--repeat", "1"]
 
@@ -24,9 +23,8 @@ def found(*words, plugin=TOY):
 
 
 @pytest.fixture
-def one_scheme(monkeypatch):
-    """Let the command look at one scheme of eight, in tests of what it finds about losses and estimators."""
-    monkeypatch.setattr("meltr.verify.verification.schemes", lambda registry: schemes(registry)[:1])
+def agreement_alone(monkeypatch):
+    only_agreement(monkeypatch)
 
 
 def test_a_sound_backbone_passes():
@@ -67,7 +65,7 @@ def test_json_has_everything():
     assert content["versions"]["torch"]
 
 
-@pytest.mark.usefixtures("one_scheme")
+@pytest.mark.usefixtures("agreement_alone")
 def test_draws_from_a_state_of_its_own_are_caught(tmp_path):
     code, content = found(plugin=spoilt(tmp_path, "own_state"))
     assert code == 1
@@ -76,7 +74,7 @@ def test_draws_from_a_state_of_its_own_are_caught(tmp_path):
     assert "use context.generator" in content["problems"][0]
 
 
-@pytest.mark.usefixtures("one_scheme")
+@pytest.mark.usefixtures("agreement_alone")
 def test_changed_weights_are_caught(tmp_path):
     result = verify(*QUICK, "--no-float64", plugin=spoilt(tmp_path, "moves_weights"))
     assert result.exit_code == 1
@@ -85,7 +83,7 @@ def test_changed_weights_are_caught(tmp_path):
     assert "compute_task_losses changes parameters of the model" in last
 
 
-@pytest.mark.usefixtures("one_scheme")
+@pytest.mark.usefixtures("agreement_alone")
 def test_draws_that_depend_on_the_losses_asked_for_are_a_warning(tmp_path):
     code, content = found(plugin=spoilt(tmp_path, "draws_by_losses"))
     assert code == 0
@@ -94,7 +92,7 @@ def test_draws_that_depend_on_the_losses_asked_for_are_a_warning(tmp_path):
     assert "with the others" in check["found"]
 
 
-@pytest.mark.usefixtures("one_scheme")
+@pytest.mark.usefixtures("agreement_alone")
 def test_an_operation_without_forward_mode_is_named(tmp_path):
     result = verify(*QUICK, "--no-float64", plugin=spoilt(tmp_path, "no_forward_mode"))
     assert result.exit_code == 0, result.output
@@ -102,7 +100,7 @@ def test_an_operation_without_forward_mode_is_named(tmp_path):
     assert result.stdout.splitlines()[-1].startswith("OK: ")
 
 
-@pytest.mark.usefixtures("one_scheme")
+@pytest.mark.usefixtures("agreement_alone")
 def test_without_second_derivatives_one_backward_per_task_is_the_oracle(tmp_path):
     code, content = found(plugin=spoilt(tmp_path, "once_only"))
     assert code == 0
@@ -114,14 +112,14 @@ def test_without_second_derivatives_one_backward_per_task_is_the_oracle(tmp_path
     assert rows["difference"]["agreement"]["error"] < 1e-2
 
 
-@pytest.mark.usefixtures("one_scheme")
+@pytest.mark.usefixtures("agreement_alone")
 def test_a_wrong_backward_is_caught_by_the_difference(tmp_path):
     result = verify(*QUICK, "--no-float64", plugin=spoilt(tmp_path, "wrong_backward"))
     assert result.exit_code == 1
     assert "; difference: g is off by " in result.stdout.splitlines()[-1]
 
 
-@pytest.mark.usefixtures("one_scheme")
+@pytest.mark.usefixtures("agreement_alone")
 def test_the_tolerance_is_the_users():
     code, content = found("--tolerance", "1e-12")
     assert code == 1
@@ -129,7 +127,7 @@ def test_the_tolerance_is_the_users():
     assert all(row["tolerance"] == 1e-12 for row in content["estimators"])
 
 
-@pytest.mark.usefixtures("one_scheme")
+@pytest.mark.usefixtures("agreement_alone")
 def test_low_precision_is_held_to_less():
     code, content = found("--set", "precision=bf16")
     assert code == 0
