@@ -17,6 +17,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 import meltr
+from changed_toy import changed_toy
 from command_line import call
 from left_behind import LeftBehind
 from meltr.combiners.fixed import plain_sum
@@ -159,15 +160,20 @@ def test_resume_after_any_checkpoint_ends_with_the_same_numbers(tmp_path, settin
 
 
 def test_kill_in_the_middle_of_an_epoch_and_resume(tmp_path):
-    """kill -9 from outside, through the command line."""
+    """kill -9 from outside, through the command line, in the step after the first checkpoint."""
+    old = "        points, label = batch\n"
+    hang = "        import os, pathlib, time\n        folder = pathlib.Path(os.environ.get('HANGS', 'nowhere'))\n"
+    hang += "        if list(folder.glob('checkpoints/step-*')):\n            time.sleep(600)\n"
+    plugin = changed_toy(tmp_path, (old, hang + old))
     options = [
-        "run", "--plugin", str(TOY), "--backbone", "toy", "--task", "classification", "--dataset", "rings",
-        "--device", "cpu", "--epochs", "6", "--batch-size", "16", "--output-dir", str(tmp_path), "--quiet",
+        "run", "--plugin", str(plugin), "--backbone", "toy", "--task", "classification", "--dataset", "rings",
+        "--device", "cpu", "--epochs", "2", "--batch-size", "32", "--output-dir", str(tmp_path), "--quiet",
         "--set", "width=16", "--set", "heads=2", "--set", "checkpoint_every=5",
     ]  # fmt: skip
     assert call(*options, "--name", "whole").exit_code == 0
     command = [sys.executable, "-m", "meltr", *options, "--name", "cut"]
-    process = subprocess.Popen(command, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "HANGS": str(tmp_path / "cut")}
+    process = subprocess.Popen(command, env=environment)
     deadline = time.monotonic() + 120
     while len(list((tmp_path / "cut").glob("checkpoints/step-*"))) < 1 and time.monotonic() < deadline:
         time.sleep(0.05)
