@@ -187,6 +187,14 @@ def test_numbers_that_are_not_finite_are_accepted_in_files_of_runs(tmp_path):
     assert found["c"] == float("inf")
 
 
+def test_a_run_that_names_a_loss_twice_is_refused(tmp_path):
+    from meltr.settings import load_spec
+
+    (tmp_path / "run.yaml").write_text("backbone: a\ntask: b\ndataset: c\nlosses: [ce, ce]\n")
+    with pytest.raises(UserError, match=r"(?s)run\.yaml.*losses: 'ce' occurs twice"):
+        load_spec(tmp_path / "run.yaml")
+
+
 def test_a_small_file_costs_little_memory(tmp_path):
     """The limits must not be allocated in advance."""
     import tracemalloc

@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic_core import PydanticCustomError
 
 PLUGIN_API = 1
 """Version of the public contract; a plugin states the one it was written for.
@@ -423,3 +424,11 @@ class RunSpec(Info):
     scheme_options: dict[str, Any] = {}
     estimator_options: dict[str, Any] = {}
     options: dict[str, Any] = {}
+
+    @field_validator("losses")
+    @classmethod
+    def _losses_differ(cls, losses: tuple[str, ...]) -> tuple[str, ...]:
+        twice = next((name for name in losses if losses.count(name) > 1), None)
+        if twice is not None:
+            raise PydanticCustomError("twice", "{name} occurs twice", {"name": repr(twice)})
+        return losses

@@ -178,6 +178,8 @@ def fail_with(error: BaseException):
         (FileExistsError(errno.EEXIST, "File exists", "a"), 2, "error: cannot use a: File exists\n"),
         (OSError(errno.ENAMETOOLONG, "File name too long", "n" * 9), 2, "error: cannot use nnnnnnnnn: File name"),
         (type("OutOfMemoryError", (RuntimeError,), {})("CUDA out of memory\nmore"), 1, "--batch-size"),
+        (RuntimeError("can't allocate memory: you tried to allocate 9000 bytes."), 1, "out of memory: 9,000 bytes are"),
+        (MemoryError(), 1, "out of memory: the memory is full"),
         (BrokenPipeError(), 141, ""),
     ],
 )

@@ -16,6 +16,7 @@ from command_line import call
 from meltr.cli import compare as compare_command
 from meltr.cli import plot as plot_command
 from meltr.errors import UserError
+from meltr.folders.run_folder import RunFolder
 from meltr.report import series, statistics, style, tables
 from meltr.report.compare import compare
 from meltr.report.plots import FIGURES, draw
@@ -53,6 +54,26 @@ def test_a_broken_line_before_the_last_is_an_error(tmp_path: Path) -> None:
     path.write_text('{"kind": "tr\n' + path.read_text())
     with pytest.raises(UserError, match="line 1, is not valid JSON"):
         load_run(path.parent)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("test", [1, 2]),
+        ("validation", "good"),
+        ("metric", ["top1"]),
+        ("seed", "x"),
+        ("losses", "ce"),
+        ("test", {"metrics": [1]}),
+        ("test", {"metrics": {"top1": "high"}}),
+    ],
+)
+def test_results_of_other_types_are_an_error_that_names_them(tmp_path: Path, name: str, value: Any) -> None:
+    path = make_run(tmp_path / "a") / "results.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), name: value}))
+    for read in (load_run, lambda path: RunFolder(path).read_results()):
+        with pytest.raises(UserError, match=rf"results\.json does not hold the results of a run: .*'{name}'"):
+            read(path.parent)
 
 
 def test_seeds_are_read_in_numerical_order(tmp_path: Path) -> None:

@@ -182,6 +182,10 @@ def _answer(error: Exception) -> tuple[str, str | None, int] | None:
     if type(error).__name__ == "OutOfMemoryError":
         hint = "Lower --batch-size, or use --set precision=bf16."
         return f"the device ran out of memory: {str(error).splitlines()[0]}", hint, 1
+    if isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and "can't allocate memory" in str(error)):
+        found = re.search(r"tried to allocate (\d+) bytes", str(error))
+        what = f"{int(found[1]):,} bytes are not available" if found else "the memory is full"
+        return f"out of memory: {what}", "Use a smaller model or batch (--set batch_size=...).", 1
     if isinstance(error, RuntimeError) and (found := re.match(r"(\S+) does not have a deterministic", str(error))):
         hint = "Run without --deterministic (--set deterministic=false), or replace that operation in the plugin."
         return f"the operation {found[1]} has no deterministic implementation on this device", hint, 1

@@ -114,7 +114,36 @@ class RunFolder:
             UserError: If ``results.json`` is broken.
         """
         content = read_object(self.results)
-        return None if content is None or "runs" in content else content
+        if content is None or "runs" in content:
+            return None
+        wrong = _odd_result(content)
+        if wrong is not None:
+            raise UserError(
+                f"{self.results} does not hold the results of a run: {wrong}.",
+                "It was changed, or another program wrote it.",
+            )
+        return content
+
+
+_SHAPES: dict[str, tuple[type, ...]] = {
+    "metric": (str, type(None)),
+    "seed": (int, type(None)),
+    "losses": (list, type(None)),
+    "test": (dict, type(None)),
+    "validation": (dict, type(None)),
+}
+
+
+def _odd_result(content: dict[str, Any]) -> str | None:
+    """Return what in the content of ``results.json`` has a type that a run does not write; None if nothing has."""
+    for name, kinds in _SHAPES.items():
+        value = content.get(name)
+        if not isinstance(value, kinds) or isinstance(value, bool):
+            return f"{name!r} is {value!r:.60}"
+        metrics = (value.get("metrics") or {}) if isinstance(value, dict) else {}
+        if not isinstance(metrics, dict) or not all(isinstance(each, (int, float)) for each in metrics.values()):
+            return f"the metrics of {name!r} are {metrics!r:.60}"
+    return None
 
 
 def seed_folder(parent: Path, seed: int) -> RunFolder:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from meltr.errors import UserError
-from meltr.files import decode, read_object
+from meltr.files import decode
 from meltr.folders.run_folder import RunFolder, not_a_run_folder, seed_folders
 from meltr.limits import SETTINGS_BYTES, UnreadableError, file_bytes, file_text, from_json, from_yaml
 
@@ -111,7 +111,7 @@ def load_run(path: Path) -> Run:
     several = seed_folders(path) and not (folder.was_started or folder.metrics.is_file())
     if several or not folder.holds_run:
         raise _refused(folder)
-    results = read_object(folder.results)
+    results = folder.read_results()
     spec = _read_yaml(folder.spec) or (results or {}).get("spec") or {}
     lines = _read_lines(folder.metrics)
     by_kind = {
