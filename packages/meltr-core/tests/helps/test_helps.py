@@ -144,7 +144,8 @@ def test_ranks_share_a_place_and_skip_methods_that_miss_a_bed():
     assert mean_ranks(results) == {"c": 1.75, "a": 2.0, "b": 2.25}
 
 
-def test_the_command_goes_on_where_it_stopped_and_shows_again(tmp_path):
+def test_the_command_goes_on_where_it_stopped_and_shows_again(tmp_path, monkeypatch):
+    monkeypatch.setattr("meltr.helps.catalogue.build", short)
     record, page = tmp_path / "helps.json", tmp_path / "page.md"
     words = ["helps", "--bed", "random", "--seeds", "0,1", "--json", str(record)]
     assert call(*words, "--method", "primary").exit_code == 0
