@@ -127,25 +127,14 @@ def has_gpu(session: nox.Session) -> bool:
 
 @nox.session
 def gpu(session: nox.Session) -> None:
-    """Everything that wants a GPU: the tests marked so, then what training costs there.
+    """Everything that wants a GPU: what training costs there, then the tests marked so, within a limit of time.
 
-    ``nox -s gpu`` or ``-- --quick`` takes about four minutes of a GPU, ``-- --full`` about ten.
+    ``nox -s gpu`` or ``-- --quick`` takes four minutes of a GPU, ``-- --full`` ten. ``-- --device cpu`` is a rehearsal.
     """
     install_all(session, "pytest")
-    if not has_gpu(session):
+    if "cpu" not in session.posargs and not has_gpu(session):
         session.skip("no CUDA device on this machine")
-    session.run("pytest", "-m", "gpu")
-    card = ("python", "benchmarks/card.py", "--device", "cuda")
-    session.run(*card, "--case", "transformer-base", "--batch-size", "64", "--budget", "120")
-    if "--full" not in session.posargs:
-        return
-    for case, batch in (("violet-base", "8"), ("resnet32", "512"), ("vit_base", "64")):
-        session.run(*card, "--case", case, "--batch-size", batch, "--compiled", "", "--budget", "60")
-    base = ("meltr", "bench", "--case", "transformer-base", "--device", "cuda", "--batch-size", "64")
-    session.run(*base, "--precision", "bf16")
-    session.run(*base, "--set", "losses=[label,masked]", "--variants", "aid-fp-lite,recompute,double_backward")
-    session.run("python", "benchmarks/allinone_retrieval.py", "--size", "base", "--items", "32", "--device", "cuda")
-    session.run("python", "benchmarks/univl_step.py", "--size", "base", "--batch", "16", "--device", "cuda")
+    session.run("python", "benchmarks/gpu.py", *session.posargs)
 
 
 @nox.session

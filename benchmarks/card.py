@@ -5,8 +5,8 @@
 Every row takes whole cycles of K steps from the same weights, as ``meltr bench`` does. Beside time and memory relative
 to multi-task learning it says how long kernels ran, how many were launched, and how often the host waited, per step.
 Rows that begin with "compiled" come from a second model with ``train.compile=true``; their times are relative to the
-multi-task step that is not compiled. ``--budget`` skips rows and profiles once that many
-seconds have passed; times are printed as soon as they are known.
+multi-task step that is not compiled. ``--budget`` begins no further row once that many seconds have passed. Each row is
+printed, and written to ``--out``, before the next is begun, so that a run that is killed leaves what it has.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from __future__ import annotations
 import argparse
 import json
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ import torch
 
 from meltr.bench.cases import pick, registry_with_cases, resolve_case
 from meltr.bench.markdown import update
+from meltr.files import write_json
 from meltr.plugins import Registry
 from meltr.specs import RunSpec
 from meltr.verify.fixed_run import FixedRun, Stepper
@@ -77,71 +78,91 @@ def row(run: FixedRun, settings: Mapping[str, Any]) -> Stepper:
     return stepper
 
 
-def measure(
-    registry: Registry, spec: RunSpec, names: Sequence[str], *, turns: int, until: float, compiled: bool
-) -> list[dict[str, Any]]:
-    """Return one row per variant: what it cost, or why it did not run."""
-    rows: dict[str, dict[str, Any]] = {}
-    steppers: dict[str, Stepper] = {}
-    run = FixedRun(spec, registry)
-    for name in names:
-        label = f"compiled {name}" if compiled else name
-        rows[label] = {"name": label}
-        if time.monotonic() > until:
-            rows[label]["cause"] = "no time left"
-            continue
-        started = time.monotonic()
-        try:
-            steppers[label] = row(run, VARIANTS[name])
-        except Exception as error:
-            rows[label]["cause"] = f"{type(error).__name__}: {error}".splitlines()[0][:120]
-            continue
-        rows[label] |= {"estimator": steppers[label].estimator, "first_cycles_s": time.monotonic() - started}
-        print(f"# {label}: ready after {time.monotonic() - started:.0f} s", flush=True)
-    first = next(iter(steppers))
-    timed = interleaved(
-        {name: stepper.cycle for name, stepper in steppers.items()},
-        reference=first,
-        turns=turns,
-        device=run.device,
-        before=lambda name: steppers[name].at_outer_step(),
-        units={name: stepper.every for name, stepper in steppers.items()},
-    )
-    for name, stepper in steppers.items():
-        rows[name] |= {"ms": 1000 * timed[name].median, "ratio": timed[name].ratio, "quartiles": timed[name].quartiles}
-        print(f"# {name}: {rows[name]['ms']:.1f} ms, {rows[name]['ratio']:.2f}", flush=True)
-        refused = stepper.trainer.losses.graphs.refused if stepper.trainer.losses.graphs else ""
-        if refused:
-            rows[name]["name"] = f"{name} ({refused})"
-    for name, stepper in steppers.items():  # last, since they are slow: what came before is printed already
-        if time.monotonic() < until:
-            rows[name] |= {"mib": stepper.peak(stepper.every), **profile(stepper)}
-    return list(rows.values())
+class Table:
+    """The rows of one case, each measured and shown before the next is begun.
+
+    A row is timed in alternation with multi-task learning, so that both meet the same neighbours.
+
+    Args:
+        keep: Called with all rows after each of them.
+        until: When to begin no further row, in seconds of `time.monotonic`.
+        turns: Times that a row is timed.
+    """
+
+    def __init__(self, keep: Callable[[Sequence[Mapping[str, Any]]], object], *, until: float, turns: int) -> None:
+        self._keep, self._until, self._turns = keep, until, turns
+        self.rows: list[dict[str, Any]] = []
+
+    def measure(self, registry: Registry, spec: RunSpec, names: Sequence[str]) -> None:
+        """Add one row per variant: what it cost, or why it did not run."""
+        run, base = FixedRun(spec, registry), None
+        for name in names:
+            found: dict[str, Any] = {"name": f"compiled {name}" if spec.train.compile else name}
+            if time.monotonic() > self._until:
+                found["cause"] = "no time left"
+            else:
+                started = time.monotonic()
+                try:
+                    stepper = row(run, VARIANTS[name])
+                    found |= {"estimator": stepper.estimator, "first_cycles_s": time.monotonic() - started}
+                    base = base or stepper
+                    found |= self._priced(run, stepper, base)
+                except Exception as error:
+                    found["cause"] = f"{type(error).__name__}: {error}".splitlines()[0][:120]
+            self._add(found)
+
+    def _priced(self, run: FixedRun, stepper: Stepper, base: Stepper) -> dict[str, Any]:
+        """Return time, memory and profile of a row; `base`: the first row of the same model."""
+        steppers = {"row": stepper} if stepper is base else {BASE: base, "row": stepper}
+        timed = interleaved(
+            {name: each.cycle for name, each in steppers.items()},
+            reference=next(iter(steppers)),
+            turns=self._turns,
+            device=run.device,
+            before=lambda name: steppers[name].at_outer_step(),
+            units={name: each.every for name, each in steppers.items()},
+        )["row"]
+        found = {"ms": 1000 * timed.median, "ratio": timed.ratio, "quartiles": timed.quartiles}
+        graphs = stepper.trainer.losses.graphs
+        found |= {"refused": graphs.refused} if graphs and graphs.refused else {}
+        return found | {"mib": stepper.peak(stepper.every), **profile(stepper)}
+
+    def _add(self, found: dict[str, Any]) -> None:
+        if not self.rows:
+            print("\n".join(HEAD), flush=True)
+        self.rows.append(found)
+        print(line(found, self.rows), flush=True)
+        self._keep(self.rows)
 
 
-def shown(rows: Sequence[Mapping[str, Any]]) -> str:
-    """Return the rows as a Markdown table, relative to the first row with a time.
+HEAD = (
+    "| | ms a step | time | memory | kernels, ms | launches | copies | waits |",
+    "| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
+)
+
+
+def line(each: Mapping[str, Any], rows: Sequence[Mapping[str, Any]]) -> str:
+    """Return a row of a Markdown table, relative to the first row with a time.
 
     Time: median of the ratios of all turns (first to third quartile); of a compiled row, the ratio of the medians.
     """
-    base = next(each for each in rows if "ms" in each)
-    lines = [
-        "| | ms a step | time | memory | kernels, ms | launches | copies | waits |",
-        "| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
-    ]
-    for each in rows:
-        if "ms" not in each:
-            lines.append(f"| {each['name']} | {each['cause']} | | | | | | |")
-            continue
-        memory = f"{each['mib'] / base['mib']:.2f}" if each.get("mib") and base.get("mib") else "-"
-        estimator = f" ({each['estimator']})" if each.get("estimator") and "none" not in each["name"] else ""
-        spent = [f"{each[name]:.1f}" if name in each else "-" for name in ("kernels_ms", "launches", "copies", "waits")]
-        low, high = each["quartiles"]
-        own = not each["name"].startswith("compiled")
-        time_of = f"{each['ratio']:.2f} ({low:.2f} to {high:.2f})" if own else f"{each['ms'] / base['ms']:.2f}"
-        cells = [f"{each['name']}{estimator}", f"{each['ms']:.1f}", time_of, memory, *spent]
-        lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines)
+    name = each["name"] + (f" ({each['refused']})" if each.get("refused") else "")
+    if "ms" not in each:
+        return f"| {name} | {each['cause']} | | | | | | |"
+    base = next(row for row in rows if "ms" in row)
+    memory = f"{each['mib'] / base['mib']:.2f}" if each.get("mib") and base.get("mib") else "-"
+    estimator = f" ({each['estimator']})" if each.get("estimator") and "none" not in name else ""
+    spent = [f"{each[part]:.1f}" if part in each else "-" for part in ("kernels_ms", "launches", "copies", "waits")]
+    low, high = each["quartiles"]
+    own = not name.startswith("compiled")
+    time_of = f"{each['ratio']:.2f} ({low:.2f} to {high:.2f})" if own else f"{each['ms'] / base['ms']:.2f}"
+    cells = [f"{name}{estimator}", f"{each['ms']:.1f}", time_of, memory, *spent]
+    return f"| {' | '.join(cells)} |"
+
+
+def shown(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Return the rows as a Markdown table."""
+    return "\n".join([*HEAD, *(line(each, rows) for each in rows)])
 
 
 def main() -> None:
@@ -170,21 +191,21 @@ def main() -> None:
     registry, until, found = registry_with_cases(), time.monotonic() + chosen.budget, {}
     flags = {"device": chosen.device, "train.precision": chosen.precision}
     flags |= {} if chosen.batch_size is None else {"train.batch_size": chosen.batch_size}
+    card = torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU"
     for case in pick(registry, chosen.case or ["transformer-small"]):
-        rows: list[dict[str, Any]] = []
+
+        def keep(rows: Sequence[Mapping[str, Any]], name: str = case.name) -> None:
+            found[name] = list(rows)
+            if chosen.out:
+                write_json(chosen.out, found)
+
+        print(f"\n**{case.name}**, {chosen.precision}, {card}, torch {torch.__version__}\n", flush=True)
+        table = Table(keep, until=until, turns=chosen.turns)
         for compiled, names in ((False, chosen.variants), (True, chosen.compiled)):
             wanted = [name.strip() for name in names.split(",") if name.strip() in VARIANTS]
-            if not wanted or time.monotonic() > until:
-                continue
-            spec = resolve_case(registry, case, flags={**flags, "train.compile": compiled}, sets=chosen.set)
-            rows += measure(registry, spec, wanted, turns=chosen.turns, until=until, compiled=compiled)
-        found[case.name] = rows
-        card = torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU"
-        print(
-            f"\n**{case.name}**, {chosen.precision}, {card}, torch {torch.__version__}\n\n{shown(rows)}\n", flush=True
-        )
-        if chosen.out:
-            chosen.out.write_text(json.dumps(found, indent=1), encoding="utf-8")
+            if wanted and time.monotonic() <= until:
+                spec = resolve_case(registry, case, flags={**flags, "train.compile": compiled}, sets=chosen.set)
+                table.measure(registry, spec, wanted)
 
 
 if __name__ == "__main__":

@@ -22,6 +22,9 @@ from statistics import median
 from typing import Any
 
 COPIES = 10
+SLOWER = 1.1
+"""Times the steps with all frames in memory above which the decoder is said to bound a run."""
+
 WAYS = {"frames in memory": ("workers=0", "memory_mb=2048"), "decoded while training": ("workers=1", "memory_mb=0")}
 
 
@@ -43,11 +46,14 @@ def main() -> None:
                     rate = train(manifest, combiner, settings, given.steps, folder / f"{turn}-{way[:3]}-{combiner}")
                     if turn:
                         rates.setdefault((way, combiner), []).append(rate)
-    print(f"{'':24}{'sum, ms a step':>16}{'meltr':>8}")
+    print(f"{'':24}{'sum, ms a step':>16}{'meltr':>8}{'bound by':>36}")
+    first = median(rates[next(iter(WAYS)), "sum"])
     for way in WAYS:
         sums, ours = rates[way, "sum"], rates[way, "meltr"]
         ratios = [mine / plain for plain, mine in zip(sums, ours, strict=True)]
-        print(f"{way:24}{1e3 * median(sums):16.0f}{median(ratios):7.3f}x  ({min(ratios):.3f} to {max(ratios):.3f})")
+        spread = f"({min(ratios):.3f} to {max(ratios):.3f})"
+        bound = "the decoder" if median(sums) > SLOWER * first else "the model"
+        print(f"{way:24}{1e3 * median(sums):16.0f}{median(ratios):7.3f}x  {spread:>20}  {bound}")
 
 
 def write_manifest(videos: Path, height: int | None, folder: Path) -> Path:

@@ -14,6 +14,7 @@ from safetensors.numpy import load_file
 from scipy.stats import rankdata
 
 from meltr.errors import MeltrError
+from meltr.metrics import ranking
 from meltr.metrics.ranking import ranks
 from meltr.video.tasks.retrieval import chance, retrieval_metrics, summary, text_to_video, video_to_text
 from places import shared
@@ -45,6 +46,16 @@ def test_every_position_of_a_tied_score_is_one_rank(case):
     for row, index in zip(scores, right, strict=True):
         expected += [place for place, value in enumerate(sorted(row, reverse=True), 1) if value == row[index]]
     assert ranks(scores, right, ties="positions").tolist() == expected
+
+
+@pytest.mark.parametrize("ties", ["stable", "optimistic", "average", "pessimistic", "positions"])
+@pytest.mark.parametrize("block", [1, 40, 1000])
+def test_ranks_do_not_depend_on_the_blocks_that_bound_their_memory(ties, block, monkeypatch):
+    rng = np.random.default_rng(0)
+    scores, right = rng.integers(0, 4, (23, 17)).astype(float), rng.integers(0, 17, 23)
+    whole = ranks(scores, right, ties=ties)
+    monkeypatch.setattr(ranking, "BLOCK", block)
+    assert ranks(scores, right, ties=ties).tolist() == whole.tolist()
 
 
 def test_a_collapsed_model_is_not_rewarded():

@@ -87,8 +87,8 @@ class BudgetPace(Pace):
 
     s the signal of `Movement` and K_b the spacing that just uses the budget. So if g moves (s = 1) outer steps come as
     often as the budget allows, at most after `every` inner steps, and use what was saved before; if g is noise (s = 0)
-    they come after `RARELY` times K_b. With a larger spacing g moves more
-    from one outer step to the next, so that s rises again.
+    they come after `RARELY` times K_b. With a larger spacing g moves more from one outer step to the next, so that s
+    rises again.
 
     All processes decide alike: prices are means over them, and g is that of rank 0.
 

@@ -36,6 +36,7 @@ class Method:
         outer_lr: Learning rate of Adam for the combiner; None: the combiner is not trained.
         outer_weight_decay: Of the same.
         every: K, inner steps between two outer steps.
+        budget: Share of the operations that outer steps may take, with `every` the smallest K; None: K is fixed.
         gamma: Weight of the regulariser (eq. 6).
         scheme: Which direction q.
         outer_batch: What the outer step's primary loss is taken on: the current batch, or the validation examples.
@@ -50,6 +51,7 @@ class Method:
     outer_lr: float | None = None
     outer_weight_decay: float = 0.0
     every: int = 3
+    budget: float | None = None
     gamma: float = 0.0
     scheme: Scheme = field(default_factory=AIDFPLite)
     outer_batch: Literal["current", "held_out"] = "current"

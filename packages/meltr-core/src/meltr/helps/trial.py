@@ -84,6 +84,7 @@ class _Run:
             scheme=method.scheme,
             estimator=ForwardMode(),
             every=method.every,
+            budget=method.budget,
             gamma=method.gamma,
             parameters=self._network.trunk() if method.trunk else None,
             inner_optimizer=self._optimizer,

@@ -25,6 +25,9 @@ the order of the file. ``positions`` is the result of looking up the score in th
 for 1k-A does.
 """
 
+BLOCK = 2**22
+"""Scores that are compared at once: the comparisons take a few megabytes, however many rows there are."""
+
 Scores = npt.NDArray[np.floating]
 Ranks = npt.NDArray[np.float64]
 
@@ -50,6 +53,15 @@ def ranks(scores: npt.ArrayLike, right: npt.ArrayLike, *, ties: Ties = "stable")
         raise ValueError(f"right has shape {index.shape} and type {index.dtype}, not {matrix.shape[:1]} integers")
     if index.size and not 0 <= index.min() <= index.max() < matrix.shape[1]:
         raise ValueError(f"right lies in {index.min()}..{index.max()}, but there are {matrix.shape[1]} candidates")
+    if ties not in get_args(Ties):
+        raise ValueError(f"ties={ties!r}: choose one of {', '.join(get_args(Ties))}")
+    rows = max(1, BLOCK // matrix.shape[1])
+    blocks = [slice(start, start + rows) for start in range(0, len(matrix), rows)]
+    return np.concatenate([np.empty(0), *(_ranks(matrix[block], index[block], ties) for block in blocks)])
+
+
+def _ranks(matrix: Scores, index: npt.NDArray[np.integer], ties: Ties) -> Ranks:
+    """Return the ranks of a block of rows."""
     own = matrix[np.arange(len(matrix)), index][:, None]
     better = (matrix > own).sum(axis=1)
     equal = matrix == own
@@ -57,8 +69,6 @@ def ranks(scores: npt.ArrayLike, right: npt.ArrayLike, *, ties: Ties = "stable")
     if ties == "positions":
         spread = [np.arange(low, low + more + 1) for low, more in zip(better, others, strict=True)]
         return 1.0 + np.concatenate([np.empty(0), *spread])
-    if ties not in get_args(Ties):
-        raise ValueError(f"ties={ties!r}: choose one of {', '.join(get_args(Ties))}")
     before = (equal & (np.arange(matrix.shape[1]) < index[:, None])).sum(axis=1)
     passed = {"stable": before, "optimistic": 0 * others, "average": others / 2, "pessimistic": others}
     found: Ranks = 1.0 + better + passed[ties]
@@ -77,8 +87,8 @@ def checked(scores: npt.ArrayLike) -> Scores:
         raise ValueError(f"scores has shape {matrix.shape}, not (rows, candidates)")
     if not np.issubdtype(matrix.dtype, np.floating):
         matrix = matrix.astype(np.float64)
-    missing = int(np.isnan(matrix).sum())
-    if missing:
+    if np.isnan(matrix.max()):
+        missing = int(np.isnan(matrix).sum())
         raise MeltrError(
             f"{missing:,} of {matrix.size:,} scores are NaN, so the candidates cannot be ranked.",
             "The model has diverged: lower --lr, or evaluate in float32.",
