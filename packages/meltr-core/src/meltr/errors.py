@@ -55,11 +55,15 @@ class StoppedRun(BaseException):
         reason: What asked, such as ``SIGTERM``.
         exit_code: Of the command: 128 + the signal's number, or 124 for the limit of time.
         state: Where the run stands, such as ``at step 12 of 40; saved: step-000012``; empty before it began.
+
+    Attributes:
+        told: Whether the user has been told, and how to go on.
     """
 
     def __init__(self, reason: str, exit_code: int, state: str = "") -> None:
         super().__init__(f"stopped by {reason} {state}".strip())
         self.reason, self.exit_code, self.state = reason, exit_code, state
+        self.told = False
 
 
 def closest(word: str, choices: Iterable[str]) -> str | None:

@@ -18,6 +18,8 @@ from changed_toy import changed_toy
 from command_line import call
 from meltr import UserError
 from meltr.cli._times import seconds_of
+from meltr.errors import StoppedRun
+from places import TOY
 
 LOSSES = "        points, label = batch\n"
 EVALUATE = "        points, label = data.tensors\n"
@@ -165,3 +167,14 @@ def test_a_second_signal_ends_the_process_at_once(tmp_path):
     assert process.poll() is None  # it waits for the step
     process.send_signal(signal.SIGTERM)
     assert process.wait(20) == -signal.SIGTERM
+
+
+def test_a_run_that_is_stopped_before_it_begins_says_so(monkeypatch, tmp_path):
+    def stopped(*_):
+        raise StoppedRun("SIGTERM", 143)
+
+    monkeypatch.setattr("meltr.cli.run.performed", stopped)
+    result = call("run", "--plugin", str(TOY), *OPTIONS, "--output-dir", str(tmp_path))
+    assert result.exit_code == 143
+    assert result.stderr.endswith("stopped by SIGTERM before the run began; nothing was written\n")
+    assert not list(tmp_path.iterdir())

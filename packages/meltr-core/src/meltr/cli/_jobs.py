@@ -184,6 +184,10 @@ def performed(job: Job, claim: Claim | None, how: Manner, ranks: Ranks | None) -
             remark(f"\n{state}the earlier run is back in {job.folder}")
         elif job.folder is not None and job.folder.exists() and is_first():
             remark(f"\n{state}continue with: meltr run --resume {job.folder}")
+        else:
+            raise
+        if isinstance(error, StoppedRun):
+            error.told = True
         raise
 
 

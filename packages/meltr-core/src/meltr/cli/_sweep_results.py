@@ -17,8 +17,10 @@ def finished(registry: Registry, pieces: Sequence[Piece], *, jobs: int) -> Outco
     """Do what is missing; if a signal ends it, say how to go on."""
     try:
         return work(registry, pieces, jobs=jobs)
-    except (KeyboardInterrupt, StoppedRun):
+    except (KeyboardInterrupt, StoppedRun) as error:
         remark("the same command goes on where it stopped")
+        if isinstance(error, StoppedRun):
+            error.told = True
         raise
 
 

@@ -21,6 +21,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
+from meltr.cli._processes import is_first
 from meltr.errors import MeltrError, StoppedRun
 from meltr.plugins import Registry, discover
 from meltr.plugins.blame import blame_of
@@ -138,6 +139,8 @@ def _clear_errors(*, debug: bool, leave: Any = _leave) -> Iterator[None]:
         typer.echo("\ninterrupted", err=True)
         leave(130)
     except StoppedRun as stopped:
+        if not stopped.told and is_first():
+            typer.echo(f"{stopped} before the run began; nothing was written", err=True)
         leave(stopped.exit_code)
     except BrokenPipeError:
         with contextlib.suppress(OSError, ValueError):
