@@ -30,7 +30,7 @@ CASES = {
     "held-out": {"held_out": True},
     "primary-step": {"scheme": scheme_of("primary-step"), "estimator": "difference"},
     "primary-step-per_task": {"scheme": scheme_of("primary-step"), "estimator": "per_task", "accumulate": 2},
-    "budget": {"budget": 1.0, "every": 1, "estimator": "per_task", "losses": 4},
+    "budget": {"budget": 1.0, "every": 1, "estimator": "per_task", "losses": 4, "steps": 8},  # the first come late
     "cross": {"accumulate": 2, "cross": True, "estimator": "per_task"},
 }
 
@@ -88,7 +88,7 @@ def train(ranks: Ranks, parallel: str, case: str) -> dict[str, torch.Tensor]:
     settings = dict(CASES[case])
     count, contrastive = settings.pop("losses", 3), settings.pop("contrastive", False)
     accumulate, held_out = settings.pop("accumulate", 1), settings.pop("held_out", False)
-    cross = settings.pop("cross", False)
+    cross, steps = settings.pop("cross", False), settings.pop("steps", STEPS)
     estimator, scheme = (
         estimator_of(settings.pop("estimator", "auto")),
         settings.pop("scheme", scheme_of("aid-fp-lite")),
@@ -109,7 +109,7 @@ def train(ranks: Ranks, parallel: str, case: str) -> dict[str, torch.Tensor]:
     )  # fmt: skip
     products = torch.zeros(count)
     start = torch.cat([p.detach().flatten().clone() for p in m.parameters()])
-    for step in range(STEPS):
+    for step in range(steps):
         size = ranks.size * accumulate
         # The halves of the joined batch are the halves of all processes.
         pieces = [batch_of(step, rank=i * ranks.size + ranks.rank, size=size) for i in range(accumulate)]
