@@ -178,3 +178,10 @@ def test_a_run_that_is_stopped_before_it_begins_says_so(monkeypatch, tmp_path):
     assert result.exit_code == 143
     assert result.stderr.endswith("stopped by SIGTERM before the run began; nothing was written\n")
     assert not list(tmp_path.iterdir())
+
+
+def test_a_run_that_keeps_nothing_says_where_it_was_stopped(meltr_run):
+    done = meltr_run(*OPTIONS, "--fast-dev-run", ask=("step", 3, int(signal.SIGTERM)))
+    assert done.exit_code == 143
+    assert "stopped by SIGTERM at step " in done.stderr
+    assert "before the run began" not in done.stderr

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from meltr.autograd.losses import Compute
 from meltr.bilevel.average import AveragedAlignment
 from meltr.bilevel.beginning import Beginning
-from meltr.bilevel.checks import Fresh, check_device, check_numbers, check_optimizer, check_primary_step, check_rule
+from meltr.bilevel.checks import Fresh, check_device, check_gamma, check_optimizer, check_primary_step, check_rule
 from meltr.bilevel.combiner_update import CombinerUpdate
 from meltr.bilevel.draws import CombinerDraws
 from meltr.bilevel.evaluations import Evaluations
@@ -114,7 +114,7 @@ class Bilevel:
         log: Callable[[str], None] = lambda line: None,
         **old: str,
     ) -> None:
-        check_numbers(every, gamma)
+        check_gamma(gamma)
         self.scheme, self.estimator = check_rule(scheme, estimator, old)
         self.estimator_in_use = EstimatorInUse(self.estimator)
         self.combiner, self.every, self.budget, self.steps = combiner, every, budget, 0

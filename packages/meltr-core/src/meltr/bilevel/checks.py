@@ -51,10 +51,8 @@ def check_rule(scheme: object, estimator: object, old: Mapping[str, str]) -> tup
     return scheme, estimator
 
 
-def check_numbers(every: int, gamma: float) -> None:
-    """Raise ValueError if K is below 1 or gamma negative."""
-    if every < 1:
-        raise ValueError(f"every must be at least 1, got {every}")
+def check_gamma(gamma: float) -> None:
+    """Raise ValueError if the weight of the regulariser is negative."""
     if gamma < 0:
         raise ValueError(f"gamma must not be negative, got {gamma}")
 

@@ -140,7 +140,7 @@ def _clear_errors(*, debug: bool, leave: Any = _leave) -> Iterator[None]:
         leave(130)
     except StoppedRun as stopped:
         if not stopped.told and is_first():
-            typer.echo(f"{stopped} before the run began; nothing was written", err=True)
+            typer.echo(f"{stopped}{'' if stopped.state else ' before the run began; nothing was written'}", err=True)
         leave(stopped.exit_code)
     except BrokenPipeError:
         with contextlib.suppress(OSError, ValueError):
