@@ -12,6 +12,7 @@ printed, and written to ``--out``, before the next is begun, so that a run that 
 from __future__ import annotations
 
 import argparse
+import gc
 import json
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -78,6 +79,16 @@ def row(run: FixedRun, settings: Mapping[str, Any]) -> Stepper:
     return stepper
 
 
+def reserved(device: torch.device) -> float:
+    """Return the memory in MiB that is held on a GPU while nothing runs; 0 on other devices."""
+    gc.collect()
+    if device.type != "cuda":
+        return 0.0
+    torch.cuda.synchronize(device)
+    torch.cuda.empty_cache()
+    return torch.cuda.memory_reserved(device) / 2**20
+
+
 class Table:
     """The rows of one case, each measured and shown before the next is begun.
 
@@ -101,14 +112,17 @@ class Table:
             if time.monotonic() > self._until:
                 found["cause"] = "no time left"
             else:
-                started = time.monotonic()
+                started, before = time.monotonic(), reserved(run.device)
                 try:
                     stepper = row(run, VARIANTS[name])
                     found |= {"estimator": stepper.estimator, "first_cycles_s": time.monotonic() - started}
                     base = base or stepper
                     found |= self._priced(run, stepper, base)
+                    if stepper.trainer.losses.graphs is not None:
+                        found["mib"] += reserved(run.device) - before  # recordings keep their memory between steps
                 except Exception as error:
                     found["cause"] = f"{type(error).__name__}: {error}".splitlines()[0][:120]
+                stepper = None
             self._add(found)
 
     def _priced(self, run: FixedRun, stepper: Stepper, base: Stepper) -> dict[str, Any]:

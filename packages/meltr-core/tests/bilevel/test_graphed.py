@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from bilevel_cases import estimator_of
-from meltr import Bilevel, LossTransformer, PrimaryStep
+from meltr import Bilevel, ForwardMode, LossTransformer, PrimaryStep, Setup
 from meltr.autograd.graphed import GraphedLosses
 from meltr.autograd.random_state import RandomState
 
@@ -33,7 +33,7 @@ class Model(nn.Module):
         return {name: error[place] for place, name in enumerate(NAMES)}
 
 
-def stand_in(function: Callable[[], None]) -> Callable[[], None]:
+def stand_in(function: Callable[[], None], together: list[object]) -> Callable[[], None]:
     enabled = torch.is_grad_enabled()
 
     def again() -> None:
@@ -58,7 +58,8 @@ def run(recorded: bool, *, steps: int = 12, accumulate: int = 1, **settings):
     torch.manual_seed(0)
     model, m = Model().double(), LossTransformer(NAMES, width=8, heads=2, start="random").double()
     optimizer = torch.optim.SGD(model.parameters(), 0.05, momentum=0.9)
-    bilevel = Bilevel(model, m, torch.optim.SGD(m.parameters(), 1e-2), **settings)
+    setup = Setup(recorded=recorded)
+    bilevel = Bilevel(model, m, torch.optim.SGD(m.parameters(), 1e-2), setup=setup, **settings)
     graphs, found = graphed(model), []
     for number, batch in enumerate(batches(steps)):
         torch.manual_seed(number)
@@ -99,6 +100,82 @@ def test_a_loop_with_recorded_losses_is_the_loop_with_plain_ones(settings, accum
                 torch.testing.assert_close(value, expected, rtol=1e-9, atol=1e-12)
     for expected, value in zip(plain[1] + plain[2], recorded[1] + recorded[2], strict=True):
         torch.testing.assert_close(value, expected, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_forward_mode_is_recorded_too(accumulate):
+    """A replay reads the tangents of its own outer step, not those of the step that was recorded."""
+    found = []
+    for recorded in (False, True):
+        torch.manual_seed(0)
+        model, m = Model().double(), LossTransformer(NAMES, width=8, heads=2, start="random").double()
+        bilevel = Bilevel(
+            model,
+            m,
+            torch.optim.SGD(m.parameters(), 1e-2),
+            every=1,
+            estimator=ForwardMode(),
+            setup=Setup(recorded=recorded),
+        )
+        graphs, products = graphed(model), []
+        for batch in batches(16):
+            halves = [{k: v.chunk(accumulate)[i] for k, v in batch.items()} for i in range(accumulate)]
+            model.zero_grad()
+            result = bilevel.backward([graphs.of(model.losses, each, NAMES) for each in halves], outer=True)
+            products.append(result.outer.products)
+            with torch.no_grad():
+                for parameter in model.parameters():
+                    parameter -= 0.05 * parameter.grad
+        assert graphs.refused == ""
+        found.append((graphs.count, products))
+    assert found[1][0] == found[0][0] + 1
+    for expected, value in zip(found[0][1], found[1][1], strict=True):
+        torch.testing.assert_close(value, expected, rtol=1e-9, atol=1e-12)
+
+
+class Apart(nn.Module):
+    """One body per loss."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.bodies = nn.ModuleDict({name: nn.Sequential(nn.Linear(5, 8), nn.Tanh(), nn.Linear(8, 1)) for name in NAMES})
+
+    def losses(self, batch):
+        return {name: body(batch["x"]).square().mean() for name, body in self.bodies.items()}
+
+
+def test_losses_that_share_little_have_a_backward_pass_each():
+    model, ran = Apart().double(), []
+
+    def counting(function, together):
+        replay = stand_in(function, together)
+        number = len(ran)
+        ran.append(0)
+
+        def again():
+            ran[number] += 1
+            replay()
+
+        return again
+
+    graphs, batch = GraphedLosses(model, counting, RandomState), batches(1)[0]
+    for _ in range(3):
+        losses = graphs.of(model.losses, batch, NAMES)()
+    assert len(ran) == 1 + 1 + len(NAMES)  # the evaluation, all losses, each loss
+    leaves = list(model.parameters())
+    found = torch.autograd.grad(losses["c"], leaves, retain_graph=True, allow_unused=True)
+    plain = torch.autograd.grad(model.losses(batch)["c"], leaves, allow_unused=True)
+    for one, other in zip(found, plain, strict=True):
+        assert (one is None) == (other is None)
+        if one is not None:
+            torch.testing.assert_close(one, other)
+    assert ran[1:] == [0, 0, 0, 1, 0]
+    (0.5 * losses["a"] + 2.0 * losses["d"]).backward()
+    expected = model.losses(batch)
+    whole = torch.autograd.grad(0.5 * expected["a"] + 2.0 * expected["d"], leaves, allow_unused=True)
+    for leaf, other in zip(leaves, whole, strict=True):
+        torch.testing.assert_close(leaf.grad, torch.zeros_like(leaf) if other is None else other)
+    assert ran[1:] == [1, 0, 0, 1, 0]
 
 
 def test_gradients_are_copies_that_a_later_backward_pass_leaves_alone():
@@ -197,7 +274,7 @@ def test_a_refused_recording_draws_the_numbers_of_a_plain_evaluation():
         noise = torch.rand((), generator=generator, dtype=torch.float64)
         return {name: loss * noise for name, loss in model.losses(each).items()}
 
-    def refusing(function):
+    def refusing(function, together):
         function()
         raise RuntimeError("no capture")
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from meltr.autograd import vectors
 from meltr.autograd.vectors import Combination, displaced, dot
 
 STEPS = (0.1, -0.1, 0.01, -0.03)
@@ -112,3 +113,24 @@ def test_inner_products_of_any_length_and_layout(size, dtype):
     tolerance = {torch.float32: 1e-7, torch.float64: 1e-15, torch.bfloat16: 4e-3}[dtype]
     assert abs(dot([a, None], [b, a]) - exact) <= tolerance * scale
     assert dot([a, None], [b, a]).dtype == torch.float64
+
+
+@pytest.mark.parametrize("group", [1, 20, 10**6])
+def test_parts_that_are_computed_together_are_those_computed_one_by_one(group, monkeypatch):
+    """On a GPU parts are joined, so that few kernels are launched; here the same is done on the CPU."""
+    monkeypatch.setattr(vectors, "_GROUP", group)
+    a = torch.tensor([0.5, -2.0, 3.0])
+    rows = [[*weights(), None, torch.randn(7), torch.randn(2)] for _ in a]
+    rows[1][4] = None
+    one_by_one = list(Combination(a, [list(row) for row in rows]).spend())
+    monkeypatch.setattr(Combination, "_joins", lambda self, place: all(row[place] is not None for row in self.rows))
+    spent = [list(row) for row in rows]
+    for part, expected in zip(Combination(a, spent).spend(), one_by_one, strict=True):
+        assert (part is None) == (expected is None)
+        if part is not None:
+            torch.testing.assert_close(part, expected)
+    assert all(part is None for row in spent for part in row)
+    joined = list(vectors._joined([(p, q) for p, q in zip(rows[0], rows[2], strict=True) if p is not None]))
+    assert len(joined) == {1: 5, 20: 3, 10**6: 1}[group]
+    total = sum(torch.sum(p.double() * q.double()) for p, q in joined)
+    torch.testing.assert_close(total, dot(rows[0], rows[2]), rtol=1e-6, atol=0)

@@ -115,11 +115,33 @@ class Combination(Sequence[Tensor | None]):
 
     def spend(self) -> Iterator[Tensor | None]:
         """Yield the parts, sparse where all rows are; the rows' parts are freed as they are used."""
+        places = [place for place in range(len(self)) if self._joins(place)]
+        firsts = [part for place in places if (part := self.rows[0][place]) is not None]
+        ready: dict[int, Tensor] = {}
+        groups = [places[part] for part in _groups(firsts)]
         for place in range(len(self)):
-            part = self._part(place)
+            if groups and place == groups[0][0]:
+                ready.update(self._together(groups.pop(0)))
+            part = ready.pop(place) if place in ready else self._part(place)
             for row in self.rows:
                 row[place] = None
             yield part
+
+    def _joins(self, place: int) -> bool:
+        """Tell whether a part is computed with others by few kernels: on a GPU, dense in all rows, and of one type."""
+        parts = [row[place] for row in self.rows]
+        kind = self.weights.device, self.weights.dtype
+        return kind[0].type != "cpu" and all(
+            part is not None and not part.is_sparse and (part.device, part.dtype) == kind for part in parts
+        )
+
+    def _together(self, places: Sequence[int]) -> dict[int, Tensor]:
+        """Return the parts for several parameters."""
+        columns = [[part for place in places if (part := row[place]) is not None] for row in self.rows]
+        totals = products_each(columns[0], self.weights[0])
+        for weight, column in zip(self.weights[1:], columns[1:], strict=True):
+            add_each(totals, products_each(column, weight))
+        return dict(zip(places, totals, strict=True))
 
 
 def dense(part: Tensor | None) -> Tensor | None:
@@ -137,8 +159,21 @@ def dot(one: Direction, other: Direction) -> Tensor:
     ]
     if not pairs:
         return torch.zeros((), dtype=torch.float64)
+    if pairs[0][0].device.type != "cpu":
+        pairs = list(_joined(pairs))
     products = [_dot(a.flatten(), b.flatten()) for a, b in pairs]
     return torch.stack([product.to(products[0].device) for product in products]).sum()
+
+
+def _joined(pairs: Sequence[tuple[Tensor, Tensor]]) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield the pairs, small ones of one kind joined into one, so that few kernels are launched."""
+    kinds: dict[tuple[torch.device, torch.dtype, torch.dtype], list[tuple[Tensor, Tensor]]] = {}
+    for a, b in pairs:
+        kinds.setdefault((a.device, a.dtype, b.dtype), []).append((a.flatten(), b.flatten()))
+    for kind in kinds.values():
+        for part in _groups([a for a, _ in kind]):
+            group = kind[part]
+            yield group[0] if len(group) == 1 else (torch.cat([a for a, _ in group]), torch.cat([b for _, b in group]))
 
 
 def _dense(part: Tensor) -> Tensor:

@@ -15,22 +15,24 @@ from meltr.data.loader import LoaderBatches
 from meltr.hookspecs import hookimpl
 
 MASKED = 0.25
-"""Fraction of the tokens that are hidden and have to be predicted."""
+"""Fraction of the tokens of every example that are hidden and have to be predicted, at least one."""
 
 TEMPERATURE = 0.1
 
 
 class Tokens(Dataset[dict[str, Tensor]]):
-    """Random examples: tokens, which of them are hidden, a label, and features to restore at every token."""
+    """Random examples: tokens, the places of the hidden ones, a label, and features to restore at every token.
+
+    All examples have the same number of hidden tokens, so that the host need not wait to know how many there are.
+    """
 
     def __init__(self, options: TrunkOptions, seed: int) -> None:
         generator = torch.Generator().manual_seed(seed)
         shape = (options.examples, options.tokens)
-        hidden = torch.rand(shape, generator=generator) < MASKED
-        hidden[:, 0] = True  # so that every batch has hidden tokens
+        hidden = max(1, round(MASKED * options.tokens))
         self._columns = {
             "tokens": torch.randint(options.vocabulary, shape, generator=generator),
-            "hidden": hidden,
+            "hidden": torch.rand(shape, generator=generator).argsort(1)[:, :hidden],
             "label": torch.randint(options.classes, shape[:1], generator=generator),
             "features": torch.randn(*shape, options.features, generator=generator),
         }
@@ -82,8 +84,8 @@ class Trunk(nn.Module):
         self.heads = nn.ModuleDict({name: nn.Linear(width, size) for name, size in sizes.items()})
 
     def forward(self, tokens: Tensor, hidden: Tensor) -> Tensor:
-        """Map tokens (B, N), those of `hidden` (B, N) replaced, to (B, 1 + N, width), the class token first."""
-        x = self.embed(tokens.masked_fill(hidden, self.embed.num_embeddings - 1))
+        """Map tokens (B, N), those at the places `hidden` (B, M) replaced, to (B, 1 + N, width), class token first."""
+        x = self.embed(tokens.scatter(1, hidden, self.embed.num_embeddings - 1))
         x = torch.cat([self.first.expand(len(x), -1, -1), x], dim=1) + self.position
         encoded: Tensor = self.layers(x)
         return encoded
@@ -112,10 +114,10 @@ class SharedTrunk:
     def compute_task_losses(self, model: Trunk, batch: Mapping[str, Tensor], context: RunContext) -> dict[str, Tensor]:
         """Return the losses named in ``context.losses``, all from one forward pass."""
         encoded = model(batch["tokens"], batch["hidden"])
-        rest = encoded[:, 1:]
+        rest, hidden = encoded[:, 1:], batch["hidden"]
         losses = {
             "label": lambda head: F.cross_entropy(head(encoded[:, 0]), batch["label"]),
-            "masked": lambda head: F.cross_entropy(head(rest[batch["hidden"]]), batch["tokens"][batch["hidden"]]),
+            "masked": lambda head: _masked(head, rest, hidden, batch["tokens"].gather(1, hidden)),
             "restore": lambda head: F.mse_loss(head(rest), batch["features"]),
             "contrast": lambda head: _contrast(head, rest),
         }
@@ -125,6 +127,12 @@ class SharedTrunk:
     def evaluate(self) -> Evaluation:
         """Return an empty evaluation, because random data cannot be learned."""
         return Evaluation({"loss": 0.0}, 0)
+
+
+def _masked(head: nn.Module, rest: Tensor, hidden: Tensor, tokens: Tensor) -> Tensor:
+    """Return the cross-entropy of the tokens (B, M) at the places `hidden` (B, M)."""
+    picked = rest.gather(1, hidden.unsqueeze(2).expand(-1, -1, rest.shape[2]))
+    return F.cross_entropy(head(picked).flatten(0, 1), tokens.flatten())
 
 
 def _contrast(head: nn.Module, rest: Tensor) -> Tensor:

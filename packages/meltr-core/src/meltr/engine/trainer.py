@@ -90,7 +90,8 @@ class Trainer:
         self.outer = outer_optimizer(spec.bilevel, combiner) if trained else None
         self.scaler = torch.amp.GradScaler(context.device.type) if spec.train.precision == "fp16" else None
         generators = [] if context.generator is None else [context.generator]
-        setup = Setup(autocast_dtype(spec.train.precision), self.scaler, generators, self.sharing)
+        dtype, recorded = autocast_dtype(spec.train.precision), spec.train.cuda_graphs
+        setup = Setup(dtype, self.scaler, generators, self.sharing, recorded)
         self.bilevel = Bilevel(
             model,
             combiner,

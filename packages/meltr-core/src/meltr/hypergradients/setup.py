@@ -29,12 +29,15 @@ class Setup:
         scaler: Gradient scaler (float16); ``.grad`` is then scaled, as `scaler.step(optimizer)` expects.
         generators: Generators that the losses use besides the global ones; extra forward passes replay them.
         sharing: How processes share the batch; None: found from the model.
+        recorded: The losses may be recorded (`meltr.autograd.graphed`): forward mode then keeps its tangents where they
+            are, in memory of the size of the weights.
     """
 
     autocast: torch.dtype | None = None
     scaler: torch.amp.GradScaler | None = None
     generators: Sequence[torch.Generator] = ()
     sharing: Sharing | None = None
+    recorded: bool = False
 
 
 class ModelSetup:
@@ -56,7 +59,7 @@ class ModelSetup:
         self._known = Known(whole=sharing.whole_weights)
         self.model, self.autocast, self.sharing = model, setup.autocast, sharing
         self.scaler = setup.scaler if setup.scaler is not None and setup.scaler.is_enabled() else None
-        self.generators = tuple(setup.generators)
+        self.generators, self.recorded = tuple(setup.generators), setup.recorded
         self.devices = {parameter.device for parameter in model.parameters()}
         self.device = next(iter(self.devices), torch.device("cpu"))
 

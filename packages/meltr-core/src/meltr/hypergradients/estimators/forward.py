@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from typing import ClassVar
 
 import torch
@@ -13,12 +13,13 @@ from torch.autograd import forward_ad
 from torch.func import functional_call
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from meltr.autograd.recordings import fixed_tangents
 from meltr.autograd.vectors import Direction, scaled_all
 from meltr.hypergradients.estimators.base import Estimator
 from meltr.hypergradients.loss_function import LossFunction
 from meltr.hypergradients.passes import Passes
 from meltr.hypergradients.problem import OuterProblem
-from meltr.torch_private import preserved_versions
+from meltr.torch_private import copy_each, preserved_versions
 
 
 class _WithLosses(nn.Module):
@@ -65,6 +66,9 @@ class ForwardMode(Estimator):
     tolerance: ClassVar[float | None] = 1e-2
     needs_whole_weights: ClassVar[bool] = True
 
+    def __init__(self) -> None:
+        self._memory: list[Tensor] = []
+
     def most(self, size: int) -> Passes:
         """Return the bound of one pass with dual numbers, with room for what is linear in w alone."""
         return Passes(forward=4, backward=0)
@@ -78,8 +82,22 @@ class ForwardMode(Estimator):
         """
         factor = _factor(problem, direction) if problem.auxiliary.setup.low_precision else None
         scaled = direction if factor is None else scaled_all(direction, factor)
-        own = torch.stack([_of_batch(problem, scaled, function) for function in problem.auxiliary.functions()]).mean(0)
+        tangents = self._tangents(problem, scaled)
+        memory = self._memory if problem.auxiliary.setup.recorded else None
+        functions = problem.auxiliary.functions()
+        own = torch.stack([_of_batch(problem, tangents, each, memory) for each in functions]).mean(0)
         return problem.auxiliary.setup.sharing.mean(own if factor is None else own / factor)
+
+    def _tangents(self, problem: OuterProblem, direction: Direction) -> list[tuple[Tensor, Tensor]]:
+        """Return weights with their tangents; those of losses that may be recorded lie in the same memory each time."""
+        pairs = [(p, q.to(p)) for p, q in zip(problem.parameters, direction, strict=True) if q is not None]
+        if not problem.auxiliary.setup.recorded:
+            return pairs
+        kinds = [(q.shape, q.dtype, q.device) for _, q in pairs]
+        if kinds != [(q.shape, q.dtype, q.device) for q in self._memory]:
+            self._memory = [torch.empty_like(q) for _, q in pairs]
+        copy_each(self._memory, [q for _, q in pairs])
+        return [(p, q) for (p, _), q in zip(pairs, self._memory, strict=True)]
 
 
 def _factor(problem: OuterProblem, direction: Direction) -> Tensor:
@@ -92,12 +110,26 @@ def _factor(problem: OuterProblem, direction: Direction) -> Tensor:
     return torch.where(usable, torch.exp2(-torch.round(torch.log2(length))), torch.ones_like(length))
 
 
-def _of_batch(problem: OuterProblem, direction: Direction, function: LossFunction) -> Tensor:
-    tangents = {id(p): q.to(p) for p, q in zip(problem.parameters, direction, strict=True) if q is not None}
+def _of_batch(
+    problem: OuterProblem,
+    pairs: Sequence[tuple[Tensor, Tensor]],
+    function: LossFunction,
+    memory: Sequence[Tensor] | None,
+) -> Tensor:
+    """Return g of one batch, shape (T+1,).
+
+    Args:
+        problem: The outer problem.
+        pairs: Weights with their tangents.
+        function: The losses of the batch.
+        memory: Where all tangents lie at every call; None: anywhere.
+    """
+    tangents = {id(p): q for p, q in pairs}
     wrapper = _WithLosses(function.setup.model)
     inside = {id(parameter) for parameter in wrapper.parameters()}
     beside = [p for p in problem.parameters if id(p) in tangents and id(p) not in inside]
     with (
+        nullcontext() if memory is None or beside else fixed_tangents(memory),
         _quiet_first_use(),
         sdpa_kernel(SDPBackend.MATH),
         preserved_versions([weight for weight in beside if weight.numel()]),
