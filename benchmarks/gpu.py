@@ -64,7 +64,8 @@ def parts(*, full: bool, device: str, out: Path) -> list[Part]:
         words += ["--precision", "fp32", "--turns", "1"] if rehearsal else ["--batch-size", str(batch)]
         return Part(chosen, (*words, *more), share)
 
-    tests = ["-m", "pytest", "-m", "gpu", "-q", "-p", "no:cacheprovider", "-x" if rehearsal else "-v"]
+    tests = ["-m", "pytest", "-m", "gpu", "-v", "-p", "no:cacheprovider", "-p", "report_now"]
+    tests += ["-x"] if rehearsal else ["-n", "8"] if importlib.util.find_spec("xdist") else []
     core = Part("tests of core", (*tests, "packages/meltr-core/tests/test_gpu.py"), 1.0)
     if not full:
         return [card("transformer-base", 64, 0.6), core]
@@ -73,7 +74,7 @@ def parts(*, full: bool, device: str, out: Path) -> list[Part]:
     return [
         card("transformer-base", 64, 0.35),
         card("violet-base", 8, 0.15, "--compiled", ""),
-        card("resnet32", 512, 0.15, "--compiled", ""),
+        card("resnet32", 512, 0.15, "--compiled", "", *(() if rehearsal else ("--set", "options.channels_last=true"))),
         Part(core.name, core.command, 0.2),
         Part("tests of the backbones", (*tests, *rest), 1.0),
     ]
@@ -92,7 +93,7 @@ def environment(folder: Path) -> dict[str, str]:
     Args:
         folder: A new folder for their entry points.
     """
-    sources = [str(folder)]
+    sources = [str(folder), str(ROOT / "benchmarks")]
     for file in sorted(ROOT.glob("packages/*/pyproject.toml")):
         project = tomllib.loads(file.read_text(encoding="utf-8"))["project"]
         name, version = project["name"], project.get("version", "0")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from meltr.video.testing import VideoConformance
 
+THEIRS = "the model of transformers itself reads numbers of the batch"
 SMALL = {"options.frames": 2, "options.image_size": 16, "options.text_length": 12}
 
 
@@ -19,6 +20,7 @@ class TestSiglip2(VideoConformance):
     task = "action"
     dataset = "manifest"
     settings = {**SMALL, "options.family": "siglip2"}
+    expected_failures = {"test_the_losses_are_ready_for_a_gpu": THEIRS}
 
 
 class TestVideoMae(VideoConformance):
@@ -26,3 +28,4 @@ class TestVideoMae(VideoConformance):
     task = "action"
     dataset = "manifest"
     settings = {**SMALL, "options.family": "videomae", "options.mask_ratio": 0.5}
+    expected_failures = {"test_the_losses_are_ready_for_a_gpu": THEIRS}

@@ -1,4 +1,4 @@
-"""Devices by name."""
+"""Devices by name, and what comes and goes between them and the host without waiting."""
 
 from __future__ import annotations
 
@@ -31,6 +31,30 @@ def resolve_device(name: str) -> torch.device:
     if device.type == "mps" and not torch.backends.mps.is_available():
         raise UserError("No MPS device was found.", "Use --device cpu.")
     return device
+
+
+_constants: dict[tuple[Any, ...], Tensor] = {}
+
+
+def constant(values: tuple[Any, ...], device: torch.device, dtype: torch.dtype | None = None) -> Tensor:
+    """Return numbers as a tensor on a device. It is made once and shared, so it must not be changed.
+
+    ``torch.tensor(values, device=device)`` would let the host wait for the device at every call, and such losses cannot
+    be recorded as CUDA graphs.
+
+    Args:
+        values: Numbers, or tuples of them.
+        device: Where the tensor lies.
+        dtype: Its type; None: as `torch.tensor` chooses.
+    """
+    key = values, device, dtype
+    if key in _constants:
+        return _constants[key]
+    with torch.inference_mode(False):
+        made = torch.tensor(values, device=device, dtype=dtype)
+    if type(made) is Tensor:  # not one that a tracing mode made
+        _constants[key] = made
+    return made
 
 
 class Delayed:

@@ -21,6 +21,9 @@ NAMES = {
     "torch.utils._pytree.tree_map_only": "changing the tensors in a batch or in a module's output",
     "torch.utils._python_dispatch.TorchDispatchMode": "counting floating-point operations",
     "torch._ops.OpOverload.overloadpacket": "counting floating-point operations",
+    "torch._subclasses.fake_tensor.FakeTensorMode": "evaluating losses as on a GPU that is not there",
+    "torch._subclasses.fake_tensor.DataDependentOutputException": "noticing that losses wait for the device",
+    "torch._subclasses.fake_tensor.DynamicOutputShapeException": "noticing that losses wait for the device",
     "torch.autograd.grad_mode._unsafe_preserve_version_counter": "differentiating a graph after its weights moved",
     "torch.Tensor._version": "noticing that a tensor was changed in place",
     "torch._C._autograd._top_saved_tensors_default_hooks": "recognising activation checkpointing",
@@ -109,6 +112,20 @@ def saved_tensors_are_hooked() -> bool:
 def dual_numbers_in_use() -> bool:
     """Tell whether the code runs inside a forward-mode context."""
     return bool(torch.autograd.forward_ad._current_level >= 0)
+
+
+def fake_mode() -> Any:
+    """Return a context in which operations give tensors that know shape, type and device, and hold no numbers."""
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    return FakeTensorMode(allow_non_fake_inputs=True)
+
+
+def needs_values(error: BaseException) -> bool:
+    """Tell whether an operation failed on such tensors because the host needs their numbers."""
+    from torch._subclasses import fake_tensor
+
+    return isinstance(error, (fake_tensor.DataDependentOutputException, fake_tensor.DynamicOutputShapeException))
 
 
 def buffers_of(module: nn.Module) -> dict[str, Tensor | None]:

@@ -138,7 +138,9 @@ class Apart(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.bodies = nn.ModuleDict({name: nn.Sequential(nn.Linear(5, 8), nn.Tanh(), nn.Linear(8, 1)) for name in NAMES})
+        self.bodies = nn.ModuleDict(
+            {name: nn.Sequential(nn.Linear(5, 8), nn.Tanh(), nn.Linear(8, 1)) for name in NAMES}
+        )
 
     def losses(self, batch):
         return {name: body(batch["x"]).square().mean() for name, body in self.bodies.items()}

@@ -47,6 +47,24 @@ BROKEN = {
         "test_the_losses_can_be_replayed",
         "losses twice",
     ),
+    "on_the_host": (
+        '"norm": lambda: hidden.square().mean()',
+        '"norm": lambda: (hidden - torch.ones(hidden.shape[1])).square().mean()',
+        "test_the_losses_are_ready_for_a_gpu",
+        "same device",
+    ),
+    "reads_a_value": (
+        '"norm": lambda: hidden.square().mean()',
+        '"norm": lambda: hidden.square().mean() * (2 if bool(hidden.detach().sum() > 0) else 1)',
+        "test_the_losses_are_ready_for_a_gpu",
+        "the host would wait",
+    ),
+    "copies_a_constant": (
+        '"norm": lambda: hidden.square().mean()',
+        '"norm": lambda: hidden.square().mean() * torch.tensor(2.0, device=hidden.device)',
+        "test_the_losses_are_ready_for_a_gpu",
+        "the host would wait",
+    ),
     "impure_batches": (
         'train=batches("train", 256)',
         'train=Counting(batches("train", 256))',

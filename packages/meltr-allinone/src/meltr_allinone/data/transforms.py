@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from meltr.devices import constant
 from meltr.video.frames.pictures import resize
 from meltr.video.frames.source import Frames
 
@@ -63,5 +64,6 @@ def normalised(video: Tensor, kind: Normalisation = "imagenet") -> Tensor:
     """
     if video.is_floating_point():
         return video
-    mean, deviation = (video.new_tensor(row, dtype=torch.float32).view(3, 1, 1) for row in NORMALISATIONS[kind])
+    rows = (constant(row, video.device, torch.float32) for row in NORMALISATIONS[kind])
+    mean, deviation = (row.view(3, 1, 1) for row in rows)
     return video.float().div_(255).sub_(mean).div_(deviation)

@@ -14,6 +14,7 @@ from timm.layers.drop import DropPath
 from timm.layers.mlp import Mlp
 from torch import Tensor, nn
 
+from meltr.devices import constant
 from meltr_alpro.model.config import ModelConfig
 
 
@@ -97,7 +98,7 @@ class TimeSformer(nn.Module):
         """Return bytes, or pixels in [0, 1], as the encoder's input: (x - mean) / std, same shape."""
         dtype = self.pos_embed.dtype
         mean, std = (
-            torch.tensor(row, dtype=dtype, device=video.device).view(3, 1, 1)
+            constant(tuple(row), video.device, dtype).view(3, 1, 1)
             for row in (self.config.pixel_mean, self.config.pixel_std)
         )
         pixels = video.to(dtype) if video.is_floating_point() else video.to(dtype) / 255

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from meltr.devices import constant
 from meltr.video.draws import uniform
 from meltr.video.text.masking import PROBABILITY, choose, given_one
 
@@ -62,7 +63,7 @@ def draw(ids: Tensor, frames: int, words: Words, *, generator: torch.Generator |
         generator: Source of randomness; None: torch's global one.
     """
     size, device = len(ids), ids.device
-    able = ~torch.isin(ids, torch.tensor(words.special, device=device))
+    able = ~torch.isin(ids, constant(tuple(words.special), device))
     chosen = choose(able, generator=generator)
     chosen = given_one(able, chosen, uniform((size, 1), device, generator), probability=PROBABILITY)
     drawn = (uniform(ids.shape, device, generator) * words.vocabulary).long().clamp_max(words.vocabulary - 1)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from meltr.devices import constant
 from meltr.video.losses import wide
 from meltr_clip.model.pixels import Normalisation, cropped, inside
 
@@ -102,7 +103,7 @@ class Dual(nn.Module):
         if shapes is None:
             pictures = pictures if box is None else cropped(pictures, box)
         else:
-            whole = torch.tensor([[1.0, 0.0, 0.0]], device=shapes.device) if box is None else box
+            whole = constant(((1.0, 0.0, 0.0),), shapes.device) if box is None else box
             kept = inside(shapes, whole, pictures.shape[2])
             more = {"pixel_attention_mask": kept.flatten(0, 1).int(), "spatial_shapes": shapes.flatten(0, 1)}
         found = self.towers.vision_model(pixel_values=pictures.flatten(0, 1), **more).pooler_output

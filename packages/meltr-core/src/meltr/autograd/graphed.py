@@ -36,7 +36,8 @@ def cuda_record(generators: Sequence[torch.Generator]) -> Record:
         for generator in generators:
             if generator.device.type == "cuda":
                 graph.register_generator_state(generator)
-        with torch.cuda.graph(graph, *together, capture_error_mode="thread_local"):
+        pool = together[0] if together else None
+        with torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local"):
             function()
         together[:] = [graph.pool()]
         return graph.replay

@@ -83,7 +83,8 @@ class _Evaluation:
             held = [dict(buffers_of(module)) for module in model.modules()]
             self._replay = record(lambda: self._run(compute), self._together)
             theirs = [buffers_of(module) for module in model.modules()]
-            if any(now.get(name) is not mine for own, now in zip(held, theirs, strict=True) for name, mine in own.items()):
+            pairs = zip(held, theirs, strict=True)
+            if any(now.get(name) is not mine for own, now in pairs for name, mine in own.items()):
                 raise NotRecordedError("the model replaces its buffers")
             self._record_more(record)
         self._buffers = [

@@ -15,6 +15,7 @@ from meltr.plugins import Registry
 from meltr.specs import RunSpec
 from meltr.testing.case import Case
 from meltr.verify.fixed_run import FixedRun
+from meltr.verify.pretended import losses_on_a_gpu
 from meltr.verify.replays import check_replay
 
 ROUNDING = 1e-5
@@ -83,6 +84,19 @@ class Losses(Case):
         """The same weights, batch and random numbers give the same losses, with and without a graph."""
         failed = [f"{check.name}: {check.found}" for check in check_replay(fixed) if check.status != "ok"]
         assert not failed, "; ".join(failed)
+
+    def test_the_losses_are_ready_for_a_gpu(self, fixed: FixedRun) -> None:
+        """On a pretended GPU every tensor is on the device, and the host never waits for it: no GPU is needed."""
+        fixed.restore()
+        found = losses_on_a_gpu(fixed.hooks, fixed.model, fixed.batches[0], fixed.context)
+        assert not found.failure, f"on a GPU the losses would fail at {found.failure}"
+        elsewhere = [name for name, device in found.devices.items() if device.type != "cuda"]
+        assert not elsewhere, f"the losses {elsewhere} would not be on the GPU"
+        assert not found.waits, (
+            "the host would wait for the GPU, and the losses could not be recorded as CUDA graphs, at\n"
+            + "\n".join(found.waits)
+            + "\nDecide from shapes and not from values, and make constants once (meltr.devices.constant)."
+        )
 
     def test_batches_are_a_function_of_epoch_and_index(self, spec: RunSpec, registry: Registry) -> None:
         """Whichever batches were read before; the next epoch has another order, or other random numbers."""

@@ -11,6 +11,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from meltr.devices import constant
+
 IGNORED = -100
 MASKED, RANDOM = 0.8, 0.1
 """Fraction of the chosen tokens that become the mask, and that become any token (Devlin et al. 2019, section 3.1)."""
@@ -53,7 +55,7 @@ class Changed(NamedTuple):
 
 def words_in(ids: Tensor, mask: Tensor, special: Sequence[int]) -> Tensor:
     """Return where a text has tokens that stand for words: neither padding nor special; (B, L), boolean."""
-    return mask.bool() & ~torch.isin(ids, torch.tensor(special, device=ids.device))
+    return mask.bool() & ~torch.isin(ids, constant(tuple(special), ids.device))
 
 
 def hide(ids: Tensor, mask: Tensor, words: Tensor, u: Tensor, *, token: int, vocabulary: int, rate: float) -> Changed:
@@ -139,7 +141,7 @@ def remove_spans(
     number = starts.cumsum(1) - 1
     gone = gone & (number < len(stand_ins) - 1)
     starts = starts & gone
-    marks = torch.tensor(stand_ins, device=ids.device)
+    marks = constant(tuple(stand_ins), ids.device)
     sign = marks[number.clamp(0, len(stand_ins) - 1)]
     kept = ~gone | starts
     short, mask = _closed_up(torch.where(starts, sign, ids), kept & (ids != pad), pad)

@@ -112,7 +112,7 @@ class TextLosses:
         return contrast(self.text, self.model.texts(self.ids, self.mask), self.options.temperature)
 
     def _replaced(self) -> Tensor:
-        u = self.drawn.tokens[[0, 3, 4]]
+        u = torch.cat([self.drawn.tokens[:1], self.drawn.tokens[3:5]])  # a list of places would be copied
         changed = replace(self.ids, self.mask, self.words, u, rate=self.options.mask_rate)
         found = self.model.heads["replaced"](self.model.features(changed.ids, changed.mask))
         return binary(found[:, :, 0], changed.wanted)

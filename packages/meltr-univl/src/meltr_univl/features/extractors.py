@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from meltr.devices import constant
 from meltr.errors import UserError, did_you_mean
 from meltr.video.frames.pictures import Picture, resize
 from meltr.video.frames.source import Frames
@@ -98,7 +99,9 @@ class Network:
         """
         pixels = torch.from_numpy(clips).to(self._device).permute(0, 4, 1, 2, 3).float() / 255
         if self.name != PUBLISHED:
-            mean, deviation = (pixels.new_tensor(each)[:, None, None, None] for each in (MEAN, DEVIATION))
+            mean, deviation = (
+                constant(tuple(each), pixels.device, pixels.dtype)[:, None, None, None] for each in (MEAN, DEVIATION)
+            )
             pixels = (pixels - mean) / deviation
         features: Features = F.normalize(self._module(pixels), dim=1).cpu().numpy()
         return features

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -12,6 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from meltr.data.loader import equal_parts, part_of_batch
+from meltr.devices import constant
 from meltr.parallel.gather import share_of
 from meltr.seeding import derive
 
@@ -38,20 +38,13 @@ class Pipeline:
 
     def normalise(self, pixels: Tensor) -> Tensor:
         """Map (B, C, S, S) of 0..255 to float32 ``(pixels / 255 - mean) / std``, resized to `image_size`."""
-        mean, std = _on_device(self.mean, self.std, pixels.device)
+        mean, std = (constant(row, pixels.device).view(1, -1, 1, 1) * 255 for row in (self.mean, self.std))
         images = (pixels.float() - mean) / std
         if images.shape[-1] == self.image_size:
             return images
         return F.interpolate(
             images, size=(self.image_size, self.image_size), mode="bilinear", align_corners=False, antialias=True
         )
-
-
-@functools.lru_cache(maxsize=8)
-def _on_device(mean: tuple[float, ...], std: tuple[float, ...], device: torch.device) -> tuple[Tensor, Tensor]:
-    """Return 255 times mean and standard deviation, each (1, C, 1, 1), made once: the host waits for such a copy."""
-    one, other = (torch.tensor(each, device=device).view(1, -1, 1, 1) * 255 for each in (mean, std))
-    return one, other
 
 
 def crop_and_flip(pixels: Tensor, *, top: Tensor, left: Tensor, flip: Tensor, padding: int, mode: str) -> Tensor:
