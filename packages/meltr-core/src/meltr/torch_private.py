@@ -187,8 +187,8 @@ def sums_of_each(tensors: Tensors, others: Tensors, alpha: float) -> list[Tensor
     return list(torch._foreach_add(tensors, others, alpha=alpha))
 
 
-def products_each(tensors: Tensors, factor: Tensor) -> list[Tensor]:
-    """Return factor * tensor for every tensor, for a factor of shape () on their device."""
+def products_each(tensors: Tensors, factor: Tensor | float) -> list[Tensor]:
+    """Return factor * tensor for every tensor, for a number, or a factor of shape () on their device."""
     return list(torch._foreach_mul(tensors, factor))
 
 

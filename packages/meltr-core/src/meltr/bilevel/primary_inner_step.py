@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -12,6 +14,7 @@ from meltr.errors import LoopError
 from meltr.hypergradients.combiner_function import CombinerFunction
 from meltr.hypergradients.loss_values import LossValues
 from meltr.hypergradients.objective import regulariser_slope
+from meltr.torch_private import products_each
 
 
 class PrimaryInnerStep:
@@ -43,14 +46,13 @@ class PrimaryInnerStep:
         parameters = self._outer.parameters_of(losses)
         before = [None if p.grad is None else p.grad.detach().clone() for p in parameters]
         combined, weights = self.descend(losses, share)
-        added = [_added(p, was) for p, was in zip(parameters, before, strict=True)]
-        if all(part is None for part in added):
+        if all(p.grad is None for p in parameters):
             raise LoopError(
                 "scheme primary-step needs the gradient that the backward pass leaves in .grad, and there is none.",
                 "With an optimiser that steps in the backward pass, use scheme aid-fp-lite.",
             )
         scale = 1.0 / share if losses.setup.scaler is None else 1.0 / (share * losses.setup.scaler.get_scale())
-        direction = [None if part is None else part.mul_(scale) for part in added]
+        direction = _added(parameters, before, scale)
         return combined, weights, self._outer.take_along(losses, parameters, direction, step=step)
 
     def descend(self, losses: LossValues, share: float) -> tuple[Tensor, Tensor]:
@@ -69,10 +71,15 @@ class PrimaryInnerStep:
         return combined, weights
 
 
-def _added(parameter: Tensor, before: Tensor | None) -> Tensor | None:
-    """Return what a backward pass has added to ``.grad``, as a new tensor."""
-    if parameter.grad is None:
-        return None
-    now = dense(parameter.grad.detach())
-    assert now is not None
-    return now.clone() if before is None else now - before
+def _added(parameters: Sequence[Tensor], before: Sequence[Tensor | None], scale: float) -> list[Tensor | None]:
+    """Return what a backward pass has added to ``.grad``, times `scale`, as new tensors made by few kernels."""
+    found: list[Tensor | None] = [None] * len(parameters)
+    plain: dict[int, Tensor] = {}
+    for place, (parameter, was) in enumerate(zip(parameters, before, strict=True)):
+        now = None if parameter.grad is None else dense(parameter.grad.detach())
+        if now is not None:
+            plain[place] = now if was is None else now - was
+    if plain:
+        for place, part in zip(plain, products_each(list(plain.values()), scale), strict=True):
+            found[place] = part
+    return found

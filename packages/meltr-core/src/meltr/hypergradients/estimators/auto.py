@@ -28,6 +28,9 @@ BACKWARDS = 2.5
 UNCERTAIN = 5e-2
 """Relative difference from one backward pass per task up to which central differences are chosen."""
 
+UNRECORDED = 3
+"""Calls after which the evaluations of an estimator are recorded, if they can be (`meltr.autograd.graphed`)."""
+
 LARGE = 10_000_000
 """Number of parameters above which the operations set the cost of a step; below it, exact ways cost little more."""
 
@@ -176,6 +179,9 @@ def _without_forward_mode(
 
 def _price(estimator: Estimator, problem: OuterProblem, direction: Direction) -> float:
     """Return the milliseconds that an estimator takes on a GPU, where launches may cost more than operations."""
+    if problem.auxiliary.setup.recorded:
+        for _ in range(UNRECORDED):  # the price of replays counts, not that of recording
+            estimator(problem, direction)
     torch.cuda.synchronize()
     started = time.perf_counter()
     estimator(problem, direction)
