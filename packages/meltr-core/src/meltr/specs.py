@@ -256,7 +256,7 @@ class TrainSpec(Info):
         tf32: Let float32 matrix products of the backbone use TensorFloat-32 (CUDA).
         deterministic: Use only operations that give the same bits every time, also on a GPU; any other is an error
             (``--deterministic``).
-        compile: Compile the backbone with torch.compile.
+        compile: Compile the parts of the backbone that its losses call, with torch.compile.
         cuda_graphs: Record an evaluation of the losses and its backward pass as CUDA graphs, and replay them: for
             models whose step is bound by the host. The activations of each kind of evaluation stay in memory.
         activation_checkpointing: Keep only the inputs of the backbone's blocks; recompute the blocks in the backward

@@ -10,9 +10,12 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from meltr.autograd.buffers import preserved_buffers
+from meltr.autograd.random_state import RandomState
 from meltr.combiners.base import Combiner
 from meltr.context import Data, RunContext
 from meltr.devices import resolve_device
+from meltr.engine.batches import batch_at, micro_batches, to_device
 from meltr.engine.building import check, estimator_of, scheme_of
 from meltr.engine.hooks import Hooks
 from meltr.engine.stored_data import stored_data
@@ -22,6 +25,7 @@ from meltr.folders.run_folder import RunFolder
 from meltr.hypergradients.estimators import Estimator
 from meltr.hypergradients.schemes import Scheme
 from meltr.observers.logfile import LogObserver
+from meltr.optim.building import autocast_dtype
 from meltr.parallel.ranks import Ranks
 from meltr.parallel.sharing import Sharing
 from meltr.plugins import Registry, load_object, run_manager
@@ -87,7 +91,7 @@ def build_run(
     seed_everything(derive(spec.seed, "model"), generator)
     model = hooks.build_model(context, data).to(device)
     blocks = hooks.blocks(model)
-    model, sharing = wrap(model, spec, ranks, blocks)
+    model, sharing = wrap(model, spec, ranks, blocks, lambda: _try_losses(hooks, model, data, context))
     seed_everything(derive(spec.seed, "combiner"), generator)
     combiner = _build_combiner(combiner_info, context, data.left_out)
     plugin = registry.owner("backbone", spec.backbone)
@@ -104,6 +108,23 @@ def build_run(
         sharing=sharing,
         blocks=blocks,
     )
+
+
+def _try_losses(hooks: Hooks, model: nn.Module, data: Data, context: RunContext) -> None:
+    """Evaluate the losses of the first micro-batch, and leave model and generators as they were."""
+    spec, training = context.spec.train, model.training
+    generators = [] if context.generator is None else [context.generator]
+    before = RandomState({context.device}, generators)
+    dtype = autocast_dtype(spec.precision)
+    batch = to_device(batch_at(data.train, 0, 0), context.device)
+    part = micro_batches(batch, spec.accumulate, hooks.slice_batch)[0]
+    model.train()
+    try:
+        with preserved_buffers(model), torch.autocast(context.device.type, dtype, enabled=dtype is not None):
+            hooks.losses(model, part, context)
+    finally:
+        model.train(training)
+        before.restore()
 
 
 def _read(hooks: Hooks, context: RunContext, dataset: DatasetInfo) -> Data:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import functools
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
+from meltr.engine.compiling import compile_called
 from meltr.errors import UserError
 from meltr.parallel.data_parallel import DataParallel, Sharded
 from meltr.parallel.ranks import Ranks
@@ -17,7 +18,13 @@ from meltr.parallel.sharing import Sharing
 from meltr.specs import RunSpec
 
 
-def wrap(model: nn.Module, spec: RunSpec, ranks: Ranks, blocks: Sequence[nn.Module]) -> tuple[nn.Module, Sharing]:
+def wrap(
+    model: nn.Module,
+    spec: RunSpec,
+    ranks: Ranks,
+    blocks: Sequence[nn.Module],
+    evaluate: Callable[[], object] = lambda: None,
+) -> tuple[nn.Module, Sharing]:
     """Apply the run's settings to the model; return it and how the processes share it.
 
     Args:
@@ -25,9 +32,11 @@ def wrap(model: nn.Module, spec: RunSpec, ranks: Ranks, blocks: Sequence[nn.Modu
         spec: The run.
         ranks: Its processes.
         blocks: The backbone's repeated blocks.
+        evaluate: Evaluates the losses, to find what they call; used with ``train.compile`` alone.
 
     Raises:
-        UserError: If settings conflict, or there are no blocks although a setting needs them.
+        UserError: If settings conflict, or there are no blocks although a setting needs them, or there is nothing to
+            compile.
     """
     check(spec, ranks)
     train = spec.train
@@ -39,9 +48,11 @@ def wrap(model: nn.Module, spec: RunSpec, ranks: Ranks, blocks: Sequence[nn.Modu
     sharded = ranks.size > 1 and train.parallel == "fsdp"
     if sharded:
         _need_blocks(model, blocks, "parallel=fsdp")
-    if train.compile:
-        for module in blocks if sharded else [model]:
+    if train.compile and sharded:
+        for module in blocks:
             module.compile()
+    elif train.compile:
+        compile_called(model, evaluate)
     if ranks.size == 1:
         return model, Sharing()
     if sharded:
