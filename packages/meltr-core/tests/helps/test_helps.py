@@ -12,6 +12,7 @@ from command_line import assert_stopped, call
 from meltr.combiners.dwa import DynamicWeightAverage
 from meltr.combiners.torchjd_ import from_options as torchjd
 from meltr.errors import UserError
+from meltr.helps import show
 from meltr.helps.made import MADE, made
 from meltr.helps.methods import METHODS
 from meltr.helps.record import Record
@@ -29,7 +30,7 @@ def trial(*scores: float) -> Trial:
 
 
 @pytest.mark.parametrize(
-    "name", ["sum", "meltr, shares", "linear, held out", "auto-lambda", "uncertainty", "dwa", "famo"]
+    "name", ["sum", "meltr", "meltr, shares", "linear, held out", "auto-lambda", "uncertainty", "dwa", "famo"]
 )
 def test_seeds_side_by_side_train_as_they_do_alone(name):
     bed, method = short("mixed", [3, 8]), METHODS[name]
@@ -134,6 +135,16 @@ def test_a_choice_takes_the_method_that_is_best_on_validation_for_each_seed():
     assert set(found) == {*trials, "best of primary, sum"}  # shares are not there
     without = {"primary": trials["primary"], "sum": trial(0.1, 0.2, 0.3)}
     assert with_choices({"bed": without})["bed"] == without
+
+
+def test_the_price_of_a_choice_is_that_of_all_its_trainings():
+    """Two auxiliary losses: primary and sum to the end, and four candidates, of which two and then one go on."""
+    of = {name: Trial([0.1, 0.2], [0.1, 0.2], [1.0] * 3, 1.0, [0.1, 0.2]) for name in ("primary", "sum", "one helper")}
+    prices = {row[0]: row[-1] for row in show.rows({"bed": of})}
+    assert prices["best of primary, sum"] == "2.00 (steps)"
+    assert prices["one helper"] == f"{4 * 0.25 + 2 * 0.25 + 0.5:.2f} (steps)"
+    assert prices["best of primary, sum, one helper"] == "4.00 (steps)"
+    assert prices["primary"] == "1.00"  # its time
 
 
 def test_ranks_share_a_place_and_skip_methods_that_miss_a_bed():

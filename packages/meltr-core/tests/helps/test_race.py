@@ -73,4 +73,6 @@ def test_steps_of_a_race(rounds, steps):
 def test_candidates():
     assert race.primary_or_sum(2) == [[1, 0, 0], [1, 1, 1]]
     assert race.each_alone((1.0, 3.0))(1) == [[1, 0], [1, 1], [1, 3]]  # with one helper the sum is one of them
+    assert race.one_helper((1.0, 3.0))(1) == [[1, 3]]
+    assert race.one_helper((1.0, 3.0))(2) == [[1, 1, 0], [1, 0, 1], [1, 3, 0], [1, 0, 3]]
     assert race.each_alone((0.5,))(2) == [[1, 0, 0], [1, 1, 1], [1, 0.5, 0], [1, 0, 0.5]]

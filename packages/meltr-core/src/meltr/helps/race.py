@@ -32,8 +32,8 @@ def common(values: Sequence[float]) -> Candidates:
     return lambda auxiliary: [[1.0] + [value] * auxiliary for value in values]
 
 
-def each_alone(values: Sequence[float]) -> Candidates:
-    """Return candidates: the primary loss alone, the plain sum, and the primary loss with one other of these weights.
+def one_helper(values: Sequence[float]) -> Candidates:
+    """Return candidates: the primary loss with one other, without those that `primary_or_sum` holds.
 
     Args:
         values: Weights of that other loss.
@@ -45,9 +45,19 @@ def each_alone(values: Sequence[float]) -> Candidates:
             for value in values
             for own in range(auxiliary)
         ]
-        return [list(weights) for weights in dict.fromkeys(map(tuple, [*primary_or_sum(auxiliary), *pairs]))]
+        others = [weights for weights in pairs if weights not in primary_or_sum(auxiliary)]
+        return [list(weights) for weights in dict.fromkeys(map(tuple, others))]
 
     return found
+
+
+def each_alone(values: Sequence[float]) -> Candidates:
+    """Return candidates: the primary loss alone, the plain sum, and the primary loss with one other of these weights.
+
+    Args:
+        values: Weights of that other loss.
+    """
+    return lambda auxiliary: primary_or_sum(auxiliary) + one_helper(values)(auxiliary)
 
 
 @dataclass(frozen=True)
@@ -93,7 +103,7 @@ class Lane:
     """
 
     def __init__(self, bed: Bed, weights: Tensor, order: int = 0) -> None:
-        self._bed, self.weights, self._order = bed, weights, order
+        self._bed, self.weights, self.order = bed, weights, order
         self.network = bed.network()
         self.optimizer = torch.optim.AdamW(self.network.parameters(), bed.lr, weight_decay=bed.weight_decay)
         count = len(bed.seeds)
@@ -105,7 +115,7 @@ class Lane:
         """Train the epochs from `first` up to, but without, `after`; scores are taken after each."""
         bed = self._bed
         for epoch in range(first, after):
-            for batch in bed.batches(epoch, self._order):
+            for batch in bed.batches(epoch, self.order):
                 self.optimizer.zero_grad()
                 (bed.task_losses(self.network, batch) * self.weights).sum().backward()
                 self.optimizer.step()
@@ -173,6 +183,6 @@ def _kept(bed: Bed, lanes: Sequence[Lane], scores: Tensor, count: int) -> list[L
     ranked = scores.argsort(dim=0, stable=True)
     found = []
     for choice in ranked[: min(count, len(lanes))]:
-        found.append(Lane(bed, lanes[0].weights))
+        found.append(Lane(bed, lanes[0].weights, lanes[0].order))
         found[-1].take(lanes, choice)
     return found

@@ -17,8 +17,8 @@ LEGEND = (
     "over all beds and both references of the method. Noise: what 'sum' differs by from itself with the examples in "
     "another order, in 95 of 100 comparisons of as many seeds. Rank: the mean over beds, 1 is best. Time: relative to "
     "'sum' on the same bed, for methods that train all seeds at once; those marked 'one by one' train them one after "
-    "another; for a race, its training steps relative to one run, least and most. Best of: all are trained, and "
-    "validation chooses one for each seed."
+    "another; for races, fixed weights and choices, the training steps relative to one run, least and most. Best of: "
+    "all are trained, and validation chooses one for each seed."
 )
 
 
@@ -65,9 +65,9 @@ def _cell(results: Results, bed: str, name: str, differences: dict[str, Differen
 
 
 def _time(results: Results, name: str) -> str:
-    race = METHODS[name].race if name in METHODS else None
-    if race is not None:
-        steps = [race.steps(len(trials[name].weights) - 1) for trials in results.values() if name in trials]
+    auxiliary = [len(trials[name].weights) - 1 for trials in results.values() if name in trials]
+    steps = [found for each in auxiliary if (found := _steps(name, each)) is not None]
+    if steps:
         return " to ".join(f"{each:.2f}" for each in dict.fromkeys([min(steps), max(steps)])) + " (steps)"
     ratios = [
         trials[name].seconds / trials["sum"].seconds
@@ -78,6 +78,17 @@ def _time(results: Results, name: str) -> str:
         return "-"
     together = name not in METHODS or METHODS[name].side_by_side
     return f"{median(ratios):.2f}" if together else "one by one"
+
+
+def _steps(name: str, auxiliary: int) -> float | None:
+    """Return the steps relative to one run of a race, or of a choice between races and references; None: another."""
+    race = METHODS[name].race if name in METHODS else None
+    if race is not None:
+        return race.steps(auxiliary)
+    members = next((names for names in verdicts.CHOICES if verdicts.choice_name(names) == name), ())
+    parts = [1.0 if each in verdicts.REFERENCES else _steps(each, auxiliary) for each in members]
+    known = [part for part in parts if part is not None]
+    return sum(known) if known and len(known) == len(parts) else None
 
 
 def summary(results: Results, methods: Sequence[str]) -> list[str]:

@@ -31,7 +31,7 @@ def side_by_side(copies: Sequence[Combiner]) -> Combiner:
         raise UserError(f"{type(copies[0]).__name__} needs a run per seed.", "Train the seeds one after another.")
     if isinstance(copies[0], SelfTrained):
         return _SelfTrainedCopies([copy for copy in copies if isinstance(copy, SelfTrained)])
-    return _Copies(copies)
+    return Copies(copies)
 
 
 def names_of(copies: Sequence[Combiner]) -> list[str]:
@@ -39,7 +39,7 @@ def names_of(copies: Sequence[Combiner]) -> list[str]:
     return [f"{number}/{name}" for number, copy in enumerate(copies) for name in copy.names]
 
 
-class _Copies(Combiner):
+class Copies(Combiner):
     """Combiners without a rule of their own, evaluated by one vectorised call.
 
     Args:
@@ -57,6 +57,10 @@ class _Copies(Combiner):
 
     def forward(self, losses: Tensor) -> Tensor:
         """Map the losses of all seeds, shape (S (T+1),), to the sum of the combined losses, shape ()."""
+        return self.each(losses).sum()
+
+    def each(self, losses: Tensor) -> Tensor:
+        """Map the losses of all seeds, shape (S (T+1),), to the combined loss of every seed, shape (S,)."""
         (template,) = self._template
         state = dict(zip(self._own, self.stacked, strict=True))
 
@@ -65,7 +69,23 @@ class _Copies(Combiner):
             return found
 
         combined: Tensor = vmap(one)(state, self._buffers_of_copies, losses.view(self._count, -1))
-        return combined.sum()
+        return combined
+
+    def slopes(self, losses: Tensor, gamma: float) -> Tensor:
+        """Return d(gamma |m(l) - sum(l)|)/dl (eq. 6) of every seed, shape (S, T+1).
+
+        `Bilevel` would take the distance of the sums over all seeds, which is not the sum of their distances.
+
+        Args:
+            losses: Of all seeds, shape (S, T+1).
+            gamma: Weight of the regulariser.
+        """
+        with torch.enable_grad():
+            leaf = losses.detach().flatten().requires_grad_()
+            combined = self.each(leaf)
+            (weights,) = torch.autograd.grad(combined.sum(), leaf)
+        above = torch.sign(combined.detach() - losses.detach().sum(1))
+        return gamma * above[:, None] * (weights.view_as(losses) - 1)
 
 
 class _SelfTrainedCopies(SelfTrained):

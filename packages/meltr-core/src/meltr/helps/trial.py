@@ -13,7 +13,7 @@ from meltr.bilevel.bilevel import Bilevel
 from meltr.helps import race
 from meltr.helps.beds import Batch, Bed
 from meltr.helps.methods import Method, outer_optimizer
-from meltr.helps.side_by_side import side_by_side
+from meltr.helps.side_by_side import Copies, side_by_side
 from meltr.hypergradients.estimators import ForwardMode
 from meltr.seeding import derive
 
@@ -85,7 +85,7 @@ class _Run:
             estimator=ForwardMode(),
             every=method.every,
             budget=method.budget,
-            gamma=method.gamma,
+            gamma=0.0 if isinstance(self._combiner, Copies) else method.gamma,  # see _primary
             parameters=self._network.trunk() if method.trunk else None,
             inner_optimizer=self._optimizer,
         )
@@ -119,9 +119,28 @@ class _Run:
         return result.sensitivities.float().view(self._count, -1).mean(0)
 
     def _primary(self, batch: Batch) -> Callable[[], list[Tensor]] | None:
-        """Return what the outer step lowers: the sum over seeds, each of which sees its own part of it alone."""
-        if self._method.outer_batch == "held_out":
-            return lambda: [self._bed.held_out_loss(self._network).sum()]
-        if self._count == 1:
+        """Return what the outer step lowers: the sum over seeds, each of which sees its own part of it alone.
+
+        With several seeds it holds the regulariser too, as a sum of the losses with constant weights. So the gradient
+        of every seed has the regulariser of its own sum.
+        """
+        bed, network, slopes = self._bed, self._network, self._slopes(batch)
+        held_out = self._method.outer_batch == "held_out"
+        if self._count == 1 and not held_out:
             return None
-        return lambda: [self._bed.task_losses(self._network, batch)[:, 0].sum()]
+
+        def objective() -> list[Tensor]:
+            losses = None if held_out and slopes is None else bed.task_losses(network, batch)
+            found = bed.held_out_loss(network) if losses is None or held_out else losses[:, 0]
+            if losses is not None and slopes is not None:
+                found = found + (slopes * losses).sum(1)
+            return [found.sum()]
+
+        return objective
+
+    @torch.no_grad()
+    def _slopes(self, batch: Batch) -> Tensor | None:
+        """Return the slopes of all regularisers, shape (S, T+1); None if there are none, or `Bilevel` has them."""
+        if self._method.gamma == 0 or not isinstance(self._combiner, Copies):
+            return None
+        return self._combiner.slopes(self._bed.task_losses(self._network, batch), self._method.gamma)

@@ -19,8 +19,13 @@ Results = Mapping[str, Mapping[str, Trial]]
 """By bed, then by method."""
 
 
-CHOICES = (REFERENCES, (*REFERENCES, "meltr, shares"))
+CHOICES = (REFERENCES, (*REFERENCES, "one helper"), (*REFERENCES, "meltr, shares"))
 """Methods that are trained side by side, so that validation chooses one of them: their cost is that of all."""
+
+
+def choice_name(names: Sequence[str]) -> str:
+    """Return the name of the row of a choice between these methods."""
+    return "best of " + ", ".join(names)
 
 
 @dataclass(frozen=True)
@@ -99,7 +104,7 @@ def with_choices(results: Results) -> dict[str, dict[str, Trial]]:
         for names in CHOICES:
             own = [trials[name] for name in names if name in trials and trials[name].validation]
             if len(own) == len(names):
-                trials["best of " + ", ".join(names)] = _chosen(own)
+                trials[choice_name(names)] = _chosen(own)
     return found
 
 
