@@ -28,6 +28,7 @@ NAMES = {
     "torch.Tensor._version": "noticing that a tensor was changed in place",
     "torch._C._autograd._top_saved_tensors_default_hooks": "recognising activation checkpointing",
     "torch._C._current_graph_task_id": "counting backward passes",
+    "torch._C._functorch.is_functorch_wrapped_tensor": "losses that map over the weights of a module",
     "torch._functorch.config.donated_buffer": "differentiating the graph of a compiled model twice",
     "torch.nn.Module._compiled_call_impl": "recognising a module after Module.compile()",
     "torch.nn.Module._buffers": "restoring buffers that a module replaced",
@@ -126,6 +127,12 @@ def needs_values(error: BaseException) -> bool:
     from torch._subclasses import fake_tensor
 
     return isinstance(error, (fake_tensor.DataDependentOutputException, fake_tensor.DynamicOutputShapeException))
+
+
+def is_borrowed(module: nn.Module) -> bool:
+    """Tell whether a module holds tensors of ``torch.func.vmap`` or the like, which it has for one call only."""
+    wrapped = torch._C._functorch.is_functorch_wrapped_tensor
+    return any(wrapped(tensor) for tensor in (*module.parameters(), *module.buffers()))
 
 
 def buffers_of(module: nn.Module) -> dict[str, Tensor | None]:

@@ -574,3 +574,37 @@ def test_estimators_see_a_head_beside_the_model(estimator):
         bilevel = loop(parts, 4, each, gamma=0.0, parameters=given)
         products[each] = step(bilevel, parts.losses, outer=True).outer.products
     torch.testing.assert_close(products[estimator], products[PerTask], rtol=5e-3, atol=1e-6)
+
+
+@pytest.mark.parametrize("estimator", [ForwardMode, PerTask, OneSidedDifference])
+def test_losses_may_map_over_the_weights_of_a_module_beside_the_model(estimator):
+    """An ensemble of frozen critics by ``vmap``: the gradients are those of a loop over the critics."""
+    torch.manual_seed(0)
+    model, critic = nn.Linear(3, 3).double(), nn.Linear(3, 1).double().requires_grad_(False)
+    own = dict(critic.named_parameters())
+    many = {name: torch.randn(4, *each.shape, dtype=each.dtype) for name, each in own.items()}
+    x = torch.randn(5, 3, dtype=torch.float64)
+
+    def mapped(hidden):
+        judge = lambda weights: torch.func.functional_call(critic, weights, (hidden,)).square().mean()  # noqa: E731
+        return torch.func.vmap(judge)(many).mean()
+
+    def looped(hidden):
+        single = [(hidden @ many["weight"][i].T + many["bias"][i]).square().mean() for i in range(4)]
+        return torch.stack(single).mean()
+
+    found = []
+    for second in (mapped, looped):
+        m = LossTransformer(("a", "b"), width=8, heads=2).double()
+        m.load_state_dict(found[0][0] if found else m.state_dict())
+        state = {name: each.clone() for name, each in m.state_dict().items()}
+        bilevel = Bilevel(model, m, torch.optim.SGD(m.parameters(), 0.1), estimator=estimator())
+        products = []
+        for _ in range(3):
+            model.zero_grad()
+            result = bilevel.backward(lambda second=second: [model(x).square().mean(), second(model(x))], outer=True)
+            products.append(result.outer.products)
+        found.append((state, products, [each.grad.clone() for each in model.parameters()]))
+    for one, other in zip(found[0][1] + found[0][2], found[1][1] + found[1][2], strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-10)
+    assert all(dict(critic.named_parameters())[name] is each for name, each in own.items())

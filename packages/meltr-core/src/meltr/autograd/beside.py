@@ -10,7 +10,7 @@ from weakref import WeakSet
 from torch import nn
 from torch.nn.modules.module import register_module_forward_pre_hook
 
-from meltr.torch_private import is_compiled
+from meltr.torch_private import is_borrowed, is_compiled
 
 
 class Beside:
@@ -32,7 +32,8 @@ class Beside:
     def watched(self, found: Callable[[nn.Module], object]) -> Iterator[None]:
         """Within this context, call `found` with every module that is not known yet, just before its forward.
 
-        Compiled models are not watched: a global hook would compile them again. Nor are wrappers around the model.
+        Compiled models are not watched: a global hook would compile them again. Nor are wrappers around the model, and
+        modules whose weights ``torch.func.vmap`` lent for the call.
 
         Args:
             found: Called once per module; the modules inside it are not reported.
@@ -40,7 +41,7 @@ class Beside:
         inside = {id(each) for root in self.roots() for each in root.modules()}
 
         def look(module: nn.Module, args: Any) -> None:
-            if id(module) in inside:
+            if id(module) in inside or is_borrowed(module):
                 return
             parts = list(module.modules())
             around = any(each is self._model for each in parts)  # a wrapper, such as DistributedDataParallel
