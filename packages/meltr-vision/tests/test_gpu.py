@@ -66,8 +66,6 @@ def test_every_estimator_agrees_with_double_backward(make_context, monkeypatch, 
     ids=["bf16", "compile", "replay", "held_out"],
 )
 def test_a_run_learns_on_the_gpu(tmp_path, settings, estimator):
-    if settings.get("train.compile") and estimator == "forward" and torch.__version__ < "2.15":
-        pytest.skip("forward mode through a compiled model needs torch 2.15")
     registry = discover()
     flags = {"device": "cuda", "train.epochs": 4, "bilevel.estimator": estimator, **settings}
     spec = resolve(registry, backbone="vision", task="classification", dataset="digits", flags=flags)

@@ -19,7 +19,7 @@ from meltr.hypergradients.estimators.base import Estimator
 from meltr.hypergradients.loss_function import LossFunction
 from meltr.hypergradients.passes import Passes
 from meltr.hypergradients.problem import OuterProblem
-from meltr.torch_private import copy_each, preserved_versions
+from meltr.torch_private import copy_each, is_compiled, preserved_versions
 
 
 class _WithLosses(nn.Module):
@@ -57,7 +57,8 @@ class ForwardMode(Estimator):
 
     Exact. Cost: about two forward passes. Extra memory: the tangents of all layers, which PyTorch keeps until the pass
     ends. Attention runs on the math kernel, because the fused ones have no forward-mode rule. Tied parameters are
-    supported; frozen and unused ones have no tangent.
+    supported; frozen and unused ones have no tangent. A compiled model runs as it was before: compiled code knows no
+    dual numbers.
 
     ``torch.func.jvp`` is not used: it fails on BatchNorm in training mode and does not replay dropout correctly.
     """
@@ -78,7 +79,7 @@ class ForwardMode(Estimator):
 
         Raises:
             NotImplementedError: If an operation of the model has no forward-mode derivative (CPU LSTM, CTC loss).
-            RuntimeError: The same, from operations that report it differently (a compiled model before torch 2.15).
+            RuntimeError: The same, from operations that report it differently.
         """
         factor = _factor(problem, direction) if problem.auxiliary.setup.low_precision else None
         scaled = direction if factor is None else scaled_all(direction, factor)
@@ -128,7 +129,9 @@ def _of_batch(
     wrapper = _WithLosses(function.setup.model)
     inside = {id(parameter) for parameter in wrapper.parameters()}
     beside = [p for p in problem.parameters if id(p) in tangents and id(p) not in inside]
+    compiled = any(map(is_compiled, wrapper.modules()))
     with (
+        torch.compiler.set_stance("force_eager") if compiled else nullcontext(),
         nullcontext() if memory is None or beside else fixed_tangents(memory),
         _quiet_first_use(),
         sdpa_kernel(SDPBackend.MATH),
