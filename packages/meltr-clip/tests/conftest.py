@@ -13,10 +13,11 @@ import transformers
 from PIL import Image
 
 from meltr.files import write_lines
+from meltr.texts.quiet import quiet
 from meltr.video import Item, Labels
 from meltr_clip.encoder import ClipEncoder, Texts, shaped
 from meltr_clip.options import ClipOptions
-from meltr_clip.weights.parts import Parts, quiet, read_parts
+from meltr_clip.weights.parts import Parts, read_parts
 
 WORDS = (
     *("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "video", "of", "red", "blue", "green", "dog", "cat"),

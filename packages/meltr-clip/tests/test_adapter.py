@@ -19,8 +19,9 @@ from meltr.engine.run import execute
 from meltr.errors import UserError
 from meltr.plugins import discover
 from meltr.settings import resolve
+from meltr.texts.quiet import quiet
 from meltr_clip.options import ClipOptions
-from meltr_clip.weights.parts import quiet, read_parts
+from meltr_clip.weights.parts import read_parts
 from meltr_clip.weights.pretrained import pretrained_towers
 
 

@@ -8,12 +8,12 @@ import torch
 import transformers
 from torch.nn import functional as F
 
+from meltr.texts.quiet import quiet
 from meltr_clip.encoder import Texts
 from meltr_clip.losses.draws import Words, draw, hidden_places, wrong_pairs
 from meltr_clip.losses.dual import Batch, Passes, task_losses
 from meltr_clip.model.dual import Dual
 from meltr_clip.model.pixels import cropped, inside
-from meltr_clip.weights.parts import quiet
 from meltr_clip.weights.pretrained import pretrained_towers
 
 TEXTS = ["a red dog runs .", "the big cat", "a small green video of a dog ."]

@@ -6,9 +6,9 @@ import pytest
 import torch
 import transformers
 
+from meltr.texts.quiet import quiet
 from meltr_clip.losses.video import video_losses
 from meltr_clip.model.videomae import VideoTower, tube_mask
-from meltr_clip.weights.parts import quiet
 from meltr_clip.weights.pretrained import pretrained_towers
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from command_line import call
 from meltr.plugins import discover
 from meltr.setting_keys import Keys
 from meltr_hf.names import LOSSES
@@ -54,3 +55,13 @@ def test_the_losses_and_presets_of_the_page_are_those_of_the_plugin(page: str) -
     assert named == {name for losses in LOSSES.values() for name in losses}
     presets = {name for cells in first_cells(page, "Settings", 1) for name in cells} - {*LOSSES, "--sample"}
     assert presets == {preset.name for preset in PRESETS}
+
+
+def test_what_it_runs_on_the_sample_can_be_run(page: str) -> None:
+    """A command that a reader copies names all that it needs; ``verify`` takes the same words as ``run``."""
+    texts = page + (PACKAGE / "README.md").read_text(encoding="utf-8")
+    found = {words.strip() for words in re.findall(r"meltr (?:run|verify) ([^`#\n]*--sample[^`#\n]*)", texts)}
+    assert found
+    for words in found:
+        result = call("run", *words.split(), "--dry-run")
+        assert result.exit_code == 0, result.stderr

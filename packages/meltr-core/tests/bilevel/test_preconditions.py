@@ -188,6 +188,96 @@ def test_an_outer_optimiser_that_needs_several_gradients_is_refused():
         Bilevel(nn.Linear(2, 1), m, torch.optim.LBFGS(m.parameters()))
 
 
+def test_an_outer_optimiser_that_ascends_is_refused():
+    m = LossTransformer(2, width=8, heads=2, feedforward=8, scale_hidden=8)
+    with pytest.raises(UserError, match=r"Adam with maximize=True"):
+        Bilevel(nn.Linear(2, 1), m, torch.optim.Adam(m.parameters(), maximize=True))
+
+
+def test_an_outer_optimiser_that_got_other_tensors_later_is_refused():
+    model, other = nn.Linear(6, 3), nn.Parameter(torch.ones(2), requires_grad=True)
+    bilevel = loop(model)
+    bilevel.backward(lambda: four(model(X)), outer=True)
+    bilevel.outer_optimizer.add_param_group({"params": [other]})
+    with pytest.raises(UserError, match="holds 1 tensors that are not parameters of the combiner"):
+        bilevel.backward(lambda: four(model(X)), outer=True)
+
+
+def test_phi_that_is_unfrozen_later_must_be_in_the_outer_optimiser():
+    model = nn.Linear(6, 3)
+    m = LossTransformer(4, width=8, heads=2, feedforward=8, scale_hidden=8)
+    first, *rest = m.parameters()
+    first.requires_grad_(False)
+    bilevel = Bilevel(model, m, torch.optim.SGD(rest, 1.0), gamma=0.0)
+    bilevel.backward(lambda: four(model(X)), outer=True)
+    first.requires_grad_(True)
+    with pytest.raises(UserError, match="misses 1 parameters"):
+        bilevel.backward(lambda: four(model(X)), outer=True)
+    bilevel.outer_optimizer.add_param_group({"params": [first], "lr": 1.0})
+    before = first.detach().clone()
+    bilevel.backward(lambda: four(model(X)), outer=True)
+    assert not torch.equal(first.detach(), before)
+
+
+def line_search(bilevel: Bilevel, model: nn.Module, **words) -> list[torch.Tensor]:
+    optimizer = torch.optim.LBFGS(model.parameters(), max_iter=4, line_search_fn="strong_wolfe")
+    combined = []
+
+    def closure() -> torch.Tensor:
+        optimizer.zero_grad()
+        combined.append(bilevel.backward(lambda: four(model(X)), **words).combined)
+        return combined[-1]
+
+    optimizer.step(closure)
+    return combined
+
+
+def test_the_combiner_is_not_trained_within_a_line_search():
+    torch.manual_seed(0)
+    model = nn.Linear(6, 3)
+    with pytest.raises(UserError, match=r"closure of LBFGS.*\n.*outer=False"):
+        line_search(loop(model), model)
+    m = UncertaintyCombiner(4)
+    with pytest.raises(UserError, match="closure of LBFGS"):
+        line_search(Bilevel(model, m, torch.optim.SGD(m.parameters(), 0.1)), model)
+    bilevel = loop(model)
+    found = line_search(bilevel, model, outer=False)
+    assert len(found) > 2
+    assert found[-1] < found[0]  # one and the same loss all along
+    assert bilevel.outer_step(lambda: four(model(X)), lambda: four(model(X))).finite
+    optimizer = torch.optim.SGD(model.parameters(), 0.1)  # its step calls a closure once
+    optimizer.step(lambda: bilevel.backward(lambda: four(model(X))).combined)
+
+
+class NoRule(torch.autograd.Function):
+    """An operation without a forward mode, such as DistributedDataParallel's that finds unused parameters."""
+
+    @staticmethod
+    def forward(ctx, x):
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx, gradient):
+        return gradient
+
+
+def test_an_estimator_that_cannot_gives_way_with_a_warning():
+    found = []
+    for estimator in (ForwardMode(), PerTask()):
+        torch.manual_seed(0)
+        model = nn.Linear(6, 3)
+        bilevel = loop(model, estimator=estimator)
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always", RuntimeWarning)
+            found.append(bilevel.backward(lambda model=model: four(NoRule.apply(model(X))), outer=True))
+        assert bilevel.estimator_in_use.name == "per_task"
+        cannot = [
+            str(each.message) for each in caught if "cannot differentiate this model: You must" in str(each.message)
+        ]
+        assert len(cannot) == (estimator.name == "forward")
+    torch.testing.assert_close(found[0].outer.products, found[1].outer.products)
+
+
 @pytest.mark.parametrize("combiner", [UncertaintyCombiner, GradNorm, DynamicWeightAverage])
 def test_losses_that_become_negative_are_named(combiner):
     model, shift = nn.Linear(6, 3), [0.0]

@@ -140,3 +140,22 @@ def test_compiled_lora():
         return cases.losses(compiled if of is model else of, x, y)
 
     assert check_steps(model, compute).outer_steps == 3
+
+
+@pytest.mark.slow
+def test_a_compiled_function_of_the_losses_is_not_compiled_again_at_every_evaluation():
+    """The search for modules beside the model hooks into all modules, by which compiled functions are told apart."""
+    torch._dynamo.reset()
+    model, (batch,), graphs = cases.net(), cases.batches(1), []
+
+    def backend(module, inputs):
+        graphs.append(module)
+        return module.forward
+
+    compute = torch.compile(lambda: cases.losses(model, *batch), backend=backend)
+    m = cases.combiner()
+    bilevel = Bilevel(model, m, cases.outer(m), every=1, estimator=OneSidedDifference())
+    for _ in range(5):
+        bilevel.backward(compute)
+    assert bilevel.outer_steps == 4
+    assert len(graphs) <= 4  # with and without a graph, and each once while modules are looked for

@@ -154,19 +154,33 @@ def test_a_full_disk_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.M
     assert list(tmp_path.iterdir()) == []
 
 
-def test_meltr_core_in_a_folder_is_told_to_uv(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+GIT = {"vcs": "git", "commit_id": "abc123"}
+
+
+@pytest.mark.parametrize(
+    ("record", "source"),
+    [
+        (
+            {"url": "file:///a%20b/core", "dir_info": {"editable": True}},
+            {"path": "/a b/core", "editable": True},
+        ),
+        ({"url": "file:///a/core.whl", "archive_info": {}}, {"path": "/a/core.whl"}),
+        ({"url": "https://example.org/core.whl", "archive_info": {}}, {"url": "https://example.org/core.whl"}),
+        (
+            {"url": "https://example.org/meltr.git", "vcs_info": GIT, "subdirectory": "packages/meltr-core"},
+            {"git": "https://example.org/meltr.git", "rev": "abc123", "subdirectory": "packages/meltr-core"},
+        ),
+        (None, None),
+    ],
+)
+def test_uv_is_told_where_meltr_core_came_from(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, record, source) -> None:
     """So that ``uv run pytest`` needs no package index for it; from an index there is nothing to tell."""
 
     class Installed:
-        record: str | None = '{"url": "file:///a%20b/core", "dir_info": {"editable": true}}'
-
         def read_text(self, name: str) -> str | None:
-            return self.record
+            return record and json.dumps(record)
 
     monkeypatch.setattr(rendering.importlib.metadata, "distribution", lambda name: Installed())
-    registry = discover()
-    folder = rendering.render("one", "plain", tmp_path, registry)
-    sources = tomllib.loads((folder / "pyproject.toml").read_text())["tool"]["uv"]["sources"]
-    assert sources == {"meltr-core": {"path": "/a b/core", "editable": True}}
-    monkeypatch.setattr(Installed, "record", None)
-    assert "[tool.uv" not in (rendering.render("two", "plain", tmp_path, registry) / "pyproject.toml").read_text()
+    folder = rendering.render("one", "plain", tmp_path, discover())
+    found = tomllib.loads((folder / "pyproject.toml").read_text())
+    assert found.get("tool", {}).get("uv", {}).get("sources") == (source and {"meltr-core": source})

@@ -20,6 +20,7 @@ from meltr.texts.batches import Collate, padded
 from meltr.texts.columns import with_columns
 from meltr.texts.losses import column_loss
 from meltr.texts.options import TextOptions
+from ranks_helper import run_ranks
 
 TABLE = "text,label,topic,stars\none two,a,x,1.5\none,b,y,2.5\ntwo two two,a,x,\nthree,b,y,4.5\n"
 
@@ -59,8 +60,9 @@ class Counting(TextAdapter[nn.Module]):
 
 
 def run(tmp_path: Path, task: str = "text-classification", **options: Any) -> Any:
-    (tmp_path / "train.csv").write_text(TABLE, encoding="utf-8")
-    (tmp_path / "test.csv").write_text(TABLE, encoding="utf-8")
+    for split in ("train", "test"):
+        if not (tmp_path / f"{split}.csv").exists():  # other processes may be reading it
+            (tmp_path / f"{split}.csv").write_text(TABLE, encoding="utf-8")
     declared = RunSpec(
         backbone="b",
         task=task,
@@ -100,6 +102,52 @@ def test_a_run_from_the_table_to_the_answers(tmp_path: Path) -> None:
     assert later.seen == (None, data.meta)
     answer = later.predict(model, PredictRequest(text=("one", "one two"), top=1), data, context)
     assert [row["label"] for row in answer.rows] == ["b", "a"]
+
+
+class Told(Counting):
+    """Also writes, and counts the texts that it was shown."""
+
+    shown = 0
+
+    def outputs(self, model, batch, context):
+        self.shown += len(batch["count"])
+        return super().outputs(model, batch, context)
+
+    def write(self, model, texts, context, *, count):
+        self.shown += len(texts)
+        return [[f"{text} {number}" for number in range(count)] for text in texts]
+
+
+def evaluated(ranks, folder):
+    """Return an evaluation by `ranks`, what is written, and the texts that this process was shown for each."""
+    context, adapter = run(Path(folder)), Told()
+    data = adapter.build_data(context)
+    model = adapter.build_model(context, data)
+    context.rank, context.world_size = (ranks.rank, ranks.size) if ranks else (0, 1)
+    found, once = adapter.evaluate(model, data.test, context), adapter.shown
+    texts = [item.text for item in data.test]
+    return (
+        found.predictions,
+        found.metrics,
+        found.details,
+        adapter._written(model, texts, context, 2),
+        once,
+        adapter.shown,
+    )
+
+
+def test_processes_share_an_evaluation(tmp_path: Path) -> None:
+    """Four texts in batches of three: the second process has the last text alone."""
+    folders = [tmp_path / name for name in ("alone", "shared")]
+    for folder in folders:
+        folder.mkdir()
+        run(folder)
+    *alone, once, twice = evaluated(None, folders[0])
+    assert (once, twice) == (4, 8)
+    for texts, ended in zip((3, 1), run_ranks(evaluated, words=folders[1:]), strict=True):
+        *found, once, twice = ended.result
+        assert found == alone
+        assert (once, twice) == (texts, 2 * texts)
 
 
 def test_classes_that_training_does_not_have_are_said() -> None:

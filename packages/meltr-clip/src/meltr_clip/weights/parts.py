@@ -10,10 +10,10 @@ from typing import Any
 
 import numpy as np
 import transformers as _transformers
-from transformers.utils import logging as _logging
 
 from meltr.errors import UserError
 from meltr.files import whole_folder
+from meltr.texts.quiet import quiet
 from meltr.texts.tokenizers import check_words
 from meltr.video import Corpus
 from meltr.video.adapter.limits import check_length
@@ -21,7 +21,6 @@ from meltr.video.frames.media_files import kind
 from meltr_clip.options import ClipOptions
 
 transformers: Any = _transformers  # Its loaders and the classes that it loads lazily have no types.
-logging: Any = _logging
 
 FAMILIES = ("clip", "siglip", "siglip2", "videomae")
 """Model types of transformers that this backbone knows. Published SigLIP 2 of a fixed size has the type ``siglip``."""
@@ -71,20 +70,6 @@ class Parts:
             for part in (self.config, self.images, self.tokenizer):
                 if part is not None:
                     part.save_pretrained(beside)
-
-
-@contextmanager
-def quiet() -> Iterator[None]:
-    """Keep transformers from printing progress bars and remarks; the run has a report of its own."""
-    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(level)
-        if bars:
-            logging.enable_progress_bar()
 
 
 @contextmanager

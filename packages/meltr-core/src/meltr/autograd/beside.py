@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from typing import Any
 from weakref import WeakSet
 
+import torch
 from torch import nn
 from torch.nn.modules.module import register_module_forward_pre_hook
 
@@ -23,6 +24,7 @@ class Beside:
     def __init__(self, model: nn.Module) -> None:
         self._model = model
         self._known: WeakSet[nn.Module] = WeakSet()
+        self._compiled = False
 
     def roots(self) -> tuple[nn.Module, ...]:
         """Return the model, and the modules beside it that are known so far."""
@@ -32,8 +34,9 @@ class Beside:
     def watched(self, found: Callable[[nn.Module], object]) -> Iterator[None]:
         """Within this context, call `found` with every module that is not known yet, just before its forward.
 
-        Compiled models are not watched: a global hook would compile them again. Nor are wrappers around the model, and
-        modules whose weights ``torch.func.vmap`` lent for the call.
+        What is compiled is not watched, since a hook compiles it again: neither a compiled model, nor a compiled loss
+        function, once it was met. Nor are wrappers around the model, and modules whose weights ``torch.func.vmap`` lent
+        for the call.
 
         Args:
             found: Called once per module; the modules inside it are not reported.
@@ -41,6 +44,9 @@ class Beside:
         inside = {id(each) for root in self.roots() for each in root.modules()}
 
         def look(module: nn.Module, args: Any) -> None:
+            if torch.compiler.is_compiling():
+                self._compiled = True
+                return
             if id(module) in inside or is_borrowed(module):
                 return
             parts = list(module.modules())
@@ -50,7 +56,7 @@ class Beside:
                 self._known.add(module)
                 found(module)
 
-        if any(map(is_compiled, self._model.modules())):
+        if self._compiled or any(map(is_compiled, self._model.modules())):
             yield
             return
         handle = register_module_forward_pre_hook(look)

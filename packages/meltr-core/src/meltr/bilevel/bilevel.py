@@ -19,9 +19,9 @@ import torch
 from torch import Tensor, nn
 
 from meltr.autograd.losses import Compute
+from meltr.bilevel import checks
 from meltr.bilevel.average import AveragedAlignment
 from meltr.bilevel.beginning import Beginning
-from meltr.bilevel.checks import Fresh, check_device, check_gamma, check_optimizer, check_primary_step, check_rule
 from meltr.bilevel.combiner_update import CombinerUpdate
 from meltr.bilevel.draws import CombinerDraws
 from meltr.bilevel.evaluations import Evaluations
@@ -114,8 +114,8 @@ class Bilevel:
         log: Callable[[str], None] = lambda line: None,
         **old: str,
     ) -> None:
-        check_gamma(gamma)
-        self.scheme, self.estimator = check_rule(scheme, estimator, old)
+        checks.check_gamma(gamma)
+        self.scheme, self.estimator = checks.check_rule(scheme, estimator, old)
         self.estimator_in_use = EstimatorInUse(self.estimator)
         self.combiner, self.every, self.budget, self.steps = combiner, every, budget, 0
         self.gamma, self.outer_optimizer = gamma, outer_optimizer
@@ -133,7 +133,7 @@ class Bilevel:
         self._average = AveragedAlignment(average)
         update = None
         if outer_optimizer is not None:
-            check_optimizer(outer_optimizer, combiner)
+            checks.check_optimizer(outer_optimizer, combiner)
             # An outer step keeps the graph for the inner gradient, so a compiled model must not free its saved buffers.
             keep_buffers_of_compiled_graphs()
             update = CombinerUpdate(combiner, outer_optimizer, sharing, outer_clip_norm, log)
@@ -152,7 +152,7 @@ class Bilevel:
         )  # fmt: skip
         self._last = LastWeights(accumulate_weights, self._inner, type(combiner).__name__)
         self._evaluations = Evaluations(
-            self._setup, self._given, Fresh(self._setup, self._weights), self._seen, retain_graph,
+            self._setup, self._given, checks.Fresh(self._setup, self._weights), self._seen, retain_graph,
             self._inner.averaged_by_backward,
             lambda: self.estimator.needs_second_derivative or self.scheme.needs_second_derivative,
         )  # fmt: skip
@@ -233,10 +233,11 @@ class Bilevel:
             self._own.resting = self._window.is_open
             if not self._window.is_open:
                 self._own.after_step()
+        checks.check_line_search(outer, trained=self._outer is not None or self._own is not None)
         self._beginning.share()
         due = self.outer_step_due if outer is None else outer and self._outer is not None
         if due and self._primary is not None:
-            check_primary_step(primary, outer_part, cross=cross)
+            checks.check_primary_step(primary, outer_part, cross=cross)
         with self._pace.counting(outer=due, steps=self.steps):
             result = self._call(compute, primary, outer_part, others, due=due, cross=cross, accumulate=accumulate)
         self._pace.took(len(result.losses), inner=True, outer=due, steps=self.steps)
@@ -265,7 +266,7 @@ class Bilevel:
             return self._result(values, combined, a, None)
         again = (due and self._primary is not None) or (self._own is not None and self._own.evaluates_again)
         losses = self._evaluations.first(compute, outer=due and self._primary is None, cross=cross, again=again)
-        check_device(self.combiner, losses.values)
+        checks.check_device(self.combiner, losses.values)
         self._beginning.prepare(losses.values, self.steps)
         if self._primary is not None and (due or self._on_primary):
             if due:

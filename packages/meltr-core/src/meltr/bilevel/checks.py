@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from types import ModuleType
@@ -21,6 +22,7 @@ from meltr.hypergradients.setup import ModelSetup
 from meltr.torch_private import sequence_number
 
 FUNCTION = "Write bilevel.backward(lambda: losses(model, batch)), so that the losses can be evaluated again."
+_LINE_SEARCH = inspect.unwrap(torch.optim.LBFGS.step).__code__
 
 
 def check_rule(scheme: object, estimator: object, old: Mapping[str, str]) -> tuple[Scheme, Estimator]:
@@ -75,7 +77,7 @@ def check_optimizer(optimizer: torch.optim.Optimizer, combiner: nn.Module) -> No
     """Check that the outer optimiser holds the trainable parameters of the combiner, and no others.
 
     Raises:
-        LoopError: If it holds others, misses some, or cannot step with one gradient.
+        LoopError: If it holds others, misses some, ascends, or cannot step with one gradient.
     """
     held = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
     others = held - {id(parameter) for parameter in combiner.parameters()}
@@ -85,6 +87,11 @@ def check_optimizer(optimizer: torch.optim.Optimizer, combiner: nn.Module) -> No
         raise LoopError(
             "The outer optimiser is LBFGS, which needs several gradients for a step; there is one.",
             "Use an optimiser of single steps, such as torch.optim.Adam(combiner.parameters(), lr=1e-4).",
+        )
+    if any(group.get("maximize") for group in optimizer.param_groups):
+        raise LoopError(
+            f"The outer optimiser is {type(optimizer).__name__} with maximize=True: the primary loss would rise.",
+            "Make it without maximize.",
         )
     if others:
         raise LoopError(
@@ -97,6 +104,28 @@ def check_optimizer(optimizer: torch.optim.Optimizer, combiner: nn.Module) -> No
             f"The outer optimiser misses {len(missing)} parameters of the combiner: {', '.join(missing[:5])}.",
             f"{hint} To keep some fixed, call requires_grad_(False) on them.",
         )
+
+
+def check_line_search(outer: bool | None, *, trained: bool) -> None:
+    """Check that the combiner is not trained between the evaluations of one step of the inner optimiser.
+
+    Args:
+        outer: As in `Bilevel.backward`; False or True is the loop's own choice.
+        trained: Whether calls train the combiner.
+
+    Raises:
+        LoopError: If the caller is a closure of LBFGS, which compares values of one and the same combined loss.
+    """
+    frame = inspect.currentframe() if trained and outer is None else None
+    while frame is not None:
+        if frame.f_code is _LINE_SEARCH:
+            raise LoopError(
+                "backward() is called by a closure of LBFGS, which evaluates it several times in one step. "
+                "Training the combiner in between would change the loss that it searches along.",
+                "Write backward(..., outer=False) in the closure, and bilevel.outer_step(losses, losses) after the "
+                "step. Or use another inner optimiser.",
+            )
+        frame = frame.f_back
 
 
 def check_functions(compute: object) -> list[Compute]:

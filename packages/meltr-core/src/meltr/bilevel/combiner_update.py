@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from meltr.bilevel.checks import check_optimizer
 from meltr.devices import Delayed
 from meltr.parallel.sharing import Sharing
 from meltr.torch_private import can_skip_on_device, step_unless
@@ -49,7 +50,7 @@ class CombinerUpdate:
         log: Callable[[str], None] = lambda line: None,
     ) -> None:
         self._combiner, self._optimizer, self._sharing, self._clip_norm = combiner, optimizer, sharing, clip_norm
-        self._log = log
+        self._log, self._held = log, self._counts()
         self._unread: tuple[Delayed, str] | None = None
 
     def take(self, gradients: Sequence[Tensor | None], *others: Tensor, what: str) -> Update:
@@ -59,7 +60,13 @@ class CombinerUpdate:
             gradients: One per trainable parameter, in their order; None leaves that parameter unchanged.
             others: Tensors that must be finite too.
             what: The line to log if the step is skipped.
+
+        Raises:
+            LoopError: If the optimiser got other parameters since it was checked, or phi more than it holds.
         """
+        if self._counts() != self._held:
+            check_optimizer(self._optimizer, self._combiner)
+            self._held = self._counts()
         averaged = self._sharing.mean_small(gradients)
         present = [gradient for gradient in averaged if gradient is not None]
         norm = torch.nn.utils.get_total_norm(present) if present else _zero(self._combiner)
@@ -75,6 +82,11 @@ class CombinerUpdate:
         else:
             self._log(what)
         return Update(norm, finite)
+
+    def _counts(self) -> tuple[int, int]:
+        """Return how many tensors the optimiser holds, and how many parameters phi has."""
+        held = sum(len(group["params"]) for group in self._optimizer.param_groups)
+        return held, sum(parameter.requires_grad for parameter in self._combiner.parameters())
 
     def _report(self) -> None:
         """Say so if the step before was skipped on the device."""

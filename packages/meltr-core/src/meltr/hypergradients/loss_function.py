@@ -183,6 +183,9 @@ def _has_tangent(part: Tensor) -> bool:
 @contextmanager
 def _no_tf32() -> Iterator[None]:
     before = torch.get_float32_matmul_precision()
+    if before == "highest":  # setting it again would change the state by which compiled functions are found
+        yield
+        return
     torch.set_float32_matmul_precision("highest")
     try:
         yield

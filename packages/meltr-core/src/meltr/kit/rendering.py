@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from string import Template
+from typing import Any
 from urllib.parse import unquote, urlparse
 
 from meltr.errors import UserError, did_you_mean
@@ -134,17 +135,31 @@ def _values(name: str, kind: str) -> dict[str, str]:
 
 
 def _sources() -> str:
-    """Return where uv finds meltr-core if it was installed from a folder, not from a package index."""
+    """Return where uv finds meltr-core if it was installed from a folder, a file or a repository, not from an index."""
     try:
         record = importlib.metadata.distribution("meltr-core").read_text("direct_url.json")
     except importlib.metadata.PackageNotFoundError:
         return ""
-    found = json.loads(record or "{}")
-    if "dir_info" not in found:
+    source = _source(json.loads(record or "{}"))
+    if not source:
         return ""
-    path = Path(unquote(urlparse(found["url"]).path)).as_posix()
-    reason = "# meltr-core was installed from this folder. Remove the section to take it from a package index."
-    return f'\n{reason}\n[tool.uv.sources]\nmeltr-core = {{ path = "{path}", editable = true }}'
+    words = ", ".join(f"{key} = {json.dumps(value)}" for key, value in source.items())
+    reason = "# meltr-core was installed from here. Remove the section to take it from a package index."
+    return f"\n{reason}\n[tool.uv.sources]\nmeltr-core = {{ {words} }}"
+
+
+def _source(found: Mapping[str, Any]) -> dict[str, str | bool]:
+    """Return what uv calls the place of an installation; `found` is its record by PEP 610, empty for an index."""
+    if "url" not in found:
+        return {}
+    below = {"subdirectory": found["subdirectory"]} if "subdirectory" in found else {}
+    if found.get("vcs_info", {}).get("vcs") == "git":
+        return {"git": found["url"], "rev": found["vcs_info"]["commit_id"], **below}
+    url = urlparse(found["url"])
+    if url.scheme != "file":
+        return {"url": found["url"], **below}
+    path = Path(unquote(url.path)).as_posix()
+    return {"path": path, "editable": True} if "dir_info" in found else {"path": path}
 
 
 def _rendered(folder: Path, values: Mapping[str, str]) -> dict[Path, str]:

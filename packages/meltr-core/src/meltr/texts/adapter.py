@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Generic, TypeVar
 
@@ -14,17 +14,19 @@ from meltr.context import Data, Evaluation, Prediction, PredictRequest, RunConte
 from meltr.data.loader import LoaderBatches
 from meltr.errors import PluginError
 from meltr.hookspecs import hookimpl
+from meltr.parallel.gather import gather_in_turn, share_of
 from meltr.texts.batches import Collate, TextEncoder
 from meltr.texts.columns import Column, described
 from meltr.texts.corpus import TextCorpus, TextItem
 from meltr.texts.names import LABEL, WRITING
 from meltr.texts.opening import cut, open_texts
-from meltr.texts.options import SKIP, TextOptions
+from meltr.texts.options import SKIP
 from meltr.texts.results import evaluation, predicted, texts_of
 from meltr.texts.writing import writings, written
 from meltr.weights import some
 
 M = TypeVar("M", bound=nn.Module)
+T = TypeVar("T")
 
 
 class TextAdapter(ABC, Generic[M]):
@@ -175,20 +177,25 @@ class TextAdapter(ABC, Generic[M]):
 
     def _outputs(self, model: M, texts: Sequence[str], context: RunContext) -> dict[str, Tensor]:
         """Return the outputs for all texts, on the CPU."""
-        found: list[dict[str, Tensor]] = []
-        for part in _parts(texts, context.options):
+
+        def outputs(part: Sequence[str]) -> dict[str, Tensor]:
             batch = {name: column.to(context.device) for name, column in self.encoder.texts(part).items()}
-            found.append({name: each.cpu() for name, each in self.outputs(model, batch, context).items()})
+            return {name: each.cpu() for name, each in self.outputs(model, batch, context).items()}
+
+        found = _shared(outputs, texts, context)
         return {name: torch.cat([part[name] for part in found]) for name in found[0]}
 
     def _written(self, model: M, texts: Sequence[str], context: RunContext, count: int) -> list[list[str]]:
-        parts = _parts(texts, context.options)
-        return [outputs for part in parts for outputs in self.write(model, part, context, count=count)]
+        parts = _shared(lambda part: self.write(model, part, context, count=count), texts, context)
+        return [outputs for part in parts for outputs in part]
 
 
-def _parts(texts: Sequence[str], options: TextOptions) -> list[Sequence[str]]:
-    size = options.eval_batch_size
-    return [texts[start : start + size] for start in range(0, len(texts), size)]
+def _shared(compute: Callable[[Sequence[str]], T], texts: Sequence[str], context: RunContext) -> list[T]:
+    """Return what `compute` returns for every batch of texts, in order; each process computes its share."""
+    size = context.options.eval_batch_size
+    parts = [texts[start : start + size] for start in range(0, len(texts), size)]
+    own = share_of(parts, context.rank, context.world_size)
+    return gather_in_turn([compute(part) for part in own], context.world_size)
 
 
 def about_column(column: Column, outputs: Tensor, items: Sequence[TextItem]) -> dict[str, float]:

@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import contextlib
-import logging
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -22,6 +21,7 @@ from transformers import (
 
 from meltr.errors import UserError
 from meltr.files import whole_folder
+from meltr.texts.quiet import quiet
 from meltr.texts.tokenizers import check_words
 from meltr.weights import LoadReport
 from meltr_hf.names import Kind
@@ -74,7 +74,7 @@ def load_model(name: str, config: Any, kind: Kind, *, with_words: bool, eager: b
         UserError: If weights of its body are missing or have another shape, or the file cannot be read safely.
     """
     factory = WITH_WORDS[kind] if with_words or kind == "encoder-decoder" else AutoModel
-    with _refused(name, "weights"), _quiet():
+    with _refused(name, "weights"), quiet():
         model, info = factory.from_pretrained(
             name,
             config=config,
@@ -153,19 +153,3 @@ def _refused(name: str, what: str) -> Iterator[None]:
         if isinstance(error, ImportError):
             hint = "Install what it needs."
         raise UserError(f"the {what} of model {name!r} cannot be loaded: {cause}", hint) from error
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep transformers from printing its own report and progress; `LoadReport` has the former."""
-    from transformers.utils import logging as own
-
-    level, bars = own.get_verbosity(), own.is_progress_bar_enabled()
-    own.set_verbosity(logging.ERROR)
-    own.disable_progress_bar()
-    try:
-        yield
-    finally:
-        own.set_verbosity(level)
-        if bars:
-            own.enable_progress_bar()

@@ -13,7 +13,7 @@ from torch import Tensor
 from meltr.autograd.graph import shared_backwards
 from meltr.autograd.vectors import Direction
 from meltr.hypergradients.estimators.base import Estimator
-from meltr.hypergradients.estimators.checking import allowed, relative_gap
+from meltr.hypergradients.estimators.checking import allowed, first_line, relative_gap
 from meltr.hypergradients.estimators.difference import CentralDifference
 from meltr.hypergradients.estimators.forward import ForwardMode
 from meltr.hypergradients.estimators.one_sided import OneSidedDifference
@@ -126,8 +126,8 @@ class Auto(Estimator):
         try:
             products = forward(problem, direction)
         except (NotImplementedError, RuntimeError) as error:
-            cause = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-            return *_without_forward_mode(problem, direction, exact, f"{reason}no forward mode: {cause}"), exact
+            reason = f"{reason}no forward mode: {first_line(error)}"
+            return *_without_forward_mode(problem, direction, exact, reason), exact
         gap = relative_gap(products, exact)
         if not gap <= allowed(forward, setup):
             reason = f"{reason}forward mode differs from one backward pass per task by {gap:.1e}"

@@ -20,6 +20,15 @@ CHECKS = (0, 1, 9)
 as a queue, may be exact at the first step and not at the second."""
 
 
+CANNOT = (RuntimeError, NotImplementedError)
+"""By these torch says that an operation has no such derivative; their subclasses mean others, such as no memory."""
+
+
+def first_line(error: Exception) -> str:
+    """Return the first line of the error's text without its full stop, or its type."""
+    return str(error).strip().partition("\n")[0].rstrip(".") or type(error).__name__
+
+
 def relative_gap(products: Tensor, exact: Tensor) -> float:
     """Return the relative difference of g from the exact one, both of shape (T+1,); 0 if that is zero."""
     return float((products - exact).norm() / exact.norm().clamp_min(1e-300)) if exact.norm() > 0 else 0.0
@@ -36,8 +45,8 @@ class EstimatorInUse:
 
     An estimator that the user names is compared with one backward pass per task at the outer steps in `CHECKS`. Only a
     backward pass treats what the losses compute from w under ``torch.no_grad`` as a constant, and forward mode sees
-    only weights that a module or the loop names. If the two differ by more than the estimator's tolerance, a warning
-    says so, and g comes from one backward pass per task from then on.
+    only weights that a module or the loop names. If the two differ by more than the estimator's tolerance, or torch
+    cannot differentiate an operation so, a warning says it, and g comes from one backward pass per task from then on.
 
     Args:
         named: The estimator that the loop was made with.
@@ -81,29 +90,34 @@ class EstimatorInUse:
                 self._exchange(problem)
             return products
         exact = PerTask()(problem, direction)  # before the estimator overwrites the direction
-        products = used(problem, direction)
+        try:
+            products = used(problem, direction)
+        except (NotImplementedError, RuntimeError) as error:
+            if not self.exchanges or type(error) not in CANNOT:
+                raise
+            self._warn(f"estimator={used.name} cannot differentiate this model: {first_line(error)}.")
+            self._exchange(problem, "cannot differentiate this model")
+            return exact
         gap = relative_gap(products, exact)
         if gap <= allowed(used, problem.auxiliary.setup) or not bool(exact.isfinite().all()):
             if self.exchanges and not used.reliable:
                 self._exchange(problem)
             return products
-        warnings.warn(
-            f"estimator={used.name} is {gap:.1%} off: its g differs that much from one backward pass per task. "
-            "Use --set estimator=auto or per_task.",
-            RuntimeWarning,
-            stacklevel=2,
-        )
+        self._warn(f"estimator={used.name} is {gap:.1%} off: its g differs that much from one backward pass per task.")
         if not self.exchanges:
             return products
         self._exchange(problem)
         return exact
 
+    def _warn(self, found: str) -> None:
+        warnings.warn(f"{found} Use --set estimator=auto or per_task.", RuntimeWarning, stacklevel=3)
+
     def measured_alone(self) -> None:
         """Warn at the first outer step only, and exchange nothing, to measure what the estimator itself finds."""
         self.exchanges, self._ahead = False, {0}
 
-    def _exchange(self, problem: OuterProblem) -> None:
-        problem.log(f"estimator: per_task from now on, since {self.named.name} is off")
+    def _exchange(self, problem: OuterProblem, why: str = "is off") -> None:
+        problem.log(f"estimator: per_task from now on, since {self.named.name} {why}")
         self._instead = PerTask()
 
     def state_dict(self) -> dict[str, Any]:
