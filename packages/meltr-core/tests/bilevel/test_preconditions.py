@@ -120,6 +120,19 @@ def test_a_right_estimator_does_not_warn_and_leaves_the_same(estimator):
         torch.testing.assert_close(one, other, rtol=1e-2, atol=1e-4)
 
 
+def test_an_estimator_that_checks_itself_is_checked_once(monkeypatch):
+    passes = []
+    exact = PerTask.__call__
+    monkeypatch.setattr(PerTask, "__call__", lambda self, *rest: passes.append(1) or exact(self, *rest))
+    model = nn.Linear(6, 3)
+    bilevel = loop(model, estimator=OneSidedDifference())
+    counts = []
+    for _ in range(3):
+        bilevel.backward(lambda: four(model(X)), outer=True)
+        counts.append(len(passes))
+    assert counts == [1, 2, 2]  # by itself at the first outer step, as every named estimator at the second
+
+
 class Complex(nn.Module):
     """A layer with complex weights, or (`parts`) the same function of their real and imaginary parts."""
 

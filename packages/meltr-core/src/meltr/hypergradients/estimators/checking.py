@@ -7,9 +7,11 @@ import warnings
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from meltr.autograd.vectors import Direction
+from meltr.errors import LoopError
 from meltr.hypergradients.estimators.base import Estimator
 from meltr.hypergradients.estimators.per_task import PerTask
 from meltr.hypergradients.problem import OuterProblem
@@ -29,6 +31,24 @@ def allowed(estimator: Estimator, setup: ModelSetup) -> float:
     """Return the relative difference that is accepted of an estimator; bf16 alone rounds at 4e-3."""
     tolerance = math.inf if estimator.tolerance is None else estimator.tolerance
     return tolerance * (5 if setup.low_precision else 1)
+
+
+def _found(estimator: Estimator, problem: OuterProblem, direction: Direction) -> Tensor:
+    """Return g by an estimator.
+
+    Raises:
+        LoopError: If torch has no forward mode for the losses.
+    """
+    try:
+        return estimator(problem, direction)
+    except (NotImplementedError, RuntimeError) as error:
+        if estimator.name != "forward" or isinstance(error, torch.OutOfMemoryError):
+            raise
+        cause = str(error).strip().partition(". ")[0].partition("\n")[0] or type(error).__name__
+        raise LoopError(
+            f"estimator={estimator.name} cannot evaluate these losses: {cause}.",
+            "Use --set estimator=auto or per_task (meltr.Auto(), meltr.PerTask()).",
+        ) from error
 
 
 class EstimatorInUse:
@@ -62,7 +82,7 @@ class EstimatorInUse:
 
     def checks(self, taken: int) -> bool:
         """Tell whether the outer step after `taken` others checks the estimator, with a backward pass per task."""
-        return taken in self._ahead and self.now.tolerance is not None
+        return taken in self._ahead and self.now.tolerance is not None and not self.now.checks_itself
 
     def products(self, problem: OuterProblem, direction: Direction, *, taken: int) -> Tensor:
         """Return g, shape (T+1,).
@@ -72,20 +92,23 @@ class EstimatorInUse:
             direction: q; its contents may be overwritten.
             taken: Outer steps taken before.
         """
+        moving = problem.auxiliary.setup.trained.moving
+        if moving and self.exchanges and not self._needs_one_evaluation:
+            self._exchange(problem, f"the losses change {moving[0].name} by themselves")
         used = self.now
         due = self.checks(taken)
         self._ahead.discard(taken)
         if not due:
-            products = used(problem, direction)
+            products = _found(used, problem, direction)
             if self.exchanges and not used.reliable:
-                self._exchange(problem)
+                self._exchange(problem, f"{used.name} is off")
             return products
         exact = PerTask()(problem, direction)  # before the estimator overwrites the direction
-        products = used(problem, direction)
+        products = _found(used, problem, direction)
         gap = relative_gap(products, exact)
         if gap <= allowed(used, problem.auxiliary.setup) or not bool(exact.isfinite().all()):
             if self.exchanges and not used.reliable:
-                self._exchange(problem)
+                self._exchange(problem, f"{used.name} is off")
             return products
         warnings.warn(
             f"estimator={used.name} is {gap:.1%} off: its g differs that much from one backward pass per task. "
@@ -95,15 +118,20 @@ class EstimatorInUse:
         )
         if not self.exchanges:
             return products
-        self._exchange(problem)
+        self._exchange(problem, f"{used.name} is off")
         return exact
 
     def measured_alone(self) -> None:
         """Warn at the first outer step only, and exchange nothing, to measure what the estimator itself finds."""
         self.exchanges, self._ahead = False, {0}
 
-    def _exchange(self, problem: OuterProblem) -> None:
-        problem.log(f"estimator: per_task from now on, since {self.named.name} is off")
+    @property
+    def _needs_one_evaluation(self) -> bool:
+        """True if the estimator needs no other evaluation of the losses than that of the training step."""
+        return isinstance(self.now, PerTask) or self.now.needs_second_derivative
+
+    def _exchange(self, problem: OuterProblem, why: str) -> None:
+        problem.log(f"estimator: per_task from now on, since {why}")
         self._instead = PerTask()
 
     def state_dict(self) -> dict[str, Any]:
