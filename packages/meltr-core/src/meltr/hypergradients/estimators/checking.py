@@ -44,7 +44,7 @@ def _found(estimator: Estimator, problem: OuterProblem, direction: Direction) ->
     except (NotImplementedError, RuntimeError) as error:
         if estimator.name != "forward" or isinstance(error, torch.OutOfMemoryError):
             raise
-        cause = str(error).strip().partition(". ")[0].partition("\n")[0] or type(error).__name__
+        cause = str(error).strip().partition("\n")[0].partition(". ")[0].rstrip(".") or type(error).__name__
         raise LoopError(
             f"estimator={estimator.name} cannot evaluate these losses: {cause}.",
             "Use --set estimator=auto or per_task (meltr.Auto(), meltr.PerTask()).",
