@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from meltr.autograd.vectors import Direction
-from meltr.errors import LoopError
+from meltr.errors import NoForwardModeError
 from meltr.hypergradients.estimators.base import Estimator
 from meltr.hypergradients.estimators.per_task import PerTask
 from meltr.hypergradients.problem import OuterProblem
@@ -37,7 +37,7 @@ def _found(estimator: Estimator, problem: OuterProblem, direction: Direction) ->
     """Return g by an estimator.
 
     Raises:
-        LoopError: If torch has no forward mode for the losses.
+        NoForwardModeError: If torch has no forward mode for the losses.
     """
     try:
         return estimator(problem, direction)
@@ -45,7 +45,7 @@ def _found(estimator: Estimator, problem: OuterProblem, direction: Direction) ->
         if estimator.name != "forward" or isinstance(error, torch.OutOfMemoryError):
             raise
         cause = str(error).strip().partition("\n")[0].partition(". ")[0].rstrip(".") or type(error).__name__
-        raise LoopError(
+        raise NoForwardModeError(
             f"estimator={estimator.name} cannot evaluate these losses: {cause}.",
             "Use --set estimator=auto or per_task (meltr.Auto(), meltr.PerTask()).",
         ) from error
