@@ -164,10 +164,11 @@ def kills(bench: Bench, number: int, rng: random.Random) -> None:
 
 
 def signals(bench: Bench) -> None:
-    """Ask runs to stop after their first checkpoint; one that ends before it is asked is done again."""
+    """Ask runs to stop after their first checkpoint; one that ends before it is asked is done again, a few times."""
     for number, expected in SIGNALS.items():
-        code, messages = 0, ""
-        while code == 0:
+        code, messages, attempts = 0, "", 0
+        while code == 0 and attempts < 5:
+            attempts += 1
             shutil.rmtree(bench.folder / "stopped", ignore_errors=True)
             process = bench.new("stopped")
             wait_for(bench.folder / "stopped", process, "checkpoints/last")

@@ -99,6 +99,8 @@ def _be(errors: Path, words: list[str]) -> None:
         sys.argv = words
         sys.modules["matplotlib"] = None  # type: ignore[assignment]  # a run without plots is several times cheaper
         torch.set_num_threads(1)
+        for number in (signal.SIGHUP, signal.SIGINT):  # nohup and a shell's & have them ignored, and so would a run
+            signal.signal(number, signal.SIG_DFL if number == signal.SIGHUP else signal.default_int_handler)
         main()
         code = 0
     except SystemExit as leaving:

@@ -266,7 +266,7 @@ def test_image_folder_errors(tmp_path: Path, make_context: Make, monkeypatch: py
         (tmp_path / "train" / "dog" / f"bad{i}.jpg").write_bytes(b"no image")
     with pytest.raises(UserError, match="7 of 16 images") as caught:
         read(tmp_path)
-    assert "train/dog/bad0.jpg (UnidentifiedImageError" in caught.value.message
+    assert "train/dog/bad0.jpg (is not an image that can be read)" in caught.value.message
     assert "bad6" not in caught.value.message
     save(tmp_path / "val" / "cow", "0.png")
     with pytest.raises(UserError, match="classes that train/ lacks: cow"):
@@ -389,3 +389,23 @@ def test_images_of_16_bits_and_orientation_are_read_as_in_core(tmp_path):
     np.testing.assert_array_equal(read_square(tmp_path / "b.png", 16), pixels[::-1, ::-1].transpose(2, 0, 1))
     Image.fromarray((ramp / 65535).astype(np.float32)).save(tmp_path / "c.tif")
     assert "floating-point" in read_square(tmp_path / "c.tif", 16)
+
+
+@pytest.mark.parametrize(
+    ("part", "name", "said"),
+    [
+        ("train", "cafe\u0301", r"two classes whose names look the same: 'cafe\\u0301' and 'caf\\xe9'"),
+        ("train", "dog ", "two classes whose names look the same: 'dog' and 'dog '"),
+        ("val", "cafe\u0301", r"val has a class 'cafe\\u0301', which looks like 'caf\\xe9' of train/"),
+        ("train", "link", "link is a link that leads nowhere"),
+    ],
+)
+def test_classes_that_look_the_same_or_are_not_there_are_named(tmp_path, part, name, said):
+    for each in ("train/dog", "train/caf\xe9", f"{part}/{name}"):
+        if name == each.rpartition("/")[2] == "link":
+            (tmp_path / part / name).symlink_to("link")
+            continue
+        (tmp_path / each).mkdir(parents=True)
+        Image.new("RGB", (8, 8)).save(tmp_path / each / "0.png")
+    with pytest.raises(UserError, match=said):
+        read_image_folder(tmp_path, size=8)

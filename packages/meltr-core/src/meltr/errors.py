@@ -36,6 +36,10 @@ class LoopError(UserError, ValueError):
     """A training loop gives `Bilevel` something that it cannot train with."""
 
 
+class NoForwardModeError(LoopError, NotImplementedError):
+    """Torch has no forward mode for an operation of the losses, which the chosen estimator needs."""
+
+
 class PluginError(MeltrError):
     """A plugin broke its contract; the message names the plugin, the hook and the value."""
 

@@ -75,16 +75,38 @@ def write_text(path: Path, text: str) -> None:
 
 @contextmanager
 def whole_folder(folder: Path) -> Iterator[Path]:
-    """Yield an empty folder beside `folder` that takes its place at the end; after an exception nothing has changed."""
+    """Yield an empty folder beside `folder` that takes its place at the end; after an exception nothing has changed.
+
+    The old folder is renamed, and deleted only when the new one is in its place. If a kill comes between the two, the
+    next call brings it back.
+    """
     folder.parent.mkdir(parents=True, exist_ok=True)
+    old = folder.with_name(f".{folder.name}.replaced")
+    if old.exists() and not folder.exists():
+        old.rename(folder)
     beside = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
     try:
         yield beside
         beside.chmod(0o755)
-        shutil.rmtree(folder, ignore_errors=True)
-        beside.replace(folder)
+        _remove(old)
+        if folder.is_symlink() or folder.exists():
+            folder.rename(old)
+        try:
+            beside.replace(folder)
+        except BaseException:
+            if old.is_symlink() or old.exists():
+                old.rename(folder)
+            raise
+        _remove(old)
     finally:
         shutil.rmtree(beside, ignore_errors=True)
+
+
+def _remove(folder: Path) -> None:
+    if folder.is_symlink() or folder.is_file():
+        folder.unlink()
+    else:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:

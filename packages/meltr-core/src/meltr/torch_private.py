@@ -33,6 +33,7 @@ NAMES = {
     "torch.nn.Module._compiled_call_impl": "recognising a module after Module.compile()",
     "torch.nn.Module._buffers": "restoring buffers that a module replaced",
     "torch.nn.Module._parameters": "restoring frozen weights that the losses move",
+    "torch.nn.Module._forward_pre_hooks": "restoring the weight that older weight_norm and spectral_norm compute",
     "torch.nn.Module._modules": "telling whether a module was built anew in its forward pass",
     "torch.Tensor._backward_hooks": "keeping hooks on gradients for the inner step",
     "torch.Tensor._post_accumulate_grad_hooks": "keeping hooks on gradients for the inner step",
@@ -143,6 +144,11 @@ def buffers_of(module: nn.Module) -> dict[str, Tensor | None]:
 def parameters_of(module: nn.Module) -> dict[str, Any]:
     """Return the parameters of one module by name, without its children's: the module's own dictionary."""
     return module._parameters
+
+
+def has_hooks_before(module: nn.Module) -> bool:
+    """Tell whether hooks run before the forward of one module."""
+    return bool(module._forward_pre_hooks)
 
 
 def modules_of(module: nn.Module) -> dict[str, nn.Module | None]:

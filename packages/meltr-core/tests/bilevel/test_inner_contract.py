@@ -9,13 +9,17 @@ from __future__ import annotations
 import copy
 import random
 import warnings
-from collections import deque
+from collections import Counter, deque
+from dataclasses import dataclass
+from types import SimpleNamespace
+from typing import NamedTuple
 
 import numpy as np
 import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
+from torch.nn.utils import weight_norm as older_weight_norm
 from torch.nn.utils.parametrizations import spectral_norm
 
 from meltr import (
@@ -167,6 +171,68 @@ class _Plain(nn.Module):
         self.means["old"][0] = self.means["new"]
         self.means["new"] = 0.5 * self.added
         return output
+
+
+class Objects(Parts):
+    """State in objects of the model's own code, in numpy's arrays and generators, and in further containers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.model = _Objects()
+
+
+class _Meter:
+    def __init__(self) -> None:
+        self.count, self.mean, self.above = 0, torch.zeros(3), self  # a circle
+
+    def see(self, output: torch.Tensor) -> None:
+        self.count += 1
+        self.mean.add_(output.detach().mean(0))
+
+
+@dataclass
+class _Seen:
+    meter: _Meter
+    total: float = 0.0
+
+
+class _Pair(NamedTuple):
+    one: torch.Tensor
+    other: int
+
+
+def _normed(layer: nn.Module) -> nn.Module:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # there is a newer one
+        return older_weight_norm(layer)
+
+
+class _Objects(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.body, self.head = _normed(nn.Linear(6, 8)), nn.Linear(8, 3)
+        self.meter = _Meter()
+        self.seen, self.space = _Seen(self.meter), SimpleNamespace(calls=0)
+        self.array, self.draws = np.zeros(3), np.random.RandomState(3)
+        self.pair, self.counts = _Pair(torch.zeros(3), 0), Counter({"calls": 0})
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        output = self.head(self.body(x).tanh()) * (1 + self.meter.count + self.draws.rand())
+        output = output + self.meter.mean.clone() + torch.from_numpy(self.array).float() + self.pair.one.clone()
+        output = output + self.seen.total + self.space.calls + self.counts["calls"] + self.pair.other
+        self.meter.see(output)
+        self.seen.total += 0.1
+        self.space.calls += 1
+        self.counts["calls"] += 1
+        self.array += output.detach().mean(0).numpy()
+        self.pair.one.add_(0.1)
+        self.pair = self.pair._replace(other=self.pair.other + 1)
+        return output
+
+    def numbers(self) -> torch.Tensor:
+        own = [self.meter.count, self.seen.total, self.space.calls, self.counts["calls"], self.pair.other]
+        tensors = (self.meter.mean, self.pair.one, torch.from_numpy(self.array).float(), self.body.weight.flatten())
+        return torch.cat([torch.tensor([*map(float, own), self.draws.rand()]), *tensors]).detach()
 
 
 class Momentum(Parts):
@@ -331,6 +397,10 @@ def held(parts: Parts) -> dict[str, torch.Tensor]:
         later = [model.calls, model.warm, hasattr(model, "first")]
         later += [float(torch.rand((), generator=model.draws)), model.numbers[0].random(), model.numbers[1].random()]
         found["numbers"] = torch.tensor([float(each) for each in later])
+    if isinstance(model, _Objects):
+        assert model.seen.meter is model.meter
+        assert model.meter.above is model.meter
+        found["numbers"] = model.numbers()
     if "criterion" in parts.others:
         found["calls"] = torch.tensor(parts.others["criterion"].calls)
     return found
@@ -353,7 +423,7 @@ def test_one_call_leaves_what_the_backward_of_the_weighted_sum_leaves(kind, esti
 
 @pytest.mark.parametrize("settings", [{"retain_graph": False}, {"part": True}, {"held_out": True}, {"pieces": 3}])
 @pytest.mark.parametrize("losses", [2, 4])
-@pytest.mark.parametrize("kind", [Head, Running, Plain, Momentum, Criterion, Queue])
+@pytest.mark.parametrize("kind", [Head, Running, Plain, Objects, Momentum, Criterion, Queue])
 def test_so_it_is_in_every_kind_of_outer_step(kind, losses, settings):
     parts, plain = pair(kind)
     pieces = settings.get("pieces", 1)
@@ -368,11 +438,22 @@ def test_so_it_is_in_every_kind_of_outer_step(kind, losses, settings):
     assert_same(parts, plain)
 
 
+@pytest.mark.parametrize("estimator", ESTIMATORS)
+def test_state_in_objects_moves_once(estimator):
+    parts, plain = pair(Objects)
+    bilevel = loop(parts, 4, Auto if estimator is ForwardMode else estimator)  # weight_norm has no forward mode
+    for _ in range(2):
+        result = step(bilevel, parts.losses, outer=True)
+        truth(plain, 4, result.sensitivities)
+    assert_same(parts, plain)
+
+
 @pytest.mark.parametrize("outer", [False, True])
-@pytest.mark.parametrize("pieces", [1, 2])
-def test_lazy_layers_are_filled_in_once(pieces, outer):
+@pytest.mark.parametrize(("pieces", "retain_graph"), [(1, True), (1, False), (2, True)])
+def test_lazy_layers_are_filled_in_once(pieces, retain_graph, outer):
     parts, plain = pair(Lazy)
-    result = step(loop(parts, 2), [lambda: parts.losses()[:2]] * pieces, outer=outer)
+    compute = [lambda: parts.losses()[:2]] * pieces if pieces > 1 else lambda: parts.losses()[:2]
+    result = step(loop(parts, 2, retain_graph=retain_graph), compute, outer=outer)
     truth(plain, 2, result.sensitivities, pieces)
     assert_same(parts, plain)
 

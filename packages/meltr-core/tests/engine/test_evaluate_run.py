@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from meltr.engine.run import evaluate_run, execute
+from meltr.errors import UserError
 from meltr.plugins import Registry, discover
 from meltr.settings import resolve
 
@@ -88,3 +89,22 @@ def test_a_run_that_did_not_note_its_data(registry: Registry, tmp_path: Path) ->
     (tmp_path / "run" / "data.json").unlink()
     assert evaluate_run(tmp_path / "run", registry=registry)["metrics"] == results["test"]["metrics"]
     assert told(tmp_path)[3] == {"norm": "it is not there"}
+
+
+def test_a_run_of_another_user(registry: Registry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its folder cannot be written, and its checkpoints perhaps not be read; tests may run as root, who may do both."""
+    results, said = train(registry, tmp_path), []
+
+    def denied(*arguments: object) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    with monkeypatch.context() as patched:
+        patched.setattr("meltr.engine.run.write_json", denied)
+        found = evaluate_run(tmp_path / "run", registry=registry, say=said.append)
+        with pytest.raises(PermissionError):
+            evaluate_run(tmp_path / "run", registry=registry)
+    assert found["metrics"] == results["test"]["metrics"]
+    assert said == [f"the results are not stored: {tmp_path / 'run'} cannot be written (Permission denied)"]
+    monkeypatch.setattr("os.listdir", denied)
+    with pytest.raises(UserError, match=r"checkpoints cannot be read: Permission denied"):
+        evaluate_run(tmp_path / "run", registry=registry)

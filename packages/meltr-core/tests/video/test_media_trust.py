@@ -52,6 +52,21 @@ def test_no_damage_leaves_a_shorter_video_without_an_error(tmp_path, name):
     assert refused > 5
 
 
+@pytest.mark.parametrize("table", ["stts", "stsz", "stsc", "stco"])
+@pytest.mark.parametrize("name", ["a.mp4", "a.mov"])
+def test_tables_that_do_not_fit_each_other_are_named(tmp_path, name, table):
+    """FFmpeg reads the shortest of them, and gives a shorter film without an error."""
+    file = write_video(tmp_path / name, 40)
+    content = bytearray(file.read_bytes())
+    at = content.rindex(table.encode()) + (20 if table == "stsz" else 12)
+    content[at + (2 if table == "stsz" else 3)] ^= 0x40  # the first size, count or place
+    if table == "stco":
+        content[at] ^= 0x40
+    file.write_bytes(content)
+    with pytest.raises(MediaError, match=r"is damaged: its table st[a-z]+ does not fit the others"):
+        decode(file, everything)
+
+
 def test_a_matroska_file_without_sizes_is_whole(tmp_path):
     """As a recorder writes it that cannot go back: sizes of segment and clusters are unknown."""
     file = write_video(tmp_path / "a.mkv", 30, options={"g": "10"}, container={"live": "1"})

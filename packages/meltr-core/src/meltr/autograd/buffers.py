@@ -11,7 +11,7 @@ from torch.nn.parameter import is_lazy
 
 from meltr.autograd.attributes import Attributes, Originals
 from meltr.autograd.still import Known, mark_of
-from meltr.torch_private import buffers_of, parameters_of
+from meltr.torch_private import buffers_of, parameters_of, preserved_versions
 
 _Held = list[tuple[nn.Module, dict[str, Tensor | None]]]
 
@@ -109,7 +109,7 @@ class BufferState:
             originals.put_back()
             if self._known is not None:
                 self._known.forget_copies()
-            with torch.no_grad():
+            with torch.no_grad(), preserved_versions(lazy):  # a graph built inside holds them
                 for buffer in lazy:  # a lazy layer fills in the buffer itself
                     if id(buffer) in self._values:
                         buffer.copy_(self._values[id(buffer)])

@@ -58,6 +58,7 @@ def evaluate(
                 device=device,
                 data_root=data_root,
                 allow_missing=allow_missing,
+                say=remark,
             )
         results.append({"run_dir": str(folder.path), **result})
     several = SeedsFolder(run).seeds is not None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -189,11 +189,13 @@ def evaluate_run(
     device: str | None = None,
     data_root: Path | None = None,
     allow_missing: bool = False,
+    say: Callable[[str], object] | None = None,
 ) -> dict[str, Any]:
     """Evaluate a checkpoint of a run on a split; writes ``evaluation-<split>.json`` into the run folder.
 
     With `allow_missing`, or if the run had it, items whose files are missing or broken are skipped; the result counts
-    them in ``skipped_items`` and names them in ``skipped_item_reasons``.
+    them in ``skipped_items`` and names them in ``skipped_item_reasons``. With `say`, a folder that cannot be written
+    (another user's run) is no error: it is told why, and the results are returned only.
 
     Raises:
         UserError: If the run, its checkpoint, its data or the split is missing.
@@ -223,9 +225,14 @@ def evaluate_run(
         **evaluation.summary(),
         **({"skipped_item_reasons": list(evaluation.skipped_items.values())} if evaluation.skipped_items else {}),
     }
-    write_json(folder.evaluation_of(split), results)
-    if evaluation.predictions:
-        write_lines(folder.predictions_of(split), evaluation.predictions)
+    try:
+        write_json(folder.evaluation_of(split), results)
+        if evaluation.predictions:
+            write_lines(folder.predictions_of(split), evaluation.predictions)
+    except OSError as error:
+        if say is None:
+            raise
+        say(f"the results are not stored: {folder.path} cannot be written ({error.strerror or error})")
     return results
 
 

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
+
+from meltr.errors import UserError
 
 LAST, BEST = "last", "best"
 """Links beside the checkpoints: to the newest one, and to the best one on the validation split."""
@@ -52,8 +55,18 @@ def checkpoint_at(folder: Path, step: int) -> CheckpointFolder:
 
 
 def checkpoints_in(folder: Path) -> list[CheckpointFolder]:
-    """Return the complete checkpoints in a run's ``checkpoints`` folder, oldest first."""
-    found = [path for path in folder.glob(f"{_PREFIX}*") if is_checkpoint_name(path.name) and path.is_dir()]
+    """Return the complete checkpoints in a run's ``checkpoints`` folder, oldest first.
+
+    Raises:
+        UserError: If there is no permission to read the folder, which would look empty.
+    """
+    try:
+        names = os.listdir(folder)
+        found = [folder / name for name in names if is_checkpoint_name(name) and (folder / name).is_dir()]
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+    except OSError as error:
+        raise UserError(f"{folder} cannot be read: {error.strerror or error}.", "Check its permissions.") from error
     return sorted(map(CheckpointFolder, found), key=lambda each: each.step)
 
 

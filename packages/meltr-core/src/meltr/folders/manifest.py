@@ -93,5 +93,8 @@ def _file_fault(path: Path, expected: Any) -> str | None:
     return None
 
 
-def _reason(error: Exception) -> str:
-    return (getattr(error, "strerror", None) or str(error)).splitlines()[0]
+def _reason(error: BaseException) -> str:
+    first: BaseException | None = error
+    while first is not None and not isinstance(first, OSError):
+        first = first.__cause__
+    return (getattr(first, "strerror", None) or str(error)).splitlines()[0]

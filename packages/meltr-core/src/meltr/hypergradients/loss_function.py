@@ -20,6 +20,7 @@ from meltr.hypergradients.loss_values import BatchValues
 from meltr.hypergradients.reduced_model import ReducedModel
 from meltr.hypergradients.setup import ModelSetup
 from meltr.parallel.sharing import Averaging
+from meltr.torch_private import dual_numbers_in_use
 
 
 class _How(NamedTuple):
@@ -111,7 +112,9 @@ class LossFunction:
             stack.enter_context(torch.set_grad_enabled(differentiable))
             if how.keep_buffers and not how.replay:
                 stack.enter_context(self.setup.preserved_buffers())
-            stack.enter_context(self._replayed() if how.replay else self._recorded(how.graph))
+            stack.enter_context(self._replayed() if how.replay else self._recorded(how))
+            if self.setup.trained.moving and (how.replay or how.keep_buffers) and not dual_numbers_in_use():
+                stack.enter_context(self.setup.trained.unchanged())
             if how.keep_buffers and how.replay:
                 stack.enter_context(self._begun[1].aside())
                 stack.enter_context(self.setup.newcomers_preserved(stack))
@@ -139,16 +142,21 @@ class LossFunction:
             return setup.sharing.evaluate(self._compute, inner=averaging == "backward")
 
     @contextmanager
-    def _recorded(self, graph: bool) -> Iterator[None]:
+    def _recorded(self, how: _How) -> Iterator[None]:
         """Within this context, a first evaluation records what later ones need."""
         if not self._replayable:
             yield
             return
-        buffers = self.setup.buffer_state()
+        buffers, trained = self.setup.buffer_state(), self.setup.trained
+        weights = trained.look(self.setup.beside.roots())
         self._start = self.setup.random_state(), buffers
-        with buffers.filled_in(), self.setup.beside.watched(buffers.add), self._recording(graph):
+        with buffers.filled_in(), self.setup.beside.watched(buffers.add), self._recording(how.graph):
             yield
         buffers.learn()
+        before = len(trained.moving)
+        trained.learn(weights)
+        if how.keep_buffers and len(trained.moving) > before:
+            raise trained.refused(trained.moving[-1])
 
     def _recording(self, graph: bool) -> AbstractContextManager[Any]:
         if self._reduced is None or not graph:

@@ -8,15 +8,26 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from meltr.autograd.graph import needed_later
+from meltr.autograd.graph import needed_later, nodes_of
 from meltr.autograd.leaves import deliver, hooks_withheld, reached_leaves
 from meltr.autograd.vectors import Direction, add, dense, scale
+from meltr.errors import LoopError
 from meltr.hypergradients.rows import Rows
 from meltr.hypergradients.setup import LOW_PRECISION, ModelSetup
 from meltr.parallel.sharing import Averaging
 
 if TYPE_CHECKING:
     from meltr.hypergradients.loss_function import LossFunction
+
+
+REENTRANT = (
+    "A part of the model is checkpointed with use_reentrant=True; such a graph has no gradient with respect to chosen "
+    "weights, which outer steps need."
+)
+NOT_REENTRANT = (
+    "Pass use_reentrant=False to torch.utils.checkpoint; in transformers: "
+    "gradient_checkpointing_enable({'use_reentrant': False})."
+)
 
 
 class LossValues:
@@ -226,13 +237,25 @@ class BatchValues(LossValues):
     def own_vjp(
         self, weights: Sequence[Tensor | None], parameters: Sequence[Tensor], *, retain: bool = True
     ) -> list[Tensor | None]:
-        """Return this process' share of J^T weights by one backward pass, which frees the graph unless `retain`."""
+        """Return this process' share of J^T weights by one backward pass, which frees the graph unless `retain`.
+
+        Raises:
+            LoopError: If a part of the model is checkpointed with ``use_reentrant=True``.
+        """
         live, seeds = self._live(weights)
         if not live or not parameters:
             return [None] * len(parameters)
+        self._refuse_reentrant(live)
         with self.setup.as_evaluated(), hooks_withheld(parameters):
             own = self.setup.sharing.gradient(live, self.setup.scaled(seeds), parameters, retain=retain)
             return self.setup.unscaled(own)
+
+    def _refuse_reentrant(self, live: Sequence[Tensor]) -> None:
+        """Look at the first graphs: torch refuses such a part only if other weights lie below it, else skips it."""
+        if self.setup.graphs_to_check > 0:
+            self.setup.graphs_to_check -= 1
+            if any(node.name() == "CheckpointFunctionBackward" for node in nodes_of(*live)):
+                raise LoopError(REENTRANT, NOT_REENTRANT)
 
     def _live(self, weights: Sequence[Tensor | None]) -> tuple[list[Tensor], list[Tensor]]:
         pairs = [

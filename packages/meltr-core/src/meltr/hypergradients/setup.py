@@ -14,6 +14,7 @@ from meltr.autograd.beside import Beside
 from meltr.autograd.buffers import BufferState, preserved_buffers
 from meltr.autograd.random_state import RandomState
 from meltr.autograd.still import Known
+from meltr.autograd.trained import Trained
 from meltr.autograd.vectors import scale
 from meltr.parallel.sharing import Sharing
 
@@ -50,6 +51,8 @@ class ModelSetup:
 
     Attributes:
         beside: Modules that the losses call and the model does not contain.
+        graphs_to_check: Number of graphs in which parts are still looked for that have no gradient by chosen weights.
+        trained: Which trained weights the losses change by themselves.
         losses_differentiate: True once the losses were found to differentiate by themselves (a gradient penalty): then
             evaluations without a graph build one too.
     """
@@ -57,6 +60,8 @@ class ModelSetup:
     def __init__(self, model: nn.Module, setup: Setup, sharing: Sharing) -> None:
         self.losses_differentiate, self.beside = False, Beside(model)
         self._known = Known(whole=sharing.whole_weights)
+        self.graphs_to_check = 2
+        self.trained = Trained(whole=sharing.whole_weights)
         self.model, self.autocast, self.sharing = model, setup.autocast, sharing
         self.scaler = setup.scaler if setup.scaler is not None and setup.scaler.is_enabled() else None
         self.generators, self.recorded = tuple(setup.generators), setup.recorded

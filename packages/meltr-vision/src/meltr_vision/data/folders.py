@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
+import unicodedata
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from meltr.errors import MeltrError, UserError
 from meltr.file_search import check_name, endings_of, files_below, is_visible
@@ -52,7 +53,7 @@ def read_image_folder(root: Path | None, *, size: int, skipped: list[str] | None
         state = "has no folder train/" if root.is_dir() else "does not exist"
         raise UserError(f"{root} {state}.", hint)
     _check_splits(root)
-    names = tuple(sorted(entry.name for entry in _entries(root / "train") if entry.is_dir()))
+    names = tuple(sorted(entry.name for entry in _classes(root / "train")))
     if len(names) < 2:
         raise UserError(f"{root / 'train'} has {len(names)} class folders; at least two are needed.", hint)
     listed = {part: _list(root / part, names) for part in ("train", "val", "test") if (root / part).is_dir()}
@@ -73,6 +74,32 @@ def _entries(folder: Path) -> list[Path]:
     for entry in found:
         check_name(entry)
     return found
+
+
+def _classes(folder: Path) -> list[Path]:
+    """Return the folders of classes.
+
+    Raises:
+        UserError: If a link leads nowhere, or two names look the same.
+    """
+    alike: dict[str, str] = {}
+    found = _entries(folder)
+    for entry in found:
+        if entry.is_symlink() and not entry.exists():
+            raise UserError(f"{entry} is a link that leads nowhere.", "Mend or remove it.")
+        if entry.is_dir():
+            other = alike.setdefault(_as_seen(entry.name), entry.name)
+            if other != entry.name:
+                raise UserError(
+                    f"{folder} has two classes whose names look the same: {other!a} and {entry.name!a}.",
+                    "Put their images into one folder.",
+                )
+    return [entry for entry in found if entry.is_dir()]
+
+
+def _as_seen(name: str) -> str:
+    """Return a name as it looks: accents can be written in two ways, and spaces at the end are not seen."""
+    return unicodedata.normalize("NFC", name).strip()
 
 
 def _check_splits(root: Path) -> None:
@@ -103,7 +130,14 @@ def _check_classes(folder: Path, names: Sequence[str], present: Sequence[str]) -
 def _list(folder: Path, names: Sequence[str]) -> list[tuple[Path, int]]:
     """Return (file, label) of every image below the class folders of `folder`, sorted."""
     label = {name: index for index, name in enumerate(names)}
-    classes = [entry for entry in _entries(folder) if entry.is_dir()]
+    classes = _classes(folder)
+    known = {_as_seen(name): name for name in names}
+    for name in (entry.name for entry in classes if entry.name not in label):
+        if _as_seen(name) in known:
+            raise UserError(
+                f"{folder} has a class {name!a}, which looks like {known[_as_seen(name)]!a} of train/.",
+                "Give it the same name: letters with accents can be written in two ways (Unicode NFC and NFD).",
+            )
     unknown = [entry.name for entry in classes if entry.name not in label]
     if unknown:
         raise UserError(
@@ -160,6 +194,10 @@ def read_square(file: Path, size: int, *, channels: int = 3) -> npt.NDArray[np.u
         return error.problem
     except MeltrError as error:
         return error.message
+    except UnidentifiedImageError:
+        return "is not an image that can be read"
+    except OSError as error:
+        return error.strerror or str(error)
     except Exception as error:  # a broken image can make the decoder raise anything
         return f"{type(error).__name__}: {error}"
 

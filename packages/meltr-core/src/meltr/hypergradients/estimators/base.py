@@ -68,6 +68,11 @@ class Estimator(abc.ABC):
         return True
 
     @property
+    def checks_itself(self) -> bool:
+        """True if the next call compares g with one backward pass per task by itself."""
+        return False
+
+    @property
     def chosen(self) -> str | None:
         """Name of the estimator that is used: its own; None if that is not decided yet."""
         return self.name

@@ -7,9 +7,11 @@ import warnings
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from meltr.autograd.vectors import Direction
+from meltr.errors import NoForwardModeError
 from meltr.hypergradients.estimators.base import Estimator
 from meltr.hypergradients.estimators.per_task import PerTask
 from meltr.hypergradients.problem import OuterProblem
@@ -18,10 +20,6 @@ from meltr.hypergradients.setup import ModelSetup
 CHECKS = (0, 1, 9)
 """Outer steps, counted from 0, at which a named estimator is checked. Losses that read what their forward moves, such
 as a queue, may be exact at the first step and not at the second."""
-
-
-CANNOT = (RuntimeError, NotImplementedError)
-"""By these torch says that an operation has no such derivative; their subclasses mean others, such as no memory."""
 
 
 def first_line(error: Exception) -> str:
@@ -40,13 +38,30 @@ def allowed(estimator: Estimator, setup: ModelSetup) -> float:
     return tolerance * (5 if setup.low_precision else 1)
 
 
+def _found(estimator: Estimator, problem: OuterProblem, direction: Direction) -> Tensor:
+    """Return g by an estimator.
+
+    Raises:
+        NoForwardModeError: If torch has no forward mode for the losses.
+    """
+    try:
+        return estimator(problem, direction)
+    except (NotImplementedError, RuntimeError) as error:
+        if estimator.name != "forward" or isinstance(error, torch.OutOfMemoryError):
+            raise
+        raise NoForwardModeError(
+            f"estimator={estimator.name} cannot evaluate these losses: {first_line(error).partition('. ')[0]}.",
+            "Use --set estimator=auto or per_task (meltr.Auto(), meltr.PerTask()).",
+        ) from error
+
+
 class EstimatorInUse:
     """The estimator of a training loop, and what takes its place once it was found to be wrong.
 
     An estimator that the user names is compared with one backward pass per task at the outer steps in `CHECKS`. Only a
     backward pass treats what the losses compute from w under ``torch.no_grad`` as a constant, and forward mode sees
-    only weights that a module or the loop names. If the two differ by more than the estimator's tolerance, or torch
-    cannot differentiate an operation so, a warning says it, and g comes from one backward pass per task from then on.
+    only weights that a module or the loop names. If the two differ by more than the estimator's tolerance, a warning
+    says so, and g comes from one backward pass per task from then on.
 
     Args:
         named: The estimator that the loop was made with.
@@ -71,7 +86,7 @@ class EstimatorInUse:
 
     def checks(self, taken: int) -> bool:
         """Tell whether the outer step after `taken` others checks the estimator, with a backward pass per task."""
-        return taken in self._ahead and self.now.tolerance is not None
+        return taken in self._ahead and self.now.tolerance is not None and not self.now.checks_itself
 
     def products(self, problem: OuterProblem, direction: Direction, *, taken: int) -> Tensor:
         """Return g, shape (T+1,).
@@ -81,43 +96,46 @@ class EstimatorInUse:
             direction: q; its contents may be overwritten.
             taken: Outer steps taken before.
         """
+        moving = problem.auxiliary.setup.trained.moving
+        if moving and self.exchanges and not self._needs_one_evaluation:
+            self._exchange(problem, f"the losses change {moving[0].name} by themselves")
         used = self.now
         due = self.checks(taken)
         self._ahead.discard(taken)
         if not due:
-            products = used(problem, direction)
+            products = _found(used, problem, direction)
             if self.exchanges and not used.reliable:
-                self._exchange(problem)
+                self._exchange(problem, f"{used.name} is off")
             return products
         exact = PerTask()(problem, direction)  # before the estimator overwrites the direction
-        try:
-            products = used(problem, direction)
-        except (NotImplementedError, RuntimeError) as error:
-            if not self.exchanges or type(error) not in CANNOT:
-                raise
-            self._warn(f"estimator={used.name} cannot differentiate this model: {first_line(error)}.")
-            self._exchange(problem, "cannot differentiate this model")
-            return exact
+        products = _found(used, problem, direction)
         gap = relative_gap(products, exact)
         if gap <= allowed(used, problem.auxiliary.setup) or not bool(exact.isfinite().all()):
             if self.exchanges and not used.reliable:
-                self._exchange(problem)
+                self._exchange(problem, f"{used.name} is off")
             return products
-        self._warn(f"estimator={used.name} is {gap:.1%} off: its g differs that much from one backward pass per task.")
+        warnings.warn(
+            f"estimator={used.name} is {gap:.1%} off: its g differs that much from one backward pass per task. "
+            "Use --set estimator=auto or per_task.",
+            RuntimeWarning,
+            stacklevel=2,
+        )
         if not self.exchanges:
             return products
-        self._exchange(problem)
+        self._exchange(problem, f"{used.name} is off")
         return exact
-
-    def _warn(self, found: str) -> None:
-        warnings.warn(f"{found} Use --set estimator=auto or per_task.", RuntimeWarning, stacklevel=3)
 
     def measured_alone(self) -> None:
         """Warn at the first outer step only, and exchange nothing, to measure what the estimator itself finds."""
         self.exchanges, self._ahead = False, {0}
 
-    def _exchange(self, problem: OuterProblem, why: str = "is off") -> None:
-        problem.log(f"estimator: per_task from now on, since {self.named.name} {why}")
+    @property
+    def _needs_one_evaluation(self) -> bool:
+        """True if the estimator needs no other evaluation of the losses than that of the training step."""
+        return isinstance(self.now, PerTask) or self.now.needs_second_derivative
+
+    def _exchange(self, problem: OuterProblem, why: str) -> None:
+        problem.log(f"estimator: per_task from now on, since {why}")
         self._instead = PerTask()
 
     def state_dict(self) -> dict[str, Any]:

@@ -66,13 +66,13 @@ class OneSidedDifference(Estimator):
 
     def most(self, size: int) -> Passes:
         """Return the bound of two forward passes; at a check of one per step size, and one backward pass per task."""
-        if self._checks_next:
+        if self.checks_itself:
             return Passes(forward=1 + len(LADDER if self.step is None else neighbours(self.step)), backward=size)
         return Passes(forward=2, backward=0)
 
     @property
-    def _checks_next(self) -> bool:
-        """True if the next call checks the step size."""
+    def checks_itself(self) -> bool:
+        """True if the next call checks the step size against one backward pass per task."""
         return self.step is None or self._calls == EARLY or self._calls % self.recheck == 0
 
     def __call__(self, problem: OuterProblem, direction: Direction) -> Tensor:
@@ -98,7 +98,7 @@ class OneSidedDifference(Estimator):
         length = problem.norm(direction)
         if not usable(length):
             return undefined(problem, length)
-        check = self._checks_next
+        check = self.checks_itself
         self._calls += 1
         if check:
             return self._check(problem, direction, length, overwrite=overwrite)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import stat
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -11,6 +12,7 @@ import numpy as np
 
 from meltr.errors import UserError
 from meltr.video.frames.containers import damaged_at, missing_bytes
+from meltr.video.frames.iso_tables import broken_table
 from meltr.video.frames.libraries import require as require
 from meltr.video.frames.sampling import Sampler, sampler_named
 from meltr.video.frames.source import Frames
@@ -84,7 +86,7 @@ def check_whole(path: Path) -> None:
         mode = path.stat().st_mode
         if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):  # reading a pipe or a device may never end
             raise MediaError(f"{path} is not a regular file.", "Give a file.")
-        lacking, damage = missing_bytes(path), damaged_at(path)
+        lacking, damage, table = missing_bytes(path), damaged_at(path), broken_table(path)
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
         raise MediaError(f"Cannot read {path}: {reason}.", "Check the path and its permissions.")
@@ -92,6 +94,8 @@ def check_whole(path: Path) -> None:
         size = path.stat().st_size
         message = f"{path} is truncated: by its own headers, at least {lacking:,} bytes are missing after {size:,}."
         raise MediaError(message, "Get the file again.")
+    if table is not None:
+        raise MediaError(f"{path} is damaged: its table {table} does not fit the others.", "Get the file again.")
     if damage is not None:
         raise MediaError(f"{path} is damaged at byte {damage:,}: no element of its format.", "Get the file again.")
 
@@ -217,8 +221,8 @@ class LostFrames:
 
     def __init__(self, container: str, codec: str) -> None:
         self._counted = codec in ("h264", "hevc") and ("mov" in container or "matroska" in container)
-        self._announced: set[int] = set()
-        self._decoded: set[int] = set()
+        self._announced: Counter[int] = Counter()
+        self._decoded: Counter[int] = Counter()
         self._first: int | None = None
         self._before: int | None = None
 
@@ -233,22 +237,23 @@ class LostFrames:
                 raise ValueError(f"a time stamp is {float(max(shown_late, pause)):,.0f} seconds away from the others")
             self._before = packet.dts
         if self._counted and packet.size and packet.pts is not None and not packet.is_discard:
-            self._announced.add(packet.pts)
+            self._announced[packet.pts] += 1
 
     def decoded(self, frame: Any) -> None:
         """Take note of a frame; ValueError if the decoder marks it as damaged."""
         if frame.is_corrupt:
             raise ValueError("its picture is marked as damaged")
         if self._counted and frame.pts is not None:
-            self._decoded.add(frame.pts)
+            self._decoded[frame.pts] += 1
             self._first = frame.pts if self._first is None else self._first
 
     def check(self) -> None:
         """Raise a ValueError if frames after the first one are missing."""
         first = self._first
-        missing = [time for time in self._announced - self._decoded if first is not None and time > first]
+        lost = self._announced - self._decoded
+        missing = sum(count for time, count in lost.items() if first is not None and time > first)
         if missing:
-            raise ValueError(f"{len(missing)} frames that the file announces cannot be decoded")
+            raise ValueError(f"{missing} frames that the file announces cannot be decoded")
 
 
 class DecodedMedia:
