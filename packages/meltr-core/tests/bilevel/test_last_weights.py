@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -13,6 +12,7 @@ from torch.nn import functional as F
 from meltr import Bilevel, LossTransformer, UserError
 from meltr.combiners.base import GradientCombiner
 from meltr.combiners.uncertainty import UncertaintyCombiner
+from tallies import Tally
 
 N, NAMES = 3, ("target", "small", "flat")
 
@@ -23,10 +23,10 @@ class Net(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.layers = nn.Sequential(nn.Linear(3, 5), nn.BatchNorm1d(5), nn.Tanh(), nn.Dropout(0.2), nn.Linear(5, 3))
-        self.tally = SimpleNamespace(evaluations=0)  # a number of the model itself would be state, which comes back
+        self.tally = Tally()
 
     def losses(self, x, y):
-        self.tally.evaluations += 1
+        self.tally.count += 1
         logits = self.layers(x)
         return {"target": F.cross_entropy(logits, y), "small": logits.square().mean(), "flat": logits.pow(4).mean()}
 
@@ -101,9 +101,9 @@ def test_every_micro_batch_is_evaluated_once_but_for_the_first_and_the_outer_ste
         loop = Loop(net(), transformer(), accumulate_weights=which)
         counts[which], outer = [], []
         for pieces in batches(5):
-            loop.model.tally.evaluations = 0
+            loop.model.tally.count = 0
             outer.append(loop.step(pieces).outer is not None)
-            counts[which].append(loop.model.tally.evaluations)
+            counts[which].append(loop.model.tally.count)
         assert outer == [False, False, False, True, False]
     inner = [0, 1, 2, 4]
     assert [counts["current"][step] for step in inner] == [2 * N] * 4

@@ -59,8 +59,9 @@ def meltr_run(tmp_path):
         (LOSSES, f'        requested("step")\n{LOSSES}'),
         (EVALUATE, f'        requested("evaluate")\n{EVALUATE}'),
     )
-    inherited = signal.getsignal(signal.SIGINT)
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell starts background jobs with Ctrl-C ignored
+    inherited = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGHUP)}
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell starts background jobs with Ctrl-C ignored,
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)  # and nohup with SIGHUP ignored
     handlers = {number: signal.getsignal(number) for number in SIGNALS}
 
     def start(*words, ask=None):
@@ -70,7 +71,8 @@ def meltr_run(tmp_path):
 
     yield start
     after = {number: signal.getsignal(number) for number in SIGNALS}
-    signal.signal(signal.SIGINT, inherited)
+    for number, handler in inherited.items():
+        signal.signal(number, handler)
     assert after == handlers
 
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from types import SimpleNamespace
-
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from tallies import Tally
 
 WIDTH = 4
 
@@ -17,15 +17,15 @@ class Block(nn.Module):
     def __init__(self, width: int = WIDTH, dropout: float = 0.2) -> None:
         super().__init__()
         self.mlp = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, width), nn.Tanh(), nn.Dropout(dropout))
-        self.tally = SimpleNamespace(calls=0)  # a number of the block itself would be state, which comes back
+        self.tally = Tally()
 
     @property
     def calls(self) -> int:
         """Return how often it was evaluated."""
-        return self.tally.calls
+        return self.tally.count
 
     def forward(self, x: Tensor, memory: Tensor | None = None) -> Tensor:
-        self.tally.calls += 1
+        self.tally.count += 1
         return x + self.mlp(x if memory is None else x + memory)
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import random
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -12,6 +11,7 @@ import torch
 from torch import nn
 
 from bilevel_cases import SCHEMES, ConvNet, Encoder, build, flat, scheme_of, take
+from tallies import Tally
 
 CURVED = ("aid-fp", "aid-cg", "stocbio")
 CASES = [
@@ -62,7 +62,7 @@ class Noisy(Encoder):
     def __init__(self) -> None:
         super().__init__()
         self.generator = torch.Generator().manual_seed(0)
-        self.wrote = SimpleNamespace(seen=[])  # a list of the model itself would be state, which comes back
+        self.wrote = Tally()
 
     @property
     def seen(self) -> list[tuple]:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from meltr.errors import MeltrError
+from meltr.errors import MeltrError, NoForwardModeError
 
 _FORWARD_AD = re.compile(r"forward AD with (\S+) that does not support")
 _DERIVATIVE = re.compile(r"derivative for (\S+) is not implemented")
@@ -43,6 +43,8 @@ def agreement(found: Tensor, exact: Tensor) -> Agreement:
 
 def cause(error: Exception) -> str:
     """Return in one line why a computation failed; the operation, if torch names one."""
+    if isinstance(error, NoForwardModeError) and isinstance(error.__cause__, Exception):
+        error = error.__cause__
     text = str(error).strip()
     if isinstance(error, MeltrError):
         return error.message.splitlines()[0].rstrip(".")
