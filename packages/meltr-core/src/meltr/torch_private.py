@@ -38,7 +38,7 @@ NAMES = {
     "torch.Tensor._backward_hooks": "keeping hooks on gradients for the inner step",
     "torch.Tensor._post_accumulate_grad_hooks": "keeping hooks on gradients for the inner step",
     "torch.autograd.graph.Node._sequence_nr": "noticing losses that were computed before the loss function was called",
-    "torch.autograd.forward_ad._current_level": "evaluating losses in forward mode without CUDA graphs",
+    "torch.autograd.forward_ad._current_level": "telling evaluations in forward mode from others for CUDA graphs",
     "torch.nn.Module._apply": "moving the tensors of TorchJD's aggregators with the combiner",
     "torch._dynamo.eval_frame.OptimizedModule": "recognising a model after torch.compile",
     "torch.distributed.checkpoint.filesystem._StorageInfo": "reading the index of a sharded checkpoint",

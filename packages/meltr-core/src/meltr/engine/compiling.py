@@ -7,6 +7,7 @@ from collections.abc import Callable
 from torch import nn
 
 from meltr.errors import UserError
+from meltr.torch_private import is_compiled
 
 
 def compile_called(model: nn.Module, evaluate: Callable[[], object]) -> list[str]:
@@ -26,7 +27,7 @@ def compile_called(model: nn.Module, evaluate: Callable[[], object]) -> list[str
     """
     if type(model).compile is not nn.Module.compile:
         model.compile()
-        return [""]
+        return [name for name, module in model.named_modules() if is_compiled(module)]
     chosen = [module for module in outermost_called(model, evaluate) if any(True for _ in module.children())]
     names = {id(module): name for name, module in model.named_modules()}
     if not chosen:
