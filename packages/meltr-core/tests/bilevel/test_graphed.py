@@ -289,3 +289,14 @@ def test_a_refused_recording_draws_the_numbers_of_a_plain_evaluation():
         assert torch.equal(losses["a"], drawing(batch)["a"])
         found.append(graphs.refused)
     assert found == ["", "", "no capture", "no capture"]
+
+
+def test_weights_that_were_moved_in_memory_are_recorded_anew():
+    """A CUDA graph reads the weights where they were; ``parameter.data = other`` gives them another place."""
+    model = Model().double().eval()
+    graphs, batch = graphed(model), batches(1)[0]
+    for number in range(8):
+        if number == 4:
+            model.body[0].weight.data = 2 * model.body[0].weight.data
+        assert torch.equal(graphs.of(model.losses, batch, NAMES)()["a"], model.losses(batch)["a"])
+    assert graphs.count == 2
