@@ -78,6 +78,10 @@ class GraphedLosses:
         """Number of recordings."""
         return len(self._recordings)
 
+    def clear(self) -> None:
+        """Give up the recordings and their memory; later evaluations are recorded anew."""
+        self._recordings.clear()
+
     def of(self, compute: Callable[[Any], Losses], batch: Any, what: Hashable) -> Compute:
         """Return a function that evaluates the losses of a batch.
 
@@ -120,7 +124,7 @@ class GraphedLosses:
 
     def _refuse(self, reason: str) -> None:
         self._reason = reason
-        self._recordings.clear()
+        self.clear()
         self._log(f"cuda_graphs: not used, {reason}")
 
 
