@@ -7,11 +7,12 @@ that there is one place to repair.
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
+import torch.utils.checkpoint
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -162,6 +163,24 @@ def gradient_hooks(leaf: Tensor) -> list[dict[int, Any]]:
     """Return the existing hooks on the gradient of a leaf: the dictionaries that autograd itself uses."""
     found = (leaf._backward_hooks, getattr(leaf, "_post_accumulate_grad_hooks", None))
     return [hooks for hooks in found if hooks]
+
+
+@contextmanager
+def checkpoints_without_graph() -> Iterator[None]:
+    """Let activation checkpoints run with dual numbers where no graph is built, as they do in torch 2.15.
+
+    Before, torch passes the arguments through a function that saves them and has no forward mode. A later torch has no
+    such function, so no name of `NAMES` stands for it.
+    """
+    saver: Any = getattr(torch.utils.checkpoint, "_NoopSaveInputs", None)
+    if saver is None or "jvp" in vars(saver):
+        yield
+        return
+    saver.jvp = staticmethod(lambda ctx, *tangents: torch.zeros((0,)))
+    try:
+        yield
+    finally:
+        del saver.jvp
 
 
 def backward_number() -> int:
