@@ -89,6 +89,14 @@ def reserved(device: torch.device) -> float:
     return torch.cuda.memory_reserved(device) / 2**20
 
 
+def recorded(stepper: Stepper) -> float:
+    """Give up the recordings of a stepper; return the memory in MiB that they kept between steps."""
+    graphs, before = stepper.trainer.losses.graphs, reserved(stepper.run.device)
+    if graphs is not None:
+        graphs.clear()
+    return before - reserved(stepper.run.device)
+
+
 class Table:
     """The rows of one case, each measured and shown before the next is begun.
 
@@ -112,14 +120,14 @@ class Table:
             if time.monotonic() > self._until:
                 found["cause"] = "no time left"
             else:
-                started, before = time.monotonic(), reserved(run.device)
+                started = time.monotonic()
                 try:
                     stepper = row(run, VARIANTS[name])
                     found |= {"estimator": stepper.estimator, "first_cycles_s": time.monotonic() - started}
                     base = base or stepper
                     found |= self._priced(run, stepper, base)
                     if stepper.trainer.losses.graphs is not None:
-                        found["mib"] += reserved(run.device) - before  # recordings keep their memory between steps
+                        found["mib"] += recorded(stepper)
                 except Exception as error:
                     found["cause"] = f"{type(error).__name__}: {error}".splitlines()[0][:120]
                 stepper = None

@@ -7,11 +7,12 @@ that there is one place to repair.
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
+import torch.utils.checkpoint
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -39,6 +40,8 @@ NAMES = {
     "torch.Tensor._post_accumulate_grad_hooks": "keeping hooks on gradients for the inner step",
     "torch.autograd.graph.Node._sequence_nr": "noticing losses that were computed before the loss function was called",
     "torch.autograd.forward_ad._current_level": "telling evaluations in forward mode from others for CUDA graphs",
+    "torch._C._cuda_endAllocateToPool": "freeing memory after a CUDA graph that could not be captured",
+    "torch._C._cuda_releasePool": "freeing memory after a CUDA graph that could not be captured",
     "torch.nn.Module._apply": "moving the tensors of TorchJD's aggregators with the combiner",
     "torch._dynamo.eval_frame.OptimizedModule": "recognising a model after torch.compile",
     "torch.distributed.checkpoint.filesystem._StorageInfo": "reading the index of a sharded checkpoint",
@@ -162,9 +165,43 @@ def gradient_hooks(leaf: Tensor) -> list[dict[int, Any]]:
     return [hooks for hooks in found if hooks]
 
 
+@contextmanager
+def checkpoints_without_graph() -> Iterator[None]:
+    """Let activation checkpoints run with dual numbers where no graph is built, as they do in torch 2.15.
+
+    Before, torch passes the arguments through a function that saves them and has no forward mode. A later torch has no
+    such function, so no name of `NAMES` stands for it.
+    """
+    saver: Any = getattr(torch.utils.checkpoint, "_NoopSaveInputs", None)
+    if saver is None or "jvp" in vars(saver):
+        yield
+        return
+    saver.jvp = staticmethod(lambda ctx, *tangents: torch.zeros((0,)))
+    try:
+        yield
+    finally:
+        del saver.jvp
+
+
 def backward_number() -> int:
     """Return autograd's number of the current backward pass; -1 outside of one."""
     return int(torch._C._current_graph_task_id())
+
+
+def abandon_pool(pool: Any) -> None:
+    """Give up the memory of a CUDA graph whose capture failed on the current device, if torch has not done so itself.
+
+    While it counts as being captured, memory that several streams have used is not freed.
+
+    Args:
+        pool: What `torch.cuda.graph_pool_handle` returned.
+    """
+    device = torch.cuda.current_device()
+    try:
+        torch._C._cuda_endAllocateToPool(device, pool)
+    except RuntimeError:
+        return
+    torch._C._cuda_releasePool(device, pool)
 
 
 def keep_buffers_of_compiled_graphs() -> None:

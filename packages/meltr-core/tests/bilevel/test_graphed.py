@@ -5,7 +5,9 @@ The stand-in overwrites the same static values as a graph does. What graphs laun
 
 from __future__ import annotations
 
+import gc
 import random
+import weakref
 from collections.abc import Callable
 
 import pytest
@@ -289,3 +291,35 @@ def test_a_refused_recording_draws_the_numbers_of_a_plain_evaluation():
         assert torch.equal(losses["a"], drawing(batch)["a"])
         found.append(graphs.refused)
     assert found == ["", "", "no capture", "no capture"]
+
+
+def test_weights_that_were_moved_in_memory_are_recorded_anew():
+    """A CUDA graph reads the weights where they were; ``parameter.data = other`` gives them another place."""
+    model = Model().double().eval()
+    graphs, batch = graphed(model), batches(1)[0]
+    for number in range(8):
+        if number == 4:
+            model.body[0].weight.data = 2 * model.body[0].weight.data
+        assert torch.equal(graphs.of(model.losses, batch, NAMES)()["a"], model.losses(batch)["a"])
+    assert graphs.count == 2
+
+
+def test_recordings_that_are_given_up_hold_no_memory_and_are_made_anew():
+    model = Model().double()
+    m = LossTransformer(NAMES, width=8, heads=2).double()
+    bilevel = Bilevel(model, m, torch.optim.SGD(m.parameters(), 1e-2), setup=Setup(recorded=True))
+    graphs = graphed(model)
+    for batch in batches(8):
+        result = bilevel.backward(graphs.of(model.losses, batch, NAMES))
+        bilevel.after_step()
+    held = [weakref.ref(each._outputs) for each in graphs._recordings.values()]
+    assert held
+    graphs.clear()
+    gc.collect()
+    assert [each() for each in held] == [None] * len(held)
+    assert graphs.count == 0
+    batch = batches(1)[0]
+    losses = graphs.of(model.losses, batch, NAMES)()
+    assert graphs.count == 1
+    assert torch.equal(losses["a"], model.losses(batch)["a"])
+    assert result.losses is not None  # a result that is kept holds no recording

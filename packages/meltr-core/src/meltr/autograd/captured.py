@@ -7,6 +7,8 @@ from collections.abc import Callable, Hashable, Sequence
 import torch
 from torch import Tensor
 
+from meltr.autograd.capturing import capture
+
 Function = Callable[..., Sequence[Tensor | None]]
 
 _EAGER_CALLS = 2
@@ -67,10 +69,12 @@ class _Graph:
 
     def __init__(self, function: Function, inputs: Sequence[Tensor]) -> None:
         self._inputs = [each.detach().clone() for each in inputs]
-        self._graph = torch.cuda.CUDAGraph()
-        # Other threads (those that pin memory for a data loader) may allocate meanwhile.
-        with torch.cuda.device(inputs[0].device), torch.cuda.graph(self._graph, capture_error_mode="thread_local"):
+        self._outputs: list[Tensor | None] = []
+
+        def run() -> None:
             self._outputs = [None if each is None else each.detach() for each in function(*self._inputs)]
+
+        self._graph = capture(run, inputs[0].device)
 
     def replay(self, inputs: Sequence[Tensor]) -> list[Tensor | None]:
         for own, given in zip(self._inputs, inputs, strict=True):

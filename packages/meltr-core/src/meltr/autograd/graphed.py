@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from meltr.autograd.capturing import capture
 from meltr.autograd.losses import Compute, Losses
 from meltr.autograd.random_state import RandomState
 from meltr.autograd.recordings import DualRecording, NotRecordedError, Record, Recording, tangents_in_use
@@ -24,21 +25,16 @@ _MOST = 6
 """Recordings that are kept; evaluations of further kinds (other shapes, losses, precisions) run as they are."""
 
 
-def cuda_record(generators: Sequence[torch.Generator]) -> Record:
+def cuda_record(device: torch.device, generators: Sequence[torch.Generator] = ()) -> Record:
     """Return what records CUDA graphs.
 
     Args:
+        device: Where the losses are computed.
         generators: Generators that the losses draw from, besides the global ones.
     """
 
     def record(function: Callable[[], None], together: list[Any]) -> Callable[[], None]:
-        graph = torch.cuda.CUDAGraph()
-        for generator in generators:
-            if generator.device.type == "cuda":
-                graph.register_generator_state(generator)
-        pool = together[0] if together else None
-        with torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local"):
-            function()
+        graph = capture(function, device, pool=together[0] if together else None, generators=generators)
         together[:] = [graph.pool()]
         return graph.replay
 
@@ -82,6 +78,10 @@ class GraphedLosses:
         """Number of recordings."""
         return len(self._recordings)
 
+    def clear(self) -> None:
+        """Give up the recordings and their memory; later evaluations are recorded anew."""
+        self._recordings.clear()
+
     def of(self, compute: Callable[[Any], Losses], batch: Any, what: Hashable) -> Compute:
         """Return a function that evaluates the losses of a batch.
 
@@ -98,8 +98,8 @@ class GraphedLosses:
         if self._reason or (dual and tangents is None):
             return compute(batch)
         kind: type[Recording | DualRecording] = DualRecording if dual else Recording
-        frozen = tuple(parameter.requires_grad for parameter in self._model.parameters())
-        how = kind, id(tangents) if dual else None, torch.is_grad_enabled(), self._model.training, frozen
+        weights = tuple((each.requires_grad, each.data_ptr()) for each in self._model.parameters())
+        how = kind, id(tangents) if dual else None, torch.is_grad_enabled(), self._model.training, weights
         key = (what, _kind_of(batch), *how, *_precision())
         if key not in self._recordings:
             self._calls[key] = self._calls.get(key, 0) + 1
@@ -124,7 +124,7 @@ class GraphedLosses:
 
     def _refuse(self, reason: str) -> None:
         self._reason = reason
-        self._recordings.clear()
+        self.clear()
         self._log(f"cuda_graphs: not used, {reason}")
 
 

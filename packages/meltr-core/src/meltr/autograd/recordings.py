@@ -13,6 +13,7 @@ from torch.autograd import forward_ad
 from torch.autograd.function import once_differentiable
 
 from meltr.autograd.buffers import BufferState
+from meltr.autograd.capturing import waits_refused
 from meltr.autograd.graph import shared_backwards
 from meltr.autograd.leaves import reached_leaves
 from meltr.autograd.losses import Losses, as_parts
@@ -71,7 +72,7 @@ class _Evaluation:
         self._together: list[Any] = []
         torch.clear_autocast_cache()
         before = BufferState(model)
-        with before.aside():
+        with before.aside(), waits_refused(_device(model, batch)):
             expected = compute(batch)
             found = self._plain(as_parts(expected))
             self.names = tuple(expected) if isinstance(expected, Mapping) else None
@@ -260,6 +261,11 @@ class DualRecording(_Evaluation):
 def tensors_of(batch: Any) -> list[Tensor]:
     """Return the tensors of a batch, in a fixed order."""
     return [leaf for leaf in tree_leaves(batch) if isinstance(leaf, Tensor)]
+
+
+def _device(model: nn.Module, batch: Any) -> torch.device:
+    """Return where the losses are computed."""
+    return next((each.device for each in (*model.parameters(), *tensors_of(batch))), torch.device("cpu"))
 
 
 def by_type(tensors: Sequence[Tensor]) -> list[list[Tensor]]:

@@ -40,7 +40,7 @@ class StepLosses:
         self.graphs: GraphedLosses | None = None
         if context.spec.train.cuda_graphs:
             snapshot = functools.partial(RandomState, {context.device}, generators)
-            self.graphs = GraphedLosses(model, cuda_record(generators), snapshot, log)
+            self.graphs = GraphedLosses(model, cuda_record(context.device, generators), snapshot, log)
 
     def of(self, batch: Any, context: RunContext) -> Compute:
         """Return the loss function of a batch.

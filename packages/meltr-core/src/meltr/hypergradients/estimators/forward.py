@@ -19,7 +19,7 @@ from meltr.hypergradients.estimators.base import Estimator
 from meltr.hypergradients.loss_function import LossFunction
 from meltr.hypergradients.passes import Passes
 from meltr.hypergradients.problem import OuterProblem
-from meltr.torch_private import copy_each, is_compiled, preserved_versions
+from meltr.torch_private import checkpoints_without_graph, copy_each, is_compiled, preserved_versions
 
 
 class _WithLosses(nn.Module):
@@ -134,6 +134,7 @@ def _of_batch(
         torch.compiler.set_stance("force_eager") if compiled else nullcontext(),
         nullcontext() if memory is None or beside else fixed_tangents(memory),
         _quiet_first_use(),
+        checkpoints_without_graph(),
         sdpa_kernel(SDPBackend.MATH),
         preserved_versions([weight for weight in beside if weight.numel()]),
         torch.no_grad(),
