@@ -22,8 +22,9 @@ from torch import Tensor
 from meltr.cli.output import table
 from meltr.helps.beds import Bed
 from meltr.helps.catalogue import build
+from meltr.helps.lanes import Candidates, Lane, each_alone, primary_or_sum
 from meltr.helps.networks import StackedMLP
-from meltr.helps.race import Candidates, Lane, Round, each_alone, primary_or_sum
+from meltr.helps.race import Round
 from meltr.seeding import derive
 
 HALVED = [Round(1 / 4, keep=2), Round(1 / 2)]

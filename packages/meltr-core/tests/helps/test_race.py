@@ -7,11 +7,12 @@ import dataclasses
 import pytest
 import torch
 
-from meltr.helps import race
+from meltr.helps import lanes
 from meltr.helps.beds import Bed
+from meltr.helps.lanes import Lane
 from meltr.helps.made import made
 from meltr.helps.methods import METHODS
-from meltr.helps.race import Lane, Race, Round
+from meltr.helps.race import Race, Round
 from meltr.helps.trial import train
 
 
@@ -37,12 +38,12 @@ def test_the_winner_of_every_seed_is_the_whole_run_of_its_weights(found):
 
 def test_the_lower_held_out_loss_wins(found):
     bed, *_ = found
-    candidates = METHODS["race, two, 1/3"].race.candidates(1)
-    winner = race.run(bed, METHODS["race, two, 1/3"].race)
-    lanes = [Lane(bed, torch.tensor(weights).expand(4, -1)) for weights in candidates]
-    for lane in lanes:
+    candidates = METHODS["race, two, 1/3"].search.candidates(1)
+    winner = METHODS["race, two, 1/3"].search.run(bed)
+    runs = [Lane(bed, torch.tensor(weights).expand(4, -1)) for weights in candidates]
+    for lane in runs:
         lane.train(0, 2)  # a third of six epochs
-    lower = lanes[1].held_out < lanes[0].held_out
+    lower = runs[1].held_out < runs[0].held_out
     assert winner.weights[:, 1].tolist() == lower.float().tolist()
 
 
@@ -55,7 +56,7 @@ def test_the_lower_held_out_loss_wins(found):
     ],
 )
 def test_steps_of_a_race(rounds, steps):
-    contest = Race(race.common((0.0, 1.0, 3.0)), rounds)
+    contest = Race(lanes.common((0.0, 1.0, 3.0)), rounds)
     assert contest.steps(auxiliary=2) == pytest.approx(steps)
     epochs = []
 
@@ -66,13 +67,13 @@ def test_steps_of_a_race(rounds, steps):
 
     bed = made("random", [5, 6])
     counted = Counted(**{each.name: getattr(bed, each.name) for each in dataclasses.fields(bed)})
-    race.run(dataclasses.replace(counted, epochs=4), contest)
+    contest.run(dataclasses.replace(counted, epochs=4))
     assert len(epochs) / 4 == pytest.approx(steps)
 
 
 def test_candidates():
-    assert race.primary_or_sum(2) == [[1, 0, 0], [1, 1, 1]]
-    assert race.each_alone((1.0, 3.0))(1) == [[1, 0], [1, 1], [1, 3]]  # with one helper the sum is one of them
-    assert race.one_helper((1.0, 3.0))(1) == [[1, 3]]
-    assert race.one_helper((1.0, 3.0))(2) == [[1, 1, 0], [1, 0, 1], [1, 3, 0], [1, 0, 3]]
-    assert race.each_alone((0.5,))(2) == [[1, 0, 0], [1, 1, 1], [1, 0.5, 0], [1, 0, 0.5]]
+    assert lanes.primary_or_sum(2) == [[1, 0, 0], [1, 1, 1]]
+    assert lanes.each_alone((1.0, 3.0))(1) == [[1, 0], [1, 1], [1, 3]]  # with one helper the sum is one of them
+    assert lanes.one_helper((1.0, 3.0))(1) == [[1, 3]]
+    assert lanes.one_helper((1.0, 3.0))(2) == [[1, 1, 0], [1, 0, 1], [1, 3, 0], [1, 0, 3]]
+    assert lanes.each_alone((0.5,))(2) == [[1, 0, 0], [1, 1, 1], [1, 0.5, 0], [1, 0, 0.5]]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import signal
@@ -16,7 +17,7 @@ import yaml
 import meltr.engine.run as engine
 from command_line import Call, assert_stopped, command_line
 from meltr.cli._pieces import Outcome, last_error, log_of, work
-from meltr.cli._sweep_results import summary
+from meltr.cli._sweep_results import best, summary
 from meltr.cli.sweep import slurm_script
 from meltr.errors import StoppedRun, UserError
 from meltr.folders.locks import RunLock
@@ -288,3 +289,34 @@ def test_a_search_goes_on_and_chooses_on_validation(meltr, tmp_path):
     assert list(spec.losses) == second["best"]["settings"]["losses"]
     rates = {RunFolder(tmp_path / "best" / f"trial-000{n}" / "seed-0").read_spec().train.lr for n in range(3)}
     assert len(rates) == 3, "a search that goes on draws other points"
+
+
+def row(point: str, *validation: float, seeds: int = 2) -> dict[str, object]:
+    return {"point": point, "metric": "top1", "validation": [*validation], "test": [], "seeds": seeds}
+
+
+@pytest.mark.parametrize(
+    ("upwards", "rows", "point"),
+    [
+        (True, [row("a", 1, 4), row("b", 3, 3), row("c", 5, 0)], "b"),
+        (False, [row("a", 1, 4), row("b", 3, 3), row("c", 5, 0)], "a"),  # a and c are equal
+        (True, [row("a", 1, 4), row("b", 9)], None),  # one seed of b is missing
+        (True, [row("a", 1, 4)], None),
+    ],
+)
+def test_the_best_point_is_chosen_by_its_mean_on_validation(registry, tmp_path, monkeypatch, upwards, rows, point):
+    sweep = Sweep(name="x", settings={"backbone": "toy"}, grid={"combiner": ("sum", "meltr")})
+    pieces = pieces_of(registry, sweep, points_of(sweep), Given(tmp_path))
+    task = registry.task("classification")
+    monkeypatch.setattr(registry, "task", lambda name: task.model_copy(update={"higher_is_better": upwards}))
+    found = best(registry, pieces, rows)
+    assert (found and found["point"]) == point
+
+
+def test_points_of_other_data_are_not_compared(registry, tmp_path):
+    sweep = Sweep(name="x", settings={"backbone": "toy"}, grid={"combiner": ("sum", "meltr")})
+    first, second = pieces_of(registry, sweep, points_of(sweep), Given(tmp_path))
+    rows = [row(piece.point.name, 1.0, seeds=1) for piece in (first, second)]
+    other = dataclasses.replace(second, spec=second.spec.model_copy(update={"dataset": "spirals"}))
+    assert best(registry, [first, second], rows) is not None
+    assert best(registry, [first, other], rows) is None

@@ -42,6 +42,31 @@ def summary(pieces: Sequence[Piece]) -> list[dict[str, Any]]:
     return list(rows.values())
 
 
+def best(registry: Registry, pieces: Sequence[Piece], rows: Sequence[dict[str, Any]]) -> dict[str, Any] | None:
+    """Return the name and the validation value of the point that is best there; of equal ones the first.
+
+    The value is the mean of the task's first metric over the seeds.
+
+    Args:
+        registry: The plugins, which state the direction of the metric.
+        pieces: All runs.
+        rows: What `summary` says of them.
+
+    Returns:
+        ``point`` and ``value``; None if there is one point only, if a run has no validation result, or if the points
+        are of different tasks or data sets and so cannot be compared.
+    """
+    from meltr.report.statistics import mean
+
+    kinds = {(piece.spec.task, piece.spec.dataset) for piece in pieces}
+    if len(rows) < 2 or len(kinds) > 1 or any(len(row["validation"]) < row["seeds"] for row in rows):
+        return None
+    ((task, _),) = kinds
+    choose = max if registry.task(task).higher_is_better else min
+    chosen = choose(rows, key=lambda row: mean(row["validation"]))
+    return {"point": chosen["point"], "value": mean(chosen["validation"])}
+
+
 def shown(rows: Sequence[dict[str, Any]]) -> str:
     """Return the rows of `summary` as a table."""
     from meltr.report.statistics import deviation, mean

@@ -11,10 +11,11 @@ import typer
 
 from meltr.cli import options as opt
 from meltr.cli._pieces import Outcome
-from meltr.cli._sweep_results import finished, shown, summary
+from meltr.cli._sweep_results import best, finished, shown, summary
 from meltr.cli.options import registry_for
 from meltr.cli.output import print_json, remark, table
 from meltr.errors import UserError, did_you_mean
+from meltr.plugins import Registry
 from meltr.sweeps.pieces import Given, Piece, pieces_of
 from meltr.sweeps.plan import Sweep, load_sweep, points_of
 
@@ -79,7 +80,7 @@ def sweep(
     if print_as is not None or dry_run:
         _print(plan, pieces, print_as, nproc=nproc)
         return
-    conclude(plan, given, pieces, finished(registry, pieces, jobs=jobs), as_json=as_json)
+    conclude(registry, plan, given, pieces, finished(registry, pieces, jobs=jobs), as_json=as_json)
 
 
 def given_for(
@@ -97,14 +98,20 @@ def _seeds(text: str | None) -> tuple[int, ...] | None:
     return None if seeds is None else tuple(seeds)
 
 
-def conclude(plan: Sweep, given: Given, pieces: Sequence[Piece], outcome: Outcome, *, as_json: bool) -> None:
+def conclude(
+    registry: Registry, plan: Sweep, given: Given, pieces: Sequence[Piece], outcome: Outcome, *, as_json: bool
+) -> None:
     """Print the results, and end with exit code 1 if a run failed."""
     rows = summary(pieces)
+    chosen = best(registry, pieces, rows)
     if as_json:
         failed = {str(piece.folder): cause for piece, cause in outcome.failed}
-        print_json({"sweep": plan.name, "folder": str(given.root), "points": rows, "failed": failed})
+        print_json({"sweep": plan.name, "folder": str(given.root), "points": rows, "best": chosen, "failed": failed})
     else:
         typer.echo(shown(rows))
+        if chosen is not None:
+            folder = given.root / str(chosen["point"])
+            typer.echo(f"best on validation: {chosen['point']}, {chosen['value']:.4g}, in {shlex.quote(str(folder))}")
         if len(rows) > 1:
             typer.echo(f"paired tests: meltr compare {shlex.quote(str(given.root))}/*/")
     for piece in outcome.busy:

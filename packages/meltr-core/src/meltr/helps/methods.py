@@ -19,7 +19,8 @@ from meltr.combiners.loss_transformer import LossTransformer
 from meltr.combiners.torchjd_ import from_options as torchjd
 from meltr.combiners.uncertainty import UncertaintyCombiner
 from meltr.errors import UserError, did_you_mean
-from meltr.helps import race
+from meltr.helps.fork_merge import ForkMerge
+from meltr.helps.lanes import Search, common, each_alone, one_helper, primary_or_sum
 from meltr.helps.race import Race, Round
 from meltr.hypergradients.schemes import ITD, AIDFPLite, Scheme
 
@@ -43,7 +44,7 @@ class Method:
         trunk: The outer step sees the layers that tasks share, not the heads.
         side_by_side: All seeds train in one; otherwise one after another.
         order: Another number gives another order of examples.
-        race: Choose fixed task weights by looking ahead, instead of `build`.
+        search: Look ahead with several fixed task weights, instead of `build`.
     """
 
     name: str
@@ -58,7 +59,7 @@ class Method:
     trunk: bool = False
     side_by_side: bool = True
     order: int = 0
-    race: Race | None = None
+    search: Search | None = None
 
 
 def fixed(auxiliary: float) -> Build:
@@ -88,16 +89,14 @@ They are races of one candidate: the same training in a plain loop, which takes 
 _ALL = (
     Method("primary", fixed(0.0)),
     Method("sum", fixed(1.0)),
-    *(
-        Method(f"fixed {weight:g}", fixed(weight), race=Race(race.common((weight,)), []))
-        for weight in GRID
-        if weight != 1
-    ),
+    *(Method(f"fixed {weight:g}", fixed(weight), search=Race(common((weight,)), [])) for weight in GRID if weight != 1),
     Method("sum, other order", fixed(1.0), order=1),
-    Method("race, two, 1/4", fixed(1.0), race=Race(race.primary_or_sum, [Round(1 / 4)])),
-    Method("race, two, 1/3", fixed(1.0), race=Race(race.primary_or_sum, [Round(1 / 3)])),
-    Method("race", fixed(1.0), race=Race(race.each_alone((1.0, 3.0)), [Round(0.25, keep=2), Round(0.5)])),
-    Method("one helper", fixed(1.0), race=Race(race.one_helper((1.0, 3.0)), [Round(0.25, keep=2), Round(0.5)])),
+    Method("race, two, 1/4", fixed(1.0), search=Race(primary_or_sum, [Round(1 / 4)])),
+    Method("race, two, 1/3", fixed(1.0), search=Race(primary_or_sum, [Round(1 / 3)])),
+    Method("race", fixed(1.0), search=Race(each_alone((1.0, 3.0)), [Round(0.25, keep=2), Round(0.5)])),
+    Method("one helper", fixed(1.0), search=Race(one_helper((1.0, 3.0)), [Round(0.25, keep=2), Round(0.5)])),
+    Method("forkmerge", fixed(1.0), search=ForkMerge(primary_or_sum, merges=3)),
+    Method("forkmerge, three", fixed(1.0), search=ForkMerge(common((0.0, 1.0, 3.0)), merges=3)),
     Method("meltr", _transformer(64), 1e-4, gamma=0.1),
     Method("meltr, held out", _transformer(64), 1e-3, outer_batch="held_out", trunk=True),
     Method("meltr, shares", _shares, 1e-3, outer_batch="held_out", trunk=True),

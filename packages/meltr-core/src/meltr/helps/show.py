@@ -17,8 +17,8 @@ LEGEND = (
     "over all beds and both references of the method. Noise: what 'sum' differs by from itself with the examples in "
     "another order, in 95 of 100 comparisons of as many seeds. Rank: the mean over beds, 1 is best. Time: relative to "
     "'sum' on the same bed, for methods that train all seeds at once; those marked 'one by one' train them one after "
-    "another; for races, fixed weights and choices, the training steps relative to one run, least and most. Best of: "
-    "all are trained, and validation chooses one for each seed."
+    "another; for races, ForkMerge, fixed weights and choices, the training steps relative to one run, least and most. "
+    "Best of: all are trained, and validation chooses one for each seed."
 )
 
 
@@ -81,10 +81,10 @@ def _time(results: Results, name: str) -> str:
 
 
 def _steps(name: str, auxiliary: int) -> float | None:
-    """Return the steps relative to one run of a race, or of a choice between races and references; None: another."""
-    race = METHODS[name].race if name in METHODS else None
-    if race is not None:
-        return race.steps(auxiliary)
+    """Return the steps of a search, or of a choice of searches and references, relative to one run; None: another."""
+    search = METHODS[name].search if name in METHODS else None
+    if search is not None:
+        return search.steps(auxiliary)
     members = next((names for names in verdicts.CHOICES if verdicts.choice_name(names) == name), ())
     parts = [1.0 if each in verdicts.REFERENCES else _steps(each, auxiliary) for each in members]
     known = [part for part in parts if part is not None]

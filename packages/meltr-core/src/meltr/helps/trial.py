@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 
 from meltr.bilevel.bilevel import Bilevel
-from meltr.helps import race
 from meltr.helps.beds import Batch, Bed
 from meltr.helps.methods import Method, outer_optimizer
 from meltr.helps.side_by_side import Copies, side_by_side
@@ -46,16 +45,16 @@ def train(bed: Bed, method: Method) -> Trial:
     """
     parts = [bed] if method.side_by_side else [bed.only(number) for number in range(len(bed.seeds))]
     begun = time.perf_counter()
-    found = [_raced(part, method) if method.race else _Run(part, method).finish() for part in parts]
+    found = [_searched(part, method) if method.search else _Run(part, method).finish() for part in parts]
     test, last, validation = ([score for each in found for score in each[place].tolist()] for place in range(3))
     weights = torch.stack([each[3] for each in found]).mean(0)
     return Trial(test, last, weights.tolist(), time.perf_counter() - begun, validation)
 
 
-def _raced(bed: Bed, method: Method) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Return what `_Run.finish` does, of the winner of a race."""
-    assert method.race is not None
-    winner = race.run(bed, method.race, method.order)
+def _searched(bed: Bed, method: Method) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Return what `_Run.finish` does, of what a search leaves."""
+    assert method.search is not None
+    winner = method.search.run(bed, method.order)
     return winner.selected, winner.last, winner.best, winner.weights.mean(0)
 
 

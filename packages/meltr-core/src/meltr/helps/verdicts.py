@@ -19,7 +19,12 @@ Results = Mapping[str, Mapping[str, Trial]]
 """By bed, then by method."""
 
 
-CHOICES = (REFERENCES, (*REFERENCES, "one helper"), (*REFERENCES, "meltr, shares"))
+CHOICES = (
+    REFERENCES,
+    ("sum", "meltr, shares"),
+    (*REFERENCES, "meltr, shares"),
+    (*REFERENCES, "one helper"),
+)
 """Methods that are trained side by side, so that validation chooses one of them: their cost is that of all."""
 
 
