@@ -16,7 +16,8 @@ from meltr.context import RunContext
 from meltr.specs import BackboneInfo, BilevelSpec, DataSpec, RunSpec, TrainSpec
 from meltr_vision import plugin
 from meltr_vision.adapter import VisionAdapter
-from meltr_vision.data.batches import EvalSplit, Pipeline
+from meltr_vision.data.batches import EvalSplit
+from meltr_vision.data.transforms import Pipeline
 from meltr_vision.options import VisionOptions
 
 Make = Callable[..., RunContext]

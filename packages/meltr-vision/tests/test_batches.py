@@ -11,7 +11,9 @@ from torch import Tensor
 from torchvision.transforms import functional as tv
 
 from meltr.context import BatchSource
-from meltr_vision.data.batches import EvalSplit, ImageBatches, Pipeline, crop_and_flip
+from meltr_vision.data.augmentation import crop_and_flip
+from meltr_vision.data.batches import EvalSplit, ImageBatches
+from meltr_vision.data.transforms import Pipeline
 
 PIXELS = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (37, 3, 12, 12), dtype=np.uint8))
 PLAIN = Pipeline(mean=(0.0,) * 3, std=(1 / 255,) * 3, image_size=12, flip=False, padding=0)

@@ -10,7 +10,7 @@ from meltr.engine.run import execute
 from meltr.plugins import discover
 from meltr.settings import resolve
 from meltr_vision.adapter import VisionAdapter
-from meltr_vision.building import build_classifier
+from meltr_vision.model.building import build_classifier
 
 pytestmark = [
     pytest.mark.gpu,

@@ -11,7 +11,7 @@ from torch import nn
 
 from meltr import Bilevel, CentralDifference, DoubleBackward, ForwardMode, LossTransformer, PerTask, Setup
 from meltr_vision.adapter import VisionAdapter
-from meltr_vision.building import build_classifier
+from meltr_vision.model.building import build_classifier
 
 RELATIVE = {ForwardMode: 1e-5, PerTask: 1e-5, CentralDifference: 2e-3}
 

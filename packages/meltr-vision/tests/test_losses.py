@@ -17,8 +17,10 @@ from torch.func import functional_call
 
 from meltr.context import RunContext
 from meltr_vision.adapter import VisionAdapter
-from meltr_vision.losses import Draws, draw, draw_beta, rotate, task_losses
-from meltr_vision.model import CifarTrunk, Classifier
+from meltr_vision.losses.draws import Draws, draw, draw_beta
+from meltr_vision.losses.tasks import rotate, task_losses
+from meltr_vision.model.classifier import Classifier
+from meltr_vision.model.resnet import CifarTrunk
 
 CPU = torch.device("cpu")
 ALL = ("classification", "mixup", "rotation")

@@ -13,9 +13,11 @@ import torch
 from torch import Tensor, nn
 
 from meltr.errors import UserError
-from meltr_vision.building import build_classifier, load_weights
-from meltr_vision.model import CifarTrunk, Classifier, ShortcutA
+from meltr_vision.model.building import build_classifier
+from meltr_vision.model.classifier import Classifier
+from meltr_vision.model.resnet import CifarTrunk, ShortcutA
 from meltr_vision.options import VisionOptions
+from meltr_vision.weights.pretrained import load_pretrained
 
 
 def build(
@@ -219,7 +221,7 @@ def test_weights_file(tmp_path: Path) -> None:
     }
     for file, problem in problems.items():
         with pytest.raises(UserError, match=problem):
-            load_weights(source.trunk, tmp_path / file)
+            load_pretrained(source.trunk, tmp_path / file)
 
 
 def test_whole_model_compiles_to_one_graph() -> None:

@@ -14,11 +14,13 @@ from torchvision.models.vgg import cfgs, make_layers
 from meltr.context import RunContext
 from meltr.errors import UserError
 from meltr_vision.adapter import VisionAdapter
-from meltr_vision.building import build_classifier
-from meltr_vision.losses import Draws, task_losses
-from meltr_vision.model import CifarTrunk, Classifier
+from meltr_vision.losses.draws import Draws
+from meltr_vision.losses.tasks import task_losses
+from meltr_vision.model.building import build_classifier
+from meltr_vision.model.classifier import Classifier
+from meltr_vision.model.resnet import CifarTrunk
+from meltr_vision.model.vgg import VGG16
 from meltr_vision.options import VisionOptions
-from meltr_vision.vgg import VGG16
 
 Make = Callable[..., RunContext]
 DRAWS = Draws(torch.ones(()), torch.arange(6), torch.zeros(6, dtype=torch.int64))

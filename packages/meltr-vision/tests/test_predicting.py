@@ -19,8 +19,9 @@ from meltr.engine.run import execute
 from meltr.errors import UserError
 from meltr.plugins import discover
 from meltr.settings import resolve
-from meltr_vision.data.images import read_digits
-from meltr_vision.model import CifarTrunk, Classifier
+from meltr_vision.data.digits import read_digits
+from meltr_vision.model.classifier import Classifier
+from meltr_vision.model.resnet import CifarTrunk
 
 TINY = {"model": "resnet20", "losses": "classification,mixup", "batch_size": 20, "combiner": "sum", "device": "cpu"}
 

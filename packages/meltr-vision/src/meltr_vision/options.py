@@ -10,8 +10,8 @@ from pydantic import Field, field_validator, model_validator
 from meltr.errors import did_you_mean
 from meltr.specs import Info
 
-CIFAR_DEPTHS = {"resnet20": 3, "resnet32": 5, "resnet44": 7, "resnet56": 9, "resnet110": 18}
-"""Name -> basic blocks per stage (n of depth 6n + 2)."""
+CIFAR_BLOCKS = {"resnet20": 3, "resnet32": 5, "resnet44": 7, "resnet56": 9, "resnet110": 18}
+"""Name of a CIFAR ResNet -> n, basic blocks per stage; its depth is 6n + 2."""
 
 VGG = "vgg16_bn"
 """VGG-16 with BatchNorm, in its form for CIFAR."""
@@ -77,8 +77,8 @@ class VisionOptions(Info):
     @field_validator("model")
     @classmethod
     def _known_model(cls, value: str) -> str:
-        if value not in (*CIFAR_DEPTHS, VGG) and not (value.startswith(TIMM_PREFIX) and len(value) > len(TIMM_PREFIX)):
-            hint = did_you_mean(value, [*CIFAR_DEPTHS, VGG, f"{TIMM_PREFIX}<name>"])
+        if value not in (*CIFAR_BLOCKS, VGG) and not (value.startswith(TIMM_PREFIX) and len(value) > len(TIMM_PREFIX)):
+            hint = did_you_mean(value, [*CIFAR_BLOCKS, VGG, f"{TIMM_PREFIX}<name>"])
             raise ValueError(f"unknown model {value!r}. {hint}")
         return value
 

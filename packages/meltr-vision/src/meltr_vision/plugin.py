@@ -6,6 +6,7 @@ from meltr.hookspecs import hookimpl
 from meltr.specs import BackboneInfo, BackboneTask, DatasetInfo
 from meltr_vision.benchmarks import BENCHMARKS
 from meltr_vision.data.layouts import LAYOUTS
+from meltr_vision.names import DEFAULT_LOSSES, LOSSES
 from meltr_vision.presets import DEFAULTS, PRESETS
 
 
@@ -20,8 +21,8 @@ def register_backbones() -> list[BackboneInfo]:
             tasks=(
                 BackboneTask(
                     task="classification",
-                    losses=("classification", "mixup", "rotation", "coarse", "fine"),
-                    default_losses=("classification", "mixup", "rotation"),
+                    losses=LOSSES,
+                    default_losses=DEFAULT_LOSSES,
                     datasets=("cifar100", "cifar10", "digits", "image_folder"),
                 ),
             ),

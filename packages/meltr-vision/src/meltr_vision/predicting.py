@@ -12,9 +12,9 @@ from torch import Tensor
 from meltr.context import Prediction, PredictRequest
 from meltr.errors import UserError
 from meltr.video.frames.media import MediaError
-from meltr_vision.data.batches import Pipeline
-from meltr_vision.data.folders import read_square
-from meltr_vision.model import Classifier
+from meltr_vision.data.pictures import read_square
+from meltr_vision.data.transforms import Pipeline
+from meltr_vision.model.classifier import Classifier
 
 
 def classify(

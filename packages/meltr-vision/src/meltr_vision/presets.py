@@ -23,7 +23,7 @@ _SGD: dict[str, Any] = {
 }
 
 
-def _step(epochs: int, *milestones: int) -> dict[str, Any]:
+def _step_schedule(epochs: int, *milestones: int) -> dict[str, Any]:
     return {
         "train.epochs": epochs,
         "train.schedule": "step",
@@ -36,14 +36,14 @@ def _step(epochs: int, *milestones: int) -> dict[str, Any]:
 CIFAR = PresetInfo(
     name="cifar",
     summary="Baseline: resnet32 (A), SGD 0.1, batch 128, 200 epochs, /10 at 100 and 150, weight decay 5e-4.",
-    settings={**_SGD, **_step(200, 100, 150)},
+    settings={**_SGD, **_step_schedule(200, 100, 150)},
 )
 
 HE2015 = PresetInfo(
     name="he2015",
     summary="He et al. 2015, section 4.2: 64k steps, /10 at 32k and 48k, weight decay 1e-4 (CIFAR-10 error 7.51 %).",
     # 45,000 training images make 351 steps per epoch: 32k steps are 91.2 epochs, 48k are 136.8, 64k are 182.3.
-    settings={**_SGD, **_step(183, 91, 137), "train.max_steps": 64_000, "train.weight_decay": 1e-4},
+    settings={**_SGD, **_step_schedule(183, 91, 137), "train.max_steps": 64_000, "train.weight_decay": 1e-4},
 )
 
 COSINE200 = PresetInfo(
@@ -69,7 +69,7 @@ REPDISTILLER = PresetInfo(
     "epoch on test).",
     settings={
         **_SGD,
-        **_step(240, 150, 180, 210),
+        **_step_schedule(240, 150, 180, 210),
         "train.lr": 0.05,
         "train.batch_size": 64,
         "options.shortcut": "B",
@@ -82,7 +82,7 @@ MWNET = PresetInfo(
     "held-out images for the outer step (Adam 1e-3, weight decay 1e-4).",
     settings={
         **_SGD,
-        **_step(120, 80, 100),
+        **_step_schedule(120, 80, 100),
         "train.batch_size": 100,
         "options.padding_mode": "reflect",
         "options.mean": [125.3 / 255, 123.0 / 255, 113.9 / 255],

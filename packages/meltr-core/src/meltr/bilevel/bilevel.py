@@ -28,6 +28,7 @@ from meltr.bilevel.evaluations import Evaluations
 from meltr.bilevel.given import GivenLosses
 from meltr.bilevel.inner_step import inner_step_of
 from meltr.bilevel.last_weights import AccumulateWeights, LastWeights
+from meltr.bilevel.outer_batches import OuterBatches
 from meltr.bilevel.outer_step import OuterRule, OuterStep
 from meltr.bilevel.own_rule import OwnRule
 from meltr.bilevel.pace import pace_of
@@ -40,9 +41,6 @@ from meltr.combiners.base import GradientCombiner, SelfTrained
 from meltr.hypergradients.combiner_function import CombinerFunction
 from meltr.hypergradients.estimators import Estimator
 from meltr.hypergradients.estimators.checking import EstimatorInUse
-from meltr.hypergradients.halves import Halves
-from meltr.hypergradients.loss_values import LossValues
-from meltr.hypergradients.rows import Rows
 from meltr.hypergradients.schemes import Scheme
 from meltr.hypergradients.scope import Scope
 from meltr.hypergradients.setup import ModelSetup, Setup
@@ -156,6 +154,9 @@ class Bilevel:
             self._inner.averaged_by_backward,
             lambda: self.estimator.needs_second_derivative or self.scheme.needs_second_derivative,
         )  # fmt: skip
+        self._batches = None
+        if self._outer is not None:
+            self._batches = OuterBatches(self._outer, self._evaluations, self._beginning)
 
     def __repr__(self) -> str:
         """Return the model, the combiner with its names, and how it is trained."""
@@ -258,8 +259,8 @@ class Bilevel:
     ) -> StepResult:
         """Take the steps of a call of `backward`, whose arguments these are; `due`: an outer step too."""
         found, rows = None, None
-        if due and outer_part is not None:
-            found, due = self._outer_step_on_part(outer_part, primary, others), False
+        if due and outer_part is not None and self._batches is not None:
+            found, due = self._batches.take_part(outer_part, primary, others, step=self.steps), False
         several = None if due or found is not None or self._on_primary else self._last.served(compute)
         if several is not None:
             values, combined, a = self._last.descend(self._evaluations, several, self.steps, 1 / accumulate)
@@ -275,9 +276,8 @@ class Bilevel:
                 combined, a = self._primary.descend(losses, 1 / accumulate)
             self._on_primary = True
         else:
-            if due and self._outer is not None:
-                held_out = None if primary is None else self._evaluations.aside(primary, primary=True)
-                found, rows = self._take(losses, held_out, others)
+            if due and self._batches is not None:
+                found, rows = self._batches.take_shared(losses, primary, others, step=self.steps)
             combined, a = self._inner.take(losses, rows, self.steps, 1 / accumulate)
             self._last.keep(a)
         return self._result(losses.values, combined, a, found)
@@ -285,17 +285,6 @@ class Bilevel:
     def _result(self, losses: Tensor, combined: Tensor, a: Tensor, found: OuterResult | None) -> StepResult:
         names = self._given.names_of(len(losses))
         return StepResult(losses, combined, a, found and replace(found, names=names), names)
-
-    def _take(
-        self, losses: LossValues, held_out: LossValues | None, others: Callable[[int], Compute] | None
-    ) -> tuple[OuterResult, Rows | None]:
-        """Take an outer step with the losses of the current batch."""
-        assert self._outer is not None
-        independent = self._evaluations.independent(others)
-        if not isinstance(losses, Halves):
-            return self._outer.take(losses, held_out, independent, step=self.steps)
-        primary = losses.first if held_out is None else held_out
-        return self._outer.take(losses.second, primary, independent, step=self.steps, share_rows=False)
 
     def outer_step(
         self, primary: Compute, auxiliary: Compute, *, others: Callable[[int], Compute] | None = None
@@ -310,15 +299,12 @@ class Bilevel:
         Raises:
             ValueError: If the combiner is not trained by outer steps.
         """
-        if self._outer is None or self._primary is not None:
+        if self._batches is None or self._primary is not None:
             raise ValueError("outer_step needs an outer_optimizer, and a combiner that is trained by outer steps")
         self._window.require_closed("outer_step()")
         self._beginning.share()
         with self._pace.counting(outer=True, steps=self.steps, alone=True):
-            held_out = self._evaluations.aside(primary, primary=True)
-            found, _ = self._outer.take(
-                self._evaluations.aside(auxiliary), held_out, self._evaluations.independent(others), step=self.steps
-            )
+            found = self._batches.take_separate(primary, auxiliary, others, step=self.steps)
         self._pace.took(len(found.products), inner=False, outer=True, steps=self.steps)
         return replace(found, names=self._given.names_of(len(found.products)))
 
@@ -387,16 +373,3 @@ class Bilevel:
         self._average.load_state_dict(state.get("average", {}))
         self._last.load_state_dict(state.get("last_weights", {}))
         self._pace.load_state_dict(state.get("pace", {}))
-
-    def _outer_step_on_part(
-        self, part: Compute, primary: Compute | None, others: Callable[[int], Compute] | None
-    ) -> OuterResult:
-        """Take it before the whole batch, so that one graph is alive at a time; that draws what it would have drawn."""
-        assert self._outer is not None
-        before = self._setup.random_state()
-        auxiliary = self._evaluations.aside(part)
-        self._beginning.prepare(auxiliary.values, self.steps)
-        held_out = None if primary is None else self._evaluations.aside(primary, primary=True)
-        found, _ = self._outer.take(auxiliary, held_out, self._evaluations.independent(others), step=self.steps)
-        before.restore()
-        return found

@@ -1,1 +1,1 @@
-"""The data of a run: official files, folders of images, and batches of resident images."""
+"""The data of a run: official files, folders of images, and batches of images in device memory."""

@@ -1,4 +1,4 @@
-"""Batches of images in device memory: a pure function of (seed, epoch, index), augmented by index arithmetic."""
+"""Batches of images in device memory: of training, a pure function of (seed, epoch, index), and of evaluation."""
 
 from __future__ import annotations
 
@@ -8,73 +8,12 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from meltr.data.loader import equal_parts, part_of_batch
-from meltr.devices import constant
 from meltr.parallel.gather import share_of
 from meltr.seeding import derive
-
-
-@dataclass(frozen=True)
-class Pipeline:
-    """Augmentation and normalisation of images.
-
-    Args:
-        mean: Mean of each channel in 0..1, (C,), which is subtracted.
-        std: Standard deviation of each channel in 0..1, (C,), which is divided by.
-        image_size: Side that the model sees; images of another side are resized.
-        flip: Random horizontal flip in training.
-        padding: Pixels of padding before the random crop back to size in training; 0: no crop.
-        padding_mode: ``zeros`` (black) or ``reflect``.
-    """
-
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
-    image_size: int
-    flip: bool = True
-    padding: int = 4
-    padding_mode: str = "zeros"
-
-    def normalise(self, pixels: Tensor) -> Tensor:
-        """Map (B, C, S, S) of 0..255 to float32 ``(pixels / 255 - mean) / std``, resized to `image_size`."""
-        mean, std = (constant(row, pixels.device).view(1, -1, 1, 1) * 255 for row in (self.mean, self.std))
-        images = (pixels.float() - mean) / std
-        if images.shape[-1] == self.image_size:
-            return images
-        return F.interpolate(
-            images, size=(self.image_size, self.image_size), mode="bilinear", align_corners=False, antialias=True
-        )
-
-
-def crop_and_flip(pixels: Tensor, *, top: Tensor, left: Tensor, flip: Tensor, padding: int, mode: str) -> Tensor:
-    """Pad each image by `padding`, crop a window of the original size at (top, left), and flip some of them.
-
-    This is one gather for the whole batch, and nothing is padded in memory.
-
-    Args:
-        pixels: (B, C, S, S).
-        top: (B,), first row of the window in the padded image, 0 to 2 padding.
-        left: (B,), first column, 0 to 2 padding.
-        flip: (B,) bool, True: flip horizontally after the crop.
-        padding: Pixels on each side; below S for ``reflect``.
-        mode: ``zeros`` or ``reflect`` (without repeating the edge).
-    """
-    count, channels, size, _ = pixels.shape
-    span = torch.arange(size, device=pixels.device)
-    rows = span + (top - padding)[:, None]
-    columns = span + (left - padding)[:, None]
-    columns = torch.where(flip[:, None], columns.flip(1), columns)
-    inside = None
-    if mode == "reflect":
-        rows, columns = (size - 1 - (size - 1 - each.abs()).abs() for each in (rows, columns))
-    elif padding:
-        valid_rows, valid_columns = ((each >= 0) & (each < size) for each in (rows, columns))
-        inside = (valid_rows[:, :, None] & valid_columns[:, None, :])[:, None]
-        rows, columns = rows.clamp(0, size - 1), columns.clamp(0, size - 1)
-    places = (rows[:, :, None] * size + columns[:, None, :]).view(count, 1, -1).expand(-1, channels, -1)
-    picked = pixels.reshape(count, channels, -1).gather(2, places).view_as(pixels)
-    return picked if inside is None else picked * inside
+from meltr_vision.data.augmentation import crop_and_flip
+from meltr_vision.data.transforms import Pipeline
 
 
 class ImageBatches:

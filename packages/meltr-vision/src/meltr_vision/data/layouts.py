@@ -1,4 +1,4 @@
-"""Layouts of the data sets, for the messages about missing files. This module does not import torch."""
+"""Layouts of the data sets, and the hint for missing files. This module does not import torch."""
 
 from __future__ import annotations
 
@@ -11,3 +11,10 @@ LAYOUTS = {
     ),
 }
 """Data set -> files below ``--data-root``."""
+
+
+def how_to_get(dataset: str, *, fetchable: bool) -> str:
+    """Return the hint for missing files: the layout, and the command that gets them."""
+    layout = LAYOUTS[dataset].replace("\n", "\n    ")
+    fetch = "\nOr let meltr download the official files: --data-root DIR --set download=true" if fetchable else ""
+    return f"Point --data-root DIR to a folder DIR with\n    {layout}{fetch}"

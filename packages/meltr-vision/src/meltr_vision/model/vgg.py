@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from meltr_vision.model import he_normal
+from meltr_vision.model.initialisation import he_normal
 
 STAGES = ((64, 2), (128, 2), (256, 3), (512, 3), (512, 3))
 """Channels and convolutions of every stage; each ends with a 2x2 maximum."""
@@ -24,6 +24,7 @@ class VGG16(nn.Module):
     """
 
     features = 512
+    """F, the width of the features."""
 
     def __init__(self, *, channels: int = 3) -> None:
         super().__init__()

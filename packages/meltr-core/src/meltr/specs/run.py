@@ -1,233 +1,14 @@
-"""Descriptions that plugins register, and the complete specification of a run. Imports no torch."""
+"""All settings of a run: how the backbone and the combiner are trained, and on which data."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import Field, field_validator
 from pydantic_core import PydanticCustomError
 
-PLUGIN_API = 1
-"""Version of the public contract; a plugin states the one it was written for.
-
-It covers the hooks of `meltr.hookspecs` with their arguments, the names that `meltr` exports with their documented
-fields and methods, and the modules that ``docs/plugins.md`` lists under "The public contract". Within a version these
-grow by optional hooks, arguments, fields and names only; whatever breaks a plugin raises it.
-"""
-
-
-class Info(BaseModel):
-    """Base class of all descriptions: frozen, and unknown fields are errors."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
-
-
-class TaskInfo(Info):
-    """A task, independent of any backbone.
-
-    Args:
-        name: The name used with ``--task``.
-        summary: One line for ``meltr list``.
-        metrics: Names of the metrics that `evaluate` must return, primary first.
-        higher_is_better: Direction of the primary metric, which selects the best checkpoint.
-    """
-
-    name: str
-    summary: str
-    metrics: tuple[str, ...] = Field(min_length=1)
-    higher_is_better: bool = True
-
-
-class DatasetInfo(Info):
-    """A data set.
-
-    Args:
-        name: The name used with ``--dataset``.
-        summary: One line for ``meltr list``.
-        tasks: Names of the tasks that it has annotations for.
-        embedded: True if it needs no ``--data-root`` (it is part of a library, or generated on the fly).
-        layout: Which file goes where below ``--data-root``, shown when a file is missing.
-        homepage: Where to download it.
-    """
-
-    name: str
-    summary: str
-    tasks: tuple[str, ...] = Field(min_length=1)
-    embedded: bool = False
-    layout: str | None = None
-    homepage: str | None = None
-
-
-class PresetInfo(Info):
-    """A recipe in Python: a named set of settings for a task. Whole runs are files, see `BackboneInfo.recipes`.
-
-    Args:
-        name: The name used with ``--recipe``.
-        summary: Source, cost and expected result in one line.
-        settings: Dotted setting -> value, e.g. ``{"train.lr": 0.1, "options.depth": 4}``.
-    """
-
-    name: str
-    summary: str
-    settings: dict[str, Any]
-
-
-class BackboneTask(Info):
-    """The support of one task by a backbone.
-
-    Args:
-        task: Name of a registered task.
-        losses: Every loss that the backbone can compute for the task, primary first.
-        datasets: Names of the registered data sets that the backbone can read for the task.
-        default_losses: The losses that are on by default (empty: all), primary first.
-        losses_of: ``"module:function"``, for losses that depend on the run, such as one for each column of a table:
-            called as ``function(spec, options)`` with the run, complete but for its losses, and the backbone's own
-            settings. It returns the names of all losses that this run can have, primary first, and replaces `losses`,
-            which says what ``meltr list --json`` shows. The module must not import torch; the function may.
-    """
-
-    task: str
-    losses: tuple[str, ...] = Field(min_length=1)
-    datasets: tuple[str, ...] = Field(min_length=1)
-    default_losses: tuple[str, ...] = ()
-    losses_of: str | None = Field(default=None, pattern=r"^[\w.]+:\w+$")
-
-    @model_validator(mode="after")
-    def _consistent(self) -> BackboneTask:
-        unknown = [name for name in self.default_losses if name not in self.losses]
-        if unknown:
-            raise ValueError(f"default_losses names {unknown}, which are not among losses {list(self.losses)}")
-        if self.default_losses and self.default_losses[0] != self.losses[0]:
-            raise ValueError(f"default_losses must start with the primary loss {self.losses[0]!r}")
-        return self
-
-
-class BenchmarkInfo(Info):
-    """A case for ``meltr bench``: a run of a backbone whose cost is measured. It must need no external data.
-
-    Args:
-        name: The name used with ``--case``.
-        summary: One line: model, sizes, and what makes the case interesting.
-        task: A task of the backbone.
-        dataset: An embedded data set, or one with a synthetic sample (then set ``sample``).
-        settings: Dotted setting -> value; no preset is used unless ``preset`` is among them.
-        default: True if ``meltr bench`` runs it when no case is named: at most a few minutes on two CPU cores.
-    """
-
-    name: str = Field(pattern=r"^[\w.-]+$")
-    summary: str
-    task: str
-    dataset: str
-    settings: dict[str, Any] = {}
-    default: bool = False
-
-
-class BackboneInfo(Info):
-    """A backbone plugin.
-
-    Args:
-        name: The name used with ``--backbone``.
-        summary: One line for ``meltr list``.
-        adapter: ``"module:Class"`` with the run hooks, imported only when a run needs it.
-        tasks: The tasks it supports.
-        options: ``"module:Model"``, a pydantic model (extra="forbid") of its own settings (``options.*``), or None.
-            The module must not import torch.
-        presets: Recipes of this backbone in Python.
-        recipes: ``"package:folder"`` with its recipes in files, each a whole run; None: none.
-        released: Dotted setting -> value that ``--fidelity released`` adds for this backbone.
-        default_presets: ``"task/dataset"``, ``"dataset"`` or ``"task"`` -> name of the preset used when none is given.
-        sample_presets: The same for ``--sample``; without an entry, `default_presets` applies.
-        released_presets: The same for ``--fidelity released``; without an entry, `default_presets` applies.
-        benchmarks: Cases for ``meltr bench``.
-        plugin_api: The `PLUGIN_API` it was written for.
-    """
-
-    name: str
-    summary: str
-    adapter: str = Field(pattern=r"^[\w.]+:\w+$")
-    tasks: tuple[BackboneTask, ...] = Field(min_length=1)
-    options: str | None = Field(default=None, pattern=r"^[\w.]+:\w+$")
-    presets: tuple[PresetInfo, ...] = ()
-    recipes: str | None = Field(default=None, pattern=r"^[\w.]+:[\w./-]+$")
-    released: dict[str, Any] = {}
-    default_presets: dict[str, str] = {}
-    sample_presets: dict[str, str] = {}
-    released_presets: dict[str, str] = {}
-    benchmarks: tuple[BenchmarkInfo, ...] = ()
-    plugin_api: int = PLUGIN_API
-
-    @model_validator(mode="after")
-    def _known_benchmarks(self) -> BackboneInfo:
-        able = {(entry.task, dataset) for entry in self.tasks for dataset in entry.datasets}
-        for case in self.benchmarks:
-            if (case.task, case.dataset) not in able:
-                raise ValueError(
-                    f"benchmark {case.name!r} is for task {case.task!r} on {case.dataset!r}, which the "
-                    "backbone does not support"
-                )
-        names = [case.name for case in self.benchmarks]
-        if len(set(names)) < len(names):
-            raise ValueError(f"two benchmarks have the same name: {names}")
-        return self
-
-    def task(self, name: str) -> BackboneTask:
-        """Return the entry of task `name`; KeyError if the backbone does not support it."""
-        for entry in self.tasks:
-            if entry.task == name:
-                return entry
-        raise KeyError(name)
-
-
-class MadeInfo(Info):
-    """Description of something that core creates by calling a factory with settings as keyword arguments.
-
-    Args:
-        name: The name that users write.
-        summary: One line for ``meltr list``.
-        factory: ``"module:callable"``, imported only when a run needs it.
-        options: ``"module:Model"``, a pydantic model (extra="forbid", importing no torch) of its settings, or None.
-    """
-
-    name: str
-    summary: str
-    factory: str = Field(pattern=r"^[\w.]+:\w+$")
-    options: str | None = Field(default=None, pattern=r"^[\w.]+:\w+$")
-
-
-class CombinerInfo(MadeInfo):
-    """A combiner: a rule that combines the task losses into the loss that training minimises.
-
-    Args:
-        name: The name used with ``--combiner``.
-        summary: One line for ``meltr list``.
-        factory: ``"module:callable"``, called as ``factory(losses, **options)`` with the loss names, primary first; it
-            returns a `meltr.combiners.Combiner`.
-        options: ``"module:Model"``, a pydantic model (extra="forbid", importing no torch) of its settings
-            (``combiner_options.*``), or None.
-        learned: True if the outer loop trains it by a hypergradient.
-        primary_only: True if it needs only the primary loss; the others are then not computed.
-        settings: Dotted setting -> value that the method needs (for example ``{"bilevel.scheme": "itd"}``). They
-            override presets, which are tuned for other combiners, and are overridden by file and flags.
-    """
-
-    learned: bool = False
-    primary_only: bool = False
-    settings: dict[str, Any] = {}
-
-
-class SchemeInfo(MadeInfo):
-    """A scheme: the rule that chooses the direction q of the hypergradient; ``--set scheme=NAME``.
-
-    The factory returns a `meltr.Scheme`; its settings are ``scheme_options.*``.
-    """
-
-
-class EstimatorInfo(MadeInfo):
-    """An estimator: a way to compute g = J q; ``--set estimator=NAME``.
-
-    The factory returns a new `meltr.Estimator`; its settings are ``estimator_options.*``.
-    """
+from meltr.specs.info import Info
 
 
 class TrainSpec(Info):
@@ -420,10 +201,10 @@ class RunSpec(Info):
     train: TrainSpec = TrainSpec()
     bilevel: BilevelSpec = BilevelSpec()
     data: DataSpec = DataSpec()
-    combiner_options: dict[str, Any] = {}
-    scheme_options: dict[str, Any] = {}
-    estimator_options: dict[str, Any] = {}
-    options: dict[str, Any] = {}
+    combiner_options: dict[str, Any] = Field({})
+    scheme_options: dict[str, Any] = Field({})
+    estimator_options: dict[str, Any] = Field({})
+    options: dict[str, Any] = Field({})
 
     @field_validator("losses")
     @classmethod

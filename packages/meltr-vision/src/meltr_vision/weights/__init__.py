@@ -1,0 +1,1 @@
+"""Published weights: timm's models, and files of weights."""
