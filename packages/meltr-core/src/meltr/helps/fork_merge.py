@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from meltr.helps.beds import Bed
-from meltr.helps.lanes import Candidates, Lane, lanes_of
+from meltr.helps.lanes import Candidates, Lane, lanes_of, weighted_mean
 
 GRID = (0.25, 0.5, 0.75)
 """Shares with which a branch is mixed in, besides 0."""
@@ -80,17 +80,19 @@ def best_shares(bed: Bed, lanes: Sequence[Lane]) -> Tensor:
         bed: With its seeds.
         lanes: The branches, at the same epoch.
     """
-    rows, trial = torch.arange(len(bed.seeds)), Lane(bed, lanes[0].weights)
-    ranked = torch.stack([lane.now for lane in lanes]).argsort(dim=0, stable=True)
+    rows, trial, losses = torch.arange(len(bed.seeds)), bed.network(), torch.stack([lane.now for lane in lanes])
+    branches = list(zip(*(lane.network.parameters() for lane in lanes), strict=True))
+    ranked = losses.argsort(dim=0, stable=True)
     shares = torch.zeros(ranked.shape)
     shares[ranked[0], rows] = 1.0
-    lowest = torch.stack([lane.now for lane in lanes])[ranked[0], rows]
+    lowest = losses[ranked[0], rows]
     for following in ranked[1:]:
         before = shares
         for share in GRID:
             mixed = before * (1 - share)
             mixed[following, rows] += share
-            trial.merge(lanes, mixed)
-            loss = bed.held_out_loss(trial.network)
+            for own, parts in zip(trial.parameters(), branches, strict=True):
+                own.copy_(weighted_mean(parts, mixed))
+            loss = bed.held_out_loss(trial)
             shares, lowest = torch.where(loss < lowest, mixed, shares), torch.minimum(loss, lowest)
     return shares

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Protocol
 
 import torch
@@ -135,14 +136,8 @@ class Lane:
             lanes: Lanes at the same epoch.
             shares: Shape (lanes, S); the sum over lanes is 1.
         """
-
-        def mean(parts: Sequence[Tensor]) -> Tensor:
-            stacked = torch.stack(list(parts))
-            own = shares.view(*shares.shape, *[1] * (stacked.dim() - 2)).to(stacked)
-            return torch.where(own > 0, own * stacked, 0.0).sum(0)  # so that a diverged lane can be dropped
-
-        self._fill(lanes, mean)
-        self.weights = mean([lane.weights for lane in lanes])
+        self._fill(lanes, partial(weighted_mean, shares=shares))
+        self.weights = weighted_mean([lane.weights for lane in lanes], shares)
 
     def _fill(self, lanes: Sequence[Lane], one_of: Callable[[Sequence[Tensor]], Tensor]) -> None:
         """Set weights and optimiser state to what `one_of` makes of those of the lanes."""
@@ -155,6 +150,18 @@ class Lane:
                 name: value.clone() if value.dim() == 0 else one_of([state[name] for state in states])
                 for name, value in states[0].items()
             }
+
+
+def weighted_mean(parts: Sequence[Tensor], shares: Tensor) -> Tensor:
+    """Return the weighted mean of tensors of every seed, shape (S, ...); a part without a share may hold anything.
+
+    Args:
+        parts: One per lane, shape (S, ...).
+        shares: Shape (lanes, S); the sum over lanes is 1.
+    """
+    stacked = torch.stack(list(parts))
+    own = shares.view(*shares.shape, *[1] * (stacked.dim() - 2)).to(stacked)
+    return torch.where(own > 0, own * stacked, 0.0).sum(0)
 
 
 def lanes_of(bed: Bed, candidates: Candidates, order: int = 0) -> list[Lane]:
