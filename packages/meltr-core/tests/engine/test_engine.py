@@ -93,7 +93,16 @@ def test_same_seed_same_numbers_other_seed_others(tmp_path):
     assert not torch.equal(weights(tmp_path / "a")["body.0.weight"], weights(tmp_path / "c")["body.0.weight"])
     words = ["--config", tmp_path / "a" / "run.yaml", "--output-dir", tmp_path, "--name", "d", "--quiet"]
     assert call("run", *words).exit_code == 0  # the folder alone repeats its run
-    measured = ("run", "seconds", "wall_seconds", "examples_per_second", "peak_memory_mb", "memory_mb")
+    measured = (
+        "run",
+        "seconds",
+        "wall_seconds",
+        "time",
+        "bound_by",
+        "examples_per_second",
+        "peak_memory_mb",
+        "memory_mb",
+    )
     assert set(MEASURED) == set(measured[1:])
 
     def kept(text):

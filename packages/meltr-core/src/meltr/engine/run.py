@@ -28,7 +28,7 @@ from meltr.specs import RunSpec
 if TYPE_CHECKING:
     from meltr.plugins import Registry
 
-MEASURED = ("seconds", "wall_seconds", "examples_per_second", "peak_memory_mb", "memory_mb")
+MEASURED = ("seconds", "wall_seconds", "time", "bound_by", "examples_per_second", "peak_memory_mb", "memory_mb")
 """Fields of ``results.json`` and ``metrics.jsonl`` that differ between two equal runs; all others are the same."""
 
 
@@ -138,7 +138,7 @@ def _finish(
     built: BuiltRun, trainer: Trainer, checkpoints: Checkpoints, folder: RunFolder, *, started: float
 ) -> dict[str, Any]:
     """Test the best checkpoint and collect the results."""
-    context, spec = built.context, built.context.spec
+    context, spec, spent = built.context, built.context.spec, trainer.clock.spent
     best = checkpoints.chosen(BEST)
     hint = f"Bring it back, or train again: meltr run --config {folder.spec}"
     built.ranks.decide(lambda: check(checkpoints, best, BEST, hint=hint))
@@ -166,9 +166,11 @@ def _finish(
         "outer_steps": trainer.bilevel.outer_steps,
         "outer_share": trainer.bilevel.outer_share,
         "estimator": trainer.bilevel.estimator_in_use.name if trainer.outer is not None else None,
-        "seconds": round(trainer.state.seconds, 3),
+        "seconds": round(spent.training, 3),
+        "time": spent.summary(),
+        "bound_by": spent.bound_by,
         "wall_seconds": round(time.perf_counter() - started, 3),
-        "examples_per_second": round(trainer.step * trainer.batch_size / max(trainer.state.seconds, 1e-9), 2),
+        "examples_per_second": round(trainer.step * trainer.batch_size / max(spent.training, 1e-9), 2),
         "peak_memory_mb": round(peak_memory_mb(context.device), 1),
         "device": str(context.device),
         "processes": built.ranks.size,

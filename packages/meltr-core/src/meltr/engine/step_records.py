@@ -38,7 +38,7 @@ def step_record(
         lr=trainer.optimizer.param_groups[0]["lr"],
         examples_per_second=rate,
         memory_mb=peak_memory_mb(trainer.context.device),
-        eta_seconds=state.seconds / trainer.step * (trainer.total_steps - trainer.step),
+        eta_seconds=trainer.clock.spent.training / trainer.step * (trainer.total_steps - trainer.step),
         gradient_products=state.last_outer[0] if state.last_outer else None,
         outer_gradient_norm=state.last_outer[1] if state.last_outer else None,
     )

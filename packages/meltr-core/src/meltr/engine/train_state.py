@@ -14,7 +14,6 @@ class TrainState:
 
     Args:
         step: Inner steps taken.
-        seconds: Training time; evaluations and checkpoints do not count.
         best: Best value of the primary metric on the validation split; None before the first evaluation.
         best_step: Inner steps taken when it was found.
         best_evaluation: The evaluation that found it, as in ``results.json``.
@@ -25,7 +24,6 @@ class TrainState:
     """
 
     step: int = 0
-    seconds: float = 0.0
     best: float | None = None
     best_step: int = 0
     best_evaluation: dict[str, Any] | None = None

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,6 +15,7 @@ from meltr.context import Data, Evaluation, RunContext
 from meltr.engine.batches import fingerprint, to_device
 from meltr.engine.building import bilevel_settings
 from meltr.engine.checkpoints import Checkpoints, load_backbone, load_module, load_training
+from meltr.engine.clock import Clock
 from meltr.engine.finite import FiniteGuard, StateGuard, named_parameters
 from meltr.engine.hooks import Hooks, better
 from meltr.engine.meter import Meter
@@ -108,13 +107,13 @@ class Trainer:
         self.outer_batches = OuterBatches(hooks, context, data, self.losses.of, independent=scheme.independent_batches)
         self.batch_size = min(spec.train.batch_size, data.train.size)
         self.meter = Meter(context.losses, context.device)
+        self.clock = Clock(context.device, self.meter.leave_out)
         mean = None if self.sharing.whole_weights else self.ranks.mean
         self.guard = FiniteGuard(context.losses, context.device, named_parameters(model, groups), mean)
         self.state_guard = StateGuard(model, combiner, self.optimizer) if checkpoints else None
         self.state = TrainState()
         self.stop, self._saved = stop or StopRequests(), -1
         self._named: set[str] = set()
-        self._clock = 0.0
 
     @property
     def step(self) -> int:
@@ -134,7 +133,7 @@ class Trainer:
         """
         self.model.train()
         self.combiner.train()
-        self._clock = time.perf_counter()
+        self.clock.start()
         try:
             with self.stop.after_the_step():
                 if self.state.due:
@@ -151,9 +150,9 @@ class Trainer:
         if start == 0 and spec.bilevel.replay_reset:
             self.outer_batches.buffer.clear()
         for index, raw in enumerate(self._batches(epoch, start), start):
+            taken = self.bilevel.outer_steps
             self._train_step(epoch, index, to_device(raw, self.context.device))
-            now = time.perf_counter()
-            self.state.seconds, self._clock = self.state.seconds + now - self._clock, now
+            self.clock.end_step(outer=self.bilevel.outer_steps > taken)
             if self.step % spec.train.log_every == 0:
                 self._log()
             last = self.step >= self.total_steps
@@ -214,7 +213,7 @@ class Trainer:
     def _batches(self, epoch: int, start: int) -> Iterator[Any]:
         """Yield the batches of an epoch; if one cannot be read, what was trained is saved first."""
         try:
-            yield from self.data.train.batches(epoch, start)
+            yield from self.clock.timed(self.data.train.batches(epoch, start))
         except MeltrError as error:
             if self.step and self._saved != self.step and self.ranks.size == 1:
                 self._save(best=False)
@@ -267,8 +266,7 @@ class Trainer:
         if self.data.validation is None:
             self._save(best=True)
             return
-        with self._aside():
-            evaluation = self._evaluate_unless_asked(self.data.validation)
+        evaluation = self._evaluate_unless_asked(self.data.validation)
         self.record_evaluation("validation", evaluation)
         value = float(evaluation.metrics[self.context.task.metrics[0]])
         improved = better(value, self.state.best, self.context.task.higher_is_better)
@@ -290,9 +288,10 @@ class Trainer:
         if self.ranks.size > 1:
             for buffer in self.model.buffers():
                 self.ranks.broadcast(buffer)
-        with self.sharing.gathered():
-            evaluation = self.hooks.evaluate(self.model, split, self.context)
-        found: Evaluation = self.ranks.broadcast_object(evaluation)
+        with self.clock.aside("evaluations"):
+            with self.sharing.gathered():
+                evaluation = self.hooks.evaluate(self.model, split, self.context)
+            found: Evaluation = self.ranks.broadcast_object(evaluation)
         return found
 
     def _evaluate_unless_asked(self, split: Any) -> Evaluation:
@@ -327,15 +326,6 @@ class Trainer:
         saved = "" if self.checkpoints is None else f"; saved: {self.checkpoints.describe_last()}"
         raise self.stop.stopped(code, f"at step {self.step} of {self.total_steps}{saved}") from None
 
-    @contextlib.contextmanager
-    def _aside(self) -> Iterator[None]:
-        """A context for work that does not count as training time: evaluations and checkpoints."""
-        started = time.perf_counter()
-        yield
-        elapsed = time.perf_counter() - started
-        self._clock += elapsed
-        self.meter.leave_out(elapsed)
-
     def record_evaluation(self, split: str, evaluation: Evaluation) -> None:
         """Log an evaluation at the current step and tell the observers."""
         if self.metrics:
@@ -354,7 +344,7 @@ class Trainer:
         doing(f"saving step {self.step}")
         if self.state_guard is not None:
             self.state_guard.check(self.step, self.ranks.mean if self.ranks.size > 1 else None)
-        with self._aside():
+        with self.clock.aside("checkpoints"):
             path = self.checkpoints.save(
                 self.step,
                 model=self.model,
@@ -381,7 +371,7 @@ class Trainer:
     def state_dict(self) -> dict[str, Any]:
         """Return what resuming needs besides the weights: plain values and tensors."""
         parts = {name: part.state_dict() for name, part in self._parts().items()}
-        return {**self.state.state_dict(), **parts, "meter": self.meter.state_dict()}
+        return {**self.state.state_dict(), **parts, "meter": self.meter.state_dict(), "clock": self.clock.state_dict()}
 
     def load(self, path: Path) -> None:
         """Continue from a checkpoint folder."""
@@ -392,6 +382,7 @@ class Trainer:
         self.state = TrainState.from_state_dict(state)
         for name, part in self._parts().items():
             part.load_state_dict(state[name])
+        self.clock.load_state_dict(state.get("clock", {"steps": state.get("seconds", 0.0)}))
         if "meter" in state:  # Earlier versions saved only where nothing was left to log.
             self.meter.load_state_dict(state["meter"])
         self._saved = self.step

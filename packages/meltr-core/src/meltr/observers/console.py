@@ -104,12 +104,14 @@ class ConsoleObserver:
 
     @hookimpl
     def on_run_end(self, context: RunContext, results: Mapping[str, Any]) -> None:
-        """Print the results, the cost and the path of the checkpoint."""
+        """Print the results, the cost, where the time went, and the path of the checkpoint."""
         self.close()
         if self._console is None:
             return
         self._console.print(results_table(results), soft_wrap=False)
-        self._print(text.cost_text(results))
+        for line in (text.cost_text(results), text.time_text(results)):
+            if line:
+                self._print(line)
         best = RunFolder(context.run_dir).checkpoints / BEST if context.run_dir is not None else None
         checkpoint = best if best is not None and best.exists() else self._checkpoint
         if checkpoint is not None and context.run_dir is not None:

@@ -100,7 +100,7 @@ def evaluation_line(split: str, step: int, evaluation: Evaluation) -> str:
 
 
 def results_lines(results: Mapping[str, Any]) -> list[str]:
-    """Return one line per split and baseline with its metrics, and one line with the cost."""
+    """Return one line per split and baseline with its metrics, then the cost and where the time went."""
     lines = []
     for split in ("validation", "test"):
         if results.get(split):
@@ -108,7 +108,7 @@ def results_lines(results: Mapping[str, Any]) -> list[str]:
             lines.append(f"result  {split}  {metrics_text(with_skipped(found['metrics'], found.get('skipped')))}")
             for name, metrics in (found.get("baselines") or {}).items():
                 lines.append(f"result  {split}, {name}  {metrics_text(metrics)}")
-    return [*lines, f"result  {cost_text(results)}"]
+    return [*lines, *(f"result  {line}" for line in (cost_text(results), time_text(results)) if line)]
 
 
 def cost_text(results: Mapping[str, Any]) -> str:
@@ -123,6 +123,33 @@ def cost_text(results: Mapping[str, Any]) -> str:
     if results.get("peak_memory_mb") is not None:
         parts.append(f"peak memory {memory(results['peak_memory_mb'])}")
     return ", ".join(parts)
+
+
+_PARTS = {
+    "steps": "steps",
+    "batches": "waiting for batches",
+    "evaluations": "evaluations",
+    "checkpoints": "checkpoints",
+}
+
+_ADVICE = {
+    "batches": "reading batches: try --set workers=N",
+    "launches": "the host, which launches kernels: try --set train.cuda_graphs=true",
+    "computation": "computation",
+}
+
+
+def time_text(results: Mapping[str, Any]) -> str:
+    """Return where the time of a finished run went and what bounds its training, if `results` holds it; else ''."""
+    spent: Mapping[str, Any] = results.get("time") or {}
+    whole = sum(spent.get(part, 0) for part in _PARTS)
+    if not whole:
+        return ""
+    shares = {part: f"{words} {spent[part] / whole:.0%}" for part, words in _PARTS.items()}
+    if spent["outer_steps"]:
+        shares["steps"] += f" (of which outer steps {spent['outer_steps'] / whole:.0%})"
+    bound = _ADVICE.get(results.get("bound_by") or "")
+    return f"time: {', '.join(shares.values())}" + (f"; bound by {bound}" if bound else "")
 
 
 def _minutes(results: Mapping[str, Any]) -> str:

@@ -11,6 +11,7 @@ from typing import Any
 
 from meltr.files import read_object
 from meltr.folders.run_folder import RunFolder
+from meltr.observers.text import time_text
 from meltr.report import tables
 from meltr.report.compare import Comparison, compare, finished_groups
 from meltr.report.diagnosis import Verdict, read_verdicts
@@ -141,6 +142,7 @@ def _configuration(group: Group, label: str) -> Configuration:
     for name, value in (
         ("steps", results.get("steps")),
         ("training time", duration(results["seconds"]) if results.get("seconds") else None),
+        ("time went to", time_text(results)),
         ("examples per second", results.get("examples_per_second")),
         ("peak memory", f"{results['peak_memory_mb']:.0f} MiB" if results.get("peak_memory_mb") else None),
         ("estimator of g", results.get("estimator")),
