@@ -89,7 +89,7 @@ SUBJECTS = (
     Subject("ResNet-32, classification", (*words("vision", "classification", "cifar100", 128), "--sample"), "memory"),
     Subject(
         "ViT-B/16, classification",
-        words("vision", "classification", "image_folder", 4, "model=vit_base_patch16_224", "image_size=224"),
+        words("vision", "classification", "image_folder", 4, "model=timm/vit_base_patch16_224", "image_size=224"),
         "a JPEG",
     ),
     Subject("BERT base, text-classification", words("hf", "text-classification", "manifest", 8), "a line", bert),
