@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import functools
+import itertools
+import time
 import warnings
 
 import pytest
@@ -16,6 +18,7 @@ from meltr.autograd.graphed import GraphedLosses, cuda_record
 from meltr.autograd.random_state import RandomState
 from meltr.devices import Delayed
 from meltr.engine.batches import to_device
+from meltr.engine.clock import Clock
 from meltr.engine.run import execute
 from meltr.hypergradients.estimators import ForwardMode, OneSidedDifference, PerTask
 from meltr.plugins import discover
@@ -296,3 +299,27 @@ def test_every_miniature_trains(backbone, task, dataset, tmp_path, monkeypatch):
     results = execute(spec, run_dir=tmp_path / "run", registry=registry)
     assert results["device"].startswith("cuda")
     assert results["test"]["metrics"]
+
+
+@pytest.mark.parametrize(
+    ("host", "device", "bound"),
+    [(0.02, 0, "launches"), (0.0, 50_000_000, "computation")],
+    ids=["the host sleeps", "the device sleeps"],
+)
+def test_the_clock_tells_which_of_the_two_waits(host, device, bound):
+    def batches():
+        while True:
+            yield torch.ones(8)
+
+    clock, before = Clock(CUDA), None
+    clock.start()
+    for step, batch in enumerate(itertools.islice(clock.timed(batches()), 12), 1):
+        moved = to_device(batch, CUDA)
+        torch.cuda._sleep(device)
+        time.sleep(host)
+        after = Delayed(moved.sum())
+        if before is not None:
+            assert before.values() == 8  # as the guard of a run does, one step later
+        before = after
+        clock.end_step(outer=step % 3 == 0)
+    assert clock.spent.bound_by == bound
