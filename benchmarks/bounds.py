@@ -13,6 +13,7 @@ files would be the limit. Weights are random: nothing but prices is looked at.
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import os
 import subprocess
@@ -25,19 +26,26 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor, nn
+from torch.autograd import forward_ad
+from torch.func import functional_call
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from meltr.autograd.flops import FlopCounter
 from meltr.bench.markdown import update
+from meltr.engine.built_run import BuiltRun, build_run
 from meltr.files import write_json
 from meltr.folders.run_folder import RunFolder
 from meltr.plugins import Registry, discover
-from meltr.torch_private import DispatchMode
-from meltr.verify.fixed_run import FixedRun, Stepper
+from meltr.verify.pretended import pretending
 
 ITEMS = {"train": 40, "validation": 4, "test": 4}
 WORDS = ("a", "man", "cuts", "an", "onion", "while", "two", "dogs", "run", "over", "the", "green", "beach")
-HOST_ONLY = ("is_same_size", "_has_same_storage_numel", "_local_scalar_dense", "_unsafe_view", "detach", "dot")
-"""Operations that launch nothing on a GPU, beside views; products of vectors are many on the CPU and joined there."""
+BERT_WORDS = 30522
+"""Length of the vocabulary of bert-base-uncased."""
+
+HOST_ONLY = ("is_same_size", "_has_same_storage_numel", "_unsafe_view", "detach", "device")
+"""Operations that launch nothing, beside views."""
 
 
 @dataclass(frozen=True)
@@ -101,24 +109,44 @@ SUBJECTS = (
 )
 
 
-class Launches(DispatchMode):
-    """Within this context, counts the operations that would launch a kernel.
+class Counter(FlopCounter):
+    """Within this context, counts floating-point operations, and the kernels that a GPU would be given.
 
     Attributes:
-        total: Their number, without those of optimisers, whose fused kernels do not grow with the model.
-        paused: Count nothing.
+        kernels: Their number.
     """
 
     def __init__(self) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
-        self.total, self.paused = 0, False
+        super().__init__()
+        self.kernels = 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Run one operation and count it."""
-        result = func(*args, **(kwargs or {}))
+        result = super().__torch_dispatch__(func, types, args, kwargs)
         shares = any(each.alias_info is not None and not each.alias_info.is_write for each in func._schema.returns)
-        self.total += not (self.paused or shares or func.overloadpacket.__name__ in HOST_ONLY)
+        self.kernels += not (shares or func.overloadpacket.__name__ in HOST_ONLY)
         return result
+
+
+@dataclass(frozen=True)
+class Work:
+    """What a part of a step takes.
+
+    Args:
+        kernels: Kernels launched.
+        flops: Floating-point operations.
+    """
+
+    kernels: float = 0.0
+    flops: float = 0.0
+
+    def __add__(self, other: Work) -> Work:
+        """Add two parts."""
+        return Work(self.kernels + other.kernels, self.flops + other.flops)
+
+    def __mul__(self, times: float) -> Work:
+        """Return a part that is done several times."""
+        return Work(self.kernels * times, self.flops * times)
 
 
 def write_files(videos: Path, folder: Path) -> Path:
@@ -141,6 +169,9 @@ def write_files(videos: Path, folder: Path) -> Path:
     table = folder / "manifest.jsonl"
     table.write_text("".join(json.dumps(line) + "\n" for line in lines))
     texts = [{"split": line["split"], "text": line["captions"], "label": line["label"]} for line in lines]
+    places = ["[PAD]", *(f"[unused{at}]" for at in range(99)), "[UNK]", "[CLS]", "[SEP]", "[MASK]", *WORDS]
+    places += [f"[unused{at}]" for at in range(99, 99 + BERT_WORDS - len(places))]
+    (folder / "vocab.txt").write_text("".join(f"{word}\n" for word in places))
     (folder / "texts.jsonl").write_text("".join(json.dumps(line) + "\n" for line in texts))
     for number in range(sum(ITEMS.values())):
         place = folder / "images" / "train" / f"class{number % 2}"
@@ -160,6 +191,8 @@ def train(subject: Subject, table: Path, folder: Path, steps: int) -> dict[str, 
         root = table.parent / "images" if "image_folder" in subject.words else table
         root = table.with_name("texts.jsonl") if "hf" in subject.words else root
         command += ["--data-root", os.fspath(root)]
+    if {"allinone", "alpro", "violet"} & set(subject.words):
+        settings.append(f"vocabulary={table.with_name('vocab.txt')}")
     if subject.model is not None:
         subject.model(folder / "model")
         settings.append(f"model={folder / 'model'}")
@@ -171,56 +204,87 @@ def train(subject: Subject, table: Path, folder: Path, steps: int) -> dict[str, 
     return found
 
 
-def counted(run: FixedRun, settings: Mapping[str, Any]) -> tuple[float, float]:
-    """Return the kernels and the floating-point operations of a training step, as the mean over a cycle."""
-    stepper = run.stepper(settings)
-    stepper.at_outer_step()
-    stepper.cycle()  # chooses the estimator
-    return _launches(stepper), _flops(stepper)
+def counted(built: BuiltRun, estimator: str) -> tuple[Work, Work, Work]:
+    """Return the work of an inner step, of a MELTR step by exact g (mean over a cycle), and of that by forward mode.
+
+    Fake tensors pass through the losses and back, in bfloat16 autocast, so that nothing is computed. Optimisers and the
+    combiner are not counted: a few kernels each.
+
+    Args:
+        built: The run.
+        estimator: Computes g.
+    """
+    batch, every, here = next(iter(built.data.train.batches(0))), built.context.spec.bilevel.every, torch.device("cpu")
+    context = dataclasses.replace(built.context, generator=None)  # fake tensors draw nothing
+    with pretending(built.model, batch, here) as (mode, given), mode:
+        weights = [each for each in built.model.parameters() if each.requires_grad]
+
+        def losses(*, coarse: bool = True) -> list[Tensor]:
+            with torch.autocast("cpu", torch.bfloat16, enabled=coarse):
+                return list(built.hooks.losses(built.model, given, context).values())
+
+        def back(parts: Sequence[Tensor]) -> Work:
+            whole = torch.stack(list(parts)).sum()
+            return work(lambda: torch.autograd.grad(whole, weights, allow_unused=True, retain_graph=True))
+
+        found = losses()
+        inner = work(losses) + back(found)
+        primary = back(found[:1])
+        with torch.no_grad():
+            precise = work(lambda: losses(coarse=False))
+        extra = {"one_sided": primary + precise * 2, "difference": primary + precise * 2}
+        extra["per_task"] = sum((back([each]) for each in found), Work()) + back(found) * -1
+        extra["forward"] = primary + work(lambda: dual(built.model, losses))
+    return inner, inner + extra[estimator] * (1 / every), inner + extra["forward"] * (1 / every)
 
 
-def _launches(stepper: Stepper) -> float:
-    stepper.at_outer_step()
-    launches, step = Launches(), stepper.trainer._step_optimizer
-
-    def uncounted() -> None:
-        launches.paused = True
-        step()
-        launches.paused = False
-
-    stepper.trainer._step_optimizer = uncounted  # type: ignore[method-assign]
-    with launches:
-        stepper.cycle()
-    stepper.trainer._step_optimizer = step  # type: ignore[method-assign]
-    return float(launches.total) / stepper.every
+def work(do: Callable[[], object]) -> Work:
+    """Return what a call takes."""
+    with Counter() as counter:
+        do()
+    return Work(counter.kernels, counter.total)
 
 
-def _flops(stepper: Stepper) -> float:
-    stepper.at_outer_step()
-    with FlopCounter() as flops:
-        stepper.cycle()
-    return float(flops.total) / stepper.every
+class Holder(nn.Module):
+    """Lets `functional_call` exchange a model's weights while its losses are evaluated."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, losses: Callable[[], list[Tensor]]) -> list[Tensor]:
+        """Return the losses."""
+        return losses()
+
+
+def dual(model: nn.Module, losses: Callable[[], list[Tensor]]) -> None:
+    """Evaluate the losses with dual numbers, as forward mode does."""
+    holder = Holder(model)
+    names = {name: each for name, each in holder.named_parameters() if each.requires_grad}
+    with torch.no_grad(), forward_ad.dual_level(), sdpa_kernel(SDPBackend.MATH):
+        moved = {name: forward_ad.make_dual(each.detach(), torch.ones_like(each)) for name, each in names.items()}
+        functional_call(holder, moved, (losses,))
 
 
 def measure(subject: Subject, table: Path, folder: Path, *, steps: int, registry: Registry) -> dict[str, Any]:
     """Return a row: the run's account, and counts for the plain sum and for MELTR."""
     results = train(subject, table, folder, steps)
-    run = FixedRun(RunFolder(folder / "run").read_spec(), registry)
-    size = run.spec.train.batch_size
+    built = build_run(RunFolder(folder / "run").read_spec(), registry, [])
+    size = built.context.spec.train.batch_size
     row: dict[str, Any] = {"name": subject.name, "reads": subject.reads, "batch": size, "steps": results["steps"]}
     row |= {"time": results["time"], "bound_by": results["bound_by"], "estimator": results["estimator"]}
-    row["parameters"], row["losses"] = run.describe()["parameters"], len(run.spec.losses)
-    chosen = {"bilevel.estimator": results["estimator"]}
-    for name, settings in {"sum": {"combiner": "sum"}, "meltr": chosen}.items():
-        launches, flops = counted(run, settings)
-        row[name] = {"launches": launches, "gflops": flops / size / 1e9}
+    row["parameters"] = sum(each.numel() for each in built.model.parameters())
+    row["losses"] = len(built.context.losses)
+    for name, found in zip(("sum", "meltr", "forward"), counted(built, results["estimator"]), strict=True):
+        row[name] = {"kernels": found.kernels, "gflops": found.flops / size / 1e9}
     return row
 
 
 HEAD = (
-    "| backbone, published size | parameters, losses | step on the CPU | of it reading | outer steps | reading an item "
-    "| GFLOPs an example, times the sum | kernels a step, times the sum | host-bound below batch | cores to read |",
-    "| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
+    "| backbone, published size | parameters, losses | batch: a step on the CPU, of it reading | reading an item "
+    "| GFLOPs an example, times the sum | kernels a step, times the sum | by forward mode | host-bound below batch "
+    "| cores to read |",
+    "| --- | --- | --- | --- | ---: | ---: | ---: | ---: | ---: |",
 )
 
 
@@ -233,22 +297,20 @@ def line(row: Mapping[str, Any], tflops: float, launch: float) -> str:
         launch: Seconds that its host needs per launch.
     """
     if "cause" in row:
-        return f"| {row['name']} | {row['cause']} {'| ' * 8}|"
-    spent, ours, plain = row["time"], row["meltr"], row["sum"]
+        return f"| {row['name']} | {row['cause']} {'| ' * 7}|"
+    spent, ours, plain, dual = row["time"], row["meltr"], row["sum"], row["forward"]
     whole, item = spent["batches"] + spent["steps"], spent["batches"] / row["steps"] / row["batch"]
     example = ours["gflops"] / tflops / 1000  # seconds on the card
-    outer = "-" if spent["outer_steps"] is None else f"{spent['outer_steps'] / whole:.0%}"
     cells = [
         row["name"],
         f"{row['parameters'] / 1e6:.1f} M, {row['losses']}",
-        f"{whole / row['steps']:.2f} s for {row['batch']}",
-        f"{spent['batches'] / whole:.1%}",
-        outer,
-        f"{1000 * item:.1f} ms ({row['reads']})",
+        f"{row['batch']}: {whole / row['steps']:.1f} s, {spent['batches'] / whole:.1%}",
+        f"{row['reads']}, {1000 * item:.2g} ms",
         f"{ours['gflops']:.3g}, {ours['gflops'] / plain['gflops']:.2f}",
-        f"{ours['launches']:,.0f}, {ours['launches'] / plain['launches']:.2f}",
-        f"{ours['launches'] * launch / example:,.0f}",
-        f"{item / example:.1f}" if item / example >= 0.05 else "0",
+        f"{ours['kernels']:,.0f}, {ours['kernels'] / plain['kernels']:.2f} ({row['estimator']})",
+        f"{dual['kernels'] / plain['kernels']:.2f}",
+        f"{ours['kernels'] * launch / example:,.0f}",
+        f"{item / example:.1f}",
     ]
     return f"| {' | '.join(cells)} |"
 
@@ -258,7 +320,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--videos", type=Path, help="folder of videos")
     parser.add_argument("--only", action="append", help="words in the names of the rows to measure; may be repeated")
-    parser.add_argument("--steps", type=int, default=12, help="a multiple of K = 3, at least 12")
+    parser.add_argument("--steps", type=int, default=6, help="a multiple of K = 3")
     parser.add_argument("--tflops", type=float, default=183.0, help="speed of the card, 10^12 operations per second")
     parser.add_argument("--launch-us", type=float, default=30.5, help="time of a launch on its host, microseconds")
     parser.add_argument("--out", type=Path, help="write all numbers as JSON after each row")

@@ -61,20 +61,18 @@ def losses_on_a_gpu(hooks: Hooks, model: nn.Module, batch: Any, context: RunCont
         batch: A batch on any device.
         context: Context of the run.
     """
-    mode, seen = fake_mode(), _Copies()
+    seen = _Copies()
     elsewhere = replace(context, device=PRETENDED, generator=None)
     failure, losses = "", {}
-    with _moved(mode, model):
-        given = map_tensors(lambda tensor: _fake(mode, tensor), batch)
-        with mode, seen:
-            try:
-                losses = hooks.losses(model, given, elsewhere)
-            except Exception as error:
-                first = _first(error)
-                if needs_values(first):
-                    seen.found.append(_place(traceback.extract_tb(first.__traceback__)))
-                else:
-                    failure = f"{_place(traceback.extract_tb(first.__traceback__))}: {first}".strip()
+    with pretending(model, batch) as (mode, given), mode, seen:
+        try:
+            losses = hooks.losses(model, given, elsewhere)
+        except Exception as error:
+            first = _first(error)
+            if needs_values(first):
+                seen.found.append(_place(traceback.extract_tb(first.__traceback__)))
+            else:
+                failure = f"{_place(traceback.extract_tb(first.__traceback__))}: {first}".strip()
     return OnGpu(failure, tuple(dict.fromkeys(seen.found)), {name: loss.device for name, loss in losses.items()})
 
 
@@ -84,21 +82,34 @@ def _first(error: BaseException) -> BaseException:
     return error
 
 
-def _fake(mode: Any, tensor: Tensor) -> Tensor:
+@contextmanager
+def pretending(model: nn.Module, batch: Any, device: torch.device = PRETENDED) -> Iterator[tuple[Any, Any]]:
+    """Within this context, all weights and buffers of a model are fake; yields the mode to enter, and a fake batch.
+
+    Args:
+        model: The backbone, on any device.
+        batch: A batch on any device.
+        device: Where the fake tensors seem to be. Backward passes need one that is there.
+    """
+    mode = fake_mode()
+    with _moved(mode, model, device):
+        yield mode, map_tensors(lambda tensor: _fake(mode, tensor, device), batch)
+
+
+def _fake(mode: Any, tensor: Tensor, device: torch.device) -> Tensor:
     fake: Tensor = mode.from_tensor(tensor.detach())
     with mode:
-        return fake.detach().to(PRETENDED)
+        return fake.detach().to(device)
 
 
 @contextmanager
-def _moved(mode: Any, model: nn.Module) -> Iterator[None]:
-    """Within this context, all weights and buffers of the model are fake tensors on the device."""
+def _moved(mode: Any, model: nn.Module, device: torch.device) -> Iterator[None]:
     made: dict[int, Tensor] = {}
     before: list[tuple[dict[str, Any], dict[str, Any]]] = []
 
     def moved(tensor: Tensor) -> Tensor:
         if id(tensor) not in made:
-            fake = _fake(mode, tensor)
+            fake = _fake(mode, tensor, device)
             made[id(tensor)] = nn.Parameter(fake, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else fake
         return made[id(tensor)]
 
