@@ -142,7 +142,7 @@ def _configuration(group: Group, label: str) -> Configuration:
     for name, value in (
         ("steps", results.get("steps")),
         ("training time", duration(results["seconds"]) if results.get("seconds") else None),
-        ("time went to", time_text(results)),
+        ("time went to", time_text(results).removeprefix("time: ")),
         ("examples per second", results.get("examples_per_second")),
         ("peak memory", f"{results['peak_memory_mb']:.0f} MiB" if results.get("peak_memory_mb") else None),
         ("estimator of g", results.get("estimator")),
