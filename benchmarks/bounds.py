@@ -5,9 +5,9 @@
 
 Every backbone trains for a few steps with ``meltr run`` (MELTR, exact g, K = 3), on pictures, clips and texts read from
 files. One process reads and computes in turn, and nothing read is kept, so that the run's own account (``time`` of
-``results.json``) gives the price of reading. Then the kernels and operations of a cycle are counted. Both do not depend
-on the machine; with the speed of a card (``--tflops``, ``--launch-us``) they tell where its host, its arithmetic or its
-files would be the limit. Weights are random: nothing but prices is looked at.
+``results.json``) gives the price of reading. Then the kernels and operations of a step are counted, whatever the
+machine; with the speed of a card (``--tflops``, ``--launch-us``) they tell where its host, its arithmetic or its files
+would be the limit. Weights are random: nothing but prices is looked at.
 """
 
 from __future__ import annotations
@@ -20,12 +20,13 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import torch
+from end_to_end import videos_in
 from torch import Tensor, nn
 from torch.autograd import forward_ad
 from torch.func import functional_call
@@ -62,7 +63,7 @@ class Subject:
     name: str
     words: tuple[str, ...]
     reads: str
-    model: Callable[[Path], object] | None = field(default=None)
+    model: Callable[[Path], object] | None = None
 
 
 def words(backbone: str, task: str, dataset: str, batch: int, *settings: str) -> tuple[str, ...]:
@@ -153,10 +154,7 @@ def write_files(videos: Path, folder: Path) -> Path:
     """Write a manifest with all columns, and the videos' first frames as JPEG by class; return the manifest."""
     import av
 
-    found = sorted(path.resolve() for path in videos.rglob("*") if path.suffix in (".mp4", ".avi", ".mkv", ".webm"))
-    if len(found) < 2:
-        sys.exit(f"error: fewer than two videos in {videos}\n  Give a folder of mp4, avi, mkv or webm files.")
-    lines = []
+    found, lines = videos_in(videos), []
     for split, count in ITEMS.items():
         for number in range(count):
             path, text = found[number % len(found)], " ".join(WORDS[: 6 + number % 7])

@@ -56,9 +56,7 @@ def main() -> None:
 
 def write_manifest(videos: Path, height: int | None, folder: Path) -> Path:
     """Write a manifest of the videos, and larger copies of them if a height is given."""
-    paths = sorted(path.resolve() for path in videos.iterdir() if path.suffix in (".mp4", ".avi", ".mkv", ".webm"))
-    if len(paths) < 2:
-        sys.exit(f"error: fewer than two videos in {videos}\n  Give a folder of mp4, avi, mkv or webm files.")
+    paths = videos_in(videos)
     if height:
         paths = [enlarge(path, height, folder / f"{path.stem}.mp4") for path in paths]
     lines = []
@@ -68,6 +66,14 @@ def write_manifest(videos: Path, height: int | None, folder: Path) -> Path:
     manifest = folder / "manifest.jsonl"
     manifest.write_text("".join(json.dumps(line) + "\n" for line in lines))
     return manifest
+
+
+def videos_in(folder: Path) -> list[Path]:
+    """Return the videos of a folder; end with a message if there are fewer than two."""
+    paths = sorted(path.resolve() for path in folder.iterdir() if path.suffix in (".mp4", ".avi", ".mkv", ".webm"))
+    if len(paths) < 2:
+        sys.exit(f"error: fewer than two videos in {folder}\n  Give a folder of mp4, avi, mkv or webm files.")
+    return paths
 
 
 def enlarge(source: Path, height: int, target: Path) -> Path:

@@ -120,7 +120,7 @@ def test_a_resumed_run_adds_to_what_was_spent(now):
 
 
 class Event:
-    """An event of a device whose work takes a known time; the host reaches the device's time by `Device.host`."""
+    """An event of a pretended device: it comes when the device is through with the work that it was given before."""
 
     def __init__(self, device):
         self.device, self.at = device, None
